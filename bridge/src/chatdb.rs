@@ -1,0 +1,460 @@
+//! Every query on Apple's database.
+//!
+//! [`ChatDb`] is one long-lived, read-only connection to a `chat.db`; every call is one short read that holds no
+//! transaction afterwards, so that Messages can checkpoint its WAL. What comes out are our own types:
+//! [`Row`] for a message with its conversation, [`SendState`] for what may still change about an own send.
+//! Columns differ between macOS versions and even between two Macs of one version, so [`schema`] probes them and
+//! what is missing reads as NULL.
+//!
+//! Nothing here writes: the connection is opened read-only, `query_only` is set, and closing it makes no checkpoint. SQLite
+//! itself touches `-shm` (the WAL index), which is how a reader of a WAL database announces itself.
+//!
+//! Every failure is a [`NotReady`] with the reason and its remedy: a missing, locked, damaged or forbidden
+//! database is a state that the bridge reports and waits out, never a crash.
+
+mod cursor;
+mod error;
+mod rows;
+mod schema;
+mod watch;
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use protocol::{Channel, Recipient, UnixMs};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+
+pub use cursor::{Cursor, CursorFacts, RESYNC_WINDOW_MS, ResyncReason, Verified, verify};
+pub use error::{Cause, NotReady};
+pub use rows::{
+    Attachment, Place, Row, SendState, SentQuery, SentRow, StatusBits, apple_ms, chat_place,
+    fold, same_address,
+};
+pub use watch::{Watch, WatchCounters};
+
+use rows::{Cells, attach, join_places, sent_row};
+use schema::Schema;
+
+/// How long SQLite waits for a lock. Readers of a WAL database hardly ever wait; two seconds is long for that and short
+/// enough that a bridge waiting here still sends its heartbeats.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Page cache in KiB (negative, as SQLite takes it): reads are by rowid, one pass, so a large cache holds memory for nothing.
+const CACHE_KIB: i64 = -2048;
+/// Prepared statements kept; there are about twenty different ones.
+const STATEMENTS: usize = 32;
+/// Most own rows above the mark that are looked at for one send: sends are serial, so there are one or two.
+const SENT_CANDIDATES: usize = 200;
+/// How far back from the newest row unjoined rows are looked for.
+const UNJOINED_ROWS: i64 = 500;
+/// Rows below a cursor whose dates give the running maximum for `late`. Backfills come in blocks of up to some hundred rows.
+const NEWEST_DATE_ROWS: i64 = 500;
+/// Most ids in one call; callers pass what is in flight, or what is held.
+pub const IDS_MAX: usize = 1000;
+
+/// Which database this is. After a restore or a rebuild the path is the same and the content is not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Device of the file.
+    pub device: u64,
+    /// Inode of the file.
+    pub inode: u64,
+    /// Messages' own id of the database, where it has one (`_UniqueIdentifier`).
+    pub unique: Option<String>,
+}
+
+impl Identity {
+    /// As one string, for a journal.
+    pub fn to_text(&self) -> String {
+        format!("{}:{}:{}", self.device, self.inode, self.unique.as_deref().unwrap_or_default())
+    }
+
+    /// Reads [`Identity::to_text`].
+    pub fn from_text(text: &str) -> Option<Self> {
+        let mut parts = text.splitn(3, ':');
+        let device = parts.next()?.parse().ok()?;
+        let inode = parts.next()?.parse().ok()?;
+        let unique = parts.next()?;
+        Some(Self { device, inode, unique: (!unique.is_empty()).then(|| unique.to_owned()) })
+    }
+}
+
+/// Device and inode of the database and its WAL: a connection goes on reading the files that it opened, also after they
+/// were replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Files {
+    database: Option<(u64, u64)>,
+    wal: Option<(u64, u64)>,
+}
+
+impl Files {
+    pub(crate) fn at(path: &Path) -> Self {
+        // A stat that fails is the same to us as a file that is not there: both mean that the connection is stale.
+        let id = |path: &Path| std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+        Self { database: id(path), wal: id(&beside(path, "-wal")) }
+    }
+}
+
+/// `chat.db` + `-wal`.
+pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+/// A chat through which a recipient can be written to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChatRef {
+    /// The guid exactly as in the database: AppleScript resolves no other form.
+    pub guid: String,
+    /// The service of the chat.
+    pub service: Option<Channel>,
+}
+
+/// An open Messages database.
+pub struct ChatDb {
+    path: PathBuf,
+    connection: Connection,
+    schema: Schema,
+    files: Files,
+}
+
+impl std::fmt::Debug for ChatDb {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ChatDb").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl ChatDb {
+    /// Opens the database read-only and probes its schema.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, NotReady> {
+        let path = path.as_ref();
+        let connection = connect(path)?;
+        let schema = Schema::probe(&connection, path)?;
+        // Only now has SQLite opened the WAL.
+        let files = Files::at(path);
+        Ok(Self { path: path.to_owned(), connection, schema, files })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the files at the path are no longer the ones that are open here: open again. Costs two `stat`s.
+    pub fn is_stale(&self) -> bool {
+        Files::at(&self.path) != self.files
+    }
+
+    /// Which database this is.
+    pub fn identity(&self) -> Result<Identity, NotReady> {
+        let (device, inode) = self.files.database.unwrap_or_default();
+        let unique = if self.schema.has_properties {
+            self.run(|connection| {
+                connection
+                    .prepare_cached(
+                        "SELECT value FROM _SqliteDatabaseProperties WHERE key = '_UniqueIdentifier'",
+                    )?
+                    .query_row([], |row| row.get::<_, Option<String>>(0))
+                    .optional()
+            })?
+            .flatten()
+        } else {
+            None
+        };
+        Ok(Identity { device, inode, unique })
+    }
+
+    /// Changes whenever another connection has committed since the last call on this one; microseconds.
+    pub fn data_version(&self) -> Result<i64, NotReady> {
+        self.one("PRAGMA data_version", [])
+    }
+
+    /// The newest rowid; 0 when there are no messages. The mark before a send.
+    pub fn max_rowid(&self) -> Result<i64, NotReady> {
+        self.one("SELECT COALESCE(MAX(ROWID), 0) FROM message", [])
+    }
+
+    /// The guid of a row; none when there is no such row.
+    pub fn guid_at(&self, rowid: i64) -> Result<Option<String>, NotReady> {
+        self.run(|connection| {
+            connection
+                .prepare_cached("SELECT guid FROM message WHERE ROWID = ?1")?
+                .query_row([rowid], |row| row.get(0))
+                .optional()
+        })
+    }
+
+    /// The largest rowid that was ever given out: SQLite keeps it for AUTOINCREMENT tables, so it does not go down when rows
+    /// are deleted.
+    pub fn highest_rowid_ever(&self) -> Result<i64, NotReady> {
+        let sequence: Option<i64> = self.run(|connection| {
+            connection
+                .prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'message'")?
+                .query_row([], |row| row.get(0))
+                .optional()
+        })?;
+        Ok(sequence.unwrap_or(0).max(self.max_rowid()?))
+    }
+
+    /// What [`verify`] needs to know about a cursor.
+    pub fn cursor_facts(&self, cursor: &Cursor) -> Result<CursorFacts, NotReady> {
+        Ok(CursorFacts {
+            identity: self.identity()?,
+            guid: self.guid_at(cursor.rowid)?,
+            highest_rowid_ever: self.highest_rowid_ever()?,
+        })
+    }
+
+    /// A cursor at this rowid, or at the newest row below it.
+    pub fn cursor_at(&self, rowid: i64) -> Result<Cursor, NotReady> {
+        let found: Option<(i64, String)> = self.run(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT ROWID, guid FROM message WHERE ROWID <= ?1 ORDER BY ROWID DESC LIMIT 1",
+                )?
+                .query_row([rowid], |row| Ok((row.get(0)?, row.get(1)?)))
+                .optional()
+        })?;
+        let (rowid, guid) = found.unwrap_or_default();
+        Ok(Cursor { identity: self.identity()?, rowid, guid })
+    }
+
+    /// The newest date among the rows just below and at this rowid: what `late` is measured against.
+    pub fn newest_date_at(&self, rowid: i64) -> Result<Option<UnixMs>, NotReady> {
+        let date: Option<i64> = self.one(
+            "SELECT MAX(date) FROM (SELECT date FROM message WHERE ROWID <= ?1 ORDER BY ROWID DESC LIMIT ?2)",
+            [rowid, NEWEST_DATE_ROWS],
+        )?;
+        Ok(date.and_then(apple_ms))
+    }
+
+    /// The newest row older than an instant (by date); rows after it are read from there. 0 when there is none.
+    pub fn rowid_before(&self, at: UnixMs) -> Result<i64, NotReady> {
+        let (nanoseconds, seconds) = rows::apple_dates(at);
+        // The smallest rowid at or after the instant, not the largest before it: iCloud inserts old messages late,
+        // and those stand behind newer ones.
+        let first: Option<i64> = self.one(
+            "SELECT MIN(ROWID) FROM message WHERE date >= ?1 OR (date >= ?2 AND date < 1000000000000)",
+            [nanoseconds, seconds],
+        )?;
+        match first {
+            Some(first) => Ok(first.saturating_sub(1)),
+            None => self.max_rowid(),
+        }
+    }
+
+    /// Rows above a rowid in order, at most `limit`: three queries for the whole batch. Every kind of row is in it;
+    /// [`crate::inbound`] says which become events.
+    pub fn rows_after(&self, rowid: i64, limit: usize) -> Result<Vec<Row>, NotReady> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut rows = self.read_rows(&self.schema.rows_after, params![rowid, limit])?;
+        let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return Ok(rows) };
+        let range = [first.rowid, last.rowid];
+        self.complete(&mut rows, &self.schema.joins_between, &self.schema.files_between, range)?;
+        Ok(rows)
+    }
+
+    /// Rows by rowid, in order; those that do not exist (any more) are left out. At most [`IDS_MAX`] ids are looked at.
+    pub fn rows_by_ids(&self, rowids: &[i64]) -> Result<Vec<Row>, NotReady> {
+        if rowids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ids = ids_json(rowids);
+        let mut rows = self.read_rows(&self.schema.rows_by_ids, [&ids])?;
+        self.complete(&mut rows, &self.schema.joins_by_ids, &self.schema.files_by_ids, [&ids])?;
+        Ok(rows)
+    }
+
+    /// Rows above a rowid whose date is at or after an instant: the window of a resynchronisation. Page on with the last rowid.
+    pub fn rows_dated_after(
+        &self,
+        at: UnixMs,
+        rowid: i64,
+        limit: usize,
+    ) -> Result<Vec<Row>, NotReady> {
+        let limit = i64::try_from(limit.min(IDS_MAX)).unwrap_or(i64::MAX);
+        let (nanoseconds, seconds) = rows::apple_dates(at);
+        let ids: Vec<i64> = self.run(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT ROWID FROM message WHERE ROWID > ?3 \
+                     AND (date >= ?1 OR (date >= ?2 AND date < 1000000000000)) ORDER BY ROWID LIMIT ?4",
+                )?
+                .query_map([nanoseconds, seconds, rowid, limit], |row| row.get(0))?
+                .collect()
+        })?;
+        self.rows_by_ids(&ids)
+    }
+
+    /// Rows near the end of the table that belong to no chat (yet), newest last.
+    pub fn recent_unjoined(&self) -> Result<Vec<Row>, NotReady> {
+        let from = self.max_rowid()?.saturating_sub(UNJOINED_ROWS);
+        let mut rows = self.rows_after(from, usize::try_from(UNJOINED_ROWS).unwrap_or(IDS_MAX))?;
+        rows.retain(|row| row.place == Place::Pending);
+        Ok(rows)
+    }
+
+    /// Own rows above the mark that are this send, best match first: same text before text that Messages has rewritten
+    /// (quotes, spaces, ellipsis, dashes), then by age. Rows in another chat or to another address are never returned;
+    /// rows that are in no chat yet are, when their handle or the lack of one does not speak against it
+    /// ([`SentRow::placed`] is false then).
+    pub fn find_sent(&self, query: &SentQuery<'_>) -> Result<Vec<SentRow>, NotReady> {
+        let rows = self.own_rows_above(query.above_rowid)?;
+        let mut found: Vec<SentRow> =
+            rows.into_iter().filter_map(|row| sent_row(row, query)).collect();
+        found.sort_by_key(|row| (!row.exact, !row.placed, row.rowid));
+        Ok(found)
+    }
+
+    /// Ghost rows: own, above the mark, without text, files or chat, to this recipient. macOS 26 writes one when a group is addressed
+    /// by a guid that it does not really resolve, and reports success (imsg#90).
+    pub fn ghost_rows(&self, above_rowid: i64, to: &Recipient) -> Result<Vec<Row>, NotReady> {
+        let mut rows = self.own_rows_above(above_rowid)?;
+        rows.retain(|row| row.is_ghost() && rows::may_be_to(row, to));
+        Ok(rows)
+    }
+
+    /// What Messages says about these rows now, in the order of rowid; rows that are gone are left out.
+    pub fn send_states(&self, rowids: &[i64]) -> Result<Vec<SendState>, NotReady> {
+        if rowids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ids = ids_json(rowids);
+        self.run(|connection| {
+            connection
+                .prepare_cached(&self.schema.states_by_ids)?
+                .query_map([&ids], |row| Ok(SendState::read(&Cells(row))))?
+                .collect()
+        })
+    }
+
+    /// An existing chat with this recipient, the newest one of this channel. For a group, in whatever service the group is.
+    pub fn existing_chat_for(
+        &self,
+        to: &Recipient,
+        channel: Channel,
+    ) -> Result<Option<ChatRef>, NotReady> {
+        let chats: Vec<(String, Option<String>)> = self.run(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT guid, service_name FROM chat WHERE chat_identifier = ?1 ORDER BY ROWID DESC",
+                )?
+                .query_map([to.address()], |row| Ok((row.get(0)?, row.get(1)?)))?
+                .collect()
+        })?;
+        let group = matches!(to, Recipient::Group(_));
+        Ok(chats
+            .into_iter()
+            .map(|(guid, service)| {
+                let service = service.as_deref().and_then(Channel::of_service);
+                ChatRef { guid, service }
+            })
+            .find(|chat| {
+                let place = chat_place(&chat.guid, None);
+                match place.kind {
+                    protocol::pipe::ConversationKind::Group => group,
+                    protocol::pipe::ConversationKind::Direct => {
+                        !group && chat.service == Some(channel)
+                    }
+                }
+            }))
+    }
+
+    fn own_rows_above(&self, rowid: i64) -> Result<Vec<Row>, NotReady> {
+        let limit = i64::try_from(SENT_CANDIDATES).unwrap_or(i64::MAX);
+        let mut rows = self.read_rows(&self.schema.own_rows_after, params![rowid, limit])?;
+        let ids: Vec<i64> = rows.iter().map(|row| row.rowid).collect();
+        if !ids.is_empty() {
+            let ids = ids_json(&ids);
+            self.complete(
+                &mut rows,
+                &self.schema.joins_by_ids,
+                &self.schema.files_by_ids,
+                [&ids],
+            )?;
+        }
+        Ok(rows)
+    }
+
+    fn read_rows(&self, sql: &str, params: impl rusqlite::Params) -> Result<Vec<Row>, NotReady> {
+        self.run(|connection| {
+            connection
+                .prepare_cached(sql)?
+                .query_map(params, |row| Ok(Row::read(&Cells(row))))?
+                .collect()
+        })
+    }
+
+    /// Adds chats and attachments to a batch of rows in the order of rowid.
+    fn complete(
+        &self,
+        rows: &mut [Row],
+        joins: &str,
+        files: &str,
+        params: impl rusqlite::Params + Clone,
+    ) -> Result<(), NotReady> {
+        self.run(|connection| {
+            let mut statement = connection.prepare_cached(joins)?;
+            join_places(rows, &mut statement.query(params.clone())?)
+        })?;
+        if files.is_empty() {
+            return Ok(());
+        }
+        self.run(|connection| {
+            let mut statement = connection.prepare_cached(files)?;
+            attach(rows, &mut statement.query(params)?)
+        })
+    }
+
+    fn one<T: rusqlite::types::FromSql>(
+        &self,
+        sql: &str,
+        params: impl rusqlite::Params,
+    ) -> Result<T, NotReady> {
+        self.run(|connection| connection.prepare_cached(sql)?.query_row(params, |row| row.get(0)))
+    }
+
+    fn run<T>(
+        &self,
+        read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, NotReady> {
+        read(&self.connection).map_err(|error| NotReady::of_sqlite(&self.path, &error))
+    }
+}
+
+/// A read-only connection that cannot write, by three means.
+pub(crate) fn connect(path: &Path) -> Result<Connection, NotReady> {
+    let file = std::fs::metadata(path).map_err(|error| NotReady::of_io(path, &error))?;
+    if !file.is_file() || file.len() == 0 {
+        return Err(NotReady::new(path, Cause::Empty, "not a file, or an empty one"));
+    }
+    let sqlite = |error: rusqlite::Error| NotReady::of_sqlite(path, &error);
+    // The file is never opened beside SQLite: closing a second descriptor would drop SQLite's locks (POSIX).
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(sqlite)?;
+    connection.busy_timeout(BUSY_TIMEOUT).map_err(sqlite)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    // The last connection to close would otherwise fold the WAL into the database.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(sqlite)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true).map_err(sqlite)?;
+    connection.pragma_update(None, "query_only", true).map_err(sqlite)?;
+    connection.pragma_update(None, "cache_size", CACHE_KIB).map_err(sqlite)?;
+    connection.pragma_update(None, "mmap_size", 0_i64).map_err(sqlite)?;
+    Ok(connection)
+}
+
+/// Ids as the JSON array that `json_each` takes: one statement for any number of them.
+fn ids_json(ids: &[i64]) -> String {
+    let mut json = String::with_capacity(ids.len() * 8 + 2);
+    json.push('[');
+    for (at, id) in ids.iter().take(IDS_MAX).enumerate() {
+        if at > 0 {
+            json.push(',');
+        }
+        json.push_str(&id.to_string());
+    }
+    json.push(']');
+    json
+}

@@ -1,0 +1,136 @@
+//! The cursor, and whether it still points at what it pointed at.
+
+use super::Identity;
+
+/// How far back a resynchronisation reads by date. Replays by iCloud were seen up to 14.5 hours old, phones are off for days.
+pub const RESYNC_WINDOW_MS: i64 = 7 * 24 * 3_600_000;
+
+/// Up to where a database has been read. Moved only after the events are journaled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cursor {
+    /// Of which database.
+    pub identity: Identity,
+    /// Up to and including this row; 0 is the beginning.
+    pub rowid: i64,
+    /// The guid that the row had; empty for rowid 0.
+    pub guid: String,
+}
+
+/// What the database says now about a cursor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CursorFacts {
+    /// Which database is there now.
+    pub identity: Identity,
+    /// The guid of the row at the cursor, if the row exists.
+    pub guid: Option<String>,
+    /// The largest rowid that the database ever gave out.
+    pub highest_rowid_ever: i64,
+}
+
+/// Whether to go on from a cursor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verified {
+    /// Go on from it.
+    Good,
+    /// Rowids no longer mean what they meant: read the last [`RESYNC_WINDOW_MS`] by date, pass over known guids, and set the cursor anew.
+    Resync(ResyncReason),
+}
+
+/// Why a cursor is of no use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResyncReason {
+    /// Another row has its number: the database was rebuilt.
+    Renumbered,
+    /// The database never gave out that number: another, younger file.
+    Younger,
+    /// The row is not there and the file is another one.
+    Replaced,
+}
+
+impl ResyncReason {
+    /// For logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Renumbered => "renumbered",
+            Self::Younger => "younger",
+            Self::Replaced => "replaced",
+        }
+    }
+}
+
+/// Decides whether a cursor still holds.
+///
+/// The guid decides: where the same guid stands at the same number, the numbers still mean the same, also in a copy of the
+/// file. Where the row is gone, the same file may go on (rows are deleted, numbers are not reused); another may not.
+pub fn verify(cursor: &Cursor, facts: &CursorFacts) -> Verified {
+    if facts.highest_rowid_ever < cursor.rowid {
+        return Verified::Resync(ResyncReason::Younger);
+    }
+    match &facts.guid {
+        Some(guid) if *guid == cursor.guid => Verified::Good,
+        Some(_) => Verified::Resync(ResyncReason::Renumbered),
+        None if same_database(&cursor.identity, &facts.identity) => Verified::Good,
+        None => Verified::Resync(ResyncReason::Replaced),
+    }
+}
+
+/// Same file, or the same database in another file.
+fn same_database(left: &Identity, right: &Identity) -> bool {
+    match (&left.unique, &right.unique) {
+        (Some(left), Some(right)) => left == right,
+        (None, None) => left.device == right.device && left.inode == right.inode,
+        (Some(_), None) | (None, Some(_)) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(inode: u64, unique: Option<&str>) -> Identity {
+        Identity { device: 1, inode, unique: unique.map(str::to_owned) }
+    }
+
+    #[test]
+    fn a_cursor_holds_exactly_while_rowids_mean_the_same() {
+        use ResyncReason::{Renumbered, Replaced, Younger};
+        let cases = [
+            // identity then, cursor's rowid and guid; identity now, guid now, highest; expected
+            ((file(5, None), 7, "A"), (file(5, None), Some("A"), 9), Verified::Good),
+            ((file(5, None), 7, "A"), (file(6, None), Some("A"), 9), Verified::Good),
+            ((file(5, None), 7, "A"), (file(5, None), None, 9), Verified::Good),
+            ((file(5, None), 7, "A"), (file(5, None), None, 7), Verified::Good),
+            ((file(5, Some("u")), 7, "A"), (file(6, Some("u")), None, 9), Verified::Good),
+            ((file(5, None), 7, "A"), (file(5, None), Some("B"), 9), Verified::Resync(Renumbered)),
+            ((file(5, None), 7, "A"), (file(6, None), None, 9), Verified::Resync(Replaced)),
+            (
+                (file(5, Some("u")), 7, "A"),
+                (file(5, Some("v")), None, 9),
+                Verified::Resync(Replaced),
+            ),
+            ((file(5, None), 9000, "A"), (file(6, None), None, 5), Verified::Resync(Younger)),
+            ((file(5, None), 9000, "A"), (file(5, None), None, 5), Verified::Resync(Younger)),
+            // The beginning of a database that was empty.
+            ((file(5, None), 0, ""), (file(5, None), None, 0), Verified::Good),
+            ((file(5, None), 0, ""), (file(5, None), None, 3), Verified::Good),
+        ];
+        for ((was, rowid, guid), (now, guid_now, highest), expected) in cases {
+            let cursor = Cursor { identity: was, rowid, guid: guid.to_owned() };
+            let facts = CursorFacts {
+                identity: now,
+                guid: guid_now.map(str::to_owned),
+                highest_rowid_ever: highest,
+            };
+            assert_eq!(verify(&cursor, &facts), expected, "{cursor:?} {facts:?}");
+        }
+    }
+
+    #[test]
+    fn an_identity_reads_back_from_its_text() {
+        for identity in [file(0, None), file(u64::MAX, Some("A:B"))] {
+            assert_eq!(Identity::from_text(&identity.to_text()), Some(identity));
+        }
+        assert_eq!(Identity::from_text(""), None);
+        assert_eq!(Identity::from_text("1:x:"), None);
+    }
+}

@@ -1,0 +1,247 @@
+//! Notices that the database has changed: file events as a hint, a poll of `PRAGMA data_version` as the truth.
+//!
+//! File events are lost under load and after sleep, and a WAL that was deleted and created again ends a watch on it (imsg#126). So the
+//! events only shorten the wait: a thread of its own polls at least every [`POLL_EVERY`] whatever they say. A file
+//! that was replaced is opened again, and counts as a change.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use rusqlite::Connection;
+use tokio::sync::mpsc::error::TrySendError;
+
+use super::{Files, beside, connect};
+
+/// Longest time between two looks at `data_version`.
+pub(crate) const POLL_EVERY: Duration = Duration::from_millis(250);
+/// A commit makes several file events; one look after they have settled is enough.
+const SETTLE: Duration = Duration::from_millis(2);
+/// While there is no database to open, how many polls pass between two tries.
+const REOPEN_EVERY_POLLS: u64 = 4;
+
+/// What a watch has done, for heartbeats. Every number only grows.
+#[derive(Debug, Default)]
+pub struct WatchCounters {
+    polls: AtomicU64,
+    changes: AtomicU64,
+    hints: AtomicU64,
+    reopened: AtomicU64,
+}
+
+impl WatchCounters {
+    /// Looks at the database.
+    pub fn polls(&self) -> u64 {
+        self.polls.load(Ordering::Relaxed)
+    }
+
+    /// Changes seen.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Relaxed)
+    }
+
+    /// File events taken.
+    pub fn hints(&self) -> u64 {
+        self.hints.load(Ordering::Relaxed)
+    }
+
+    /// Times that the files were found replaced.
+    pub fn reopened(&self) -> u64 {
+        self.reopened.load(Ordering::Relaxed)
+    }
+}
+
+/// A running watch; ends when dropped.
+#[derive(Debug)]
+pub struct Watch {
+    counters: Arc<WatchCounters>,
+    stop: Arc<AtomicBool>,
+    wake: SyncSender<()>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    /// Starts a watch on the database at `path`, which need not exist yet, and gives the end on which one `()` arrives after a change.
+    /// Changes coalesce: whoever takes one reads all that is new. The first one comes at once.
+    ///
+    /// The receiver should ask [`super::ChatDb::is_stale`] and open again when it says so.
+    pub fn start(path: &Path) -> std::io::Result<(Self, tokio::sync::mpsc::Receiver<()>)> {
+        // One place: a change that nobody has taken yet says everything that a second would.
+        let (changed, changes) = tokio::sync::mpsc::channel(1);
+        let (wake, woken) = sync_channel(1);
+        let counters = Arc::new(WatchCounters::default());
+        let stop = Arc::new(AtomicBool::new(false));
+        let worker = Worker {
+            path: path.to_owned(),
+            counters: Arc::clone(&counters),
+            stop: Arc::clone(&stop),
+            changed,
+            woken,
+            hints: Hints::new(path, &wake, &counters),
+            open: None,
+            files: Files::default(),
+        };
+        let thread = std::thread::Builder::new()
+            .name("chatdb-watch".to_owned())
+            .spawn(move || worker.run())?;
+        Ok((Self { counters, stop, wake, thread: Some(thread) }, changes))
+    }
+
+    /// What it has done.
+    pub fn counters(&self) -> &Arc<WatchCounters> {
+        &self.counters
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        nudge(&self.wake);
+        if let Some(thread) = self.thread.take() {
+            // The worker does not panic; if it did, the message is on stderr already.
+            drop(thread.join());
+        }
+    }
+}
+
+/// File events on the database, its WAL and their directory.
+struct Hints {
+    watcher: Option<RecommendedWatcher>,
+    paths: [PathBuf; 3],
+}
+
+impl Hints {
+    fn new(path: &Path, wake: &SyncSender<()>, counters: &Arc<WatchCounters>) -> Self {
+        let (wake, counters) = (wake.clone(), Arc::clone(counters));
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // That somebody opens or reads the files is no change, and we do so ourselves. An error is as good a reason to look
+            // as an event: it may be about events that were lost.
+            if event.is_ok_and(|event| event.kind.is_access()) {
+                return;
+            }
+            counters.hints.fetch_add(1, Ordering::Relaxed);
+            nudge(&wake);
+        });
+        let watcher = match watcher {
+            Ok(watcher) => Some(watcher),
+            Err(error) => {
+                tracing::warn!(%error, "no file events: chat.db is polled alone");
+                None
+            }
+        };
+        let directory = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            Some(_) | None => PathBuf::from("."),
+        };
+        Self { watcher, paths: [path.to_owned(), beside(path, "-wal"), directory] }
+    }
+
+    /// Watches the files that are there now; the old watches may be on files that are gone.
+    fn arm(&mut self) {
+        let Some(watcher) = &mut self.watcher else { return };
+        for path in &self.paths {
+            if let Err(error) = watcher.unwatch(path) {
+                tracing::trace!(%error, "was not watched");
+            }
+            if let Err(error) = watcher.watch(path, RecursiveMode::NonRecursive) {
+                tracing::debug!(path = %path.display(), %error, "not watched: the poll will see it");
+            }
+        }
+    }
+}
+
+struct Worker {
+    path: PathBuf,
+    counters: Arc<WatchCounters>,
+    stop: Arc<AtomicBool>,
+    changed: tokio::sync::mpsc::Sender<()>,
+    woken: Receiver<()>,
+    hints: Hints,
+    open: Option<(Connection, Option<i64>)>,
+    files: Files,
+}
+
+impl Worker {
+    fn run(mut self) {
+        self.hints.arm();
+        self.files = Files::at(&self.path);
+        self.reopen();
+        self.tell();
+        while !self.stop.load(Ordering::Relaxed) && !self.changed.is_closed() {
+            match self.woken.recv_timeout(POLL_EVERY) {
+                Ok(()) => {
+                    // Wait for the rest of the commit's events, and take them together.
+                    match self.woken.recv_timeout(SETTLE) {
+                        Ok(()) | Err(RecvTimeoutError::Timeout) => {}
+                        Err(RecvTimeoutError::Disconnected) => return,
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if self.look() {
+                self.counters.changes.fetch_add(1, Ordering::Relaxed);
+                self.tell();
+            }
+        }
+    }
+
+    /// Whether something has changed since the last look.
+    fn look(&mut self) -> bool {
+        let polls = self.counters.polls.fetch_add(1, Ordering::Relaxed);
+        let files = Files::at(&self.path);
+        if files != self.files {
+            self.hints.arm();
+            self.counters.reopened.fetch_add(1, Ordering::Relaxed);
+            self.reopen();
+            return true;
+        }
+        match &mut self.open {
+            Some((connection, last)) => match data_version(connection) {
+                Ok(version) => last.replace(version) != Some(version),
+                Err(error) => {
+                    // Locked or failing: whoever reads will meet the same and say so. Start afresh.
+                    tracing::debug!(%error, "data_version");
+                    self.open = None;
+                    true
+                }
+            },
+            None => polls.is_multiple_of(REOPEN_EVERY_POLLS) && self.reopen(),
+        }
+    }
+
+    /// Opens the database if it can be opened.
+    fn reopen(&mut self) -> bool {
+        self.open = connect(&self.path).ok().map(|connection| {
+            let version = data_version(&connection).ok();
+            (connection, version)
+        });
+        // Opening a WAL database may itself have created the WAL.
+        self.files = Files::at(&self.path);
+        self.open.is_some()
+    }
+
+    fn tell(&self) {
+        match self.changed.try_send(()) {
+            // Full: the change before has not been taken yet, and reading it will show this one as well. Closed: the
+            // loop ends by itself.
+            Ok(()) | Err(TrySendError::Full(()) | TrySendError::Closed(())) => {}
+        }
+    }
+}
+
+/// Wakes the worker.
+fn nudge(wake: &SyncSender<()>) {
+    match wake.try_send(()) {
+        // Full means that it is about to wake anyway; disconnected means that it has ended.
+        Ok(()) | Err(mpsc::TrySendError::Full(()) | mpsc::TrySendError::Disconnected(())) => {}
+    }
+}
+
+fn data_version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))
+}

@@ -1,0 +1,883 @@
+//! The event loop: inputs → pure steps → changes, committed by one fsync → effects, performed.
+//!
+//! One task owns everything: journal, chat.db, the cores. Its inputs are a closed list; lines of
+//! the supervisor, file events, the end of an osascript and the clock all arrive as [`Input`].
+//! The loop runs on the main thread and may block there for a short read or an fsync; what must
+//! not wait (the pipes, the child, signals) runs on threads and workers of its own.
+
+mod lines;
+#[cfg(test)]
+mod tests;
+
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::time::Duration;
+
+use protocol::pipe::{AccountState, Attempt, Command, Event as Fact, Heartbeat, Hello, Up, parse_command};
+use protocol::{PROTOCOL, Reason, Recipient, WireError};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::chatdb::Watch;
+use crate::clock::Now;
+use crate::config::Config;
+use crate::evidence::{Database, Evidence};
+use crate::exit::Exit;
+use crate::health::Health;
+use crate::journal::{Journal, JournalError};
+use crate::osascript::{
+    Disposition, Failure, Osascript, PROBE, PrepareError, Prepared, SEND_TO_CHAT,
+    SEND_TO_PARTICIPANT,
+};
+use crate::outbound::{Change, Effect, Event, NotPrepared, Outbound, Policy, Turn};
+use crate::window::Window;
+
+/// Inputs taken in one turn, and so under one fsync.
+const INPUTS_A_TURN: usize = 128;
+/// Lines waiting to be taken, or to be written: more than a window of events and its signals.
+const LINES_QUEUED_MAX: usize = 512;
+/// Events read from the journal at a time.
+const EVENTS_A_READ: usize = 64;
+/// The regular look at everything that depends on time.
+const TICK: Duration = Duration::from_millis(250);
+/// The sign of life.
+const HEARTBEAT_MS: i64 = 5_000;
+/// Finished sends and old claims are swept this often.
+const PRUNE_MS: i64 = 60 * 60 * 1000;
+/// Our supervisor is gone: of the 5 s that a running osascript is given, one and a half are kept
+/// for killing it.
+const ORPHANED_DEADLINE_MS: i64 = 3_500;
+/// What is said last still has this long to get into the pipe.
+const FLUSH: Duration = Duration::from_millis(500);
+/// Guids of inbound messages remembered over a restart.
+const HEARD_MAX: usize = crate::inbound::KNOWN_MAX;
+/// Without any hint chat.db is read this often all the same: hints may be lost, and a database that
+/// cannot be read is tried again.
+const DATABASE_POLL_MS: i64 = 1_000;
+
+/// Everything that can happen to a bridge.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// A line from the supervisor.
+    Line(String),
+    /// One that could not be taken whole.
+    BadLine(WireError),
+    /// The supervisor is gone.
+    Eof,
+    /// A signal asks to end.
+    Terminate,
+    DatabaseChanged,
+    /// The osascript that was given a script, or none, has ended.
+    Ended(Disposition),
+    Tick,
+}
+
+/// Why a bridge could not begin or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// Another bridge of this phone runs.
+    #[error("{} is held by another bridge of this phone", path.display())]
+    Locked {
+        /// The lock file.
+        path: std::path::PathBuf,
+    },
+    /// The state folder cannot be used.
+    #[error("{}: cannot be used as state_dir", path.display())]
+    StateDir {
+        /// The folder or file.
+        path: std::path::PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The journal does not belong to this phone or this version.
+    #[error("the journal cannot be taken")]
+    ForeignJournal(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The journal cannot be read or written: what cannot be written down must not be done.
+    #[error("the journal cannot be read or written")]
+    Journal(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The system refuses a thread or a signal handler.
+    #[error("the system refuses a thread or a signal handler")]
+    System(#[source] std::io::Error),
+}
+
+impl DaemonError {
+    /// The exit code that tells the supervisor what to do.
+    pub const fn exit(&self) -> Exit {
+        match self {
+            Self::ForeignJournal(_) => Exit::BadConfig,
+            Self::Locked { .. } | Self::StateDir { .. } | Self::Journal(_) | Self::System(_) => {
+                Exit::TryAgain
+            }
+        }
+    }
+}
+
+impl From<JournalError> for DaemonError {
+    fn from(error: JournalError) -> Self {
+        match error {
+            JournalError::Foreign { .. } => Self::ForeignJournal(Box::new(error)),
+            JournalError::Sqlite { .. } | JournalError::Create { .. } => {
+                Self::Journal(Box::new(error))
+            }
+        }
+    }
+}
+
+/// The one bridge of a phone, for as long as this lives. The kernel gives the lock back when the
+/// process ends, however it ends.
+#[derive(Debug)]
+pub(crate) struct Lock(#[expect(dead_code, reason = "held, never looked at")] File);
+
+impl Lock {
+    pub(crate) fn take(state_dir: &Path) -> Result<Self, DaemonError> {
+        let unusable = |path: &Path| {
+            let path = path.to_owned();
+            move |source| DaemonError::StateDir { path, source }
+        };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(state_dir)
+            .map_err(unusable(state_dir))?;
+        let path = state_dir.join("bridge.lock");
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(unusable(&path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self(file)),
+            Err(TryLockError::WouldBlock) => Err(DaemonError::Locked { path }),
+            Err(TryLockError::Error(source)) => Err(DaemonError::StateDir { path, source }),
+        }
+    }
+}
+
+/// Runs the bridge of one phone over this process's stdin and stdout until it is asked to end.
+pub async fn run(config: Config) -> Result<Exit, DaemonError> {
+    let lock = Lock::take(&config.state_dir)?;
+    let now = crate::clock::now();
+    let id = format!("jrn_{}", uuid::Uuid::from_bytes(random()?).simple());
+    let journal = Journal::open(&config.state_dir.join("journal.db"), &config.phone, &id, now)?;
+    let meta = journal.meta()?;
+    let heard = journal.heard(HEARD_MAX)?;
+    let evidence = Database::new(config.chat_db.clone(), meta.cursor.as_deref(), heard);
+
+    let (input, inputs) = mpsc::channel(LINES_QUEUED_MAX);
+    lines::read_stdin(input).map_err(DaemonError::System)?;
+    let (lines, writer) = lines::write_stdout(LINES_QUEUED_MAX).map_err(DaemonError::System)?;
+    let watch = match Watch::start(&config.chat_db) {
+        Ok((watch, changes)) => Some((watch, changes)),
+        Err(error) => {
+            tracing::warn!(%error, "chat.db cannot be watched: it is polled with every tick");
+            None
+        }
+    };
+    let (watch, changes) = watch.unzip();
+    let ports = Ports { inputs, lines, changes };
+    let exit = Daemon::new(config, journal, evidence, ports, crate::clock::now)?.run().await;
+    drop(watch);
+    writer.finish(FLUSH).await;
+    drop(lock);
+    exit
+}
+
+fn random() -> Result<[u8; 16], DaemonError> {
+    let mut bytes = [0; 16];
+    aws_lc_rs::rand::fill(&mut bytes)
+        .map_err(|_unspecified| DaemonError::System(std::io::Error::other("no random numbers")))?;
+    Ok(bytes)
+}
+
+/// The ends of the loop.
+#[derive(Debug)]
+pub(crate) struct Ports {
+    /// Lines of the supervisor, its end, and signals to end.
+    pub(crate) inputs: mpsc::Receiver<Input>,
+    /// Lines to the supervisor.
+    pub(crate) lines: mpsc::Sender<String>,
+    /// Hints that chat.db has changed; none when it is polled.
+    pub(crate) changes: Option<mpsc::Receiver<()>>,
+}
+
+/// What the one child is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Job {
+    Send,
+    Probe,
+}
+
+/// The child that runs.
+#[derive(Debug)]
+struct Child {
+    job: Job,
+    since_ms: i64,
+    kill: CancellationToken,
+}
+
+/// The loop and all it owns.
+#[derive(Debug)]
+pub(crate) struct Daemon<E> {
+    config: Config,
+    journal: Journal,
+    evidence: E,
+    outbound: Outbound,
+    health: Health,
+    window: Window,
+    osascript: Osascript,
+    ports: Ports,
+    clock: fn() -> Now,
+    tracker: TaskTracker,
+    ended: (mpsc::Sender<Disposition>, mpsc::Receiver<Disposition>),
+    /// A child that waits for its script, and the script.
+    waiting: Option<(Prepared, &'static str)>,
+    child: Option<Child>,
+    /// What the sends were last told about the health.
+    usable: bool,
+    account: Option<String>,
+    heartbeat: Heartbeat,
+    heartbeat_at_ms: i64,
+    prune_at_ms: i64,
+    database_at_ms: i64,
+    database_ready: bool,
+}
+
+impl<E: Evidence> Daemon<E> {
+    pub(crate) fn new(
+        config: Config,
+        journal: Journal,
+        evidence: E,
+        ports: Ports,
+        clock: fn() -> Now,
+    ) -> Result<Self, DaemonError> {
+        let now = clock();
+        let meta = journal.meta()?;
+        let sends = (journal.live_sends()?, journal.claims()?);
+        let outbound =
+            Outbound::restore(Policy::of(&config), meta.max_epoch, meta.acked_seq, sends, now);
+        let probe_ms = i64::try_from(config.probe_interval.as_millis()).unwrap_or(i64::MAX);
+        let osascript = Osascript::new(
+            config.osascript.clone(),
+            &config.state_dir,
+            config.osascript_deadline,
+        );
+        Ok(Self {
+            outbound,
+            health: Health::new(probe_ms, now.continuous_ms),
+            window: Window::new(meta.last_seq, meta.acked_seq, now.continuous_ms),
+            osascript,
+            ports,
+            clock,
+            tracker: TaskTracker::new(),
+            ended: mpsc::channel(4),
+            waiting: None,
+            child: None,
+            usable: false,
+            account: meta.account,
+            heartbeat: Heartbeat::default(),
+            heartbeat_at_ms: now.continuous_ms.saturating_add(HEARTBEAT_MS),
+            prune_at_ms: now.continuous_ms,
+            database_at_ms: now.continuous_ms,
+            database_ready: false,
+            config,
+            journal,
+            evidence,
+        })
+    }
+
+    /// Runs until it is asked to end, or must.
+    pub(crate) async fn run(mut self) -> Result<Exit, DaemonError> {
+        self.say(&Up::Hello(Hello {
+            protocol: PROTOCOL,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            phone: self.config.phone.clone(),
+            journal: self.journal.id().to_owned(),
+            last_seq: self.window.last(),
+            pid: std::process::id(),
+        }));
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let exit = loop {
+            let first = self.next(&mut ticks).await;
+            let mut inputs = vec![first];
+            while inputs.len() < INPUTS_A_TURN
+                && let Ok(input) = self.ports.inputs.try_recv()
+            {
+                inputs.push(input);
+            }
+            self.turn(inputs)?;
+            if self.outbound.is_done() && self.child.is_none() {
+                break Exit::Asked;
+            }
+            if self.health.is_forbidden() && self.child.is_none() {
+                tracing::error!("Messages may not be controlled: ending until that is granted");
+                break Exit::NoPermission;
+            }
+        };
+        if let Some(child) = &self.child {
+            child.kill.cancel();
+        }
+        self.tracker.close();
+        self.tracker.wait().await;
+        Ok(exit)
+    }
+
+    async fn next(&mut self, ticks: &mut tokio::time::Interval) -> Input {
+        let pace = self.outbound.due_in_ms((self.clock)());
+        let pace = pace.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
+        let changes = &mut self.ports.changes;
+        let changed = async {
+            match changes {
+                Some(changes) => changes.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            Some(disposition) = self.ended.1.recv() => Input::Ended(disposition),
+            input = self.ports.inputs.recv(), if !self.ports.inputs.is_closed() || !self.ports.inputs.is_empty() => {
+                input.unwrap_or(Input::Eof)
+            }
+            hint = changed => {
+                if hint.is_none() {
+                    tracing::error!("the watch on chat.db has ended: it is polled with every tick");
+                    self.ports.changes = None;
+                }
+                Input::DatabaseChanged
+            }
+            _ = ticks.tick() => Input::Tick,
+            () = tokio::time::sleep(pace.unwrap_or(TICK)), if pace.is_some() => Input::Tick,
+        }
+    }
+
+    /// One turn: every input is stepped, one transaction holds what came of it, then it is done.
+    fn turn(&mut self, inputs: Vec<Input>) -> Result<(), DaemonError> {
+        let now = (self.clock)();
+        self.heartbeat.turns = self.heartbeat.turns.saturating_add(1);
+        let mut turn = Turn::new(self.window.last());
+        for input in inputs {
+            self.input(input, now, &mut turn)?;
+        }
+        self.carry_out(turn)?;
+        self.emit()?;
+        if let Some(news) = self.health.news() {
+            self.say(&news);
+        }
+        if now.continuous_ms >= self.heartbeat_at_ms {
+            self.heartbeat_at_ms = now.continuous_ms.saturating_add(HEARTBEAT_MS);
+            self.beat(now);
+        }
+        if now.continuous_ms >= self.prune_at_ms {
+            self.prune_at_ms = now.continuous_ms.saturating_add(PRUNE_MS);
+            self.journal.prune(now)?;
+        }
+        Ok(())
+    }
+
+    /// Commits, performs, and goes on with what the effects have led to, until nothing is left.
+    fn carry_out(&mut self, mut turn: Turn) -> Result<(), DaemonError> {
+        loop {
+            let now = (self.clock)();
+            let usable = self.health.is_usable();
+            if usable != self.usable {
+                self.usable = usable;
+                self.outbound.step(Event::Usable(usable), now, &mut turn);
+            }
+            if self.child.is_none()
+                && self.waiting.is_none()
+                && self.outbound.is_idle()
+                && self.health.probe_due(now.continuous_ms)
+            {
+                self.probe(now, &mut turn);
+            }
+            self.journal.commit(&turn.changes, now)?;
+            self.outbound.committed();
+            self.window.grown(turn.last_seq);
+            if turn.effects.is_empty() {
+                return Ok(());
+            }
+            let mut next = Turn::new(turn.last_seq);
+            for effect in turn.effects {
+                self.perform(effect, &mut next);
+            }
+            turn = next;
+        }
+    }
+
+    // ---- inputs -----------------------------------------------------------------------------
+
+    fn input(&mut self, input: Input, now: Now, turn: &mut Turn) -> Result<(), DaemonError> {
+        match input {
+            Input::Line(line) => match parse_command(&line) {
+                Ok(command) => self.command(command, now, turn)?,
+                Err(error) => self.refuse(&error),
+            },
+            Input::BadLine(error) => self.refuse(&error),
+            Input::Eof => {
+                tracing::info!("the supervisor is gone: ending");
+                self.stop(now, turn);
+            }
+            Input::Terminate => {
+                tracing::info!("asked to end by a signal");
+                self.stop(now, turn);
+            }
+            Input::DatabaseChanged => {
+                self.heartbeat.last_change = Some(now.wall);
+                self.read_database(now, turn);
+            }
+            Input::Ended(disposition) => self.child_ended(disposition, now, turn),
+            Input::Tick => {
+                self.window.tick(now.continuous_ms);
+                if now.continuous_ms >= self.database_at_ms {
+                    self.read_database(now, turn);
+                }
+                self.outbound.step(Event::Tick, now, turn);
+            }
+        }
+        Ok(())
+    }
+
+    fn stop(&mut self, now: Now, turn: &mut Turn) {
+        self.outbound.step(Event::Stop { deadline_ms: ORPHANED_DEADLINE_MS }, now, turn);
+    }
+
+    fn refuse(&mut self, error: &WireError) {
+        self.heartbeat.refused_lines = self.heartbeat.refused_lines.saturating_add(1);
+        // The label and the field, never the content.
+        tracing::warn!(what = error.label(), "a line of the supervisor was refused");
+    }
+
+    fn command(&mut self, command: Command, now: Now, turn: &mut Turn) -> Result<(), DaemonError> {
+        let event = match command {
+            Command::Send(send) => {
+                let attempt = Attempt { message: send.message.clone(), attempt: send.attempt };
+                let known = self.known(&attempt)?;
+                Event::Send { send: Box::new(send), known }
+            }
+            Command::Cancel { message, attempt } => {
+                let attempt = Attempt { message, attempt };
+                let known = self.known(&attempt)?;
+                Event::Cancel { attempt, known }
+            }
+            Command::Lease { epoch, ttl_ms, issued_ms } => Event::Lease { epoch, ttl_ms, issued_ms },
+            Command::Revoke { epoch } => Event::Revoke { epoch },
+            Command::Ack { journal, seq } => {
+                if journal != self.journal.id() || !self.window.ack(seq, now.continuous_ms) {
+                    return Ok(());
+                }
+                turn.changes.push(Change::Acked(seq));
+                Event::Acked { seq }
+            }
+            Command::Replay => {
+                self.window.replay(now.continuous_ms);
+                self.health.forget_said();
+                return Ok(());
+            }
+            Command::Drain { deadline_ms } => Event::Drain { deadline_ms: bounded(deadline_ms) },
+            Command::Stop { deadline_ms } => Event::Stop { deadline_ms: bounded(deadline_ms) },
+        };
+        self.outbound.step(event, now, turn);
+        Ok(())
+    }
+
+    fn known(&self, attempt: &Attempt) -> Result<Option<crate::outbound::Told>, DaemonError> {
+        if self.outbound.knows(attempt) { Ok(None) } else { Ok(self.journal.told(attempt)?) }
+    }
+
+    /// Reads what is new in chat.db: what came in, and what became of our sends.
+    fn read_database(&mut self, now: Now, turn: &mut Turn) {
+        let result = self.evidence.refresh().and_then(|()| self.read_news(now, turn));
+        let polled = self.ports.changes.is_none() && result.is_ok();
+        let pause_ms = if polled { 0 } else { DATABASE_POLL_MS };
+        self.database_at_ms = now.continuous_ms.saturating_add(pause_ms);
+        self.saw_database(result);
+        if self.database_ready {
+            self.heartbeat.last_poll = Some(now.wall);
+            self.outbound.step(Event::DatabaseChanged, now, turn);
+        }
+    }
+
+    fn read_news(&mut self, now: Now, turn: &mut Turn) -> Result<(), protocol::pipe::NotReady> {
+        loop {
+            let news = self.evidence.news(now)?;
+            for fact in news.facts {
+                if let Some(guid) = inbound_guid(&fact) {
+                    turn.changes.push(Change::Heard { guid: guid.to_owned() });
+                }
+                if let Fact::Received(received) = &fact {
+                    self.heartbeat.last_inbound = Some(now.wall);
+                    tracing::debug!(guid = received.guid, late = received.late, "received");
+                }
+                turn.tell(fact, now, self.outbound.max_epoch());
+            }
+            if let Some(cursor) = news.cursor {
+                turn.changes.push(Change::Cursor(cursor));
+            }
+            // A long backlog is taken in several transactions, but the first of them must not
+            // grow without bound.
+            if !news.more || turn.changes.len() >= CHANGES_A_TURN {
+                return Ok(());
+            }
+        }
+    }
+
+    fn saw_database(&mut self, result: Result<(), protocol::pipe::NotReady>) {
+        if self.database_ready != result.is_ok() {
+            match &result {
+                Ok(()) => tracing::info!("chat.db is readable"),
+                Err(why) => tracing::warn!(reason = %why.reason, remedy = why.remedy, "chat.db"),
+            }
+        }
+        self.database_ready = result.is_ok();
+        self.health.database(result);
+    }
+
+    // ---- osascript --------------------------------------------------------------------------
+
+    fn probe(&mut self, now: Now, turn: &mut Turn) {
+        self.health.probing(now.continuous_ms);
+        let disposition = match self.osascript.prepare(&[]) {
+            Ok(prepared) => {
+                self.outbound.step(Event::Probing, now, turn);
+                self.hand(prepared, PROBE, Job::Probe, now);
+                return;
+            }
+            Err(PrepareError::Orphan) => {
+                self.health.orphan(true);
+                return;
+            }
+            Err(error) => {
+                tracing::error!(error = chain(&error), "osascript cannot be started");
+                Disposition::NotStarted(cannot_start(&error))
+            }
+        };
+        self.probed(&disposition, now, turn);
+    }
+
+    fn probed(&mut self, disposition: &Disposition, now: Now, turn: &mut Turn) {
+        let news = self.health.probed(disposition, now.continuous_ms);
+        let account = format!("{:?} {}", news.state, news.detail);
+        if self.account.as_ref() == Some(&account) {
+            return;
+        }
+        match news.state {
+            AccountState::Ready => tracing::info!("the account is connected"),
+            AccountState::Degraded
+            | AccountState::SignedOut
+            | AccountState::Blocked
+            | AccountState::NoPermission => {
+                tracing::warn!(state = ?news.state, detail = news.detail, "the account cannot send");
+            }
+        }
+        self.account = Some(account.clone());
+        turn.changes.push(Change::Account(account));
+        let fact = Fact::Account { state: news.state, detail: news.detail };
+        turn.tell(fact, now, self.outbound.max_epoch());
+    }
+
+    /// Gives a child its script and waits for its end elsewhere; false when it took nothing.
+    fn hand(&mut self, prepared: Prepared, script: &'static str, job: Job, now: Now) -> bool {
+        let (running, handed) = match prepared.hand_over(script) {
+            Ok(running) => (running, true),
+            Err((running, error)) => {
+                tracing::warn!(%error, "osascript ended before it took its script");
+                (running, false)
+            }
+        };
+        self.wait_for(running, job, now);
+        handed
+    }
+
+    fn wait_for(&mut self, running: crate::osascript::Running, job: Job, now: Now) {
+        let kill = CancellationToken::new();
+        let ended = self.ended.0.clone();
+        let finish = running.finish(kill.clone());
+        self.tracker.spawn(async move {
+            // The loop may have ended by itself; then nobody asks any more.
+            if ended.send(finish.await).await.is_err() {
+                tracing::debug!("an osascript ended after the loop");
+            }
+        });
+        self.child = Some(Child { job, since_ms: now.continuous_ms, kill });
+    }
+
+    fn child_ended(&mut self, disposition: Disposition, now: Now, turn: &mut Turn) {
+        let Some(child) = self.child.take() else { return };
+        match child.job {
+            Job::Probe => {
+                if !child.kill.is_cancelled() {
+                    self.probed(&disposition, now, turn);
+                }
+                self.outbound.step(Event::ProbeEnded, now, turn);
+            }
+            Job::Send => {
+                let suspicious = match &disposition {
+                    Disposition::Succeeded { .. } => None,
+                    Disposition::NotStarted(failure) | Disposition::MayHaveCompleted(failure) => {
+                        Some(failure)
+                    }
+                };
+                if let Some(failure) = suspicious {
+                    tracing::warn!(reason = %failure.reason, detail = failure.detail, "osascript");
+                    if is_about_messages(failure.reason) {
+                        // Only an answer can say whether it was this send or Messages itself.
+                        self.health.suspect(now.continuous_ms);
+                        self.usable = false;
+                        self.outbound.step(Event::Usable(false), now, turn);
+                    }
+                }
+                self.outbound.step(Event::Ended { disposition }, now, turn);
+            }
+        }
+    }
+
+    // ---- effects ----------------------------------------------------------------------------
+
+    fn perform(&mut self, effect: Effect, turn: &mut Turn) {
+        let now = (self.clock)();
+        match effect {
+            Effect::Prepare { attempt, to, channel, text } => {
+                let event = match self.prepare(&to, channel, &text, now) {
+                    Ok(mark) => Event::Prepared { attempt, mark },
+                    Err(why) => Event::NotPrepared { attempt, why },
+                };
+                self.outbound.step(event, now, turn);
+            }
+            Effect::Confirm { attempt } => {
+                let before = turn.effects.len();
+                self.outbound.step(Event::Recorded { attempt }, now, turn);
+                // What follows from this goes before everything else that waits: between the
+                // gate's answer and the write of the script there is nothing.
+                for effect in turn.effects.split_off(before) {
+                    self.perform(effect, turn);
+                }
+            }
+            Effect::HandOver { attempt } => {
+                let handed = match self.waiting.take() {
+                    Some((prepared, script)) => self.hand(prepared, script, Job::Send, now),
+                    None => false,
+                };
+                let event = if handed {
+                    Event::HandedOver { attempt }
+                } else {
+                    Event::NotHandedOver { attempt }
+                };
+                self.outbound.step(event, now, turn);
+            }
+            Effect::Abandon => {
+                if let Some((prepared, _)) = self.waiting.take() {
+                    let running = prepared.abandon();
+                    self.wait_for(running, Job::Send, now);
+                }
+            }
+            Effect::KillOsascript => {
+                if let Some(child) = &self.child {
+                    child.kill.cancel();
+                }
+            }
+            Effect::Find { attempt, mark, to, text } => {
+                if self.database_ready {
+                    match self.evidence.rows(mark, &to, &text) {
+                        Ok(rows) => self.outbound.step(Event::Rows { attempt, rows }, now, turn),
+                        Err(why) => self.saw_database(Err(why)),
+                    }
+                }
+            }
+            Effect::ReadStates { rowids } => {
+                if self.database_ready {
+                    match self.evidence.states(&rowids) {
+                        Ok(states) => self.outbound.step(Event::States(states), now, turn),
+                        Err(why) => self.saw_database(Err(why)),
+                    }
+                }
+            }
+            Effect::CheckOrphan => match self.osascript.orphan_runs() {
+                Ok(runs) => {
+                    self.health.orphan(runs);
+                    if !runs {
+                        self.outbound.step(Event::OrphanGone, now, turn);
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(error = chain(&error), "osascript's lock cannot be looked at");
+                }
+            },
+        }
+    }
+
+    /// Starts a child that waits for its script, then reads the newest row: whatever this send
+    /// writes lies above it.
+    fn prepare(
+        &mut self,
+        to: &Recipient,
+        channel: protocol::Channel,
+        text: &str,
+        now: Now,
+    ) -> Result<i64, NotPrepared> {
+        let (script, args) = match to {
+            Recipient::Number(_) | Recipient::Email(_) => {
+                (SEND_TO_PARTICIPANT, vec![channel.service(), to.address(), text])
+            }
+            Recipient::Group(_) => (SEND_TO_CHAT, vec![text]),
+        };
+        let guid = match (to, self.evidence.group_guid(to)) {
+            (Recipient::Number(_) | Recipient::Email(_), _) => None,
+            (Recipient::Group(_), Ok(Some(guid))) => Some(guid),
+            (Recipient::Group(_), Ok(None)) => {
+                return Err(NotPrepared::Failed(Failure {
+                    reason: Reason::NotResolved,
+                    detail: "chat.db has no such group".to_owned(),
+                    retryable: false,
+                }));
+            }
+            (Recipient::Group(_), Err(why)) => {
+                self.saw_database(Err(why));
+                return Err(self.held());
+            }
+        };
+        let args: Vec<&str> = guid.as_deref().into_iter().chain(args).collect();
+        let prepared = match self.osascript.prepare(&args) {
+            Ok(prepared) => prepared,
+            Err(PrepareError::Orphan) => {
+                self.health.orphan(true);
+                return Err(NotPrepared::Orphan);
+            }
+            Err(error) => {
+                tracing::error!(error = chain(&error), "osascript cannot be started");
+                self.health.suspect(now.continuous_ms);
+                return Err(self.held());
+            }
+        };
+        match self.evidence.mark() {
+            Ok(mark) => {
+                self.waiting = Some((prepared, script));
+                Ok(mark)
+            }
+            Err(why) => {
+                let running = prepared.abandon();
+                self.wait_for(running, Job::Send, now);
+                self.saw_database(Err(why));
+                Err(self.held())
+            }
+        }
+    }
+
+    fn held(&mut self) -> NotPrepared {
+        self.usable = false;
+        NotPrepared::Held
+    }
+
+    // ---- lines ------------------------------------------------------------------------------
+
+    /// Says the events that are due. A listener that does not read is not waited for: they are in
+    /// the journal.
+    fn emit(&mut self) -> Result<(), DaemonError> {
+        while let Some((from, count)) = self.window.due() {
+            let events = self.journal.events(from, count.min(EVENTS_A_READ))?;
+            if events.first().is_none_or(|event| event.seq != from) {
+                // Cannot be: the journal keeps what is not acknowledged.
+                tracing::error!(from, "an event is missing in the journal");
+                return Ok(());
+            }
+            for event in events {
+                let seq = event.seq;
+                if !self.say(&Up::Event(event)) {
+                    return Ok(());
+                }
+                self.window.said(seq, (self.clock)().continuous_ms);
+            }
+        }
+        Ok(())
+    }
+
+    /// False when the listener does not read.
+    fn say(&self, up: &Up) -> bool {
+        let line = match serde_json::to_string(up) {
+            Ok(line) => line,
+            Err(error) => {
+                tracing::error!(%error, "a line cannot be written as JSON");
+                return false;
+            }
+        };
+        match self.ports.lines.try_send(line) {
+            Ok(()) => true,
+            Err(mpsc::error::TrySendError::Full(_) | mpsc::error::TrySendError::Closed(_)) => false,
+        }
+    }
+
+    fn beat(&mut self, now: Now) {
+        let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+        self.heartbeat.osascript_age_ms = self.child.as_ref().map(|child| {
+            u64::try_from(now.continuous_ms.saturating_sub(child.since_ms)).unwrap_or(0)
+        });
+        self.heartbeat.queued = count(self.outbound.queued());
+        self.heartbeat.in_flight = count(self.outbound.in_flight());
+        self.heartbeat.unacked = self.window.unacked();
+        self.say(&Up::Heartbeat(self.heartbeat.clone()));
+    }
+}
+
+/// Changes in one transaction: enough to catch up fast, few enough to stay short.
+const CHANGES_A_TURN: usize = 4_000;
+
+fn bounded(deadline_ms: u64) -> i64 {
+    i64::try_from(deadline_ms).unwrap_or(i64::MAX)
+}
+
+fn inbound_guid(fact: &Fact) -> Option<&str> {
+    match fact {
+        Fact::Received(received) => Some(&received.guid),
+        Fact::Reaction(reaction) => Some(&reaction.guid),
+        Fact::Group(change) => Some(&change.guid),
+        Fact::Accepted(_)
+        | Fact::Refused(_)
+        | Fact::Started { .. }
+        | Fact::Fallback { .. }
+        | Fact::Sent { .. }
+        | Fact::Delivered(_)
+        | Fact::Read(_)
+        | Fact::Failed(_)
+        | Fact::Unknown(_)
+        | Fact::Canceled(_)
+        | Fact::Expired(_)
+        | Fact::Edited(_)
+        | Fact::Unsent(_)
+        | Fact::Account { .. } => None,
+    }
+}
+
+/// Whether a failure may be one of Messages itself rather than of this one send.
+fn is_about_messages(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::AutomationDenied
+            | Reason::MessagesNotRunning
+            | Reason::MessagesTimeout
+            | Reason::MessagesConnectionLost
+    )
+}
+
+fn cannot_start(error: &PrepareError) -> Failure {
+    let detail = match error {
+        PrepareError::Orphan => "an earlier osascript still runs",
+        PrepareError::Spawn { .. } => "osascript cannot be started",
+        PrepareError::Stderr { .. } => "state_dir cannot be written",
+    };
+    Failure { reason: Reason::ScriptFault, detail: detail.to_owned(), retryable: true }
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,174 @@
+//! What the event loop asks of chat.db, as a seam: the pure cores and their tests need no SQLite.
+
+mod inbox;
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use protocol::Recipient;
+use protocol::pipe::{Event as Fact, NotReady};
+
+use crate::chatdb::{ChatDb, SendState, SentQuery, StatusBits};
+use crate::clock::Now;
+use crate::outbound::RowState;
+
+/// Rows of chat.db read in one turn for what came in.
+const ROWS_A_TURN: usize = 500;
+
+/// What came in, and how far chat.db has been read with it. Both go into one transaction.
+#[derive(Debug, Default)]
+pub(crate) struct News {
+    pub(crate) facts: Vec<Fact>,
+    /// The new cursor, when it has moved.
+    pub(crate) cursor: Option<String>,
+    /// There is more to read at once.
+    pub(crate) more: bool,
+}
+
+/// The evidence that chat.db gives. Every call is one short read; an error means that it cannot
+/// be read now, and says why.
+pub(crate) trait Evidence {
+    /// Opens it, or opens it again when the files were replaced.
+    fn refresh(&mut self) -> Result<(), NotReady>;
+    /// The newest row.
+    fn mark(&mut self) -> Result<i64, NotReady>;
+    /// Own rows above the mark that can be this send, best first.
+    fn rows(&mut self, mark: i64, to: &Recipient, text: &str) -> Result<Vec<RowState>, NotReady>;
+    /// The present state of rows.
+    fn states(&mut self, rowids: &[i64]) -> Result<Vec<RowState>, NotReady>;
+    /// The guid by which Messages knows a group.
+    fn group_guid(&mut self, to: &Recipient) -> Result<Option<String>, NotReady>;
+    /// What has come in since the cursor.
+    fn news(&mut self, now: Now) -> Result<News, NotReady>;
+}
+
+/// chat.db itself.
+#[derive(Debug)]
+pub(crate) struct Database {
+    path: PathBuf,
+    open: Option<ChatDb>,
+    /// The files at the path just before the connection was opened.
+    files: Files,
+    inbox: inbox::Inbox,
+}
+
+/// Device and inode of the database, its WAL and its WAL index. A connection goes on with the
+/// files that it opened. All three matter: one that was opened while Messages replaced the WAL may
+/// hold the new WAL with the old index, and would never see a change again.
+type Files = [Option<(u64, u64)>; 3];
+
+fn files(path: &Path) -> Files {
+    ["", "-wal", "-shm"].map(|suffix| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        std::fs::metadata(name).ok().map(|file| (file.dev(), file.ino()))
+    })
+}
+
+impl Database {
+    /// `cursor` and the guids `heard` are what the journal has.
+    pub(crate) fn new(path: PathBuf, cursor: Option<&str>, heard: Vec<String>) -> Self {
+        Self { path, open: None, files: Files::default(), inbox: inbox::Inbox::restore(cursor, heard) }
+    }
+
+    fn with<T>(
+        &mut self,
+        read: impl FnOnce(&ChatDb) -> Result<T, crate::chatdb::NotReady>,
+    ) -> Result<T, NotReady> {
+        self.refresh()?;
+        let Some(database) = &self.open else {
+            return Err(NotReady {
+                reason: protocol::Reason::Starting,
+                remedy: String::new(),
+            });
+        };
+        let result = read(database);
+        if result.is_err() {
+            // Whatever was wrong, the next call begins with a new connection.
+            self.open = None;
+        }
+        result.map_err(|error| error.to_signal())
+    }
+}
+
+impl Evidence for Database {
+    fn refresh(&mut self) -> Result<(), NotReady> {
+        let files = files(&self.path);
+        if self.open.is_some() && files != self.files {
+            tracing::info!("chat.db was replaced: opening it again");
+            self.open = None;
+        }
+        if self.open.is_none() {
+            self.files = files;
+            self.open = Some(ChatDb::open(&self.path).map_err(|error| error.to_signal())?);
+            self.inbox.opened();
+        }
+        Ok(())
+    }
+
+    fn mark(&mut self) -> Result<i64, NotReady> {
+        self.with(ChatDb::max_rowid)
+    }
+
+    fn rows(&mut self, mark: i64, to: &Recipient, text: &str) -> Result<Vec<RowState>, NotReady> {
+        // Any service: Messages may have fallen back to SMS itself.
+        let query = SentQuery { above_rowid: mark, to, text, channel: None };
+        self.with(|database| {
+            let mut rows: Vec<RowState> = database
+                .find_sent(&query)?
+                .into_iter()
+                .map(|row| state(row.rowid, row.guid, &row.status, false))
+                .collect();
+            if rows.is_empty() {
+                let ghosts = database.ghost_rows(mark, to)?;
+                rows.extend(ghosts.into_iter().map(|row| state(row.rowid, row.guid, &row.status, true)));
+            }
+            Ok(rows)
+        })
+    }
+
+    fn states(&mut self, rowids: &[i64]) -> Result<Vec<RowState>, NotReady> {
+        self.with(|database| {
+            let mut states = Vec::with_capacity(rowids.len());
+            for some in rowids.chunks(crate::chatdb::IDS_MAX) {
+                states.extend(database.send_states(some)?.into_iter().map(
+                    |SendState { rowid, guid, status }| state(rowid, guid, &status, false),
+                ));
+            }
+            Ok(states)
+        })
+    }
+
+    fn group_guid(&mut self, to: &Recipient) -> Result<Option<String>, NotReady> {
+        self.with(|database| {
+            Ok(database
+                .existing_chat_for(to, protocol::Channel::Imessage)?
+                .map(|chat| chat.guid))
+        })
+    }
+
+    fn news(&mut self, now: Now) -> Result<News, NotReady> {
+        self.refresh()?;
+        let Self { open, inbox, .. } = self;
+        let Some(database) = open else { return Ok(News::default()) };
+        let result = inbox.read(database, ROWS_A_TURN, now);
+        if result.is_err() {
+            self.open = None;
+        }
+        result.map_err(|error| error.to_signal())
+    }
+}
+
+fn state(rowid: i64, guid: String, status: &StatusBits, ghost: bool) -> RowState {
+    RowState {
+        rowid,
+        guid,
+        channel: status.service,
+        error: status.error,
+        is_sent: status.is_sent,
+        delivered: status.is_delivered || status.date_delivered.is_some(),
+        delivered_at: status.date_delivered,
+        read_at: status.date_read,
+        ghost,
+    }
+}

@@ -1,0 +1,250 @@
+//! Whether this phone can send: database, Automation, account. Pure.
+//!
+//! `ready` means that all three are proven. Health never ends a send that is started; it keeps
+//! new ones from starting and tells the listener why.
+
+use protocol::Reason;
+use protocol::pipe::{AccountState, NotReady, Up};
+
+use crate::osascript::Disposition;
+
+/// While something is wrong the account is asked this often: people who repair it wait for it.
+const PROBE_WHILE_BAD_MS: i64 = 5_000;
+
+const REMEDY_AUTOMATION: &str = "System Settings → Privacy & Security → Automation: allow Switchboard to control \
+     Messages, then restart this phone";
+const REMEDY_MESSAGES: &str = "open Messages in this login session";
+const REMEDY_ACCOUNT: &str = "Messages → Settings → iMessage: sign in, and check the network";
+const REMEDY_TIMEOUT: &str = "Messages does not answer: look at its windows on the screen for a question, or quit and \
+     open it again";
+const REMEDY_ORPHAN: &str = "an osascript of an earlier run still works; it is waited for. End it if it hangs";
+
+/// What is known of the account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Account {
+    /// Not asked yet.
+    Unasked,
+    Connected,
+    /// A send has shown something that only an answer can settle. Nothing starts until then, but
+    /// the listener need not hear of a doubt that is over in a moment.
+    Suspect,
+    Bad(Reason),
+}
+
+/// What is known of everything.
+#[derive(Debug)]
+pub(crate) struct Health {
+    database: Result<(), NotReady>,
+    account: Account,
+    orphan: bool,
+    /// What was last said to the listener.
+    said: Option<Vec<NotReady>>,
+    next_probe_ms: i64,
+    interval_ms: i64,
+}
+
+/// A state of the account worth an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct AccountNews {
+    pub(crate) state: AccountState,
+    pub(crate) detail: String,
+}
+
+impl Health {
+    pub(crate) fn new(interval_ms: i64, now_ms: i64) -> Self {
+        Self {
+            database: Err(not_ready(Reason::Starting)),
+            account: Account::Unasked,
+            orphan: false,
+            said: None,
+            next_probe_ms: now_ms,
+            interval_ms,
+        }
+    }
+
+    pub(crate) fn database(&mut self, state: Result<(), NotReady>) {
+        self.database = state;
+    }
+
+    pub(crate) fn orphan(&mut self, runs: bool) {
+        self.orphan = runs;
+    }
+
+    /// A send has shown something that only a probe can settle.
+    pub(crate) fn suspect(&mut self, now_ms: i64) {
+        self.account = Account::Suspect;
+        self.next_probe_ms = now_ms;
+    }
+
+    /// Whether the account should be asked now.
+    pub(crate) fn probe_due(&self, now_ms: i64) -> bool {
+        now_ms >= self.next_probe_ms
+    }
+
+    /// A question is on its way; the next one is due after this time even if it gets no answer.
+    pub(crate) fn probing(&mut self, now_ms: i64) {
+        self.next_probe_ms = now_ms.saturating_add(self.interval_ms);
+    }
+
+    /// The answer.
+    pub(crate) fn probed(&mut self, disposition: &Disposition, now_ms: i64) -> AccountNews {
+        let (account, state, detail) = match disposition {
+            Disposition::Succeeded { output } if output == "connected" => {
+                (Account::Connected, AccountState::Ready, String::new())
+            }
+            Disposition::Succeeded { output } if output == "connecting" => {
+                (Account::Bad(Reason::AccountOffline), AccountState::Degraded, "connecting".to_owned())
+            }
+            Disposition::Succeeded { output } => {
+                // A word of Messages' own; cut, because it is shown.
+                let word: String = output.chars().take(40).collect();
+                (Account::Bad(Reason::AccountOffline), AccountState::SignedOut, word)
+            }
+            Disposition::NotStarted(failure) | Disposition::MayHaveCompleted(failure) => {
+                let state = match failure.reason {
+                    Reason::AutomationDenied => AccountState::NoPermission,
+                    Reason::AccountUnusable => AccountState::SignedOut,
+                    _ => AccountState::Degraded,
+                };
+                (Account::Bad(failure.reason), state, failure.detail.clone())
+            }
+        };
+        self.account = account;
+        let pause = match account {
+            Account::Connected => self.interval_ms,
+            Account::Unasked | Account::Suspect | Account::Bad(_) => self.interval_ms.min(PROBE_WHILE_BAD_MS),
+        };
+        self.next_probe_ms = now_ms.saturating_add(pause);
+        AccountNews { state, detail }
+    }
+
+    /// Automation was denied: only a person can change that, and a running process does not see it.
+    pub(crate) fn is_forbidden(&self) -> bool {
+        self.account == Account::Bad(Reason::AutomationDenied)
+    }
+
+    /// May new sends start?
+    pub(crate) fn is_usable(&self) -> bool {
+        self.account == Account::Connected && self.reasons().is_empty()
+    }
+
+    /// What to do about the first thing that is wrong.
+    pub(crate) fn remedy(&self) -> Option<String> {
+        self.reasons().into_iter().map(|why| why.remedy).find(|remedy| !remedy.is_empty())
+    }
+
+    fn reasons(&self) -> Vec<NotReady> {
+        let mut reasons: Vec<NotReady> = self.database.as_ref().err().cloned().into_iter().collect();
+        match self.account {
+            Account::Connected | Account::Suspect => {}
+            Account::Unasked => {
+                if reasons.is_empty() {
+                    reasons.push(not_ready(Reason::Starting));
+                }
+            }
+            Account::Bad(reason) => reasons.push(not_ready(reason)),
+        }
+        if self.orphan {
+            reasons.push(NotReady {
+                reason: Reason::MessagesTimeout,
+                remedy: REMEDY_ORPHAN.to_owned(),
+            });
+        }
+        reasons
+    }
+
+    /// What the listener must hear, if it has not.
+    pub(crate) fn news(&mut self) -> Option<Up> {
+        let reasons = self.reasons();
+        if self.said.as_ref() == Some(&reasons) {
+            return None;
+        }
+        self.said = Some(reasons.clone());
+        Some(if reasons.is_empty() { Up::Ready } else { Up::NotReady { reasons } })
+    }
+
+    /// The listener is new and has heard nothing.
+    pub(crate) fn forget_said(&mut self) {
+        self.said = None;
+    }
+}
+
+fn not_ready(reason: Reason) -> NotReady {
+    let remedy = match reason {
+        Reason::AutomationDenied => REMEDY_AUTOMATION,
+        Reason::MessagesNotRunning => REMEDY_MESSAGES,
+        Reason::AccountOffline | Reason::AccountUnusable => REMEDY_ACCOUNT,
+        Reason::MessagesTimeout | Reason::MessagesConnectionLost => REMEDY_TIMEOUT,
+        _ => "",
+    };
+    NotReady { reason, remedy: remedy.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::osascript::of_number;
+
+    fn answer(word: &str) -> Disposition {
+        Disposition::Succeeded { output: word.to_owned() }
+    }
+
+    fn reasons(up: Option<Up>) -> Option<Vec<Reason>> {
+        match up? {
+            Up::Ready => Some(Vec::new()),
+            Up::NotReady { reasons } => Some(reasons.into_iter().map(|why| why.reason).collect()),
+            other => panic!("not a readiness: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn ready_is_said_only_when_everything_is_proven_and_only_once() {
+        let mut health = Health::new(60_000, 0);
+        health.orphan(false);
+        assert_eq!(reasons(health.news()), Some(vec![Reason::Starting]));
+        health.database(Ok(()));
+        assert!(!health.is_usable());
+        health.probed(&answer("connected"), 0);
+        assert!(health.is_usable());
+        assert_eq!(reasons(health.news()), Some(vec![]));
+        assert_eq!(health.news(), None);
+        health.database(Err(not_ready(Reason::DatabaseLocked)));
+        assert_eq!(reasons(health.news()), Some(vec![Reason::DatabaseLocked]));
+    }
+
+    #[test]
+    fn every_answer_of_a_probe_has_its_state() {
+        let cases = [
+            (answer("connected"), AccountState::Ready, true),
+            (answer("connecting"), AccountState::Degraded, false),
+            (answer("disconnected"), AccountState::SignedOut, false),
+            (of_number(-1743), AccountState::NoPermission, false),
+            (of_number(-600), AccountState::Degraded, false),
+            (of_number(-2753), AccountState::SignedOut, false),
+            (of_number(-1719), AccountState::SignedOut, false),
+            (of_number(-1712), AccountState::Degraded, false),
+        ];
+        for (disposition, state, usable) in cases {
+            let mut health = Health::new(60_000, 0);
+            health.orphan(false);
+            health.database(Ok(()));
+            assert_eq!(health.probed(&disposition, 0).state, state, "{disposition:?}");
+            assert_eq!(health.is_usable(), usable, "{disposition:?}");
+            assert_eq!(health.is_forbidden(), state == AccountState::NoPermission);
+        }
+    }
+
+    #[test]
+    fn a_bad_account_is_asked_more_often() {
+        let mut health = Health::new(60_000, 0);
+        assert!(health.probe_due(0));
+        health.probing(0);
+        assert!(!health.probe_due(59_999));
+        health.probed(&answer("disconnected"), 1_000);
+        assert!(health.probe_due(6_000));
+        health.probed(&answer("connected"), 6_000);
+        assert!(!health.probe_due(65_999));
+        health.suspect(7_000);
+        assert!(health.probe_due(7_000) && !health.is_usable());
+    }
+}

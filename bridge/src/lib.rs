@@ -1,0 +1,37 @@
+//! One process per phone: reads chat.db, drives sends through Messages.app, keeps the journal.
+//!
+//! ```text
+//!            stdin ─▶ ┌──────────────────────────────┐ ─▶ stdout
+//!                     │ daemon: enum Event           │
+//!  watch, osascript ─▶│  → step (pure) → changes     │─▶ journal: one transaction, one fsync
+//!                     │               → effects      │─▶ osascript, chat.db, lines
+//!                     └──────────────────────────────┘
+//! ```
+//!
+//! Decisions are pure: [`outbound`] (the life of a send), [`gate`] (lease, epoch, deadline),
+//! [`inbound`] (rows → events), `pacing`, `health` and `window`. What they decide is committed to
+//! the [`journal`] before it is done, and said before it is forgotten. Two modules touch Apple:
+//! [`chatdb`] reads its database, [`osascript`] starts the one program that sends.
+//!
+//! Deliberately not here: any network, any knowledge of the router, any write to chat.db, any
+//! second try of a send whose first may have happened.
+
+pub mod chatdb;
+pub mod inbound;
+pub mod typedstream;
+pub mod watch;
+
+pub mod clock;
+pub mod config;
+pub mod daemon;
+pub mod doctor;
+pub mod exit;
+pub mod gate;
+pub mod journal;
+pub mod osascript;
+pub mod outbound;
+
+mod evidence;
+mod health;
+mod pacing;
+mod window;

@@ -1,0 +1,127 @@
+//! `switchboard-bridge`: one process per phone.
+//!
+//! Arguments, log, configuration, then one of: run, watch, check, doctor. Exit codes are those of
+//! `sysexits.h`: 0 asked to stop, 69 a check failed, 75 try again, 77 permission missing, 78 bad
+//! configuration (64 for arguments that make no sense).
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use bridge::config::Config;
+use bridge::exit::Exit;
+use bridge::{daemon, doctor, watch};
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// `EX_USAGE`.
+const USAGE: u8 = 64;
+/// The runtime's workers only move bytes and wait for children; the loop has the main thread.
+const WORKERS: usize = 2;
+
+#[derive(Parser)]
+#[command(name = "switchboard-bridge", version, about, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve one phone over stdin and stdout until stdin ends.
+    Run {
+        /// The configuration of this phone.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Print what happens in a chat.db as JSON lines; nothing is sent and nothing is kept.
+    Watch(watch::Args),
+    /// Check a configuration and say what is wrong with it.
+    CheckConfig {
+        /// The configuration to check.
+        #[arg(long, value_name = "FILE", required_unless_present = "print_default")]
+        config: Option<PathBuf>,
+        /// Print the commented default instead.
+        #[arg(long)]
+        print_default: bool,
+    },
+    /// Check everything that must be true on this Mac, each with its remedy.
+    Doctor {
+        /// The configuration of the phone.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// One JSON object instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let code = if error.use_stderr() { USAGE } else { 0 };
+            // Where even this cannot be written, the exit code says it.
+            return error.print().map_or(ExitCode::from(USAGE), |()| ExitCode::from(code));
+        }
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")),
+        )
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "no runtime");
+            return Exit::TryAgain.into();
+        }
+    };
+    let exit = runtime.block_on(act(arguments.command));
+    // Threads that read stdin cannot be ended; they must not keep the process.
+    runtime.shutdown_background();
+    match exit {
+        Ok(exit) => exit.into(),
+        Err((exit, error)) => {
+            tracing::error!("{error:#}");
+            exit.into()
+        }
+    }
+}
+
+async fn act(command: Command) -> Result<Exit, (Exit, anyhow::Error)> {
+    let load = |path: &PathBuf| Config::load(path).map_err(|error| (Exit::BadConfig, error.into()));
+    let unwritable = |error: std::io::Error| (Exit::TryAgain, error.into());
+    match command {
+        Command::Run { config } => {
+            daemon::run(load(&config)?).await.map_err(|error| (error.exit(), error.into()))
+        }
+        Command::Watch(arguments) => watch::run(arguments, std::io::stdout().lock())
+            .await
+            .map(|()| Exit::Asked)
+            .map_err(|error| (Exit::Unhealthy, error.into())),
+        Command::CheckConfig { config, print_default } => {
+            let mut stdout = std::io::stdout().lock();
+            if print_default {
+                stdout.write_all(bridge::config::DEFAULT.as_bytes()).map_err(unwritable)?;
+            } else if let Some(path) = config {
+                let config = load(&path)?;
+                writeln!(stdout, "{}: good, for {}", path.display(), config.phone)
+                    .map_err(unwritable)?;
+            }
+            Ok(Exit::Asked)
+        }
+        Command::Doctor { config, json } => {
+            let report = doctor::examine(&load(&config)?).await;
+            let mut stdout = std::io::stdout().lock();
+            report.write(&mut stdout, json).map_err(unwritable)?;
+            Ok(report.exit())
+        }
+    }
+}

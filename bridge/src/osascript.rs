@@ -1,0 +1,356 @@
+//! The only place that starts osascript.
+//!
+//! `osascript -l AppleScript - ARG…`: the script goes down stdin, values only through argv, the
+//! result comes up stdout, and stderr is a locked file in the state folder. The child inherits
+//! the locked file description, so the lock lives exactly as long as the child: a bridge that was
+//! killed and started anew sees by it whether an osascript of its predecessor is still running.
+//!
+//! A child is [prepared](Osascript::prepare) before the journal says `started`: it waits for its
+//! script on stdin, and a bridge that dies in between leaves it with an empty script, which does
+//! nothing. [`Prepared::hand_over`] is then one write to an empty pipe, shorter than `PIPE_BUF`:
+//! osascript gets all of it or none of it, and a script is compiled as a whole before it runs.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use protocol::Reason;
+use tokio::io::AsyncReadExt as _;
+use tokio::process::{Child, ChildStdin, Command};
+use tokio_util::sync::CancellationToken;
+
+/// Sends one text to one address of an account.
+pub(crate) const SEND_TO_PARTICIPANT: &str = include_str!("scripts/send_to_participant.applescript");
+/// Sends one text into an existing chat.
+pub(crate) const SEND_TO_CHAT: &str = include_str!("scripts/send_to_chat.applescript");
+/// Asks for the state of the account.
+pub(crate) const PROBE: &str = include_str!("scripts/probe.applescript");
+
+/// osascript's error output: a line or two. More is cut; the number stands at the end.
+const STDERR_TAIL_BYTES: u64 = 4 * 1024;
+/// The result of a script: a word. More is not ours.
+const STDOUT_BYTES_MAX: u64 = 4 * 1024;
+/// After TERM, before KILL.
+const TERM_GRACE: Duration = Duration::from_secs(1);
+/// After the child has ended, for what it wrote to be read. A grandchild may hold the pipe open.
+const DRAIN_GRACE: Duration = Duration::from_millis(500);
+/// A process group that was sent KILL is gone after a moment; macOS answers EPERM while only
+/// zombies are left in it.
+const GROUP_GONE_GRACE: Duration = Duration::from_secs(1);
+/// How often a killed group is looked at again.
+const GROUP_GONE_POLL: Duration = Duration::from_millis(20);
+
+/// Where and how long osascript runs.
+#[derive(Debug, Clone)]
+pub(crate) struct Osascript {
+    program: PathBuf,
+    stderr: PathBuf,
+    deadline: Duration,
+}
+
+/// What the end of an osascript says about the text that it was given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Disposition {
+    /// Messages took the text, or so it says. The truth is a row in chat.db.
+    Succeeded {
+        /// What the script returned.
+        output: String,
+    },
+    /// Messages was provably not asked to send.
+    NotStarted(Failure),
+    /// It may have been asked.
+    MayHaveCompleted(Failure),
+}
+
+/// Why, for the event and for people; never the text of a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) reason: Reason,
+    /// A short sentence of our own with the number, never osascript's words: those may quote.
+    pub(crate) detail: String,
+    /// Whether another attempt, here or elsewhere, may succeed.
+    pub(crate) retryable: bool,
+}
+
+/// Why an osascript could not be prepared. Nothing was started in any of these cases.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PrepareError {
+    /// An osascript of an earlier life still runs.
+    #[error("an earlier osascript is still running")]
+    Orphan,
+    /// The program is missing or may not be run.
+    #[error("{} cannot be started", program.display())]
+    Spawn {
+        program: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// The file for its error output cannot be written.
+    #[error("{} cannot be opened for osascript's error output", path.display())]
+    Stderr {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// An osascript that runs and waits for its script.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    running: Running,
+    stdin: ChildStdin,
+}
+
+/// An osascript that has its script.
+#[derive(Debug)]
+pub(crate) struct Running {
+    child: Child,
+    group: Pid,
+    stderr: PathBuf,
+    deadline: Duration,
+}
+
+impl Osascript {
+    pub(crate) fn new(program: PathBuf, state_dir: &Path, deadline: Duration) -> Self {
+        Self { program, stderr: state_dir.join("osascript.stderr"), deadline }
+    }
+
+    /// Whether an osascript of an earlier life still runs.
+    pub(crate) fn orphan_runs(&self) -> Result<bool, PrepareError> {
+        match self.lock() {
+            Ok(_lock) => Ok(false),
+            Err(PrepareError::Orphan) => Ok(true),
+            Err(error @ (PrepareError::Spawn { .. } | PrepareError::Stderr { .. })) => Err(error),
+        }
+    }
+
+    fn lock(&self) -> Result<File, PrepareError> {
+        let failed = |source| PrepareError::Stderr { path: self.stderr.clone(), source };
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&self.stderr)
+            .map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => Err(PrepareError::Orphan),
+            Err(TryLockError::Error(source)) => Err(failed(source)),
+        }
+    }
+
+    /// Starts osascript with these arguments, in its own process group, waiting for its script.
+    #[expect(clippy::disallowed_methods, reason = "this module is the one that starts osascript")]
+    pub(crate) fn prepare(&self, args: &[&str]) -> Result<Prepared, PrepareError> {
+        let stderr = self.lock()?;
+        // Only under the lock: a file that an orphan still writes to is left as it is.
+        stderr
+            .set_len(0)
+            .map_err(|source| PrepareError::Stderr { path: self.stderr.clone(), source })?;
+        let spawn = |source| PrepareError::Spawn { program: self.program.clone(), source };
+        let mut child = Command::new(&self.program)
+            .args(["-l", "AppleScript", "-"])
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::from(stderr))
+            .process_group(0)
+            .kill_on_drop(false)
+            .spawn()
+            .map_err(spawn)?;
+        let group = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
+        let (Some(stdin), Some(group)) = (child.stdin.take(), group) else {
+            return Err(spawn(io::Error::other("the child has no stdin or no id")));
+        };
+        let running =
+            Running { child, group, stderr: self.stderr.clone(), deadline: self.deadline };
+        Ok(Prepared { running, stdin })
+    }
+}
+
+impl Prepared {
+    /// Gives it the script. An error means that it got none of it.
+    pub(crate) fn hand_over(self, script: &str) -> Result<Running, (Running, io::Error)> {
+        let Self { running, stdin } = self;
+        let written = stdin
+            .into_owned_fd()
+            .map(File::from)
+            // One write: the pipe is empty and the script shorter than PIPE_BUF.
+            .and_then(|mut pipe| pipe.write_all(script.as_bytes()));
+        match written {
+            Ok(()) => Ok(running),
+            Err(error) => Err((running, error)),
+        }
+    }
+
+    /// Ends it before it was given anything.
+    pub(crate) fn abandon(self) -> Running {
+        // The script pipe closes only after the child was told to die: an empty script does
+        // nothing, but it need not even run.
+        signal_group(self.running.group, Signal::SIGKILL);
+        self.running
+    }
+}
+
+impl Running {
+    /// Waits for its end, or ends it: at the deadline, or when `kill` is cancelled.
+    pub(crate) async fn finish(mut self, kill: CancellationToken) -> Disposition {
+        let stdout = self.child.stdout.take();
+        let reading = async {
+            let mut output = Vec::new();
+            if let Some(stdout) = stdout {
+                // What was read before an error or the bound still counts.
+                if let Err(error) = stdout.take(STDOUT_BYTES_MAX).read_to_end(&mut output).await {
+                    tracing::debug!(%error, "osascript's output could not be read");
+                }
+            }
+            output
+        };
+        tokio::pin!(reading);
+        let mut output = None;
+        let deadline = tokio::time::sleep(self.deadline);
+        tokio::pin!(deadline);
+        let ended = loop {
+            tokio::select! {
+                status = self.child.wait() => break Some(status),
+                bytes = &mut reading, if output.is_none() => output = Some(bytes),
+                () = &mut deadline => break None,
+                () = kill.cancelled() => break None,
+            }
+        };
+        let killed = ended.is_none();
+        let status = match ended {
+            Some(status) => status,
+            None => self.end().await,
+        };
+        // Whatever it left behind in its group must not outlive it: it would hold the lock, and
+        // might still talk to Messages.
+        self.sweep().await;
+        let output = match output {
+            Some(bytes) => bytes,
+            None => tokio::time::timeout(DRAIN_GRACE, &mut reading).await.unwrap_or_default(),
+        };
+        let number = self.error_number();
+        match status {
+            Ok(status) if !killed => disposition(status, number, &output),
+            Ok(_) => doubt(
+                Reason::MessagesTimeout,
+                format!("osascript was killed after at most {} ms", self.deadline.as_millis()),
+            ),
+            Err(error) => doubt(
+                Reason::MessagesTimeout,
+                format!("osascript could not be waited for: {}", error.kind()),
+            ),
+        }
+    }
+
+    /// TERM, a moment, KILL.
+    async fn end(&mut self) -> io::Result<ExitStatus> {
+        signal_group(self.group, Signal::SIGTERM);
+        if let Ok(status) = tokio::time::timeout(TERM_GRACE, self.child.wait()).await {
+            return status;
+        }
+        signal_group(self.group, Signal::SIGKILL);
+        self.child.wait().await
+    }
+
+    /// Kills what is left of the group and waits until it is gone.
+    async fn sweep(&self) {
+        let gone = async {
+            while signal_group(self.group, Signal::SIGKILL) {
+                tokio::time::sleep(GROUP_GONE_POLL).await;
+            }
+        };
+        if tokio::time::timeout(GROUP_GONE_GRACE, gone).await.is_err() {
+            tracing::warn!(group = self.group.as_raw(), "a process of osascript's group remains");
+        }
+    }
+
+    fn error_number(&self) -> Option<i32> {
+        match tail(&self.stderr) {
+            Ok(text) => error_number(&text),
+            Err(error) => {
+                tracing::warn!(%error, "osascript's error output could not be read");
+                None
+            }
+        }
+    }
+}
+
+/// Signals a group; false when nobody is left in it.
+fn signal_group(group: Pid, signal: Signal) -> bool {
+    match killpg(group, signal) {
+        // EPERM is macOS's answer for a group of zombies: they are about to be gone.
+        Ok(()) | Err(Errno::EPERM) => true,
+        Err(Errno::ESRCH) => false,
+        Err(errno) => {
+            tracing::warn!(%errno, "osascript's group could not be signalled");
+            false
+        }
+    }
+}
+
+fn tail(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(STDERR_TAIL_BYTES)))?;
+    let mut bytes = Vec::new();
+    file.take(STDERR_TAIL_BYTES).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The number in the last `(…)` of osascript's error output. Only the number is looked at: the
+/// words are localised and hold typographic apostrophes.
+fn error_number(text: &str) -> Option<i32> {
+    text.trim_end()
+        .rsplit('(')
+        .filter_map(|part| part.split_once(')'))
+        .find_map(|(number, _)| number.trim().parse().ok())
+}
+
+fn doubt(reason: Reason, detail: String) -> Disposition {
+    Disposition::MayHaveCompleted(Failure { reason, detail, retryable: false })
+}
+
+fn disposition(status: ExitStatus, number: Option<i32>, output: &[u8]) -> Disposition {
+    if status.success() {
+        return Disposition::Succeeded {
+            output: String::from_utf8_lossy(output).trim().to_owned(),
+        };
+    }
+    match number {
+        Some(number) => of_number(number),
+        // It died of something else than AppleScript: nothing says how far it came.
+        None => doubt(Reason::NoEvidence, format!("osascript ended with {status} and no number")),
+    }
+}
+
+/// What an AppleScript error number proves. Whatever is not known to come before the Apple event
+/// was dispatched is in doubt.
+pub(crate) fn of_number(number: i32) -> Disposition {
+    let not_started = |reason, retryable| {
+        Disposition::NotStarted(Failure { reason, detail: format!("AppleScript {number}"), retryable })
+    };
+    match number {
+        // Permanent on this Mac until its user grants it; another phone can send the message.
+        -1743 => not_started(Reason::AutomationDenied, true),
+        // The program is not running (-600) or could not be launched: nothing received the event.
+        -600 | -10_810 | -10_827 => not_started(Reason::MessagesNotRunning, true),
+        // The object could not be found: resolved before `send` is dispatched.
+        -1728 => not_started(Reason::NotResolved, true),
+        // No such account: the `whose` found nothing (-1719), or its variable was never set (-2753).
+        -1719 | -2753 => not_started(Reason::AccountUnusable, true),
+        // A value of the wrong kind, or a script that does not compile: a fault of ours.
+        -1700 | -2740 | -2741 => not_started(Reason::ScriptFault, false),
+        -1712 => doubt(Reason::MessagesTimeout, "AppleScript -1712".to_owned()),
+        -609 => doubt(Reason::MessagesConnectionLost, "AppleScript -609".to_owned()),
+        _ => doubt(Reason::NoEvidence, format!("AppleScript {number}")),
+    }
+}

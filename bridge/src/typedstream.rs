@@ -1,0 +1,371 @@
+//! `attributedBody` → text and attribute runs.
+//!
+//! Since macOS 13 the column `text` of most rows is NULL and the message is only in `attributedBody`: an
+//! `NSAttributedString` written by `NSArchiver` as a *typedstream* (header `04 0B "streamtyped"`). The format is
+//! a sequence of typed values; objects, classes and C strings share one table of back-references, type strings
+//! and class names another, both counted from 0x92.
+//!
+//! [`reader`] parses the stream into an arena of objects that borrow from the blob; this module reads the
+//! attributed string out of it. Everything is bounded (see the constants below), nothing panics, and an error
+//! says what was wrong at which byte. Because new macOS versions add attributes, an error after the text was
+//! complete still carries it in [`DecodeError::salvaged`]: a message is not lost because of its decoration.
+//!
+//! Not in here: `NSKeyedArchiver` (that is a property list) and writing.
+
+mod reader;
+
+use std::{ops::Range, sync::Arc};
+
+use reader::{Arena, Slot, Value};
+
+/// Longest blob that is looked at. The longest text Messages sends is some 20,000 characters; data detectors add a few
+/// hundred bytes a link. Four megabytes is far beyond both and still decodes in milliseconds.
+pub const BLOB_BYTES_MAX: usize = 4 << 20;
+/// Deepest nesting of objects. Real blobs use five levels.
+pub const DEPTH_MAX: usize = 48;
+/// Most objects, classes and C strings in one blob; real ones have tens. Bounds the arena.
+pub const OBJECTS_MAX: usize = 65_536;
+/// Most values in one blob. Bounds the time for types that take no bytes, such as an array of empty structures.
+pub const VALUES_MAX: usize = 262_144;
+/// Longest type string; the longest real one is `[607c]`. With [`VALUES_MAX`] it bounds the time spent on scanning them.
+pub const TYPES_BYTES_MAX: usize = 256;
+/// Most bytes of attribute names and values that are copied out. A blob may refer to one long string many times.
+pub const ATTRIBUTE_BYTES_MAX: usize = 2 * BLOB_BYTES_MAX;
+/// Longest chain of superclasses; `NSMutableAttributedString` has three links.
+pub const INHERITANCE_MAX: usize = 16;
+
+/// Attribute with the number of the message part that a run belongs to.
+pub const MESSAGE_PART: &str = "__kIMMessagePartAttributeName";
+/// Attribute with the transfer guid (`at_0_…`) of the attachment that a U+FFFC stands for.
+pub const FILE_TRANSFER_GUID: &str = "__kIMFileTransferGUIDAttributeName";
+/// Attribute with the address of a confirmed mention.
+pub const MENTION: &str = "__kIMMentionConfirmedMention";
+/// Attribute with the address of a link.
+pub const LINK: &str = "__kIMLinkAttributeName";
+
+/// What a blob holds: the text and what is said about stretches of it.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Attributed {
+    /// The text; U+FFFC stands for each attachment, U+FFFD for an app's message.
+    pub text: String,
+    /// Runs in order; together they cover the text, unless there are none at all.
+    pub runs: Vec<Run>,
+}
+
+impl Attributed {
+    /// The text of one run.
+    pub fn text_of(&self, run: &Run) -> &str {
+        self.text.get(run.bytes.clone()).unwrap_or_default()
+    }
+
+    /// Transfer guids of the attachments in the order in which the text shows them.
+    pub fn transfer_guids(&self) -> impl Iterator<Item = &str> {
+        self.runs.iter().filter_map(|run| run.get(FILE_TRANSFER_GUID)).filter_map(Attribute::as_str)
+    }
+}
+
+/// A stretch of text with one set of attributes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Run {
+    /// The stretch as Apple counts it: UTF-16 code units.
+    pub utf16: Range<usize>,
+    /// The same stretch in bytes of [`Attributed::text`], always on character boundaries.
+    pub bytes: Range<usize>,
+    /// Names and values, in the order of the archive; runs with the same set share it.
+    pub attributes: Arc<[(String, Attribute)]>,
+}
+
+impl Run {
+    /// The value of the attribute of that name.
+    pub fn get(&self, name: &str) -> Option<&Attribute> {
+        self.attributes.iter().find(|(key, _)| key == name).map(|(_, value)| value)
+    }
+}
+
+/// The value of an attribute.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Attribute {
+    /// `NSString`.
+    Text(String),
+    /// `NSNumber` with an integer.
+    Integer(i64),
+    /// `NSNumber` with a fraction.
+    Float(f64),
+    /// `NSURL`.
+    Url(String),
+    /// `NSData`; for data detectors a keyed archive.
+    Data(Vec<u8>),
+    /// Anything else, by the name of its class; its content is not looked at.
+    Other(String),
+}
+
+impl Attribute {
+    /// The string of a text or URL.
+    pub fn as_str(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) | Self::Url(text) => Some(text),
+            Self::Integer(_) | Self::Float(_) | Self::Data(_) | Self::Other(_) => None,
+        }
+    }
+
+    /// The number of an integer.
+    pub fn as_integer(&self) -> Option<i64> {
+        match self {
+            Self::Integer(number) => Some(*number),
+            Self::Text(_) | Self::Float(_) | Self::Url(_) | Self::Data(_) | Self::Other(_) => None,
+        }
+    }
+}
+
+/// Why a blob could not be decoded, and where.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("typedstream, byte {at}: {problem}")]
+pub struct DecodeError {
+    /// Offset of the byte that did not fit.
+    pub at: usize,
+    /// What did not fit.
+    #[source]
+    pub problem: Problem,
+    /// The text, when it was complete before the problem was met.
+    pub salvaged: Option<String>,
+}
+
+/// What can be wrong with a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    /// Neither `streamtyped` nor `typedstream` at the start.
+    #[error("not a typedstream")]
+    NotTypedstream,
+    /// Another version than 4.
+    #[error("streamer version {0} instead of 4")]
+    Version(u8),
+    /// The blob ends in the middle of something.
+    #[error("ends too early")]
+    Truncated,
+    /// Longer than [`BLOB_BYTES_MAX`].
+    #[error("longer than {BLOB_BYTES_MAX} bytes")]
+    TooLong,
+    /// Nested deeper than [`DEPTH_MAX`], or more superclasses than [`INHERITANCE_MAX`].
+    #[error("nested too deep")]
+    TooDeep,
+    /// More objects than [`OBJECTS_MAX`] or values than [`VALUES_MAX`].
+    #[error("too many objects or values")]
+    TooMany,
+    /// A tag that has no meaning in this place.
+    #[error("unexpected tag 0x{0:02x}")]
+    Tag(u8),
+    /// A back-reference to nothing, or to something of another kind.
+    #[error("reference to something that is not there")]
+    Reference,
+    /// A type string that this format does not have.
+    #[error("unknown type encoding 0x{0:02x}")]
+    TypeEncoding(u8),
+    /// A negative length.
+    #[error("negative length")]
+    Length,
+    /// The root is neither a string nor an attributed string.
+    #[error("the root is not an attributed string")]
+    NotText,
+    /// The text is not UTF-8.
+    #[error("text is not UTF-8")]
+    NotUtf8,
+    /// A run that reaches beyond the text, or attributes that are not a dictionary.
+    #[error("attribute run does not fit the text")]
+    Run,
+}
+
+/// Decodes text and runs.
+pub fn decode(blob: &[u8]) -> Result<Attributed, DecodeError> {
+    let mut arena = Arena::default();
+    let parsed = reader::parse(blob, reader::Until::End, &mut arena);
+    let text_of = |arena: &Arena<'_>| arena.first_text.map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+    let root = match parsed {
+        Ok(root) => root,
+        Err((at, problem)) => {
+            return Err(DecodeError { at, problem, salvaged: text_of(&arena) });
+        }
+    };
+    attributed(&arena, root).map_err(|problem| DecodeError {
+        at: blob.len(),
+        problem,
+        salvaged: text_of(&arena),
+    })
+}
+
+/// Decodes the text alone and stops there, which is several times cheaper than [`decode`].
+pub fn decode_text(blob: &[u8]) -> Result<String, DecodeError> {
+    let mut arena = Arena::default();
+    let fail = |at, problem| DecodeError { at, problem, salvaged: None };
+    let parsed = reader::parse(blob, reader::Until::Text, &mut arena);
+    if let Some(bytes) = arena.first_text {
+        return match str::from_utf8(bytes) {
+            Ok(text) => Ok(text.to_owned()),
+            Err(_) => Err(DecodeError {
+                at: 0,
+                problem: Problem::NotUtf8,
+                salvaged: Some(String::from_utf8_lossy(bytes).into_owned()),
+            }),
+        };
+    }
+    match parsed {
+        Ok(_) => Err(fail(blob.len(), Problem::NotText)),
+        Err((at, problem)) => Err(fail(at, problem)),
+    }
+}
+
+/// Reads the attributed string at `root` out of the arena.
+fn attributed(arena: &Arena<'_>, root: usize) -> Result<Attributed, Problem> {
+    let mut budget = BLOB_BYTES_MAX;
+    if let Some(text) = string_at(arena, root, &mut budget)? {
+        return Ok(Attributed { text, runs: Vec::new() });
+    }
+    let Some(Slot::Object { class: Some(class), values }) = arena.slots.get(root) else {
+        return Err(Problem::NotText);
+    };
+    if !arena.is_kind(*class, b"NSAttributedString") {
+        return Err(Problem::NotText);
+    }
+    let mut values = values.iter();
+    let Some(Value::Object(Some(string))) = values.next() else {
+        return Err(Problem::NotText);
+    };
+    let text = string_at(arena, *string, &mut budget)?.ok_or(Problem::NotText)?;
+    let runs = runs(arena, &text, &mut values)?;
+    Ok(Attributed { text, runs })
+}
+
+/// Runs are pairs (number of the attribute set, length); a number that is met for the first time is followed by its dictionary.
+fn runs<'v>(
+    arena: &Arena<'_>,
+    text: &str,
+    values: &mut impl Iterator<Item = &'v Value<'v>>,
+) -> Result<Vec<Run>, Problem> {
+    let mut runs = Vec::new();
+    let mut sets: Vec<Arc<[(String, Attribute)]>> = Vec::new();
+    let mut budget = ATTRIBUTE_BYTES_MAX;
+    let mut rest = text.char_indices();
+    let (mut utf16, mut byte) = (0_usize, 0_usize);
+    while let Some(value) = values.next() {
+        let Value::Integer(number) = value else { return Err(Problem::Run) };
+        let Some(Value::Integer(length)) = values.next() else { return Err(Problem::Run) };
+        let number = usize::try_from(*number).ok().and_then(|n| n.checked_sub(1)).ok_or(Problem::Run)?;
+        let length = usize::try_from(*length).ok().ok_or(Problem::Run)?;
+        if number > sets.len() {
+            return Err(Problem::Run);
+        }
+        if number == sets.len() {
+            let Some(Value::Object(set)) = values.next() else { return Err(Problem::Run) };
+            sets.push(match set {
+                Some(set) => dictionary(arena, *set, &mut budget)?.into(),
+                None => Arc::default(),
+            });
+        }
+        let end = utf16.checked_add(length).ok_or(Problem::Run)?;
+        let (mut at, start) = (utf16, byte);
+        while at < end {
+            let (_, next) = rest.next().ok_or(Problem::Run)?;
+            at += next.len_utf16();
+            byte += next.len_utf8();
+        }
+        // A run that cuts a surrogate pair in two would leave the next one between characters.
+        if at != end {
+            return Err(Problem::Run);
+        }
+        runs.push(Run {
+            utf16: utf16..end,
+            bytes: start..byte,
+            attributes: sets.get(number).cloned().unwrap_or_default(),
+        });
+        utf16 = end;
+    }
+    Ok(runs)
+}
+
+/// `NSDictionary`: a count, then keys and values in turn. Keys that are not strings are passed over.
+fn dictionary(
+    arena: &Arena<'_>,
+    at: usize,
+    budget: &mut usize,
+) -> Result<Vec<(String, Attribute)>, Problem> {
+    let Some(Slot::Object { class: Some(class), values }) = arena.slots.get(at) else {
+        return Err(Problem::Run);
+    };
+    if !arena.is_kind(*class, b"NSDictionary") {
+        return Err(Problem::Run);
+    }
+    let mut objects = values.iter().filter_map(|value| match value {
+        Value::Object(object) => Some(*object),
+        Value::Integer(_) | Value::Float(_) | Value::Bytes(_) | Value::Nothing => None,
+    });
+    let mut pairs = Vec::new();
+    while let (Some(key), Some(value)) = (objects.next(), objects.next()) {
+        if let (Some(key), Some(value)) = (key, value)
+            && let Some(key) = string_at(arena, key, budget)?
+        {
+            pairs.push((key, attribute(arena, value, budget)?));
+        }
+    }
+    Ok(pairs)
+}
+
+/// The value of an attribute, by the class of the object.
+fn attribute(arena: &Arena<'_>, at: usize, budget: &mut usize) -> Result<Attribute, Problem> {
+    if let Some(text) = string_at(arena, at, budget)? {
+        return Ok(Attribute::Text(text));
+    }
+    let Some(Slot::Object { class: Some(class), values }) = arena.slots.get(at) else {
+        return Err(Problem::Reference);
+    };
+    let other = || Attribute::Other(arena.class_name(*class));
+    if arena.is_kind(*class, b"NSNumber") {
+        // The first value is the C string with the type, the second the number.
+        return Ok(values
+            .iter()
+            .find_map(|value| match value {
+                Value::Integer(number) => Some(Attribute::Integer(*number)),
+                Value::Float(number) => Some(Attribute::Float(*number)),
+                Value::Bytes(_) | Value::Object(_) | Value::Nothing => None,
+            })
+            .unwrap_or_else(other));
+    }
+    if arena.is_kind(*class, b"NSURL") {
+        // A flag, the base URL if the flag says so, then the string; the last object is the string.
+        let last = values.iter().rev().find_map(|value| match value {
+            Value::Object(object) => *object,
+            Value::Integer(_) | Value::Float(_) | Value::Bytes(_) | Value::Nothing => None,
+        });
+        return Ok(match last {
+            Some(last) => string_at(arena, last, budget)?.map_or_else(other, Attribute::Url),
+            None => other(),
+        });
+    }
+    if arena.is_kind(*class, b"NSData") {
+        let bytes = values.iter().find_map(|value| match value {
+            Value::Bytes(bytes) => Some(*bytes),
+            Value::Integer(_) | Value::Float(_) | Value::Object(_) | Value::Nothing => None,
+        });
+        return match bytes {
+            Some(bytes) => {
+                *budget = budget.checked_sub(bytes.len()).ok_or(Problem::TooMany)?;
+                Ok(Attribute::Data(bytes.to_vec()))
+            }
+            None => Ok(other()),
+        };
+    }
+    Ok(other())
+}
+
+/// The content of an `NSString`; none if the object is something else.
+fn string_at(arena: &Arena<'_>, at: usize, budget: &mut usize) -> Result<Option<String>, Problem> {
+    match arena.string_bytes(at) {
+        None => Ok(None),
+        Some(bytes) => {
+        *budget = budget.checked_sub(bytes.len()).ok_or(Problem::TooMany)?;
+        match str::from_utf8(bytes) {
+            Ok(text) => Ok(Some(text.to_owned())),
+            Err(_) => Err(Problem::NotUtf8),
+        }
+        }
+    }
+}
+

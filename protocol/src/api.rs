@@ -1,0 +1,523 @@
+//! The public API: bodies of requests and answers, problems, and what webhooks carry.
+//!
+//! JSON in and out, `snake_case`, RFC 3339 times, cursor pages, problems as RFC 9457.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::link::PhoneState;
+use crate::pipe::{Conversation, InboundAttachment};
+use crate::{
+    Channel, ChannelChoice, Class, DeliveryId, E164, EndpointId, EventId, HostId, KeyId, MessageId,
+    PhoneId, Reason, Recipient, Status, TenantId, UnixMs,
+};
+
+/// Media type of a problem.
+pub const PROBLEM_JSON: &str = "application/problem+json";
+
+/// Defines structs that travel in the public API.
+macro_rules! bodies {
+    ($( $(#[$meta:meta])* pub struct $name:ident { $($body:tt)* } )+) => { $(
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+        $(#[$meta])*
+        pub struct $name { $($body)* }
+    )+ };
+}
+
+bodies! {
+/// `POST /v1/messages`.
+#[serde(deny_unknown_fields)]
+pub struct CreateMessage {
+    /// Whom it goes to: an E.164 number, an e-mail address, or `group:` and an id.
+    pub to: Recipient,
+    /// Its text, 1 to 20,000 characters.
+    pub text: String,
+    /// `auto` when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channel: Option<ChannelChoice>,
+    /// `marketing`, to which all rules apply, when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<Class>,
+    /// The number to send from; any that fits when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<E164>,
+    /// Not before this time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub send_at: Option<UnixMs>,
+    /// Not after this time. Left out: 12 hours, 10 minutes for `otp`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<UnixMs>,
+    /// The same as a length of life, in seconds; not together with `expires_at`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_seconds: Option<u32>,
+    /// Kept with the message and given back in every answer and webhook; at most 4 KiB of JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<BTreeMap<String, String>>,
+}
+
+/// A message, as the API shows it.
+pub struct Message {
+    /// Its id.
+    pub id: MessageId,
+    /// Outbound or inbound.
+    pub direction: Direction,
+    /// Where it stands.
+    pub status: Status,
+    /// Why it stands there, where that needs a reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    /// While `queued`: what it waits for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_reason: Option<Reason>,
+    /// While held or scheduled: when it is looked at again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_at: Option<UnixMs>,
+    /// The other side.
+    pub to: Recipient,
+    /// Our number, once it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<E164>,
+    /// Our phone, once it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phone: Option<PhoneId>,
+    /// Its text.
+    pub text: String,
+    /// The channel asked for.
+    pub channel: ChannelChoice,
+    /// The channel really used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channel_used: Option<Channel>,
+    /// What rules apply.
+    pub class: Class,
+    /// Attempts so far.
+    pub attempts: u32,
+    /// Number of its newest event; grows with every event.
+    pub sequence: u64,
+    /// When it was accepted, or came in.
+    pub created_at: UnixMs,
+    /// When its newest event happened.
+    pub updated_at: UnixMs,
+    /// Not before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub send_at: Option<UnixMs>,
+    /// Not after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<UnixMs>,
+    /// What the tenant keeps with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<BTreeMap<String, String>>,
+}
+
+/// One step in a message's story.
+pub struct MessageEvent {
+    /// Its id.
+    pub id: EventId,
+    /// Which message.
+    pub message: MessageId,
+    /// Its place in the story, from 1.
+    pub sequence: u64,
+    /// What happened: a status, or `accepted`, `started`, `fallback`, `held`, `retry`, `refused`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// When.
+    pub at: UnixMs,
+    /// On which phone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phone: Option<PhoneId>,
+    /// In which attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<u32>,
+    /// Over which channel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channel: Option<Channel>,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    /// For people; never the text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+/// RFC 9457, with a stable code and the fields that are wrong.
+pub struct Problem {
+    /// A URI that names the kind of problem.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The kind, for people.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// This problem, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// The kind, for programs.
+    pub code: String,
+    /// Id of the request, as in the `x-request-id` header.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+    /// Every field that is wrong.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<FieldError>,
+}
+
+/// A field that is wrong.
+pub struct FieldError {
+    /// JSON pointer to it, such as `/to`; for query parameters and headers their name.
+    pub pointer: String,
+    /// What is wrong, for programs.
+    pub code: String,
+    /// What is wrong, for people.
+    pub detail: String,
+}
+
+/// A customer of the operator.
+pub struct Tenant {
+    /// Its id.
+    pub id: TenantId,
+    /// Its name.
+    pub name: String,
+    /// The name its recipients know, used in confirmations; the tenant's name when left out.
+    pub brand: String,
+    /// When it was made.
+    pub created_at: UnixMs,
+}
+
+/// `POST /v1/admin/tenants`.
+#[serde(deny_unknown_fields)]
+pub struct CreateTenant {
+    /// Its name, 1 to 100 characters.
+    pub name: String,
+    /// The name its recipients know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub brand: Option<String>,
+}
+
+/// An API key, without its secret.
+pub struct ApiKey {
+    /// Its id.
+    pub id: KeyId,
+    /// Whose.
+    pub tenant: TenantId,
+    /// A name for people.
+    pub name: String,
+    /// How it begins, to recognise it by.
+    pub prefix: String,
+    /// For the sandbox only; never touches a real phone.
+    pub test: bool,
+    /// When it was made.
+    pub created_at: UnixMs,
+    /// When it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<UnixMs>,
+    /// When it was revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_at: Option<UnixMs>,
+    /// When it was last used, to the minute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_used_at: Option<UnixMs>,
+}
+
+/// `POST /v1/admin/keys`.
+#[serde(deny_unknown_fields)]
+pub struct CreateKey {
+    /// For which tenant.
+    pub tenant: TenantId,
+    /// A name for people, 1 to 100 characters.
+    pub name: String,
+    /// For the sandbox only.
+    #[serde(default)]
+    pub test: bool,
+    /// When it ends; never when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<UnixMs>,
+}
+
+/// A new API key. The secret is shown this once.
+pub struct CreatedKey {
+    /// The key.
+    #[serde(flatten)]
+    pub key: ApiKey,
+    /// What goes behind `Authorization: Bearer`.
+    pub secret: String,
+}
+
+/// A one-time token with which a host is enrolled.
+pub struct EnrolmentToken {
+    /// The token; shown this once.
+    pub token: String,
+    /// When it ends.
+    pub expires_at: UnixMs,
+}
+
+/// A host, as operators see it.
+pub struct Host {
+    /// Its id.
+    pub id: HostId,
+    /// Its name.
+    pub name: String,
+    /// Its link is up.
+    pub online: bool,
+    /// When the router last heard of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_seen_at: Option<UnixMs>,
+    /// Version of its supervisor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Its phones.
+    pub phones: Vec<PhoneId>,
+    /// When it was enrolled.
+    pub created_at: UnixMs,
+}
+
+/// A phone, as operators see it.
+pub struct Phone {
+    /// Its id.
+    pub id: PhoneId,
+    /// Its number.
+    pub number: E164,
+    /// A name for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// The host that serves it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostId>,
+    /// Its host's link is up.
+    pub online: bool,
+    /// What its bridge is doing.
+    pub state: PhoneState,
+    /// Why it is not ready.
+    pub reasons: Vec<Reason>,
+    /// What it can send by.
+    pub channels: Vec<Channel>,
+    /// The epoch of its lease.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u64>,
+    /// When the lease ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_until: Option<UnixMs>,
+    /// Messages sent today (UTC).
+    pub messages_today: u64,
+    /// Attempts given to it that have no end yet.
+    pub in_flight: u64,
+    /// When it was last given a message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_used_at: Option<UnixMs>,
+}
+
+/// A webhook endpoint, without its secret.
+pub struct WebhookEndpoint {
+    /// Its id.
+    pub id: EndpointId,
+    /// Where events are posted.
+    pub url: String,
+    /// The types that it gets; empty means all.
+    pub events: Vec<String>,
+    /// When it was switched off, by whom or what: see `disabled_reason`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disabled_at: Option<UnixMs>,
+    /// Why it was switched off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disabled_reason: Option<String>,
+    /// When it was made.
+    pub created_at: UnixMs,
+}
+
+/// `POST /v1/webhook_endpoints`.
+#[serde(deny_unknown_fields)]
+pub struct CreateWebhookEndpoint {
+    /// Where events are posted; `https://`, or `http://` where the operator allows it.
+    pub url: String,
+    /// The types that it gets; all when left out or empty.
+    #[serde(default)]
+    pub events: Vec<String>,
+}
+
+/// A new webhook endpoint. The secret is shown this once.
+pub struct CreatedWebhookEndpoint {
+    /// The endpoint.
+    #[serde(flatten)]
+    pub endpoint: WebhookEndpoint,
+    /// `whsec_…`: what signatures are checked with.
+    pub secret: String,
+}
+
+/// One event on its way to one endpoint.
+pub struct WebhookDelivery {
+    /// Its id.
+    pub id: DeliveryId,
+    /// To which endpoint.
+    pub endpoint: EndpointId,
+    /// Which event; the `webhook-id` header.
+    pub event: EventId,
+    /// The event's type.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `pending`, `delivered` or `failed`.
+    pub state: String,
+    /// Every try so far.
+    pub attempts: Vec<WebhookAttempt>,
+    /// When it is tried next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_at: Option<UnixMs>,
+    /// When the event happened.
+    pub created_at: UnixMs,
+}
+
+/// One try to deliver a webhook.
+pub struct WebhookAttempt {
+    /// When.
+    pub at: UnixMs,
+    /// What the endpoint answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    /// What went wrong, where it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// How long it took, in milliseconds.
+    pub duration_ms: u64,
+}
+
+/// A recipient who must not be written to.
+pub struct OptOut {
+    /// Who.
+    pub recipient: Recipient,
+    /// How: `keyword`.
+    pub method: String,
+    /// When.
+    pub at: UnixMs,
+    /// The message that said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<MessageId>,
+}
+
+/// What a webhook carries, by Standard Webhooks 1.0.
+pub struct WebhookBody {
+    /// Such as `message.sent`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// When it happened.
+    pub timestamp: UnixMs,
+    /// About what.
+    pub data: WebhookData,
+}
+
+/// What happened, as webhooks tell it. Fields that do not apply are left out.
+#[derive(Default)]
+pub struct WebhookData {
+    /// Whose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<TenantId>,
+    /// The message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<MessageId>,
+    /// Number of the event in the message's story: later ones have higher numbers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<u64>,
+    /// Where the message stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<Status>,
+    /// Outbound or inbound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub direction: Option<Direction>,
+    /// The other side.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipient: Option<Recipient>,
+    /// Our number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<E164>,
+    /// Our phone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phone: Option<PhoneId>,
+    /// The channel really used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channel: Option<Channel>,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    /// For people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// When a held message is looked at again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_at: Option<UnixMs>,
+    /// An inbound message's text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// An inbound message's conversation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
+    pub conversation: Option<Conversation>,
+    /// What came with an inbound message.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<Object>))]
+    pub attachments: Vec<InboundAttachment>,
+    /// An inbound message that iCloud delivered long after it was sent.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub late: bool,
+    /// What the tenant keeps with the message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<BTreeMap<String, String>>,
+    /// Reactions, edits, unsends and group changes: the event as the phone told it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
+    pub change: Option<serde_json::Value>,
+}
+}
+
+/// Which way a message went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// From a tenant.
+    Outbound,
+    /// To a tenant.
+    Inbound,
+}
+
+impl Direction {
+    /// The stable word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Outbound => "outbound",
+            Self::Inbound => "inbound",
+        }
+    }
+}
+
+/// A page of rows, newest first unless the route says otherwise.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Page<T> {
+    /// The rows.
+    pub data: Vec<T>,
+    /// What to pass as `cursor` for the next page; null on the last.
+    pub next_cursor: Option<String>,
+    /// There is a next page.
+    pub has_more: bool,
+}
+
+/// Types of webhook events.
+pub const WEBHOOK_TYPES: &[&str] = &[
+    "message.queued",
+    "message.held",
+    "message.sent",
+    "message.delivered",
+    "message.read",
+    "message.failed",
+    "message.blocked",
+    "message.expired",
+    "message.canceled",
+    "message.unknown",
+    "message.received",
+    "message.reaction",
+    "message.edited",
+    "message.unsent",
+    "contact.opted_out",
+    "contact.opted_in",
+    "phone.online",
+    "phone.offline",
+    "webhook_endpoint.disabled",
+];

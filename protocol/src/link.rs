@@ -1,0 +1,427 @@
+//! The link: one JSON object a text frame between a host and the router, whoever dialled.
+
+use serde::{Deserialize, Serialize};
+
+use crate::pipe::{Command, Event};
+use crate::wire::{WireError, parse_tagged};
+use crate::{E164, HostId, PhoneId, UnixMs, limits};
+
+/// Path of the link on the router, and on a host behind cloudflared.
+pub const PATH: &str = "/v1/link";
+
+/// A host renews its leases so often.
+pub const RENEW_EVERY_MS: u64 = 5_000;
+
+/// A lease holds so long from the renewal that it answers.
+pub const LEASE_TTL_MS: u64 = 15_000;
+
+/// The router waits so much longer than a lease's end before another host may have the phone.
+pub const LEASE_GRACE_MS: u64 = 5_000;
+
+/// Both sides ping so often. Cloudflare ends idle connections after about 100 s (buildbot#4078).
+pub const PING_EVERY_MS: u64 = 20_000;
+
+/// So many unanswered pings end a session.
+pub const PINGS_MISSED_MAX: u32 = 3;
+
+/// The first frame of either side must come within this time; so must every write.
+pub const HELLO_WITHIN_MS: u64 = 10_000;
+
+/// Largest difference between the two sides' clocks for a signed request, in seconds.
+pub const CLOCK_SKEW_MAX_S: i64 = 60;
+
+/// Why a WebSocket was closed.
+pub mod close {
+    /// The signature, the host or the clock is not right.
+    pub const NOT_AUTHORISED: u16 = 4401;
+    /// A newer session of the same host has taken over.
+    pub const REPLACED: u16 = 4409;
+    /// The other side speaks a version that this one does not.
+    pub const PROTOCOL_TOO_OLD: u16 = 4426;
+    /// The router is stopping: redial at once.
+    pub const DRAINING: u16 = 4503;
+}
+
+/// What a host tells the router.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum HostFrame {
+    /// First frame; counts as renewal 0.
+    Hello(HostHello),
+    /// Asks for every lease to be extended.
+    Renew {
+        /// Numbered from 1 in a session; the lease that answers names it.
+        renewal: u64,
+        /// Every phone of this host, as it stands.
+        phones: Vec<PhoneReport>,
+        /// How the host itself is.
+        #[serde(default)]
+        health: HostHealth,
+    },
+    /// A bridge has started, changed its journal or its state.
+    Phone(PhoneReport),
+    /// An event of a bridge's journal.
+    Event(EventFrame),
+    /// Are you there?
+    Ping {
+        /// The asker's clock.
+        at: UnixMs,
+    },
+    /// Answers a ping.
+    Pong {
+        /// The ping's `at`.
+        at: UnixMs,
+    },
+    /// The host ends the session.
+    Bye {
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+/// First frame of a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostHello {
+    /// Version of this contract.
+    pub protocol: u32,
+    /// Version of the program.
+    pub version: String,
+    /// A new one each time the supervisor starts.
+    pub boot: String,
+    /// Its wall clock.
+    pub clock: UnixMs,
+    /// Every phone that it serves.
+    pub phones: Vec<PhoneReport>,
+}
+
+/// A phone, as its host sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhoneReport {
+    /// Which phone.
+    pub phone: PhoneId,
+    /// Its bridge's journal; none before the bridge's first hello.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal: Option<String>,
+    /// The newest event in it.
+    #[serde(default)]
+    pub last_seq: u64,
+    /// The newest epoch that the host holds for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u64>,
+    /// What its bridge is doing.
+    pub state: PhoneState,
+    /// Why it is not ready, in stable codes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reasons: Vec<crate::Reason>,
+}
+
+/// What a phone's bridge is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum PhoneState {
+    /// Not running, on purpose.
+    Stopped,
+    /// Started, not ready yet.
+    Starting,
+    /// Can send.
+    Ready,
+    /// Runs, but cannot send.
+    NotReady,
+    /// Finishes what is started, takes nothing new.
+    Draining,
+    /// Waits to be restarted after it ended.
+    Backoff,
+    /// Restarted too often; tried every five minutes.
+    Parked,
+}
+
+impl PhoneState {
+    /// The stable word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Stopped => "stopped",
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::NotReady => "not_ready",
+            Self::Draining => "draining",
+            Self::Backoff => "backoff",
+            Self::Parked => "parked",
+        }
+    }
+
+    /// The state behind a word of a store.
+    pub fn of(word: &str) -> Option<Self> {
+        [
+            Self::Stopped,
+            Self::Starting,
+            Self::Ready,
+            Self::NotReady,
+            Self::Draining,
+            Self::Backoff,
+            Self::Parked,
+        ]
+        .into_iter()
+        .find(|state| state.as_str() == word)
+    }
+}
+
+/// How a host is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HostHealth {
+    /// Seconds since the supervisor started.
+    pub uptime_s: u64,
+    /// Bridges restarted since then.
+    pub restarts: u64,
+    /// Free disk space where its state lies, in bytes.
+    pub disk_free: Option<u64>,
+}
+
+/// An event of a bridge's journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventFrame {
+    /// Whose.
+    pub phone: PhoneId,
+    /// Which journal.
+    pub journal: String,
+    /// Its number there. The router takes only the one after the last that it has.
+    pub seq: u64,
+    /// The newest epoch that the bridge had seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u64>,
+    /// When it was journaled.
+    pub at: UnixMs,
+    /// What happened.
+    pub event: Event,
+}
+
+/// What the router tells a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum RouterFrame {
+    /// Answers hello; its leases answer renewal 0.
+    Welcome(Welcome),
+    /// The host may send for this phone.
+    Lease {
+        /// Which phone.
+        phone: PhoneId,
+        /// The lease's epoch.
+        epoch: u64,
+        /// How long it holds, from when the host sent the renewal.
+        ttl_ms: u64,
+        /// The renewal that it answers.
+        renewal: u64,
+    },
+    /// The host may no longer send for this phone.
+    Revoke {
+        /// Which phone.
+        phone: PhoneId,
+        /// The epoch that ends.
+        epoch: u64,
+    },
+    /// The router has every event of this journal up to `seq`.
+    Ack {
+        /// Whose.
+        phone: PhoneId,
+        /// Which journal.
+        journal: String,
+        /// Up to and including.
+        seq: u64,
+    },
+    /// For a bridge: `send` or `cancel`.
+    Command {
+        /// Which phone.
+        phone: PhoneId,
+        /// The epoch under which the router dispatched it.
+        epoch: u64,
+        /// The command.
+        command: Command,
+    },
+    /// Are you there?
+    Ping {
+        /// The asker's clock.
+        at: UnixMs,
+    },
+    /// Answers a ping.
+    Pong {
+        /// The ping's `at`.
+        at: UnixMs,
+    },
+    /// The router ends the session.
+    Bye {
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+/// Answers hello.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// Id of this session, for logs.
+    pub session: String,
+    /// The router's wall clock.
+    pub clock: UnixMs,
+    /// Every announced phone that the router knows as this host's.
+    pub phones: Vec<WelcomePhone>,
+}
+
+/// A phone, as the router sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WelcomePhone {
+    /// Which phone.
+    pub phone: PhoneId,
+    /// The epoch of the host's lease; none when another host holds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u64>,
+    /// How long the lease holds, from when hello was sent.
+    pub ttl_ms: u64,
+    /// The last event that the router has of the announced journal; the host goes on after it.
+    pub acked_seq: u64,
+}
+
+const HOST_FRAMES: &[&str] = &["hello", "renew", "phone", "event", "ping", "pong", "bye"];
+const ROUTER_FRAMES: &[&str] =
+    &["welcome", "lease", "revoke", "ack", "command", "ping", "pong", "bye"];
+
+/// Parses one frame from a host.
+pub fn parse_host(frame: &str) -> Result<HostFrame, WireError> {
+    parse_tagged(frame, limits::FRAME_BYTES_MAX, HOST_FRAMES)
+}
+
+/// Parses one frame from the router.
+pub fn parse_router(frame: &str) -> Result<RouterFrame, WireError> {
+    parse_tagged(frame, limits::FRAME_BYTES_MAX, ROUTER_FRAMES)
+}
+
+/// The `Authorization` of an upgrade request. Made and checked elsewhere: here is only its form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Authorization {
+    /// Who asks.
+    pub host: HostId,
+    /// Seconds since 1970, by the asker's clock.
+    pub ts: i64,
+    /// Never used twice within the allowed skew; 16 to 64 characters of base64url.
+    pub nonce: String,
+    /// Ed25519 over [`Authorization::signed`], in unpadded base64url.
+    pub sig: String,
+}
+
+/// An `Authorization` header that is not ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "not an authorisation of the form Switchboard host=\"…\", ts=\"…\", nonce=\"…\", sig=\"…\""
+)]
+pub struct BadAuthorization;
+
+const SCHEME: &str = "Switchboard ";
+const NONCE_LEN: std::ops::RangeInclusive<usize> = 16..=64;
+/// An Ed25519 signature in unpadded base64url.
+const SIG_LEN: usize = 86;
+
+impl Authorization {
+    /// The bytes that are signed.
+    pub fn signed(method: &str, path: &str, host: &HostId, ts: i64, nonce: &str) -> String {
+        format!("switchboard-link-v1\n{method}\n{path}\n{host}\n{ts}\n{nonce}")
+    }
+}
+
+impl std::fmt::Display for Authorization {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { host, ts, nonce, sig } = self;
+        write!(f, "{SCHEME}host=\"{host}\", ts=\"{ts}\", nonce=\"{nonce}\", sig=\"{sig}\"")
+    }
+}
+
+impl std::str::FromStr for Authorization {
+    type Err = BadAuthorization;
+    fn from_str(header: &str) -> Result<Self, BadAuthorization> {
+        let (mut host, mut ts, mut nonce, mut sig) = (None, None, None, None);
+        for part in header.strip_prefix(SCHEME).ok_or(BadAuthorization)?.split(',') {
+            let (name, value) = part.trim().split_once('=').ok_or(BadAuthorization)?;
+            let value = value
+                .strip_prefix('"')
+                .and_then(|value| value.strip_suffix('"'))
+                .ok_or(BadAuthorization)?;
+            let slot = match name {
+                "host" => &mut host,
+                "ts" => &mut ts,
+                "nonce" => &mut nonce,
+                "sig" => &mut sig,
+                _ => return Err(BadAuthorization),
+            };
+            if slot.replace(value).is_some() {
+                return Err(BadAuthorization);
+            }
+        }
+        let url_safe =
+            |text: &&str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+        let nonce = nonce.filter(url_safe).filter(|text| NONCE_LEN.contains(&text.len()));
+        let sig = sig.filter(url_safe).filter(|text| text.len() == SIG_LEN);
+        Ok(Self {
+            host: host.and_then(|id| id.parse().ok()).ok_or(BadAuthorization)?,
+            ts: ts.and_then(|ts| ts.parse().ok()).ok_or(BadAuthorization)?,
+            nonce: nonce.ok_or(BadAuthorization)?.to_owned(),
+            sig: sig.ok_or(BadAuthorization)?.to_owned(),
+        })
+    }
+}
+
+/// What a host sends to be enrolled, once, with a one-time token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct EnrolRequest {
+    /// The one-time token.
+    pub token: String,
+    /// A name for people.
+    pub name: String,
+    /// Ed25519 public key, unpadded base64url.
+    pub public_key: String,
+    /// The phones that it serves.
+    pub phones: Vec<EnrolPhone>,
+}
+
+/// A phone that a host serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct EnrolPhone {
+    /// Its number.
+    pub number: E164,
+    /// A name for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// What it can send by; iMessage and SMS when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channels: Option<Vec<crate::Channel>>,
+}
+
+/// What enrolment gives. The host keeps it, with the router's address, in `enrolment.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct EnrolResponse {
+    /// The host's id.
+    pub host: HostId,
+    /// The ids of its phones.
+    pub phones: Vec<EnrolledPhone>,
+}
+
+/// A phone with its id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct EnrolledPhone {
+    /// Its id.
+    pub phone: PhoneId,
+    /// Its number.
+    pub number: E164,
+}
+
+/// The file `enrolment.json` in a host's state folder, written by `switchboard host enroll`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enrolment {
+    /// Base URL of the router, `http://` or `https://`.
+    pub router: String,
+    /// The host's id.
+    pub host: HostId,
+    /// Its phones.
+    pub phones: Vec<EnrolledPhone>,
+}

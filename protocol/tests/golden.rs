@@ -1,0 +1,625 @@
+//! Every frame and body against its golden file. `UPDATE_GOLDEN=1` writes them anew; the change
+//! is then visible where it belongs, in the review.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on must fail")]
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use protocol::api::{
+    ApiKey, CreateKey, CreateMessage, CreateTenant, CreateWebhookEndpoint, CreatedKey, Direction,
+    EnrolmentToken, FieldError, Host, Message, MessageEvent, OptOut, Page, Phone, Problem, Tenant,
+    WebhookAttempt, WebhookBody, WebhookData, WebhookDelivery, WebhookEndpoint,
+};
+use protocol::link::{
+    EnrolPhone, EnrolRequest, EnrolResponse, EnrolledPhone, Enrolment, EventFrame, HostFrame,
+    HostHealth, HostHello, PhoneReport, PhoneState, RouterFrame, Welcome, WelcomePhone,
+};
+use protocol::pipe::{
+    AccountState, Attempt, AttemptReason, Command, Conversation, ConversationKind, Edited, Event,
+    EventLine, GroupChange, Heartbeat, Hello, InboundAttachment, NotReady, OutboundAttachment,
+    Reaction, Receipt, Received, Send, Unsent, Up,
+};
+use protocol::{
+    Channel, ChannelChoice, Class, DeliveryId, E164, EndpointId, EventId, HostId, KeyId, MessageId,
+    PhoneId, Reason, Recipient, Status, TenantId, UnixMs, WireError, link, pipe,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+const NOON: UnixMs = UnixMs(1_795_348_800_250);
+
+fn message() -> MessageId {
+    MessageId::new(NOON.0, [1; 10])
+}
+fn phone() -> PhoneId {
+    PhoneId::new(NOON.0, [2; 10])
+}
+fn host() -> HostId {
+    HostId::new(NOON.0, [3; 10])
+}
+fn tenant() -> TenantId {
+    TenantId::new(NOON.0, [4; 10])
+}
+fn anna() -> Recipient {
+    "+12025550143".parse().unwrap()
+}
+fn number() -> E164 {
+    "+12025550190".parse().unwrap()
+}
+fn attempt() -> Attempt {
+    Attempt { message: message(), attempt: 1 }
+}
+fn direct() -> Conversation {
+    Conversation { kind: ConversationKind::Direct, id: "+12025550143".to_owned() }
+}
+fn guid() -> String {
+    "2E7A3D5C-8A5B-4C07-9E0F-1B6F4C2D9A11".to_owned()
+}
+fn why(reason: Reason, retryable: bool) -> AttemptReason {
+    AttemptReason {
+        attempt: attempt(),
+        reason,
+        detail: "error 22".to_owned(),
+        retryable,
+        channel: Some(Channel::Imessage),
+    }
+}
+fn receipt() -> Receipt {
+    Receipt { attempt: attempt(), guid: guid(), at: NOON }
+}
+
+fn send() -> Send {
+    Send {
+        message: message(),
+        attempt: 1,
+        epoch: 7,
+        to: anna(),
+        text: "Your table is ready – “Zur Post” 🍲".to_owned(),
+        attachments: vec![OutboundAttachment {
+            url: "https://files.example.org/menu.pdf".to_owned(),
+            name: Some("menu.pdf".to_owned()),
+            sha256: None,
+        }],
+        route: vec![Channel::Imessage, Channel::Sms],
+        class: Class::Transactional,
+        start_before: NOON,
+        conversation: Some(direct()),
+    }
+}
+
+/// Compares with the file, and reads the file back to the same value.
+fn golden<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(name: &str, value: &T) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.json"));
+    let written = serde_json::to_string_pretty(value).unwrap() + "\n";
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, &written).unwrap();
+    }
+    let stored = std::fs::read_to_string(&path)
+        .unwrap_or_else(|err| panic!("{}: {err}; UPDATE_GOLDEN=1 writes it", path.display()));
+    assert_eq!(written, stored, "{name} has changed on the wire");
+    let read: T = serde_json::from_str(&stored).unwrap();
+    assert_eq!(&read, value, "{name} does not read back");
+    // A newer peer may say more.
+    let mut more: serde_json::Value = serde_json::from_str(&stored).unwrap();
+    if let Some(object) = more.as_object_mut() {
+        object.insert("of_tomorrow".to_owned(), serde_json::json!({"x": [1]}));
+        let strict = name.starts_with("api/create_");
+        assert_eq!(serde_json::from_value::<T>(more).is_err(), strict, "{name}: unknown fields");
+    }
+}
+
+fn events() -> Vec<Event> {
+    vec![
+        Event::Accepted(attempt()),
+        Event::Refused(why(Reason::StaleEpoch, true)),
+        Event::Started { attempt: attempt(), channel: Channel::Imessage },
+        Event::Fallback {
+            attempt: attempt(),
+            from: Channel::Imessage,
+            to: Channel::Sms,
+            reason: Reason::NotRegistered,
+            detail: "error 22".to_owned(),
+        },
+        Event::Sent { attempt: attempt(), channel: Channel::Sms, guid: guid() },
+        Event::Delivered(receipt()),
+        Event::Read(receipt()),
+        Event::Failed(why(Reason::NotRegistered, false)),
+        Event::Unknown(why(Reason::NoEvidence, false)),
+        Event::Canceled(attempt()),
+        Event::Expired(attempt()),
+        Event::Received(Received {
+            guid: guid(),
+            from: anna(),
+            conversation: direct(),
+            text: "STOP".to_owned(),
+            attachments: vec![InboundAttachment {
+                guid: "at_0_X".to_owned(),
+                name: Some("a.heic".to_owned()),
+                mime: Some("image/heic".to_owned()),
+                bytes: 12_345,
+                complete: true,
+            }],
+            service: Channel::Imessage,
+            at: NOON,
+            late: true,
+        }),
+        Event::Reaction(Reaction {
+            guid: guid(),
+            from: anna(),
+            conversation: direct(),
+            target: guid(),
+            part: 0,
+            kind: "love".to_owned(),
+            emoji: None,
+            removed: false,
+            at: NOON,
+        }),
+        Event::Edited(Edited { guid: guid(), text: "new".to_owned(), at: NOON }),
+        Event::Unsent(Unsent { guid: guid(), parts: vec![1], at: NOON }),
+        Event::Group(GroupChange {
+            guid: guid(),
+            conversation: Conversation { kind: ConversationKind::Group, id: "chat831".to_owned() },
+            change: "renamed".to_owned(),
+            subject: Some("Lunch".to_owned()),
+            at: NOON,
+        }),
+        Event::Account { state: AccountState::SignedOut, detail: "connection status".to_owned() },
+    ]
+}
+
+#[test]
+fn the_pipe_downwards() {
+    let commands = [
+        ("send", Command::Send(send())),
+        ("cancel", Command::Cancel { message: message(), attempt: 1 }),
+        ("lease", Command::Lease { epoch: 7, ttl_ms: 15_000, issued_ms: 123_456 }),
+        ("revoke", Command::Revoke { epoch: 7 }),
+        ("ack", Command::Ack { journal: "j1".to_owned(), seq: 41 }),
+        ("replay", Command::Replay),
+        ("drain", Command::Drain { deadline_ms: 10_000 }),
+        ("stop", Command::Stop { deadline_ms: 5_000 }),
+    ];
+    for (name, command) in commands {
+        golden(&format!("pipe/down_{name}"), &command);
+        let line = serde_json::to_string(&command).unwrap();
+        assert!(!line.contains('\n'));
+        assert_eq!(pipe::parse_command(&line), Ok(command));
+    }
+}
+
+#[test]
+fn the_pipe_upwards() {
+    let mut ups = vec![
+        (
+            "hello".to_owned(),
+            Up::Hello(Hello {
+                protocol: protocol::PROTOCOL,
+                version: "0.1.0".to_owned(),
+                phone: phone(),
+                journal: "j1".to_owned(),
+                last_seq: 41,
+                pid: 4242,
+            }),
+        ),
+        ("ready".to_owned(), Up::Ready),
+        (
+            "not_ready".to_owned(),
+            Up::NotReady {
+                reasons: vec![NotReady {
+                    reason: Reason::DatabasePermission,
+                    remedy: "Grant Full Disk Access".to_owned(),
+                }],
+            },
+        ),
+        (
+            "heartbeat".to_owned(),
+            Up::Heartbeat(Heartbeat {
+                last_poll: Some(NOON),
+                osascript_age_ms: Some(12),
+                queued: 3,
+                ..Heartbeat::default()
+            }),
+        ),
+    ];
+    for (index, event) in events().into_iter().enumerate() {
+        let name = format!("event_{}", event.kind());
+        let seq = u64::try_from(index).unwrap() + 1;
+        ups.push((name, Up::Event(EventLine { seq, at: NOON, epoch: Some(7), event })));
+    }
+    for (name, up) in ups {
+        golden(&format!("pipe/up_{name}"), &up);
+        assert_eq!(pipe::parse_up(&serde_json::to_string(&up).unwrap()), Ok(up));
+    }
+}
+
+fn report() -> PhoneReport {
+    PhoneReport {
+        phone: phone(),
+        journal: Some("j1".to_owned()),
+        last_seq: 41,
+        epoch: Some(7),
+        state: PhoneState::NotReady,
+        reasons: vec![Reason::AccountOffline],
+    }
+}
+
+#[test]
+fn the_link_from_the_host() {
+    let frames = [
+        (
+            "hello",
+            HostFrame::Hello(HostHello {
+                protocol: 1,
+                version: "0.1.0".to_owned(),
+                boot: "b1".to_owned(),
+                clock: NOON,
+                phones: vec![report()],
+            }),
+        ),
+        (
+            "renew",
+            HostFrame::Renew {
+                renewal: 3,
+                phones: vec![report()],
+                health: HostHealth { uptime_s: 60, restarts: 1, disk_free: Some(1 << 40) },
+            },
+        ),
+        ("phone", HostFrame::Phone(report())),
+        (
+            "event",
+            HostFrame::Event(EventFrame {
+                phone: phone(),
+                journal: "j1".to_owned(),
+                seq: 42,
+                epoch: Some(7),
+                at: NOON,
+                event: Event::Accepted(attempt()),
+            }),
+        ),
+        ("ping", HostFrame::Ping { at: NOON }),
+        ("pong", HostFrame::Pong { at: NOON }),
+        ("bye", HostFrame::Bye { reason: "stopping".to_owned() }),
+    ];
+    for (name, frame) in frames {
+        golden(&format!("link/host_{name}"), &frame);
+        assert_eq!(link::parse_host(&serde_json::to_string(&frame).unwrap()), Ok(frame));
+    }
+}
+
+#[test]
+fn the_link_from_the_router() {
+    let frames = [
+        (
+            "welcome",
+            RouterFrame::Welcome(Welcome {
+                session: "s1".to_owned(),
+                clock: NOON,
+                phones: vec![WelcomePhone {
+                    phone: phone(),
+                    epoch: Some(7),
+                    ttl_ms: 15_000,
+                    acked_seq: 41,
+                }],
+            }),
+        ),
+        ("lease", RouterFrame::Lease { phone: phone(), epoch: 7, ttl_ms: 15_000, renewal: 3 }),
+        ("revoke", RouterFrame::Revoke { phone: phone(), epoch: 7 }),
+        ("ack", RouterFrame::Ack { phone: phone(), journal: "j1".to_owned(), seq: 42 }),
+        (
+            "command",
+            RouterFrame::Command { phone: phone(), epoch: 7, command: Command::Send(send()) },
+        ),
+        ("ping", RouterFrame::Ping { at: NOON }),
+        ("pong", RouterFrame::Pong { at: NOON }),
+        ("bye", RouterFrame::Bye { reason: "draining".to_owned() }),
+    ];
+    for (name, frame) in frames {
+        golden(&format!("link/router_{name}"), &frame);
+        assert_eq!(link::parse_router(&serde_json::to_string(&frame).unwrap()), Ok(frame));
+    }
+}
+
+#[test]
+fn enrolment() {
+    let phones = vec![EnrolledPhone { phone: phone(), number: number() }];
+    golden(
+        "link/enrol_request",
+        &EnrolRequest {
+            token: "one-time".to_owned(),
+            name: "mini-1".to_owned(),
+            public_key: "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo".to_owned(),
+            phones: vec![EnrolPhone {
+                number: number(),
+                label: Some("front desk".to_owned()),
+                channels: None,
+            }],
+        },
+    );
+    golden("link/enrol_response", &EnrolResponse { host: host(), phones: phones.clone() });
+    golden(
+        "link/enrolment",
+        &Enrolment { router: "https://router.example.org".to_owned(), host: host(), phones },
+    );
+}
+
+#[test]
+fn the_authorization_header_reads_back() {
+    let header = link::Authorization {
+        host: host(),
+        ts: 1_795_348_800,
+        nonce: "A".repeat(22),
+        sig: "b".repeat(86),
+    };
+    assert_eq!(header.to_string().parse(), Ok(header.clone()));
+    let text = header.to_string();
+    for bad in [
+        text.replace("Switchboard", "Bearer"),
+        text.replace("nonce", "once"),
+        text.replace(&"b".repeat(86), &"b".repeat(85)),
+        text.replace(&"A".repeat(22), "A\\\" "),
+        format!("{text}, ts=\"1\""),
+        text.replace("ts=\"1795348800\"", "ts=\"soon\""),
+        String::new(),
+    ] {
+        assert!(bad.parse::<link::Authorization>().is_err(), "{bad}");
+    }
+}
+
+fn api_message() -> Message {
+    Message {
+        id: message(),
+        direction: Direction::Outbound,
+        status: Status::Queued,
+        reason: None,
+        held_reason: Some(Reason::NoPhoneAvailable),
+        next_at: Some(NOON),
+        to: anna(),
+        from: Some(number()),
+        phone: Some(phone()),
+        text: "Your table is ready.".to_owned(),
+        channel: ChannelChoice::Auto,
+        channel_used: Some(Channel::Imessage),
+        class: Class::Marketing,
+        attempts: 1,
+        sequence: 3,
+        created_at: NOON,
+        updated_at: NOON,
+        send_at: None,
+        expires_at: Some(NOON),
+        metadata: Some(BTreeMap::from([("order".to_owned(), "17".to_owned())])),
+    }
+}
+
+#[test]
+fn the_public_api() {
+    golden(
+        "api/create_message",
+        &CreateMessage {
+            to: anna(),
+            text: "Your table is ready.".to_owned(),
+            channel: Some(ChannelChoice::Auto),
+            class: Some(Class::Transactional),
+            from: Some(number()),
+            send_at: None,
+            expires_at: None,
+            ttl_seconds: Some(600),
+            metadata: Some(BTreeMap::from([("order".to_owned(), "17".to_owned())])),
+        },
+    );
+    golden("api/message", &api_message());
+    golden(
+        "api/page",
+        &Page { data: vec![api_message()], next_cursor: Some("abc".to_owned()), has_more: true },
+    );
+    golden(
+        "api/message_event",
+        &MessageEvent {
+            id: EventId::new(NOON.0, [5; 10]),
+            message: message(),
+            sequence: 2,
+            kind: "fallback".to_owned(),
+            at: NOON,
+            phone: Some(phone()),
+            attempt: Some(1),
+            channel: Some(Channel::Sms),
+            reason: Some(Reason::NotRegistered),
+            detail: Some("error 22".to_owned()),
+        },
+    );
+    golden(
+        "api/problem",
+        &Problem {
+            kind: "about:blank".to_owned(),
+            title: "The request is not valid".to_owned(),
+            status: 422,
+            detail: Some("1 field is wrong".to_owned()),
+            code: "invalid_request".to_owned(),
+            request_id: Some("r1".to_owned()),
+            errors: vec![FieldError {
+                pointer: "/to".to_owned(),
+                code: "bad_number".to_owned(),
+                detail: "not an E.164 number".to_owned(),
+            }],
+        },
+    );
+    golden(
+        "api/opt_out",
+        &OptOut {
+            recipient: anna(),
+            method: "keyword".to_owned(),
+            at: NOON,
+            message: Some(message()),
+        },
+    );
+}
+
+#[test]
+fn the_operators_api() {
+    golden("api/create_tenant", &CreateTenant { name: "Post".to_owned(), brand: None });
+    golden(
+        "api/tenant",
+        &Tenant {
+            id: tenant(),
+            name: "Post".to_owned(),
+            brand: "Zur Post".to_owned(),
+            created_at: NOON,
+        },
+    );
+    golden(
+        "api/create_key",
+        &CreateKey {
+            tenant: tenant(),
+            name: "shop".to_owned(),
+            test: false,
+            expires_at: Some(NOON),
+        },
+    );
+    golden(
+        "api/created_key",
+        &CreatedKey {
+            key: ApiKey {
+                id: KeyId::new(NOON.0, [6; 10]),
+                tenant: tenant(),
+                name: "shop".to_owned(),
+                prefix: "sb_live_AbCd".to_owned(),
+                test: false,
+                created_at: NOON,
+                expires_at: None,
+                revoked_at: None,
+                last_used_at: None,
+            },
+            secret: "sb_live_…".to_owned(),
+        },
+    );
+    golden(
+        "api/enrolment_token",
+        &EnrolmentToken { token: "one-time".to_owned(), expires_at: NOON },
+    );
+    golden(
+        "api/host",
+        &Host {
+            id: host(),
+            name: "mini-1".to_owned(),
+            online: true,
+            last_seen_at: Some(NOON),
+            version: Some("0.1.0".to_owned()),
+            phones: vec![phone()],
+            created_at: NOON,
+        },
+    );
+    golden(
+        "api/phone",
+        &Phone {
+            id: phone(),
+            number: number(),
+            label: Some("front desk".to_owned()),
+            host: Some(host()),
+            online: true,
+            state: PhoneState::Ready,
+            reasons: vec![],
+            channels: vec![Channel::Imessage, Channel::Sms],
+            epoch: Some(7),
+            lease_until: Some(NOON),
+            messages_today: 12,
+            in_flight: 1,
+            last_used_at: None,
+        },
+    );
+}
+
+#[test]
+fn webhooks() {
+    let endpoint = EndpointId::new(NOON.0, [8; 10]);
+    golden(
+        "api/create_webhook_endpoint",
+        &CreateWebhookEndpoint {
+            url: "https://shop.example.org/hooks".to_owned(),
+            events: vec!["message.sent".to_owned()],
+        },
+    );
+    golden(
+        "api/webhook_endpoint",
+        &WebhookEndpoint {
+            id: endpoint.clone(),
+            url: "https://shop.example.org/hooks".to_owned(),
+            events: vec![],
+            disabled_at: None,
+            disabled_reason: None,
+            created_at: NOON,
+        },
+    );
+    golden(
+        "api/webhook_delivery",
+        &WebhookDelivery {
+            id: DeliveryId::new(NOON.0, [9; 10]),
+            endpoint,
+            event: EventId::new(NOON.0, [5; 10]),
+            kind: "message.sent".to_owned(),
+            state: "pending".to_owned(),
+            attempts: vec![WebhookAttempt {
+                at: NOON,
+                status: Some(503),
+                error: None,
+                duration_ms: 12,
+            }],
+            next_at: Some(NOON),
+            created_at: NOON,
+        },
+    );
+    golden(
+        "api/webhook_body",
+        &WebhookBody {
+            kind: "message.sent".to_owned(),
+            timestamp: NOON,
+            data: WebhookData {
+                tenant: Some(tenant()),
+                message: Some(message()),
+                sequence: Some(4),
+                status: Some(Status::Sent),
+                direction: Some(Direction::Outbound),
+                recipient: Some(anna()),
+                channel: Some(Channel::Sms),
+                ..WebhookData::default()
+            },
+        },
+    );
+}
+
+#[test]
+fn bad_lines_are_refused_by_name() {
+    for (line, expected) in [
+        ("", "malformed"),
+        ("[]", "malformed"),
+        ("{", "malformed"),
+        ("{\"type\":1}", "malformed"),
+        ("{\"type\":\"teleport\"}", "unknown_type"),
+        ("{\"type\":\"cancel\"}", "bad_fields"),
+        ("{\"type\":\"cancel\",\"message\":\"ten_1\",\"attempt\":1}", "bad_fields"),
+        ("{\"type\":\"revoke\",\"epoch\":-1}", "bad_fields"),
+    ] {
+        let refused = pipe::parse_command(line).unwrap_err();
+        assert_eq!(refused.label(), expected, "{line}: {refused}");
+    }
+    let long = format!("{{\"type\":\"replay\",\"x\":\"{}\"}}", "y".repeat(1 << 20));
+    assert!(matches!(pipe::parse_command(&long), Err(WireError::TooLong { .. })));
+    let unknown = pipe::parse_command("{\"type\":\"teleport\"}").unwrap_err();
+    assert_eq!(unknown.to_string(), "unknown type \"teleport\"");
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_bytes_panic_the_parsers(text in "\\PC{0,200}") {
+        let parsed = (pipe::parse_command(&text), pipe::parse_up(&text), link::parse_host(&text), link::parse_router(&text));
+        proptest::prop_assert!(parsed.0.is_err());
+        let _header: Result<link::Authorization, _> = text.parse();
+    }
+
+    #[test]
+    fn a_cut_line_is_refused(cut in 1_usize..400) {
+        let line = serde_json::to_string(&Command::Send(send())).unwrap();
+        let cut = line.char_indices().map(|(at, _)| at).take_while(|at| *at < line.len().min(cut)).last().unwrap_or(0);
+        proptest::prop_assert!(pipe::parse_command(line.split_at(cut).0).is_err());
+    }
+}

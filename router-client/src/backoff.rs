@@ -1,0 +1,149 @@
+//! When to dial again: pure, the random number is an argument.
+//!
+//! The first redial comes at once, because most losses are a restarted edge server or a switched network and the next
+//! attempt succeeds. After that full jitter keeps a shelf of hosts from redialling in step.
+
+/// Shortest delay of the jittered redials.
+pub(crate) const DELAY_MIN_MS: u64 = 500;
+/// Longest delay of the jittered redials: what a host can be away for after the router is back.
+pub(crate) const DELAY_MAX_MS: u64 = 30_000;
+/// A session that lived so long was a good one; what happened before it is forgiven.
+pub(crate) const FORGIVEN_AFTER_MS: u64 = 60_000;
+/// Delay when the router refuses this host: only a person can change that, but the answer may come any time.
+pub(crate) const REFUSED_MS: u64 = 5 * 60_000;
+/// Least delay after another session of the same host replaced this one: two supervisors with one key must not take
+/// the link from each other in a tight loop.
+pub(crate) const REPLACED_MS: u64 = 60_000;
+
+/// Why the last attempt ended, as far as the next delay depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// Network, timeout, protocol: anything that may be better the next time.
+    Lost,
+    /// 401, 403, 4401 or 4426: the router does not want this host as it is.
+    Refused,
+    /// 4409: a newer session of this host.
+    Replaced,
+    /// 4503: the router is being restarted and asked for a redial at once.
+    Draining,
+}
+
+/// What the dialler remembers between attempts.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Backoff {
+    /// Redials since the last session that lived long enough.
+    redials: u32,
+}
+
+impl Backoff {
+    /// The delay before the next attempt, in milliseconds.
+    ///
+    /// `lived_ms` is how long the session was welcome, zero if it never was. `random` is any 64 bits.
+    pub(crate) fn next(&mut self, cause: Cause, lived_ms: u64, random: u64) -> u64 {
+        if lived_ms >= FORGIVEN_AFTER_MS {
+            self.redials = 0;
+        }
+        let redials = self.redials;
+        self.redials = self.redials.saturating_add(1);
+        match cause {
+            // A router that drains for ever would be dialled in a tight loop, so the welcome is asked for only once.
+            Cause::Lost | Cause::Draining if redials == 0 => 0,
+            Cause::Draining if lived_ms > 0 => DELAY_MIN_MS,
+            Cause::Lost | Cause::Draining => jittered(redials, random),
+            Cause::Refused => REFUSED_MS + random % (REFUSED_MS / 10),
+            Cause::Replaced => REPLACED_MS + random % (REPLACED_MS / 2),
+        }
+    }
+}
+
+/// Full jitter: anything between the minimum and a ceiling that doubles with every redial.
+fn jittered(redials: u32, random: u64) -> u64 {
+    let doublings = redials.min(16);
+    let ceiling = (DELAY_MIN_MS << doublings).min(DELAY_MAX_MS);
+    DELAY_MIN_MS + random % (ceiling - DELAY_MIN_MS + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_first_redial_is_at_once_and_the_second_is_not() {
+        let mut backoff = Backoff::default();
+        assert_eq!(backoff.next(Cause::Lost, 0, 7), 0);
+        assert!(backoff.next(Cause::Lost, 0, 7) >= DELAY_MIN_MS);
+    }
+
+    #[test]
+    fn the_ceiling_doubles_up_to_thirty_seconds() {
+        let mut backoff = Backoff::default();
+        let ceilings: Vec<u64> = (0..9)
+            .map(|_| {
+                let mut probe = backoff.clone();
+                let longest = (0..=DELAY_MAX_MS)
+                    .map(|random| probe.clone().next(Cause::Lost, 0, random))
+                    .max()
+                    .unwrap();
+                probe.next(Cause::Lost, 0, 0);
+                backoff = probe;
+                longest
+            })
+            .collect();
+        assert_eq!(ceilings, [0, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000, 30_000]);
+    }
+
+    #[test]
+    fn a_minute_of_life_forgives_and_less_does_not() {
+        let mut backoff = Backoff::default();
+        backoff.next(Cause::Lost, 0, 0);
+        assert_ne!(backoff.next(Cause::Lost, FORGIVEN_AFTER_MS - 1, 0), 0);
+        assert_eq!(backoff.next(Cause::Lost, FORGIVEN_AFTER_MS, 0), 0);
+    }
+
+    #[test]
+    fn a_refused_host_waits_five_minutes_even_the_first_time() {
+        assert!(Backoff::default().next(Cause::Refused, 0, 0) >= REFUSED_MS);
+    }
+
+    #[test]
+    fn a_replaced_session_is_slow_even_after_a_long_life() {
+        assert!(Backoff::default().next(Cause::Replaced, 10 * FORGIVEN_AFTER_MS, 0) >= REPLACED_MS);
+    }
+
+    #[test]
+    fn a_draining_router_is_dialled_at_once_but_not_in_a_loop() {
+        let mut backoff = Backoff::default();
+        assert_eq!(backoff.next(Cause::Draining, 5_000, 0), 0);
+        assert_eq!(backoff.next(Cause::Draining, 5_000, 0), DELAY_MIN_MS);
+        assert!(backoff.next(Cause::Draining, 0, u64::MAX) > DELAY_MIN_MS);
+    }
+
+    proptest! {
+        #[test]
+        fn only_the_first_redial_is_immediate_and_none_exceeds_its_bound(
+            attempts in prop::collection::vec((0_u8..4, 0_u64..FORGIVEN_AFTER_MS, any::<u64>()), 1..60),
+        ) {
+            let mut backoff = Backoff::default();
+            for (number, (cause, lived_ms, random)) in attempts.into_iter().enumerate() {
+                let cause = match cause {
+                    0 => Cause::Lost,
+                    1 => Cause::Refused,
+                    2 => Cause::Replaced,
+                    _ => Cause::Draining,
+                };
+                let delay = backoff.next(cause, lived_ms, random);
+                if number > 0 {
+                    prop_assert!(delay >= DELAY_MIN_MS);
+                }
+                let most = match cause {
+                    Cause::Lost | Cause::Draining => DELAY_MAX_MS,
+                    Cause::Refused => REFUSED_MS + REFUSED_MS / 10,
+                    Cause::Replaced => REPLACED_MS + REPLACED_MS / 2,
+                };
+                prop_assert!(delay <= most);
+            }
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! The commands of `switchboard` and what they share.
+
+mod client;
+mod failure;
+mod host;
+mod manual;
+mod messages;
+mod pool;
+mod screen;
+mod span;
+mod tenants;
+mod webhooks;
+
+use std::{io::Write, path::PathBuf, process::ExitCode};
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use url::Url;
+
+use self::{client::Client, failure::Failure, screen::Screen};
+
+/// Where a router listens unless it is told otherwise.
+const URL_DEFAULT: &str = "http://127.0.0.1:7070";
+/// Environment of the operator's token.
+const ADMIN_TOKEN_ENV: &str = "SWITCHBOARD_ADMIN_TOKEN";
+
+/// Operates a Switchboard router: enrols hosts, makes tenants and keys, sends and follows messages.
+#[derive(Debug, Parser)]
+#[command(name = "switchboard", version, propagate_version = true, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 the router said no; 2 wrong usage; 69 the router cannot be reached; 77 not authorised.
+Secrets belong into the environment: what stands on a command line can be seen by other programs.";
+
+const TOKEN_HELP: &str = "The operator's token; for `host enroll` a one-time enrolment token \
+    [env: SWITCHBOARD_ADMIN_TOKEN]";
+
+/// What every command understands.
+#[derive(Debug, Args)]
+struct Global {
+    #[arg(
+        long,
+        global = true,
+        help = "The router's address [default: http://127.0.0.1:7070]",
+        env = "SWITCHBOARD_URL",
+        value_name = "URL"
+    )]
+    url: Option<Url>,
+    #[arg(long, global = true, help = TOKEN_HELP, value_name = "TOKEN")]
+    token: Option<String>,
+    /// A tenant's API key, for messages, webhooks and opt-outs
+    #[arg(
+        long,
+        global = true,
+        env = "SWITCHBOARD_API_KEY",
+        hide_env_values = true,
+        value_name = "KEY"
+    )]
+    api_key: Option<String>,
+    /// Answers as JSON, errors too
+    #[arg(long, global = true)]
+    json: bool,
+    /// How long one request may take, such as 30s
+    #[arg(long, global = true, default_value = "30s", value_parser = span::parse, value_name = "TIME")]
+    timeout: span::Span,
+    /// Certificates that the router may show: a PEM file instead of what the system trusts
+    #[arg(long, global = true, env = "SWITCHBOARD_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Enrols this Mac, or makes a token with which another one is enrolled
+    #[command(subcommand)]
+    Host(host::Command),
+    /// Lists the hosts
+    Hosts,
+    /// Lists the phones with their state
+    Phones,
+    /// Lists or makes tenants
+    Tenants {
+        #[command(subcommand)]
+        command: Option<tenants::TenantsCommand>,
+    },
+    /// Makes, lists and revokes API keys
+    #[command(subcommand)]
+    Keys(tenants::KeysCommand),
+    /// Adds and lists webhook endpoints, and shows deliveries
+    #[command(subcommand)]
+    Webhooks(webhooks::Command),
+    /// Lists the recipients who must not be written to
+    OptOuts,
+    /// Sends a message
+    Send(messages::Send),
+    /// Lists messages, or follows them
+    Messages(messages::List),
+    /// Shows one message and its story
+    Message {
+        /// The message
+        id: protocol::MessageId,
+    },
+    /// Withdraws a message that has not been sent
+    Cancel {
+        /// The message
+        id: protocol::MessageId,
+    },
+    /// Writes completions for a shell to standard output
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Writes manual pages
+    Man {
+        /// Into this directory
+        dir: PathBuf,
+    },
+}
+
+/// Parses, runs, reports.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let json = cli.global.json;
+    let outcome = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Local(anyhow::Error::new(error).context("start the runtime")))
+        .and_then(|runtime| runtime.block_on(run(cli)));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let mut stderr = anstream::stderr().lock();
+            // Nobody is left to be told when standard error itself is broken; the exit code still says it.
+            drop(failure.report(&mut stderr, json).and_then(|()| stderr.flush()));
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<(), Failure> {
+    let Cli { global, command } = cli;
+    let screen = &mut Screen::new(global.json);
+    match command {
+        Command::Completions { shell } => manual::completions(screen, shell, &mut Cli::command()),
+        Command::Man { dir } => manual::pages(screen, &dir, Cli::command()),
+        Command::Host(command) => host::run(screen, &global, command).await,
+        Command::Hosts => pool::hosts(screen, &Client::new(&global)?).await,
+        Command::Phones => pool::phones(screen, &Client::new(&global)?).await,
+        Command::Tenants { command } => {
+            tenants::tenants(screen, &Client::new(&global)?, command).await
+        }
+        Command::Keys(command) => tenants::keys(screen, &Client::new(&global)?, command).await,
+        Command::Webhooks(command) => webhooks::run(screen, &Client::new(&global)?, command).await,
+        Command::OptOuts => webhooks::opt_outs(screen, &Client::new(&global)?).await,
+        Command::Send(send) => messages::send(screen, &Client::new(&global)?, send).await,
+        Command::Messages(list) => messages::list(screen, &Client::new(&global)?, list).await,
+        Command::Message { id } => messages::show(screen, &Client::new(&global)?, &id).await,
+        Command::Cancel { id } => messages::cancel(screen, &Client::new(&global)?, &id).await,
+    }
+}
+
+impl Global {
+    /// The router's address, as far as it was given.
+    fn url(&self) -> Url {
+        self.url
+            .clone()
+            .unwrap_or_else(|| Url::parse(URL_DEFAULT).expect("the default address is an address"))
+    }
+
+    /// The same without credentials, for a client that gets its own.
+    fn without_secrets(&self) -> Self {
+        Self {
+            url: self.url.clone(),
+            token: None,
+            api_key: None,
+            json: self.json,
+            timeout: self.timeout,
+            ca: self.ca.clone(),
+        }
+    }
+
+    #[cfg(test)]
+    fn for_test() -> Self {
+        let timeout = span::parse("1s").unwrap();
+        Self { url: None, token: None, api_key: None, json: false, timeout, ca: None }
+    }
+
+    /// The operator's token: the option, or the environment.
+    fn admin_token(&self) -> Option<String> {
+        self.token.clone().or_else(|| std::env::var(ADMIN_TOKEN_ENV).ok())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_options_are_understood_behind_the_command() {
+        let cli = Cli::try_parse_from(["switchboard", "phones", "--json", "--url", "http://x:1"]);
+        let cli = cli.unwrap();
+        assert!(cli.global.json);
+        assert_eq!(cli.global.url().as_str(), "http://x:1/");
+    }
+
+    #[test]
+    fn wrong_usage_is_refused() {
+        for arguments in [
+            &["send", "--to", "+12025550143"][..],
+            &["send", "--to", "12025550143", "--text", "x"],
+            &["send", "--to", "+12025550143", "--text", "x", "--channel", "fax"],
+            &["keys", "create", "--tenant", "x", "--name", "n"],
+            &["message", "hst_1"],
+            &["messages", "--limit", "0"],
+            &["phones", "--timeout", "soon"],
+            &["tenants", "create"],
+        ] {
+            let all = ["switchboard"].iter().chain(arguments).copied();
+            let error = Cli::try_parse_from(all).expect_err(&format!("{arguments:?}"));
+            assert_eq!(error.exit_code(), 2, "{arguments:?}");
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! `host enroll` and `host token`: how a Mac becomes one of the router's hosts.
+//!
+//! Enrolment makes a key on the Mac and gives its public half to the router with a one-time token. It may be repeated:
+//! the same key keeps the host's id, and new phones are added.
+
+use std::path::{Path, PathBuf};
+
+use clap::Subcommand;
+use protocol::{
+    E164,
+    api::EnrolmentToken,
+    link::{EnrolPhone, EnrolRequest, EnrolResponse, Enrolment},
+};
+use router_client::{
+    enrolment::{self, KEY_FILE},
+    key::HostKey,
+};
+use serde::Deserialize;
+use serde_json::json;
+use url::Url;
+
+use super::{
+    ADMIN_TOKEN_ENV, Global,
+    client::{Client, Request, Who, typed},
+    failure::Failure,
+    screen::{Screen, time},
+};
+
+/// A configuration file at most; the supervisor has the same limit.
+const CONFIG_BYTES_MAX: u64 = 256 * 1024;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Enrols this Mac with the phones of its supervisor's configuration; may be repeated
+    ///
+    /// Needs the operator's token in `SWITCHBOARD_ADMIN_TOKEN`, or a one-time token from `switchboard host token` as
+    /// `--token` or in `SWITCHBOARD_ENROLMENT_TOKEN`.
+    Enroll {
+        /// The supervisor's configuration file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// A name for this host; that of the machine when left out
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Makes a token with which one host can be enrolled, once
+    Token,
+}
+
+/// Environment of a one-time token.
+const ENROLMENT_TOKEN_ENV: &str = "SWITCHBOARD_ENROLMENT_TOKEN";
+
+/// What enrolment needs of the supervisor's configuration; the rest is checked by the supervisor.
+#[derive(Debug, Deserialize)]
+struct SupervisorConfig {
+    state_dir: PathBuf,
+    #[serde(default)]
+    phones: Vec<SupervisorPhone>,
+    router: Option<SupervisorRouter>,
+}
+
+#[derive(Debug, Deserialize)]
+struct SupervisorPhone {
+    number: E164,
+    label: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct SupervisorRouter {
+    url: String,
+    roots: Option<String>,
+}
+
+pub(crate) async fn run(
+    screen: &mut Screen,
+    global: &Global,
+    command: Command,
+) -> Result<(), Failure> {
+    match command {
+        Command::Token => token(screen, &Client::new(global)?).await,
+        Command::Enroll { config, name } => enroll(screen, global, &config, name).await,
+    }
+}
+
+async fn token(screen: &mut Screen, client: &Client) -> Result<(), Failure> {
+    let answer = client.call(&Request::post(Who::Operator, "/v1/admin/enrolment_tokens")).await?;
+    if screen.is_json() {
+        return screen.json(&answer);
+    }
+    let made: EnrolmentToken = typed(answer)?;
+    screen.line(&made.token)?;
+    screen.line(&format!("good for one host, until {}", time(made.expires_at)))
+}
+
+async fn enroll(
+    screen: &mut Screen,
+    global: &Global,
+    path: &Path,
+    name: Option<String>,
+) -> Result<(), Failure> {
+    let config = read_config(path)?;
+    if config.phones.is_empty() {
+        return Err(wrong(path, "there is no [[phones]] in it", "add the phones of this Mac"));
+    }
+    let state_dir = absolute(path, &config.state_dir)?;
+    let router = router_url(global, path, config.router.as_ref())?;
+    let client = client(global, &router, path, config.router.as_ref())?;
+    let token = if let Some(token) = one_time_token(global) {
+        token
+    } else {
+        let request = Request::post(Who::Operator, "/v1/admin/enrolment_tokens");
+        typed::<EnrolmentToken>(client.call(&request).await?)?.token
+    };
+
+    // The key first: were the answer lost, the next try brings the same key and gets the same host.
+    let (key, is_new) = HostKey::load_or_generate(&state_dir.join(KEY_FILE)).map_err(local)?;
+    let body = EnrolRequest {
+        token,
+        name: name.unwrap_or_else(machine_name),
+        public_key: key.public_base64url(),
+        phones: config
+            .phones
+            .into_iter()
+            .map(|phone| EnrolPhone { number: phone.number, label: phone.label, channels: None })
+            .collect(),
+    };
+    let request = Request::post(Who::Anybody, "/v1/hosts/enroll").body(&body)?;
+    let answer: EnrolResponse = typed(client.call(&request).await?)?;
+    let enrolled = Enrolment {
+        router: router.as_str().trim_end_matches('/').to_owned(),
+        host: answer.host,
+        phones: answer.phones,
+    };
+    enrolment::store(&state_dir, &enrolled).map_err(local)?;
+    report(screen, &state_dir, &enrolled, is_new)
+}
+
+fn report(
+    screen: &mut Screen,
+    state_dir: &Path,
+    enrolled: &Enrolment,
+    is_new: bool,
+) -> Result<(), Failure> {
+    if screen.is_json() {
+        return screen.json(&json!({
+            "host": enrolled.host,
+            "router": enrolled.router,
+            "phones": enrolled.phones,
+            "state_dir": state_dir,
+            "new_key": is_new,
+        }));
+    }
+    let key = if is_new { "with a new key" } else { "with the key it had" };
+    screen.line(&format!("host {} is enrolled at {}, {key}", enrolled.host, enrolled.router))?;
+    let rows = enrolled.phones.iter().map(|p| [p.phone.to_string(), p.number.to_string()]);
+    screen.table(["PHONE", "NUMBER"], rows.collect(), "without phones")?;
+    screen.line(&format!("key and enrolment are in {}", state_dir.display()))
+}
+
+/// The token of one enrolment: `--token`, or its environment. The operator's own token is never taken for one.
+fn one_time_token(global: &Global) -> Option<String> {
+    global
+        .token
+        .clone()
+        .or_else(|| std::env::var(ENROLMENT_TOKEN_ENV).ok())
+        .map(|token| token.trim().to_owned())
+}
+
+fn client(
+    global: &Global,
+    base: &Url,
+    path: &Path,
+    router: Option<&SupervisorRouter>,
+) -> Result<Client, Failure> {
+    let mut with_roots = global.without_secrets();
+    if with_roots.ca.is_none()
+        && let Some(roots) = router.and_then(|router| router.roots.as_deref())
+        && roots != "platform"
+    {
+        with_roots.ca = Some(absolute(path, Path::new(roots))?);
+    }
+    // Here `--token` is the one-time token; the operator's can only come from the environment.
+    Ok(Client::to(base, &with_roots)?.with_admin_token(std::env::var(ADMIN_TOKEN_ENV).ok()))
+}
+
+fn read_config(path: &Path) -> Result<SupervisorConfig, Failure> {
+    use std::io::Read as _;
+    let mut text = String::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(CONFIG_BYTES_MAX).read_to_string(&mut text))
+        .map_err(|error| {
+            wrong(path, &error.to_string(), "--config names the supervisor's configuration file")
+        })?;
+    toml::from_str(&text).map_err(|error| {
+        let line = error.span().map_or(1, |span| {
+            text.bytes().take(span.start).filter(|byte| *byte == b'\n').count() + 1
+        });
+        wrong(
+            path,
+            &format!("line {line}: {}", error.message()),
+            "`switchboard-supervisor check-config` checks all of it",
+        )
+    })
+}
+
+/// The router's address over HTTP: as asked, or as configured for the link.
+fn router_url(
+    global: &Global,
+    path: &Path,
+    router: Option<&SupervisorRouter>,
+) -> Result<Url, Failure> {
+    let url = match (&global.url, router) {
+        (Some(url), _) => url.clone(),
+        (None, Some(router)) => Url::parse(&router.url)
+            .map_err(|error| wrong(path, &format!("`url` of [router]: {error}"), "see --url"))?,
+        (None, None) => {
+            return Err(wrong(path, "there is no [router] in it", "add it, or give --url"));
+        }
+    };
+    let scheme = match url.scheme() {
+        "http" | "https" => return Ok(url),
+        "ws" => "http",
+        "wss" => "https",
+        other => {
+            let detail = format!("the router's address has the scheme {other}");
+            return Err(wrong(path, &detail, "use https:// or http://"));
+        }
+    };
+    // The library refuses to change the scheme of some addresses in place; the text has no such scruples.
+    let rest = url.as_str().split_once(':').map_or("", |(_, rest)| rest);
+    Url::parse(&format!("{scheme}:{rest}"))
+        .map_err(|error| wrong(path, &error.to_string(), "use https:// or http://"))
+}
+
+/// A path as the supervisor understands it: `~` is the home folder, and relative ones count from the file's folder.
+fn absolute(config: &Path, path: &Path) -> Result<PathBuf, Failure> {
+    let expanded = match (path.strip_prefix("~"), std::env::home_dir()) {
+        (Ok(rest), Some(home)) => home.join(rest),
+        (Ok(_) | Err(_), _) => path.to_owned(),
+    };
+    let folder = config.parent().unwrap_or_else(|| Path::new("."));
+    std::path::absolute(folder.join(expanded)).map_err(local)
+}
+
+fn machine_name() -> String {
+    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    name.filter(|name| !name.is_empty()).unwrap_or_else(|| "host".to_owned())
+}
+
+fn wrong(path: &Path, detail: &str, remedy: &str) -> Failure {
+    Failure::usage(format!("{}: {detail}", path.display()), remedy)
+}
+
+fn local(error: impl Into<anyhow::Error>) -> Failure {
+    Failure::Local(error.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_links_scheme_becomes_that_of_http() {
+        let config = |url: &str| SupervisorRouter { url: url.to_owned(), roots: None };
+        let global = Global::for_test();
+        for (written, used) in [
+            ("wss://router.example", "https://router.example/"),
+            ("ws://127.0.0.1:7070", "http://127.0.0.1:7070/"),
+            ("https://router.example/base", "https://router.example/base"),
+        ] {
+            let url = router_url(&global, Path::new("f"), Some(&config(written))).unwrap();
+            assert_eq!(url.as_str(), used);
+        }
+        assert!(router_url(&global, Path::new("f"), Some(&config("ftp://x"))).is_err());
+        assert!(router_url(&global, Path::new("f"), None).is_err());
+    }
+
+    #[test]
+    fn paths_count_from_the_configuration() {
+        let path = absolute(Path::new("/etc/sb/supervisor.toml"), Path::new("state")).unwrap();
+        assert_eq!(path, Path::new("/etc/sb/state"));
+        let path = absolute(Path::new("/etc/sb/supervisor.toml"), Path::new("/var/sb")).unwrap();
+        assert_eq!(path, Path::new("/var/sb"));
+    }
+}

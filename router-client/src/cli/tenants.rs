@@ -1,0 +1,160 @@
+//! `tenants` and `keys`: who may use the router.
+
+use clap::Subcommand;
+use protocol::{
+    KeyId, TenantId,
+    api::{ApiKey, CreateKey, CreateTenant, CreatedKey, Tenant},
+};
+use router_client::clock;
+use serde_json::json;
+
+use super::{
+    client::{Client, Request, Who, typed, typed_rows},
+    failure::Failure,
+    screen::{Screen, time},
+    span::{self, Span},
+};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TenantsCommand {
+    /// Lists the tenants
+    List,
+    /// Makes a tenant
+    Create {
+        /// Its name
+        name: String,
+        /// The name its recipients know, used in confirmations
+        #[arg(long)]
+        brand: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeysCommand {
+    /// Makes an API key; its secret is shown this once
+    Create {
+        /// For which tenant
+        #[arg(long)]
+        tenant: TenantId,
+        /// A name to know it by
+        #[arg(long)]
+        name: String,
+        /// When it ends, such as 90d; never when left out
+        #[arg(long, value_parser = span::parse, value_name = "TIME")]
+        expires: Option<Span>,
+        /// For the sandbox only; never touches a real phone
+        #[arg(long)]
+        test: bool,
+    },
+    /// Lists the keys
+    List {
+        /// Of this tenant only
+        #[arg(long)]
+        tenant: Option<TenantId>,
+    },
+    /// Ends a key at once
+    Revoke {
+        /// The key's id, not its secret
+        id: KeyId,
+    },
+}
+
+pub(crate) async fn tenants(
+    screen: &mut Screen,
+    client: &Client,
+    command: Option<TenantsCommand>,
+) -> Result<(), Failure> {
+    match command.unwrap_or(TenantsCommand::List) {
+        TenantsCommand::List => {
+            let page = client.list(Who::Operator, "/v1/admin/tenants", &[], usize::MAX).await?;
+            if screen.is_json() {
+                return screen.json(&page);
+            }
+            let rows = typed_rows::<Tenant>(&page)?
+                .into_iter()
+                .map(|t| [t.id.to_string(), t.name, t.brand, time(t.created_at)]);
+            screen.table(
+                ["TENANT", "NAME", "BRAND", "CREATED"],
+                rows.collect(),
+                "there is no tenant: `switchboard tenants create NAME` makes one",
+            )
+        }
+        TenantsCommand::Create { name, brand } => {
+            let request = Request::post(Who::Operator, "/v1/admin/tenants")
+                .body(&CreateTenant { name, brand })?;
+            let answer = client.call(&request).await?;
+            if screen.is_json() {
+                return screen.json(&answer);
+            }
+            let tenant: Tenant = typed(answer)?;
+            screen.line(&format!("tenant {} ({})", tenant.id, tenant.name))?;
+            screen
+                .line(&format!("next: switchboard keys create --tenant {} --name NAME", tenant.id))
+        }
+    }
+}
+
+pub(crate) async fn keys(
+    screen: &mut Screen,
+    client: &Client,
+    command: KeysCommand,
+) -> Result<(), Failure> {
+    match command {
+        KeysCommand::Create { tenant, name, expires, test } => {
+            let expires_at = expires.map(|span| clock::wall_now().plus_ms(span.ms()));
+            let request = Request::post(Who::Operator, "/v1/admin/keys").body(&CreateKey {
+                tenant,
+                name,
+                test,
+                expires_at,
+            })?;
+            let answer = client.call(&request).await?;
+            if screen.is_json() {
+                return screen.json(&answer);
+            }
+            let created: CreatedKey = typed(answer)?;
+            screen.line(&format!("key {} ({})", created.key.id, created.key.name))?;
+            screen.line(&format!("secret, shown this once: {}", created.secret))?;
+            screen.line("next: export SWITCHBOARD_API_KEY=…, then switchboard send --to … --text …")
+        }
+        KeysCommand::List { tenant } => {
+            let filters: Vec<_> =
+                tenant.iter().map(|tenant| ("tenant", tenant.to_string())).collect();
+            let page = client.list(Who::Operator, "/v1/admin/keys", &filters, usize::MAX).await?;
+            if screen.is_json() {
+                return screen.json(&page);
+            }
+            let rows = typed_rows::<ApiKey>(&page)?.into_iter().map(|key| {
+                let state = match (key.revoked_at, key.expires_at) {
+                    (Some(at), _) => format!("revoked {}", time(at)),
+                    (None, Some(at)) => format!("until {}", time(at)),
+                    (None, None) => "unlimited".to_owned(),
+                };
+                let kind = if key.test { "test" } else { "live" };
+                [
+                    key.id.to_string(),
+                    key.tenant.to_string(),
+                    key.name,
+                    key.prefix,
+                    kind.to_owned(),
+                    state,
+                    time(key.last_used_at),
+                ]
+            });
+            screen.table(
+                ["KEY", "TENANT", "NAME", "BEGINS", "KIND", "VALID", "LAST USED"],
+                rows.collect(),
+                "there is no key: `switchboard keys create --tenant ID --name NAME` makes one",
+            )
+        }
+        KeysCommand::Revoke { id } => {
+            let request = Request::delete(Who::Operator, format!("/v1/admin/keys/{id}"));
+            let answer = client.call(&request).await?;
+            if screen.is_json() {
+                let nothing_said = json!({ "id": id });
+                return screen.json(if answer.is_null() { &nothing_said } else { &answer });
+            }
+            screen.line(&format!("key {id} is revoked"))
+        }
+    }
+}

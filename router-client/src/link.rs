@@ -1,0 +1,289 @@
+//! The host's link as the supervisor uses it: two bounded channels and one future.
+//!
+//! ```no_run
+//! # async fn example(config: router_client::link::LinkConfig) -> Result<(), Box<dyn std::error::Error>> {
+//! use router_client::link::{INPUT_QUEUE, Link, OUTPUT_QUEUE};
+//! use tokio::sync::mpsc;
+//! use tokio_util::sync::CancellationToken;
+//!
+//! let (input, inputs) = mpsc::channel(INPUT_QUEUE);
+//! let (output, mut outputs) = mpsc::channel(OUTPUT_QUEUE);
+//! let shutdown = CancellationToken::new();
+//! Link::new(config, inputs, output)?.run(shutdown).await;
+//! # drop(input); outputs.recv().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The supervisor tells the link of every phone it has ([`LinkInput::Phone`]) and hands it every event line that a bridge
+//! writes ([`LinkInput::Event`]), connected or not. The link forwards an event when it is the next one of its journal and
+//! drops it otherwise: the bridge repeats what is not acknowledged. Neither channel can block the other: while
+//! deliveries wait for the supervisor, the link goes on taking inputs.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use protocol::{
+    HostId, PhoneId,
+    link::{HostHealth, PhoneReport},
+    pipe::{Command, EventLine},
+};
+use tokio::{sync::mpsc, time::Duration};
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use crate::{
+    backoff::Backoff,
+    clock::{Clock, ContinuousMs},
+    dialler::{self, Dialler},
+    key::HostKey,
+    session::Phones,
+    tls::{TlsError, TlsRoots},
+};
+
+pub use crate::session::Ended;
+
+/// Capacity the supervisor should give the channel of [`LinkInput`]: one full event window of a bridge.
+pub const INPUT_QUEUE: usize = 256;
+/// Capacity the supervisor should give the channel of [`LinkOutput`]: a burst of commands to a few phones.
+pub const OUTPUT_QUEUE: usize = 256;
+
+/// What the link has to know.
+#[derive(Debug)]
+pub struct LinkConfig {
+    /// The router: `https://router.example` (or `wss`), or plain `http://127.0.0.1:7070` (or `ws`).
+    pub router: Url,
+    /// This host, as enrolled.
+    pub host: HostId,
+    /// The key whose public half was enrolled.
+    pub key: HostKey,
+    /// Which certificates the router may show.
+    pub roots: TlsRoots,
+    /// A new one each time the supervisor starts.
+    pub boot: String,
+    /// Version of the supervisor, for the router's table of hosts.
+    pub version: String,
+}
+
+/// Why a link could not be made from its configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkConfigError {
+    /// The router's address is not one that can be dialled.
+    #[error("router address {url}: {detail}")]
+    Router {
+        /// The address.
+        url: String,
+        /// What is wrong with it.
+        detail: &'static str,
+    },
+    /// The certificates could not be read.
+    #[error("TLS for the router")]
+    Tls(#[from] TlsError),
+}
+
+/// What the supervisor tells the link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkInput {
+    /// How a phone stands now; to be told at the start, when its bridge says hello, and at every change of its state.
+    Phone {
+        /// The phone. Its `epoch` may be left out: the link fills in the newest it was granted.
+        report: PhoneReport,
+        /// A bridge has said hello: the link asks the router how far its journal is acknowledged, and answers with
+        /// [`LinkOutput::Ack`] and `replay`.
+        started: bool,
+    },
+    /// The phone is no longer one of this host's.
+    Forget(PhoneId),
+    /// One journaled event, as the bridge wrote it.
+    Event {
+        /// Whose.
+        phone: PhoneId,
+        /// Which journal.
+        journal: String,
+        /// The event with its number.
+        line: EventLine,
+    },
+    /// How the host is; travels with the next renewal.
+    Health(HostHealth),
+}
+
+/// What the link tells the supervisor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkOutput {
+    /// The router has welcomed this host.
+    Connected {
+        /// Id of the session, for logs.
+        session: String,
+    },
+    /// The session is over, or an attempt to make one has failed. Leases go on until their deadline.
+    Disconnected {
+        /// Why.
+        why: Ended,
+        /// When the next attempt is made.
+        redial_in: Duration,
+    },
+    /// For the phone's bridge: `send` or `cancel`.
+    Command {
+        /// Which phone.
+        phone: PhoneId,
+        /// The epoch under which the router dispatched it.
+        epoch: u64,
+        /// The line for the pipe.
+        command: Command,
+    },
+    /// The phone may send until `issued_ms + ttl_ms`, less the bridge's margin.
+    Lease {
+        /// Which phone.
+        phone: PhoneId,
+        /// The lease's epoch.
+        epoch: u64,
+        /// How long it holds from `issued_ms`.
+        ttl_ms: u64,
+        /// When the renewal that it answers was sent, on the continuous clock.
+        issued_ms: ContinuousMs,
+    },
+    /// The phone may no longer send under this epoch.
+    Revoke {
+        /// Which phone.
+        phone: PhoneId,
+        /// The epoch that ends.
+        epoch: u64,
+    },
+    /// The router has every event of this journal up to `seq`.
+    Ack {
+        /// Whose.
+        phone: PhoneId,
+        /// Which journal.
+        journal: String,
+        /// Up to and including.
+        seq: u64,
+        /// The listener is new or has missed something: after the ack, tell the bridge to `replay`.
+        replay: bool,
+    },
+}
+
+/// Counts of a link's life, to be read at any time.
+#[derive(Debug, Default)]
+pub struct LinkStats {
+    connected: AtomicBool,
+    sessions: AtomicU64,
+    forwarded: AtomicU64,
+    dropped: AtomicU64,
+    refused: AtomicU64,
+    stray: AtomicU64,
+    rewinds: AtomicU64,
+}
+
+impl LinkStats {
+    /// True while a session is welcome.
+    pub fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    /// Sessions that were welcomed.
+    pub fn sessions(&self) -> u64 {
+        self.sessions.load(Ordering::Relaxed)
+    }
+
+    /// Events forwarded to the router.
+    pub fn forwarded(&self) -> u64 {
+        self.forwarded.load(Ordering::Relaxed)
+    }
+
+    /// Events dropped because they were not the next of their journal; the bridge repeats them when needed.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Frames of the router that could not be understood.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Frames of the router that named a phone, journal or renewal this host does not have.
+    pub fn stray(&self) -> u64 {
+        self.stray.load(Ordering::Relaxed)
+    }
+
+    /// Times that events were offered again because the router did not acknowledge them.
+    pub fn rewinds(&self) -> u64 {
+        self.rewinds.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_connected(&self, connected: bool) {
+        if connected {
+            self.sessions.fetch_add(1, Ordering::Relaxed);
+        }
+        self.connected.store(connected, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add(&self, counts: &crate::session::Counts) {
+        self.forwarded.fetch_add(counts.forwarded, Ordering::Relaxed);
+        self.dropped.fetch_add(counts.dropped, Ordering::Relaxed);
+        self.refused.fetch_add(counts.refused, Ordering::Relaxed);
+        self.stray.fetch_add(counts.stray, Ordering::Relaxed);
+        self.rewinds.fetch_add(counts.rewinds, Ordering::Relaxed);
+    }
+}
+
+/// The link of one host, not yet running.
+#[derive(Debug)]
+pub struct Link {
+    dialler: Dialler,
+    inputs: mpsc::Receiver<LinkInput>,
+    outputs: mpsc::Sender<LinkOutput>,
+    stats: Arc<LinkStats>,
+    clock: Clock,
+}
+
+impl Link {
+    /// Checks the configuration. Nothing is dialled yet.
+    pub fn new(
+        config: LinkConfig,
+        inputs: mpsc::Receiver<LinkInput>,
+        outputs: mpsc::Sender<LinkOutput>,
+    ) -> Result<Self, LinkConfigError> {
+        Ok(Self {
+            dialler: Dialler::new(config)?,
+            inputs,
+            outputs,
+            stats: Arc::new(LinkStats::default()),
+            clock: Clock::machine(),
+        })
+    }
+
+    /// Counts that go on growing while the link runs.
+    pub fn stats(&self) -> Arc<LinkStats> {
+        Arc::clone(&self.stats)
+    }
+
+    /// Keeps the link until `shutdown` is cancelled or the supervisor has dropped its side of a channel. A running
+    /// session is ended with `bye` and a close, within a few seconds.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let mut phones = Phones::default();
+        let mut backoff = Backoff::default();
+        loop {
+            let mut desk = dialler::Desk {
+                inputs: &mut self.inputs,
+                outputs: &self.outputs,
+                stats: &self.stats,
+                clock: &self.clock,
+                shutdown: &shutdown,
+            };
+            let (why, lived_ms) = self.dialler.attempt(&mut desk, &mut phones).await;
+            if shutdown.is_cancelled() || matches!(why, Ended::Shutdown) {
+                tracing::info!("link closed");
+                return;
+            }
+            let delay_ms = backoff.next(why.redial_cause(), lived_ms, dialler::random_u64());
+            let redial_in = Duration::from_millis(delay_ms);
+            tracing::warn!(%why, lived_ms, redial_in_ms = delay_ms, "link down");
+            if !desk.rest(LinkOutput::Disconnected { why, redial_in }, redial_in, &mut phones).await
+            {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! The public API and the operator's, one resource a file.
+//!
+//! Handlers check what came in ([`fields`]), run one store function and shape the answer; what they share is here.
+
+mod admin;
+mod fields;
+mod health;
+mod hosts;
+mod keys;
+mod messages;
+mod opt_outs;
+mod pages;
+mod tenants;
+mod webhook_endpoints;
+
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::{Json, Router, body::Bytes};
+use protocol::Reason;
+use serde_json::Value;
+use utoipa::OpenApi as _;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::auth;
+use crate::error::{ApiError, Code};
+use crate::server::AppState;
+
+/// A request body: JSON, announced as such.
+#[derive(Debug)]
+pub(crate) struct JsonBody(pub(crate) Value);
+
+impl<S: Send + Sync> FromRequest<S> for JsonBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        if !is_json(request.headers()) {
+            return Err(ApiError::new(Code::UnsupportedMediaType)
+                .detail("Send Content-Type: application/json."));
+        }
+        let bytes = bytes_of(request, state).await?;
+        parse(&bytes).map(Self)
+    }
+}
+
+/// A request body that may be left out altogether.
+#[derive(Debug)]
+pub(crate) struct OptionalJsonBody(pub(crate) Value);
+
+impl<S: Send + Sync> FromRequest<S> for OptionalJsonBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let json = is_json(request.headers());
+        let bytes = bytes_of(request, state).await?;
+        if bytes.is_empty() {
+            return Ok(Self(Value::Object(serde_json::Map::new())));
+        }
+        if !json {
+            return Err(ApiError::new(Code::UnsupportedMediaType)
+                .detail("Send Content-Type: application/json."));
+        }
+        parse(&bytes).map(Self)
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(value) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok())
+    else {
+        return false;
+    };
+    let media_type = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    media_type == "application/json"
+        || (media_type.starts_with("application/") && media_type.ends_with("+json"))
+}
+
+async fn bytes_of<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, ApiError> {
+    Bytes::from_request(request, state).await.map_err(|rejection| {
+        if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            return ApiError::new(Code::BodyTooLarge);
+        }
+        ApiError::new(Code::MalformedJson).detail("The body ended too early.")
+    })
+}
+
+fn parse(bytes: &[u8]) -> Result<Value, ApiError> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        // Where, not what: the body may hold the text of a message.
+        ApiError::new(Code::MalformedJson).detail(format!(
+            "It is not JSON at line {}, column {}.",
+            error.line(),
+            error.column()
+        ))
+    })
+}
+
+/// The id in a path. Text that is no id names nothing, so it is a 404 like an id that is not there.
+#[derive(Debug)]
+pub(crate) struct PathId<T>(pub(crate) T);
+
+impl<T, S> FromRequestParts<S> for PathId<T>
+where
+    T: std::str::FromStr,
+    S: Send + Sync,
+{
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Path(text) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|_rejection| ApiError::not_found())?;
+        text.parse().map(Self).map_err(|_no_id| ApiError::not_found())
+    }
+}
+
+/// The whole API with its document. The caller gives it the state.
+pub(crate) fn routes(app: &AppState) -> Router<AppState> {
+    let (router, document) = documented(Some(app)).split_for_parts();
+    let document = std::sync::Arc::new(document);
+    router
+        .route(
+            "/openapi.json",
+            axum::routing::get(move || {
+                let document = std::sync::Arc::clone(&document);
+                async move { Json(document.as_ref().clone()) }
+            }),
+        )
+        .fallback(|| async { ApiError::not_found() })
+        .method_not_allowed_fallback(|| async { ApiError::new(Code::MethodNotAllowed) })
+}
+
+/// The API's document, `OpenAPI` 3.1, as it is served at `/openapi.json`.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    documented(None).into_openapi()
+}
+
+/// Every route with its documentation; guarded by keys where there is a state to check them with.
+fn documented(app: Option<&AppState>) -> OpenApiRouter<AppState> {
+    let open = OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(health::healthz))
+        .routes(routes!(health::readyz))
+        .routes(routes!(health::metrics))
+        .routes(routes!(hosts::enrol));
+    let mut tenant = OpenApiRouter::new()
+        .routes(routes!(messages::create, messages::list))
+        .routes(routes!(messages::get))
+        .routes(routes!(messages::events))
+        .routes(routes!(messages::cancel))
+        .routes(routes!(webhook_endpoints::create, webhook_endpoints::list))
+        .routes(routes!(webhook_endpoints::get, webhook_endpoints::delete))
+        .routes(routes!(webhook_endpoints::deliveries))
+        .routes(routes!(opt_outs::list));
+    let mut operator = OpenApiRouter::new()
+        .routes(routes!(tenants::create, tenants::list))
+        .routes(routes!(keys::create, keys::list))
+        .routes(routes!(keys::revoke))
+        .routes(routes!(hosts::create_token))
+        .routes(routes!(hosts::list))
+        .routes(routes!(hosts::phones))
+        .routes(routes!(admin::messages));
+    if let Some(app) = app {
+        tenant = tenant.route_layer(from_fn_with_state(AppState::clone(app), auth::tenant));
+        operator = operator.route_layer(from_fn_with_state(AppState::clone(app), auth::operator));
+    }
+    open.merge(tenant).merge(operator).layer(from_fn(no_store))
+}
+
+/// Answers hold messages and secrets: no cache on the way may keep them.
+async fn no_store(request: Request, next: axum::middleware::Next) -> Response {
+    let mut response = next.run(request).await;
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, axum::http::HeaderValue::from_static("no-store"));
+    response
+}
+
+#[derive(utoipa::OpenApi)]
+#[openapi(
+    info(
+        title = "Switchboard",
+        description = "Send and receive iMessage, RCS and SMS through your own Macs and iPhones.\n\n\
+            Errors are `application/problem+json` (RFC 9457) with a stable `code`, the `request_id` and, where fields \
+            are wrong, `errors`. Every POST takes an `Idempotency-Key`."
+    ),
+    modifiers(&Security, &ReasonCodes),
+    components(schemas(protocol::api::Problem, protocol::api::WebhookBody)),
+    tags(
+        (name = "messages", description = "Send, follow, withdraw."),
+        (name = "webhooks", description = "Where events are posted, by Standard Webhooks 1.0."),
+        (name = "opt-outs", description = "Who must not be written to."),
+        (name = "hosts", description = "How a Mac joins."),
+        (name = "operator", description = "For the operator's token alone."),
+        (name = "health", description = "For machines that watch the router.")
+    )
+)]
+struct Document;
+
+struct Security;
+
+impl utoipa::Modify for Security {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        let components = openapi.components.get_or_insert_default();
+        for (name, description) in [
+            ("api_key", "A tenant's key: `sb_live_…`, or `sb_test_…` which never reaches a phone."),
+            ("admin_token", "The operator's token."),
+        ] {
+            let scheme = HttpBuilder::new()
+                .scheme(HttpAuthScheme::Bearer)
+                .description(Some(description))
+                .build();
+            components.add_security_scheme(name, SecurityScheme::Http(scheme));
+        }
+    }
+}
+
+/// Lists every reason code with its meaning in the document.
+struct ReasonCodes;
+
+impl utoipa::Modify for ReasonCodes {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        let mut text = openapi.info.description.take().unwrap_or_default();
+        text.push_str("\n\n## Reason codes\n\n| code | meaning |\n|---|---|\n");
+        for reason in Reason::ALL {
+            text.push_str("| `");
+            text.push_str(reason.as_str());
+            text.push_str("` | ");
+            text.push_str(reason.meaning());
+            text.push_str(" |\n");
+        }
+        openapi.info.description = Some(text);
+    }
+}
+
+/// JSON with a status, for the answers that are not kept under an idempotency key.
+pub(crate) fn json(status: StatusCode, body: &impl serde::Serialize) -> Response {
+    (status, Json(body)).into_response()
+}

@@ -1,0 +1,374 @@
+//! Checks a JSON body field by field and keeps every problem, so that a caller learns of all of them at once.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+use protocol::UnixMs;
+use protocol::api::FieldError;
+use serde_json::{Map, Value};
+
+use crate::error::ApiError;
+
+/// Unknown fields named in one answer; a body of thousands of them needs no thousand complaints.
+const UNKNOWN_NAMED_MAX: usize = 20;
+
+/// A body on its way to becoming checked values.
+#[derive(Debug)]
+pub(crate) struct Fields {
+    left: Map<String, Value>,
+    errors: Vec<FieldError>,
+    pointer: String,
+}
+
+impl Fields {
+    pub(crate) fn new(body: Value) -> Result<Self, ApiError> {
+        Self::at(String::new(), body).map_err(|error| ApiError::invalid(vec![error]))
+    }
+
+    fn at(pointer: String, value: Value) -> Result<Self, FieldError> {
+        match value {
+            Value::Object(left) => Ok(Self { left, errors: Vec::new(), pointer }),
+            Value::Null
+            | Value::Bool(_)
+            | Value::Number(_)
+            | Value::String(_)
+            | Value::Array(_) => Err(FieldError {
+                pointer,
+                code: "wrong_type".to_owned(),
+                detail: "It must be a JSON object.".to_owned(),
+            }),
+        }
+    }
+
+    /// Keeps a problem with a field.
+    pub(crate) fn wrong(&mut self, field: &str, code: &str, detail: impl Into<String>) {
+        let pointer = format!("{}/{}", self.pointer, escaped(field));
+        self.errors.push(FieldError { pointer, code: code.to_owned(), detail: detail.into() });
+    }
+
+    fn missing(&mut self, field: &str) {
+        self.wrong(field, "required", "It is required.");
+    }
+
+    /// The field as it came; null is the same as left out.
+    fn take(&mut self, field: &str) -> Option<Value> {
+        self.left.remove(field).filter(|value| !value.is_null())
+    }
+
+    /// A text of so many characters.
+    pub(crate) fn text(&mut self, field: &str, chars: RangeInclusive<usize>) -> Option<String> {
+        match self.take(field)? {
+            Value::String(text) => {
+                let count = text.chars().count();
+                if chars.contains(&count) {
+                    return Some(text);
+                }
+                let code = if count < *chars.start() { "too_short" } else { "too_long" };
+                self.wrong(
+                    field,
+                    code,
+                    format!(
+                        "It has {count} characters; {} to {} are allowed.",
+                        chars.start(),
+                        chars.end()
+                    ),
+                );
+            }
+            Value::Null
+            | Value::Bool(_)
+            | Value::Number(_)
+            | Value::Array(_)
+            | Value::Object(_) => self.wrong(field, "wrong_type", "It must be a string."),
+        }
+        None
+    }
+
+    /// [`Fields::text`], and it must be there.
+    pub(crate) fn required_text(
+        &mut self,
+        field: &str,
+        chars: RangeInclusive<usize>,
+    ) -> Option<String> {
+        if !self.has(field) {
+            self.missing(field);
+            return None;
+        }
+        self.text(field, chars)
+    }
+
+    /// A text that parses into a type of its own; `code` where it does not.
+    pub(crate) fn parsed<T>(&mut self, field: &str, code: &str) -> Option<T>
+    where
+        T: FromStr,
+        T::Err: std::fmt::Display,
+    {
+        match self.take(field)? {
+            Value::String(text) => match text.parse() {
+                Ok(value) => return Some(value),
+                Err(error) => self.wrong(field, code, format!("It is {error}.")),
+            },
+            Value::Null
+            | Value::Bool(_)
+            | Value::Number(_)
+            | Value::Array(_)
+            | Value::Object(_) => self.wrong(field, "wrong_type", "It must be a string."),
+        }
+        None
+    }
+
+    /// [`Fields::parsed`], and it must be there.
+    pub(crate) fn required_parsed<T>(&mut self, field: &str, code: &str) -> Option<T>
+    where
+        T: FromStr,
+        T::Err: std::fmt::Display,
+    {
+        if !self.has(field) {
+            self.missing(field);
+            return None;
+        }
+        self.parsed(field, code)
+    }
+
+    /// A time.
+    pub(crate) fn time(&mut self, field: &str) -> Option<UnixMs> {
+        self.parsed(field, "invalid_time")
+    }
+
+    /// True or false.
+    pub(crate) fn boolean(&mut self, field: &str) -> Option<bool> {
+        match self.take(field)? {
+            Value::Bool(value) => return Some(value),
+            Value::Null
+            | Value::Number(_)
+            | Value::String(_)
+            | Value::Array(_)
+            | Value::Object(_) => self.wrong(field, "wrong_type", "It must be true or false."),
+        }
+        None
+    }
+
+    /// A whole number in a range.
+    pub(crate) fn number(&mut self, field: &str, range: RangeInclusive<u32>) -> Option<u32> {
+        let value = self.take(field)?;
+        let Value::Number(number) = value else {
+            self.wrong(field, "wrong_type", "It must be a whole number.");
+            return None;
+        };
+        let whole = number.as_u64().and_then(|number| u32::try_from(number).ok());
+        let good = whole.filter(|number| range.contains(number));
+        if good.is_none() {
+            let (low, high) = (range.start(), range.end());
+            self.wrong(
+                field,
+                "out_of_range",
+                format!("It must be a whole number from {low} to {high}."),
+            );
+        }
+        good
+    }
+
+    /// A list of at most so many values, each through `check` with its own pointer.
+    pub(crate) fn list<T>(
+        &mut self,
+        field: &str,
+        max: usize,
+        mut check: impl FnMut(&mut Self, &str, Value) -> Option<T>,
+    ) -> Option<Vec<T>> {
+        let value = self.take(field)?;
+        let Value::Array(items) = value else {
+            self.wrong(field, "wrong_type", "It must be a list.");
+            return None;
+        };
+        if items.len() > max {
+            self.wrong(
+                field,
+                "too_many",
+                format!("It has {} entries; {max} are allowed.", items.len()),
+            );
+            return None;
+        }
+        let mut out = Vec::with_capacity(items.len());
+        let pointer = self.pointer.clone();
+        self.pointer = format!("{pointer}/{}", escaped(field));
+        for (index, item) in items.into_iter().enumerate() {
+            if let Some(item) = check(self, &index.to_string(), item) {
+                out.push(item);
+            }
+        }
+        self.pointer = pointer;
+        Some(out)
+    }
+
+    /// A list of objects, each checked with fields of its own.
+    pub(crate) fn objects<T>(
+        &mut self,
+        field: &str,
+        max: usize,
+        mut check: impl FnMut(&mut Self) -> Option<T>,
+    ) -> Option<Vec<T>> {
+        self.list(field, max, |fields, index, item| {
+            match Self::at(format!("{}/{index}", fields.pointer), item) {
+                Ok(mut inner) => {
+                    let value = check(&mut inner);
+                    inner.name_unknown();
+                    fields.errors.append(&mut inner.errors);
+                    value
+                }
+                Err(error) => {
+                    fields.errors.push(error);
+                    None
+                }
+            }
+        })
+    }
+
+    /// A map from text to text, at most so many bytes as JSON.
+    pub(crate) fn text_map(
+        &mut self,
+        field: &str,
+        bytes_max: usize,
+    ) -> Option<BTreeMap<String, String>> {
+        let value = self.take(field)?;
+        let bytes = value.to_string().len();
+        if bytes > bytes_max {
+            self.wrong(
+                field,
+                "too_long",
+                format!("It has {bytes} bytes as JSON; {bytes_max} are allowed."),
+            );
+            return None;
+        }
+        let Value::Object(map) = value else {
+            self.wrong(field, "wrong_type", "It must be an object of strings.");
+            return None;
+        };
+        let mut out = BTreeMap::new();
+        for (name, value) in map {
+            if let Value::String(text) = value {
+                out.insert(name, text);
+            } else {
+                let below = format!("{}/{}/{}", self.pointer, escaped(field), escaped(&name));
+                self.errors.push(FieldError {
+                    pointer: below,
+                    code: "wrong_type".to_owned(),
+                    detail: "It must be a string.".to_owned(),
+                });
+            }
+        }
+        Some(out)
+    }
+
+    pub(crate) fn has(&self, field: &str) -> bool {
+        self.left.get(field).is_some_and(|value| !value.is_null())
+    }
+
+    /// Marks a field as one that must be there.
+    pub(crate) fn require(&mut self, field: &str) {
+        if !self.has(field) {
+            self.missing(field);
+        }
+    }
+
+    fn name_unknown(&mut self) {
+        let unknown: Vec<String> = self
+            .left
+            .iter()
+            .filter(|(_, value)| !value.is_null())
+            .map(|(name, _)| name.chars().take(100).collect())
+            .take(UNKNOWN_NAMED_MAX)
+            .collect();
+        self.left.clear();
+        for name in unknown {
+            self.wrong(&name, "unknown_field", "There is no such field.");
+        }
+    }
+
+    /// Everything that was wrong, or nothing. Ask for it after the last field.
+    pub(crate) fn finish(mut self) -> Result<(), ApiError> {
+        self.name_unknown();
+        if self.errors.is_empty() {
+            return Ok(());
+        }
+        Err(ApiError::invalid(self.errors))
+    }
+
+    /// [`Fields::finish`] for a body whose required fields are not all there: never `Ok`.
+    pub(crate) fn refuse(mut self) -> ApiError {
+        self.name_unknown();
+        ApiError::invalid(self.errors)
+    }
+}
+
+/// A name as it stands in a JSON pointer (RFC 6901).
+fn escaped(name: &str) -> String {
+    name.replace('~', "~0").replace('/', "~1")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn found(fields: Fields) -> Vec<(String, String)> {
+        let mut fields = fields;
+        fields.name_unknown();
+        fields.errors.into_iter().map(|error| (error.pointer, error.code)).collect()
+    }
+
+    #[test]
+    fn every_problem_is_kept_with_its_pointer() {
+        let mut fields = Fields::new(json!({
+            "short": "", "number": 7, "list": ["ok", 3], "objects": [{"a": 1}, 2], "a/b~c": 1, "nothing": null
+        }))
+        .unwrap();
+        assert_eq!(fields.text("short", 1..=5), None);
+        assert_eq!(fields.text("number", 1..=5), None);
+        assert_eq!(fields.required_text("absent", 1..=5), None);
+        fields.list("list", 5, |fields, index, item| {
+            if !item.is_string() {
+                fields.wrong(index, "wrong_type", "");
+            }
+            Some(())
+        });
+        fields.objects("objects", 5, |_inner| Some(()));
+        let pairs = found(fields);
+        let pairs: Vec<(&str, &str)> =
+            pairs.iter().map(|(pointer, code)| (pointer.as_str(), code.as_str())).collect();
+        assert_eq!(
+            pairs,
+            [
+                ("/short", "too_short"),
+                ("/number", "wrong_type"),
+                ("/absent", "required"),
+                ("/list/1", "wrong_type"),
+                ("/objects/0/a", "unknown_field"),
+                ("/objects/1", "wrong_type"),
+                ("/a~1b~0c", "unknown_field"),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_body_that_is_no_object_is_one_problem() {
+        for body in [json!([]), json!("x"), json!(1), json!(null), json!(true)] {
+            Fields::new(body).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn characters_are_counted_and_not_bytes() {
+        let mut fields = Fields::new(json!({"text": "ééééé"})).unwrap();
+        assert_eq!(fields.text("text", 1..=5).as_deref(), Some("ééééé"));
+        fields.finish().unwrap();
+    }
+
+    #[test]
+    fn numbers_are_whole_and_in_range() {
+        for bad in [json!(-1), json!(1.5), json!("1"), json!(11), json!(u64::MAX)] {
+            let mut fields = Fields::new(json!({ "n": bad })).unwrap();
+            assert_eq!(fields.number("n", 1..=10), None);
+            fields.finish().unwrap_err();
+        }
+    }
+}

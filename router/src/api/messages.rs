@@ -1,0 +1,325 @@
+//! Messages: send, list, follow, withdraw.
+
+use axum::extract::{RawQuery, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use protocol::api::{CreateMessage, Direction, Message, MessageEvent, Page, Problem};
+use protocol::{
+    Channel, ChannelChoice, Class, E164, MessageId, Recipient, Status, TenantId, UnixMs, limits,
+};
+use serde_json::Value;
+
+use super::fields::Fields;
+use super::pages::{Query, page};
+use super::{JsonBody, PathId, json};
+use crate::auth::{Caller, Scope};
+use crate::clock;
+use crate::config;
+use crate::error::{ApiError, Code};
+use crate::idempotency::{self, Post, Reply};
+use crate::server::AppState;
+use crate::store::Tx;
+use crate::store::messages::{self, Canceled, Filter, NewMessage, Window};
+
+/// Send a message
+///
+/// `202` is answered after the message is on disk. It is sent when its rules allow, by a phone that can.
+#[utoipa::path(post, path = "/v1/messages", tag = "messages", request_body = CreateMessage,
+    params(("Idempotency-Key" = Option<String>, Header, description = "The same key and body is one message.")),
+    security(("api_key" = [])),
+    responses(
+        (status = 202, description = "Accepted.", body = Message),
+        (status = 400, description = "Not JSON, or a bad idempotency key.", body = Problem, content_type = "application/problem+json"),
+        (status = 401, description = "No valid key.", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "The key may not send.", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The same idempotency key is still running.", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "The body is too long.", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "Not announced as JSON.", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "Fields are wrong, or the idempotency key was used for another body.", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "Too many requests.", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "Not now; nothing was done.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn create(
+    State(app): State<AppState>,
+    caller: Caller,
+    headers: HeaderMap,
+    JsonBody(body): JsonBody,
+) -> Result<Response, ApiError> {
+    caller.needs(Scope::MessagesWrite)?;
+    let now = app.clock.now();
+    let new = checked(body.clone(), caller.test, &app.config.messages, now)?;
+    let tenant = caller.tenant.clone();
+    let post = Post {
+        scope: caller.tenant.as_str(),
+        route: "POST /v1/messages",
+        headers: &headers,
+        body: &body,
+    };
+    let response = idempotency::post(&app, post, move |tx| accept(tx, &tenant, &new)).await?;
+    metrics::counter!("switchboard_messages_accepted_total").increment(1);
+    app.bells.dispatch.notify_one();
+    app.bells.webhooks.notify_one();
+    Ok(response)
+}
+
+fn accept(tx: &mut Tx<'_>, tenant: &TenantId, new: &NewMessage) -> Result<Reply, ApiError> {
+    // Messages of test keys reach no phone, so any number will do for them.
+    if let Some(from) = new.from.as_ref().filter(|_| !new.test)
+        && messages::may_send_from(tx, tenant, from)?.is_none()
+    {
+        return Err(ApiError::invalid(vec![protocol::api::FieldError {
+            pointer: "/from".to_owned(),
+            code: "phone_not_allowed".to_owned(),
+            detail: "It is not a number that you can send from.".to_owned(),
+        }]));
+    }
+    Reply::new(StatusCode::ACCEPTED, &messages::accept(tx, tenant, new)?)
+}
+
+/// Everything that is wrong with the body, or the message.
+fn checked(
+    body: Value,
+    test: bool,
+    lives: &config::Messages,
+    now: UnixMs,
+) -> Result<NewMessage, ApiError> {
+    let mut fields = Fields::new(body)?;
+    let recipient = recipient(&mut fields);
+    let text = fields.required_text("text", 1..=limits::TEXT_CHARS_MAX);
+    let channel = fields.parsed("channel", "unknown_channel").unwrap_or(ChannelChoice::Auto);
+    let class = fields.parsed("class", "unknown_class").unwrap_or(Class::Marketing);
+    let from: Option<E164> = fields.parsed("from", "invalid_number");
+    let metadata = fields.text_map("metadata", limits::METADATA_BYTES_MAX);
+    if let (Some(Recipient::Email(_)), Some(Channel::Rcs | Channel::Sms)) =
+        (&recipient, channel.only())
+    {
+        fields.wrong("channel", "channel_needs_number", "E-mail addresses have iMessage only.");
+    }
+    let (send_at, expires_at) = life(&mut fields, class, lives, now);
+    let (Some(recipient), Some(text)) = (recipient, text) else { return Err(fields.refuse()) };
+    fields.finish()?;
+    Ok(NewMessage {
+        id: MessageId::new(now.0, clock::random()),
+        test,
+        recipient,
+        from,
+        channel,
+        class,
+        text,
+        metadata,
+        send_at,
+        expires_at,
+        now,
+    })
+}
+
+fn recipient(fields: &mut Fields) -> Option<Recipient> {
+    let recipient: Recipient = fields.required_parsed("to", "invalid_recipient")?;
+    if let Some(number) = recipient.number()
+        && !is_possible(number)
+    {
+        fields.wrong("to", "impossible_number", "No numbering plan has a number of this length.");
+        return None;
+    }
+    Some(recipient)
+}
+
+/// A number of this country code can have this many digits. Whether it is assigned is not asked: plans move faster
+/// than any table, and a number that leads nowhere fails by itself.
+fn is_possible(number: &E164) -> bool {
+    let util = &rlibphonenumber::PHONE_NUMBER_UTIL;
+    util.parse(number.as_str(), None).is_ok_and(|number| util.is_possible_number(&number))
+}
+
+/// From when until when it may be sent.
+fn life(
+    fields: &mut Fields,
+    class: Class,
+    lives: &config::Messages,
+    now: UnixMs,
+) -> (Option<UnixMs>, UnixMs) {
+    let ahead_ms = i64::from(lives.ahead_s_max) * 1_000;
+    let latest = now.plus_ms(ahead_ms);
+    let too_far = format!("It is later than {latest}, the latest allowed.");
+    let send_at = fields.time("send_at");
+    if let Some(at) = send_at {
+        if at <= now {
+            fields.wrong("send_at", "in_the_past", "It is not in the future.");
+        } else if at > latest {
+            fields.wrong("send_at", "too_far", too_far.clone());
+        }
+    }
+    let starts = send_at.unwrap_or(now);
+    if fields.has("expires_at") && fields.has("ttl_seconds") {
+        fields.wrong("ttl_seconds", "conflict", "Give either expires_at or ttl_seconds.");
+    }
+    let explicit = fields.time("expires_at");
+    let ttl_s = fields.number("ttl_seconds", 1..=lives.ahead_s_max);
+    if let Some(at) = explicit {
+        if at <= now {
+            fields.wrong("expires_at", "in_the_past", "It is not in the future.");
+        } else if at <= starts {
+            fields.wrong("expires_at", "before_send_at", "It is not later than send_at.");
+        } else if at > starts.plus_ms(ahead_ms) {
+            fields.wrong("expires_at", "too_far", too_far);
+        }
+    }
+    let default_s = match class {
+        Class::Otp => lives.otp_life_s,
+        Class::Transactional | Class::Conversational | Class::Marketing => lives.life_s,
+    };
+    let life_ms = i64::from(ttl_s.unwrap_or(default_s)) * 1_000;
+    (send_at, explicit.unwrap_or_else(|| starts.plus_ms(life_ms)))
+}
+
+/// The parameters that both lists of messages share.
+pub(super) fn filter(query: &mut Query) -> Filter {
+    Filter {
+        status: query.parsed("status", "unknown_status"),
+        direction: query.parsed::<Way>("direction", "unknown_direction").map(|way| way.0),
+        recipient: query.parsed::<Recipient>("to", "invalid_recipient"),
+    }
+}
+
+struct Way(Direction);
+
+impl std::str::FromStr for Way {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        [Direction::Outbound, Direction::Inbound]
+            .into_iter()
+            .find(|way| way.as_str() == text)
+            .map(Self)
+            .ok_or("neither outbound nor inbound")
+    }
+}
+
+/// List messages, newest first
+#[utoipa::path(get, path = "/v1/messages", tag = "messages", security(("api_key" = [])),
+    params(
+        ("limit" = Option<u32>, Query, description = "Rows, 1 to 100; 50 when left out."),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before."),
+        ("status" = Option<Status>, Query, description = "Only with this status."),
+        ("direction" = Option<Direction>, Query, description = "Only this way."),
+        ("to" = Option<String>, Query, description = "Only with this other side.")),
+    responses(
+        (status = 200, description = "A page.", body = Page<Message>),
+        (status = 401, description = "No valid key.", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "Parameters are wrong.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn list(
+    State(app): State<AppState>,
+    caller: Caller,
+    RawQuery(raw): RawQuery,
+) -> Result<Response, ApiError> {
+    caller.needs(Scope::MessagesRead)?;
+    let mut query = Query::new(raw.as_deref());
+    let filter = filter(&mut query);
+    let asked = query.finish()?;
+    let window = Window { before: asked.after, limit: asked.limit };
+    let rows =
+        app.store.read(move |tx| messages::list(tx, &caller.tenant, &filter, &window)).await?;
+    Ok(json(StatusCode::OK, &page(rows, asked.limit, |message| message.id.to_string())))
+}
+
+/// One message
+#[utoipa::path(get, path = "/v1/messages/{id}", tag = "messages", security(("api_key" = [])),
+    params(("id" = String, Path, description = "The message's id.")),
+    responses(
+        (status = 200, description = "The message.", body = Message),
+        (status = 401, description = "No valid key.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such message.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn get(
+    State(app): State<AppState>,
+    caller: Caller,
+    PathId(id): PathId<MessageId>,
+) -> Result<Response, ApiError> {
+    caller.needs(Scope::MessagesRead)?;
+    let found = app.store.read(move |tx| messages::get(tx, &caller.tenant, &id)).await?;
+    Ok(json(StatusCode::OK, &found.ok_or_else(ApiError::not_found)?))
+}
+
+/// A message's story, oldest step first
+#[utoipa::path(get, path = "/v1/messages/{id}/events", tag = "messages", security(("api_key" = [])),
+    params(
+        ("id" = String, Path, description = "The message's id."),
+        ("limit" = Option<u32>, Query, description = "Rows, 1 to 100; 50 when left out."),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before.")),
+    responses(
+        (status = 200, description = "A page.", body = Page<MessageEvent>),
+        (status = 401, description = "No valid key.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such message.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn events(
+    State(app): State<AppState>,
+    caller: Caller,
+    PathId(id): PathId<MessageId>,
+    RawQuery(raw): RawQuery,
+) -> Result<Response, ApiError> {
+    caller.needs(Scope::MessagesRead)?;
+    let asked = super::pages::window(raw.as_deref())?;
+    let after = match asked.after.as_deref().map(str::parse::<u64>) {
+        None => 0,
+        Some(Ok(after)) => after,
+        Some(Err(_)) => {
+            return Err(ApiError::invalid(vec![protocol::api::FieldError {
+                pointer: "cursor".to_owned(),
+                code: "invalid_cursor".to_owned(),
+                detail: "It is not a cursor of this list.".to_owned(),
+            }]));
+        }
+    };
+    let limit = asked.limit;
+    let rows = app
+        .store
+        .read(move |tx| {
+            if messages::get(tx, &caller.tenant, &id)?.is_none() {
+                return Ok(None);
+            }
+            let more = limit.saturating_add(1);
+            crate::store::events::list(tx, &caller.tenant, &id, after, more).map(Some)
+        })
+        .await?
+        .ok_or_else(ApiError::not_found)?;
+    Ok(json(StatusCode::OK, &page(rows, limit, |event| event.sequence.to_string())))
+}
+
+/// Withdraw a message
+///
+/// `200`: it is canceled. `202`: a phone has it and is asked; the outcome comes as the message's next event.
+#[utoipa::path(post, path = "/v1/messages/{id}/cancel", tag = "messages", security(("api_key" = [])),
+    params(("id" = String, Path, description = "The message's id.")),
+    responses(
+        (status = 200, description = "Canceled.", body = Message),
+        (status = 202, description = "The phone is asked.", body = Message),
+        (status = 401, description = "No valid key.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such message.", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "It has ended already.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn cancel(
+    State(app): State<AppState>,
+    caller: Caller,
+    headers: HeaderMap,
+    PathId(id): PathId<MessageId>,
+) -> Result<Response, ApiError> {
+    caller.needs(Scope::MessagesWrite)?;
+    let route = format!("POST /v1/messages/{id}/cancel");
+    let scope = caller.tenant.to_string();
+    let post = Post { scope: &scope, route: &route, headers: &headers, body: &Value::Null };
+    let now = app.clock.now();
+    let message = id.clone();
+    let response = idempotency::post(&app, post, move |tx| {
+        match messages::cancel(tx, &caller.tenant, &id, now)? {
+            None => Err(ApiError::not_found()),
+            Some(Canceled::Now(message)) => Reply::new(StatusCode::OK, message.as_ref()),
+            Some(Canceled::Asked(message)) => Reply::new(StatusCode::ACCEPTED, message.as_ref()),
+            Some(Canceled::TooLate(status)) => {
+                Err(ApiError::new(Code::NotCancelable).detail(format!("Its status is {status}.")))
+            }
+        }
+    })
+    .await?;
+    if response.status() == StatusCode::ACCEPTED {
+        // The request to cancel is on disk; dispatch asks again for as long as the phone has not answered.
+        crate::dispatch::recall(&app, &message).await;
+    }
+    app.bells.webhooks.notify_one();
+    Ok(response)
+}

@@ -1,0 +1,491 @@
+//! The configuration: a commented TOML file, read once, checked once.
+//!
+//! [`DEFAULT`] is the file as shipped; every key in it has its default as value, so it doubles as the documentation.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Deserialize;
+
+/// The commented default configuration.
+pub const DEFAULT: &str = include_str!("config/default.toml");
+
+/// The environment variable that gives the operator's token; it wins over the file.
+pub const ADMIN_TOKEN_ENV: &str = "SWITCHBOARD_ADMIN_TOKEN";
+
+/// Shortest operator's token. 16 characters of hexadecimal are 64 bits: not to be guessed over a network.
+const ADMIN_TOKEN_CHARS_MIN: usize = 16;
+
+/// A checked configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where the API and the hosts' links are served.
+    pub listen: SocketAddr,
+    /// The store's file.
+    pub database: PathBuf,
+    /// The operator's bearer token; without one the operator's routes refuse everybody.
+    pub admin_token: Option<SecretString>,
+    /// How long a shutdown waits for requests and sessions.
+    pub drain: Duration,
+    /// Limits of the API.
+    pub limits: Limits,
+    /// Lives of messages.
+    pub messages: Messages,
+    /// Dispatch.
+    pub dispatch: Dispatch,
+    /// Leases.
+    pub lease: Lease,
+    /// Webhook delivery.
+    pub webhooks: Webhooks,
+    /// The log.
+    pub log: Log,
+}
+
+/// Limits of the API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Requests per second and key.
+    pub requests_per_second: u32,
+    /// Requests that a key may make at once after a pause.
+    pub burst: u32,
+    /// Longest request body in bytes.
+    pub body_bytes: usize,
+    /// Longest handling of one request in milliseconds.
+    pub request_timeout_ms: u64,
+}
+
+/// Lives of messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Messages {
+    /// Life of a message that names none, in seconds.
+    pub life_s: u32,
+    /// The same for one-time codes.
+    pub otp_life_s: u32,
+    /// Longest life, and how far ahead a message may be scheduled, in seconds.
+    pub ahead_s_max: u32,
+}
+
+/// Dispatch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Dispatch {
+    /// Attempts that one phone may have open at once.
+    pub in_flight_per_phone: u32,
+    /// Jobs claimed at once.
+    pub claim_batch: u32,
+    /// How long a claim holds before another worker may take it, in milliseconds.
+    pub claim_ms: u64,
+    /// How long after the dispatch a phone may still start the attempt, in milliseconds.
+    pub start_window_ms: u64,
+    /// After how long an attempt without an answer is offered again, in milliseconds.
+    pub reoffer_ms: u64,
+    /// How long past its last start an attempt on a lost host stays open before it is `unknown`, in milliseconds.
+    pub host_lost_ms: u64,
+    /// Attempts before a message fails.
+    pub attempts: u32,
+    /// Wait before the second attempt, in milliseconds; doubles each time.
+    pub retry_first_ms: u64,
+}
+
+/// Leases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Lease {
+    /// How long a lease holds, in milliseconds.
+    pub ttl_ms: u64,
+    /// How long after its end another host may be given it, in milliseconds.
+    pub grace_ms: u64,
+}
+
+/// Webhook delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Webhooks {
+    /// Endpoints may be plain HTTP and at private or loopback addresses.
+    pub allow_private: bool,
+    /// How long an endpoint may take to answer, in milliseconds.
+    pub timeout_ms: u64,
+    /// Deliveries to one endpoint at once.
+    pub per_endpoint: u32,
+    /// Deliveries at once in all.
+    pub in_flight: u32,
+    /// Endpoints of one tenant.
+    pub endpoints_per_tenant: u32,
+}
+
+/// The log.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// `text` or `json`.
+    pub format: LogFormat,
+    /// What is logged, as `tracing-subscriber`'s filter.
+    pub filter: String,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            requests_per_second: 100,
+            burst: 200,
+            body_bytes: 256 * 1024,
+            request_timeout_ms: 30_000,
+        }
+    }
+}
+
+impl Default for Messages {
+    fn default() -> Self {
+        Self { life_s: 12 * 3_600, otp_life_s: 600, ahead_s_max: 35 * 86_400 }
+    }
+}
+
+impl Default for Dispatch {
+    fn default() -> Self {
+        Self {
+            in_flight_per_phone: 32,
+            claim_batch: 64,
+            claim_ms: 30_000,
+            start_window_ms: 60_000,
+            reoffer_ms: 5_000,
+            host_lost_ms: 600_000,
+            attempts: 3,
+            retry_first_ms: 2_000,
+        }
+    }
+}
+
+impl Default for Lease {
+    fn default() -> Self {
+        Self { ttl_ms: 15_000, grace_ms: 5_000 }
+    }
+}
+
+impl Default for Webhooks {
+    fn default() -> Self {
+        Self {
+            allow_private: false,
+            timeout_ms: 10_000,
+            per_endpoint: 4,
+            in_flight: 128,
+            endpoints_per_tenant: 20,
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, filter: "info".to_owned() }
+    }
+}
+
+/// The file as written, before it is checked. No `Debug`: it holds the token in the clear.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Raw {
+    listen: SocketAddr,
+    database: PathBuf,
+    admin_token: Option<String>,
+    admin_token_file: Option<PathBuf>,
+    drain_ms: u64,
+    limits: Limits,
+    messages: Messages,
+    dispatch: Dispatch,
+    lease: Lease,
+    webhooks: Webhooks,
+    log: Log,
+}
+
+impl Default for Raw {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7_070)),
+            database: PathBuf::from("switchboard.db"),
+            admin_token: None,
+            admin_token_file: None,
+            drain_ms: 10_000,
+            limits: Limits::default(),
+            messages: Messages::default(),
+            dispatch: Dispatch::default(),
+            lease: Lease::default(),
+            webhooks: Webhooks::default(),
+            log: Log::default(),
+        }
+    }
+}
+
+/// Why a configuration cannot be used; names the file and, where there is one, line and field.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{path}: cannot be read")]
+    Read {
+        /// Which file.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not the TOML that is expected.
+    #[error("{path}:{line}: {message}")]
+    Parse {
+        /// Which file.
+        path: String,
+        /// Which line, from 1.
+        line: usize,
+        /// What is wrong there.
+        message: String,
+    },
+    /// A value that cannot work.
+    #[error("{path}: {field}: {message}")]
+    Value {
+        /// Which file.
+        path: String,
+        /// Which field, dotted.
+        field: &'static str,
+        /// What is wrong with it.
+        message: String,
+    },
+}
+
+impl Config {
+    /// Reads and checks the file. Relative paths in it count from its folder.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = read(path)?;
+        Self::parse(&text, path, std::env::var(ADMIN_TOKEN_ENV).ok())
+    }
+
+    /// Checks the text of a file. `admin_token` is what the environment gave.
+    pub fn parse(
+        text: &str,
+        path: &Path,
+        admin_token: Option<String>,
+    ) -> Result<Self, ConfigError> {
+        let raw: Raw = toml::from_str(text).map_err(|error| ConfigError::Parse {
+            path: path.display().to_string(),
+            line: line_of(text, error.span().map_or(0, |span| span.start)),
+            message: error.message().to_owned(),
+        })?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let check = Check { path };
+        check.all(&raw)?;
+        Ok(Self {
+            listen: raw.listen,
+            database: folder.join(&raw.database),
+            admin_token: admin_token_of(&raw, folder, admin_token, &check)?,
+            drain: Duration::from_millis(raw.drain_ms),
+            limits: raw.limits,
+            messages: raw.messages,
+            dispatch: raw.dispatch,
+            lease: raw.lease,
+            webhooks: raw.webhooks,
+            log: raw.log,
+        })
+    }
+}
+
+struct Check<'a> {
+    path: &'a Path,
+}
+
+impl Check<'_> {
+    fn wrong(&self, field: &'static str, message: impl Into<String>) -> ConfigError {
+        ConfigError::Value { path: self.path.display().to_string(), field, message: message.into() }
+    }
+
+    fn range<T: PartialOrd + std::fmt::Display + Copy>(
+        &self,
+        field: &'static str,
+        value: T,
+        low: T,
+        high: T,
+    ) -> Result<(), ConfigError> {
+        if value >= low && value <= high {
+            return Ok(());
+        }
+        Err(self.wrong(field, format!("{value} is not between {low} and {high}")))
+    }
+
+    fn all(&self, raw: &Raw) -> Result<(), ConfigError> {
+        let Raw { limits, messages, dispatch, lease, webhooks, log, .. } = raw;
+        if raw.database.as_os_str().is_empty() {
+            return Err(self.wrong("database", "is empty"));
+        }
+        self.range("drain_ms", raw.drain_ms, 0, 600_000)?;
+        self.range("limits.requests_per_second", limits.requests_per_second, 1, 1_000_000)?;
+        self.range("limits.burst", limits.burst, 1, 1_000_000)?;
+        // A text of 20,000 four-byte characters, every one escaped, must fit.
+        self.range("limits.body_bytes", limits.body_bytes, 64 * 1024, 16 * 1024 * 1024)?;
+        self.range("limits.request_timeout_ms", limits.request_timeout_ms, 100, 600_000)?;
+        self.range("messages.ahead_s_max", messages.ahead_s_max, 60, 400 * 86_400)?;
+        self.range("messages.life_s", messages.life_s, 1, messages.ahead_s_max)?;
+        self.range("messages.otp_life_s", messages.otp_life_s, 1, messages.ahead_s_max)?;
+        self.range("dispatch.in_flight_per_phone", dispatch.in_flight_per_phone, 1, 10_000)?;
+        self.range("dispatch.claim_batch", dispatch.claim_batch, 1, 1_000)?;
+        self.range("dispatch.claim_ms", dispatch.claim_ms, 100, 600_000)?;
+        self.range("dispatch.start_window_ms", dispatch.start_window_ms, 1_000, 3_600_000)?;
+        self.range("dispatch.reoffer_ms", dispatch.reoffer_ms, 100, 600_000)?;
+        self.range("dispatch.host_lost_ms", dispatch.host_lost_ms, 0, 86_400_000)?;
+        self.range("dispatch.attempts", dispatch.attempts, 1, 20)?;
+        self.range("dispatch.retry_first_ms", dispatch.retry_first_ms, 1, 600_000)?;
+        // The bridge stops 3 s before the end of a lease, and renews every 5 s.
+        self.range("lease.ttl_ms", lease.ttl_ms, 4_000, 600_000)?;
+        self.range("lease.grace_ms", lease.grace_ms, 0, 600_000)?;
+        self.range("webhooks.timeout_ms", webhooks.timeout_ms, 100, 60_000)?;
+        self.range("webhooks.per_endpoint", webhooks.per_endpoint, 1, 1_000)?;
+        self.range("webhooks.in_flight", webhooks.in_flight, webhooks.per_endpoint, 10_000)?;
+        self.range("webhooks.endpoints_per_tenant", webhooks.endpoints_per_tenant, 1, 1_000)?;
+        log.filter
+            .parse::<tracing_subscriber::EnvFilter>()
+            .map(drop)
+            .map_err(|error| self.wrong("log.filter", error.to_string()))
+    }
+}
+
+fn admin_token_of(
+    raw: &Raw,
+    folder: &Path,
+    env: Option<String>,
+    check: &Check<'_>,
+) -> Result<Option<SecretString>, ConfigError> {
+    if raw.admin_token.is_some() && raw.admin_token_file.is_some() {
+        return Err(check.wrong("admin_token_file", "admin_token is given too: give one of them"));
+    }
+    let (field, token) = if let Some(token) = env {
+        (ADMIN_TOKEN_ENV, SecretString::from(token))
+    } else if let Some(file) = &raw.admin_token_file {
+        let text = SecretString::from(read(&folder.join(file))?);
+        ("admin_token_file", SecretString::from(text.expose_secret().trim()))
+    } else if let Some(token) = &raw.admin_token {
+        ("admin_token", SecretString::from(token.clone()))
+    } else {
+        return Ok(None);
+    };
+    let length = token.expose_secret().len();
+    if length < ADMIN_TOKEN_CHARS_MIN {
+        return Err(check.wrong(
+            field,
+            format!("{length} characters are too few: at least {ADMIN_TOKEN_CHARS_MIN}"),
+        ));
+    }
+    Ok(Some(token))
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.display().to_string(), source })
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(text, Path::new("/etc/switchboard/router.toml"), None)
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_default_file_says_what_the_code_does() {
+        let shipped: Raw = toml::from_str(DEFAULT).unwrap();
+        let built_in = Raw::default();
+        assert_eq!(shipped.listen, built_in.listen);
+        assert_eq!(shipped.database, built_in.database);
+        assert_eq!(shipped.drain_ms, built_in.drain_ms);
+        assert_eq!(shipped.limits, built_in.limits);
+        assert_eq!(shipped.messages, built_in.messages);
+        assert_eq!(shipped.dispatch, built_in.dispatch);
+        assert_eq!(shipped.lease, built_in.lease);
+        assert_eq!(shipped.webhooks, built_in.webhooks);
+        assert_eq!(shipped.log, built_in.log);
+        parse(DEFAULT).unwrap();
+    }
+
+    #[test]
+    fn every_key_stands_in_the_default_file() {
+        let shipped: toml::Table = toml::from_str(DEFAULT).unwrap();
+        for (table, keys) in [
+            ("limits", 4),
+            ("messages", 3),
+            ("dispatch", 8),
+            ("lease", 2),
+            ("webhooks", 5),
+            ("log", 2),
+        ] {
+            assert_eq!(shipped[table].as_table().unwrap().len(), keys, "{table}");
+        }
+    }
+
+    #[test]
+    fn relative_paths_count_from_the_files_folder() {
+        let config = parse("database = \"data/router.db\"").unwrap();
+        assert_eq!(config.database, Path::new("/etc/switchboard/data/router.db"));
+        let config = parse("database = \"/var/lib/router.db\"").unwrap();
+        assert_eq!(config.database, Path::new("/var/lib/router.db"));
+    }
+
+    #[test]
+    fn a_bad_file_is_refused_by_line_and_field() {
+        for (text, says) in [
+            (
+                "listen = \"127.0.0.1:7070\"\nlissten = 1\n",
+                "router.toml:2: unknown field `lissten`",
+            ),
+            ("[limits]\nburst = -1\n", "router.toml:2:"),
+            ("[limits]\n\nburst = 0\n", "limits.burst: 0 is not between 1 and"),
+            ("[lease]\nttl_ms = 10\n", "lease.ttl_ms"),
+            ("[log]\nfilter = \"a=nolevel\"\n", "log.filter"),
+            ("admin_token = \"short\"", "admin_token: 5 characters are too few"),
+            ("database = \"\"", "database: is empty"),
+            ("admin_token = \"0123456789abcdef\"\nadmin_token_file = \"x\"", "admin_token_file"),
+            ("listen = ", "router.toml:1:"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(says), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_environments_token_wins_and_is_never_shown() {
+        let config = Config::parse(
+            "admin_token = \"token-of-the-file\"",
+            Path::new("router.toml"),
+            Some("token-of-the-environment".to_owned()),
+        )
+        .unwrap();
+        assert_eq!(
+            config.admin_token.as_ref().map(|token| token.expose_secret().to_owned()).as_deref(),
+            Some("token-of-the-environment")
+        );
+        assert!(!format!("{config:?}").contains("token-of"));
+    }
+
+    #[test]
+    fn a_token_file_is_read_beside_the_configuration() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("token"), "0123456789abcdef\n").unwrap();
+        let path = folder.path().join("router.toml");
+        let config = Config::parse("admin_token_file = \"token\"", &path, None).unwrap();
+        assert_eq!(config.admin_token.unwrap().expose_secret(), "0123456789abcdef");
+        let missing = Config::parse("admin_token_file = \"none\"", &path, None).unwrap_err();
+        assert!(missing.to_string().ends_with("none: cannot be read"), "{missing}");
+    }
+}

@@ -1,0 +1,503 @@
+//! From a due job to a command on its way to a phone.
+//!
+//! claim → facts → decide → record → hand over. A claim moves the job, so that what a dead worker claimed falls due
+//! again by itself. Deciding and recording are one transaction per message: the verdict, the phone, the attempt, its
+//! epoch, the counters, the story and the webhooks are all on disk or none is. Only after that commit is the
+//! command handed to the host's session; should it get lost there, it is offered again until the phone answers,
+//! which a phone takes once.
+//!
+//! The loop sleeps until a bell rings (a new message, a phone that became ready, an attempt that ended), the next job
+//! falls due, or a second is over.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use protocol::link::RouterFrame;
+use protocol::pipe::{Command, Send};
+use protocol::{
+    Channel, ChannelChoice, HostId, MessageId, PhoneId, Reason, Recipient, Status, UnixMs,
+};
+
+use crate::compliance::{self, Facts, Verdict};
+use crate::resolve::{self, Candidate, Need, Unable};
+use crate::server::{App, AppState};
+use crate::store::dispatch::{
+    self as rows, Change, Claimed, NewAttempt, Offer, Outbound, PoolPhone,
+};
+use crate::store::{StoreError, Tx};
+
+/// How long the loop sleeps at most, so that a lost ring or a moved clock costs a moment only.
+const SLEEP_MAX: Duration = Duration::from_secs(1);
+
+/// Shortest sleep after a turn that did all it could: work that cannot be done yet must not be asked for in a circle.
+const SLEEP_MIN: Duration = Duration::from_millis(20);
+
+/// How long the loop waits after the store has failed it.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
+
+/// When only the one phone that a message may go to has its hands full, the message is looked at again after this.
+const BUSY_WAIT_MS: i64 = 500;
+
+/// How often offers are repeated, recalls repeated, lost attempts and overdue jobs looked for.
+const SWEEP_EVERY_MS: i64 = 1_000;
+
+/// Rows of one sweep of each kind; the next sweep takes the rest.
+const SWEEP_ROWS: usize = 256;
+
+/// Channels of `auto`, best first.
+const AUTO: [Channel; 3] = [Channel::Imessage, Channel::Rcs, Channel::Sms];
+
+/// Starts the dispatch loop.
+pub fn start(app: &AppState) {
+    let app = AppState::clone(app);
+    app.tasks.clone().spawn(async move { run(&app).await });
+}
+
+async fn run(app: &AppState) {
+    let mut swept_at = UnixMs(i64::MIN);
+    loop {
+        let sleep = match turn(app, &mut swept_at).await {
+            Ok(sleep) => sleep,
+            Err(error) => {
+                tracing::warn!(error = %error, "dispatch: the store does not answer");
+                STORE_PAUSE
+            }
+        };
+        tokio::select! {
+            () = app.stop.cancelled() => return,
+            () = app.bells.dispatch.notified() => {}
+            () = tokio::time::sleep(sleep) => {}
+        }
+    }
+}
+
+async fn turn(app: &AppState, swept_at: &mut UnixMs) -> Result<Duration, StoreError> {
+    let now = app.clock.now();
+    // A clock that was set back must not stop the sweeps.
+    if now.since(*swept_at) >= SWEEP_EVERY_MS || now < *swept_at {
+        *swept_at = now;
+        sweep(app).await?;
+    }
+    let done = run_once(app).await?;
+    if done.more {
+        return Ok(Duration::ZERO);
+    }
+    let now = app.clock.now();
+    let due = app.store.read(rows::next_due).await?;
+    let wait = due
+        .map_or(SLEEP_MAX, |due| Duration::from_millis(u64::try_from(due.since(now)).unwrap_or(0)));
+    Ok(wait.clamp(SLEEP_MIN, SLEEP_MAX))
+}
+
+/// What a run did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ran {
+    /// Messages given to a phone.
+    pub dispatched: usize,
+    /// Messages that wait.
+    pub held: usize,
+    /// Messages that have come to their end.
+    pub ended: usize,
+    /// There may be more that is due.
+    pub more: bool,
+}
+
+/// One message, decided and written down.
+#[derive(Debug)]
+enum Done {
+    Dispatched(Box<Offer>),
+    Held,
+    Ended,
+}
+
+/// The pool as one batch sees it: read once, then kept up to date by the decisions of the batch themselves. Shared by
+/// closures that the store runs one after another; the lock is never waited for.
+#[derive(Debug, Clone)]
+struct Pool(Arc<Mutex<Vec<PoolPhone>>>);
+
+/// Claims what is due and fits, decides it, writes it down, hands it over.
+pub async fn run_once(app: &App) -> Result<Ran, StoreError> {
+    let settings = app.config.dispatch;
+    let now = app.clock.now();
+    let until = now.plus_ms(ms(settings.claim_ms));
+    let batch = usize::try_from(settings.claim_batch).unwrap_or(1).max(1);
+    let worker = app.links.worker().to_owned();
+    let links = app.links.clone();
+    let (claimed, pool) = app
+        .store
+        .write(move |tx| {
+            let mut pool = rows::pool(tx, now)?;
+            for phone in &mut pool {
+                phone.candidate.online = phone.host.as_ref().is_some_and(|host| links.online(host));
+            }
+            let limit = batch.min(room(&pool, settings.in_flight_per_phone).unwrap_or(batch));
+            let claimed = if limit == 0 {
+                Vec::new()
+            } else {
+                rows::claim(tx, &worker, (now, until), limit)?
+            };
+            Ok((claimed, Pool(Arc::new(Mutex::new(pool)))))
+        })
+        .await?;
+    let mut ran = Ran { more: claimed.len() >= batch, ..Ran::default() };
+    // All closures of the batch are queued before the first is awaited, so that they share one commit.
+    let decided = futures_util::future::join_all(
+        claimed.into_iter().map(|job| decide_one(app, job, pool.clone(), now)),
+    )
+    .await;
+    let mut failed = None;
+    for one in decided {
+        match one {
+            Ok(Done::Dispatched(offer)) => {
+                ran.dispatched += 1;
+                hand_over(app, &offer);
+            }
+            Ok(Done::Held) => ran.held += 1,
+            Ok(Done::Ended) => ran.ended += 1,
+            // The claim runs out, and the job falls due again.
+            Err(error) => failed = Some(error),
+        }
+    }
+    metrics::counter!("switchboard_dispatched_total")
+        .increment(ran.dispatched.try_into().unwrap_or(0));
+    if ran.ended + ran.held + ran.dispatched > 0 {
+        app.bells.webhooks.notify_one();
+    }
+    failed.map_or(Ok(ran), Err)
+}
+
+/// How many messages the pool could take now; `None` when no phone is able at all, in which case what is due is
+/// taken and held, so that it says why it waits.
+fn room(pool: &[PoolPhone], in_flight_max: u32) -> Option<usize> {
+    let able: Vec<u32> = pool
+        .iter()
+        .map(|phone| &phone.candidate)
+        .filter(|phone| phone.online && phone.ready && phone.leased)
+        .map(|phone| in_flight_max.saturating_sub(phone.in_flight))
+        .collect();
+    (!able.is_empty()).then(|| able.iter().map(|free| usize::try_from(*free).unwrap_or(0)).sum())
+}
+
+async fn decide_one(app: &App, job: Claimed, pool: Pool, now: UnixMs) -> Result<Done, StoreError> {
+    let settings = app.config.dispatch;
+    let again = job.clone();
+    let first = app.store.write(move |tx| decide_and_record(tx, settings, &job, &pool, now)).await;
+    match first {
+        Err(error) if !error.is_unavailable() => {
+            // Something about this very message cannot be read or written. Nothing is sent on a guess.
+            tracing::error!(message = %again.message, error = %error, "dispatch: a check failed, so nothing is sent");
+            let job = again;
+            app.store.write(move |tx| block(tx, &job, Reason::CheckFailed, now)).await
+        }
+        other => other,
+    }
+}
+
+/// The one transaction of a message: facts, decision, everything that follows from it.
+fn decide_and_record(
+    tx: &mut Tx<'_>,
+    settings: crate::config::Dispatch,
+    job: &Claimed,
+    pool: &Pool,
+    now: UnixMs,
+) -> Result<Done, StoreError> {
+    let (tenant, id) = (&job.tenant, &job.message);
+    let message = match rows::outbound(tx, tenant, id)? {
+        Some(message) if matches!(message.status, Status::Queued | Status::Scheduled) => message,
+        // Withdrawn, or sent after all, between claim and now: there is nothing left to do.
+        Some(_) | None => {
+            rows::drop_job(tx, tenant, id)?;
+            return Ok(Done::Ended);
+        }
+    };
+    if message.cancel_asked {
+        return end(tx, job, Status::Canceled, Reason::Canceled, now);
+    }
+    let facts = rows::opt_out(tx, tenant, &message.recipient).map(|opt_out| Facts {
+        internal: message.internal,
+        opt_out,
+        expires_ms: message.expires_at.0,
+    });
+    match compliance::check(facts.as_ref(), now.0) {
+        Verdict::Block(reason) => return block(tx, job, reason, now),
+        Verdict::Expire => return end(tx, job, Status::Expired, Reason::Expired, now),
+        Verdict::Hold { until_ms, reason } => {
+            return hold(tx, job, &message, UnixMs(until_ms), reason, now);
+        }
+        Verdict::Send => {}
+    }
+    let sticky = rows::bindings(tx, tenant, &message.recipient)?;
+    let mut pool = pool.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let wanted = wanted(&message);
+    let choice = choose(&pool, &message, tenant, &sticky, (&wanted, settings.in_flight_per_phone));
+    let choice = match choice {
+        Ok(choice) => choice,
+        Err(Unable::Busy) => {
+            rows::put_job(tx, (tenant, id), message.class.rank(), now.plus_ms(BUSY_WAIT_MS), None)?;
+            return Ok(Done::Held);
+        }
+        Err(Unable::NotAllowed) => {
+            return end(tx, job, Status::Failed, Reason::PhoneNotAllowed, now);
+        }
+        // It is woken when a phone becomes able, and otherwise looked at again to be told that its life is over.
+        Err(unable @ Unable::Away) => {
+            return hold(tx, job, &message, message.expires_at, unable.reason(), now);
+        }
+    };
+    let Some(phone) = pool.iter_mut().find(|phone| phone.candidate.phone == choice.phone) else {
+        return Err(StoreError::NoRow);
+    };
+    let epoch = phone.epoch.ok_or(StoreError::NoRow)?;
+    let start_before = message.expires_at.min(now.plus_ms(ms(settings.start_window_ms)));
+    let attempt = message.attempts.saturating_add(1);
+    let new =
+        NewAttempt { attempt, phone: &choice.phone, epoch, route: &choice.route, start_before };
+    rows::dispatched(tx, (tenant, id), &message.recipient, &new, now)?;
+    phone.candidate.in_flight = phone.candidate.in_flight.saturating_add(1);
+    phone.candidate.messages_today = phone.candidate.messages_today.saturating_add(1);
+    phone.candidate.last_used_ms = now.0;
+    Ok(Done::Dispatched(Box::new(Offer {
+        message: id.clone(),
+        tenant: tenant.clone(),
+        attempt,
+        phone: choice.phone,
+        host: phone.host.clone(),
+        epoch,
+        route: choice.route,
+        start_before,
+        recipient: message.recipient,
+        text: message.text,
+        class: message.class,
+    })))
+}
+
+/// The channels that would do for a message, best first. Only iMessage knows e-mail addresses and, by their ids,
+/// groups of any service; a group's own service is the one that Messages uses.
+fn wanted(message: &Outbound) -> Vec<Channel> {
+    let asked = match message.channel {
+        ChannelChoice::Auto => AUTO.to_vec(),
+        ChannelChoice::Imessage => vec![Channel::Imessage],
+        ChannelChoice::Rcs => vec![Channel::Rcs],
+        ChannelChoice::Sms => vec![Channel::Sms],
+    };
+    match &message.recipient {
+        Recipient::Number(_) => asked,
+        Recipient::Email(_) | Recipient::Group(_) => {
+            asked.into_iter().filter(|channel| *channel == Channel::Imessage).collect()
+        }
+    }
+}
+
+fn choose(
+    pool: &[PoolPhone],
+    message: &Outbound,
+    tenant: &protocol::TenantId,
+    sticky: &[(PhoneId, i64)],
+    (wanted, in_flight_max): (&[Channel], u32),
+) -> Result<resolve::Choice, Unable> {
+    let candidates: Vec<Candidate> = pool
+        .iter()
+        .map(|phone| {
+            let bound = sticky.iter().find(|(bound, _)| *bound == phone.candidate.phone);
+            Candidate { sticky_ms: bound.map(|(_, at)| *at), ..phone.candidate.clone() }
+        })
+        .collect();
+    let from = match &message.from {
+        None => None,
+        Some(number) => Some(
+            pool.iter()
+                .find(|phone| phone.number == *number)
+                .map(|phone| &phone.candidate.phone)
+                .ok_or(Unable::NotAllowed)?,
+        ),
+    };
+    resolve::resolve(&Need { tenant, from, wanted, in_flight_max }, &candidates)
+}
+
+fn block(tx: &mut Tx<'_>, job: &Claimed, reason: Reason, now: UnixMs) -> Result<Done, StoreError> {
+    end(tx, job, Status::Blocked, reason, now)
+}
+
+fn end(
+    tx: &mut Tx<'_>,
+    job: &Claimed,
+    status: Status,
+    reason: Reason,
+    now: UnixMs,
+) -> Result<Done, StoreError> {
+    let change = Change { reason: Some(reason), ..Change::to(status, now) };
+    rows::change(tx, &job.tenant, &job.message, &change)?;
+    rows::drop_job(tx, &job.tenant, &job.message)?;
+    Ok(Done::Ended)
+}
+
+/// The message waits, and says for what; the tenant is told once for each reason.
+fn hold(
+    tx: &mut Tx<'_>,
+    job: &Claimed,
+    message: &Outbound,
+    until: UnixMs,
+    reason: Reason,
+    now: UnixMs,
+) -> Result<Done, StoreError> {
+    if message.held_reason != Some(reason) {
+        let change = Change {
+            kind: "held",
+            reason: Some(reason),
+            next_at: Some(until),
+            ..Change::to(Status::Queued, now)
+        };
+        rows::change(tx, &job.tenant, &job.message, &change)?;
+    }
+    rows::put_job(tx, (&job.tenant, &job.message), message.class.rank(), until, Some(reason))?;
+    Ok(Done::Held)
+}
+
+/// Gives an offer to its host's session. A session that is gone or full costs nothing: the offer is repeated.
+fn hand_over(app: &App, offer: &Offer) {
+    let Some(host) = &offer.host else { return };
+    let command = Command::Send(Send {
+        message: offer.message.clone(),
+        attempt: offer.attempt,
+        epoch: offer.epoch,
+        to: offer.recipient.clone(),
+        text: offer.text.clone(),
+        attachments: Vec::new(),
+        route: offer.route.clone(),
+        class: offer.class,
+        start_before: offer.start_before,
+        conversation: None,
+    });
+    send(app, host, offer, command);
+}
+
+fn withdraw(app: &App, offer: &Offer) {
+    let Some(host) = &offer.host else { return };
+    let command = Command::Cancel { message: offer.message.clone(), attempt: offer.attempt };
+    send(app, host, offer, command);
+}
+
+fn send(app: &App, host: &HostId, offer: &Offer, command: Command) {
+    let frame = RouterFrame::Command { phone: offer.phone.clone(), epoch: offer.epoch, command };
+    if let Err(why) = app.links.send(host, frame) {
+        tracing::debug!(message = %offer.message, attempt = offer.attempt, why = %why, "dispatch: not handed over yet");
+    }
+}
+
+/// Asks the phones that have a message to give it up. The answer comes as an event and is the outcome.
+pub async fn recall(app: &App, message: &MessageId) {
+    let id = message.clone();
+    let open = app
+        .store
+        .read(move |tx| {
+            let tenant = tx.query_opt(
+                "SELECT tenant_id FROM messages WHERE id = ?1",
+                crate::params![id],
+                |row| row.get(0),
+            )?;
+            match tenant {
+                Some(tenant) => rows::open_attempts(tx, &tenant, &id),
+                None => Ok(Vec::new()),
+            }
+        })
+        .await;
+    match open {
+        Ok(open) => open.iter().for_each(|offer| withdraw(app, offer)),
+        // What the tenant asked for is in the store, and the sweep asks again.
+        Err(error) => {
+            tracing::warn!(message = %message, error = %error, "dispatch: not recalled yet");
+        }
+    }
+}
+
+/// Offers every unanswered attempt of a phone again: its host has just come, or its bridge.
+pub async fn offer_all(app: &App, phone: &PhoneId) -> Result<(), StoreError> {
+    let now = app.clock.now();
+    let phone = phone.clone();
+    let offers =
+        app.store.write(move |tx| rows::offer_again(tx, &phone, now, now, SWEEP_ROWS)).await?;
+    for offer in &offers {
+        hand_over(app, offer);
+    }
+    Ok(())
+}
+
+/// A phone has become able: what waited for one is due. Rings the bell.
+pub async fn phone_became_able(app: &App) -> Result<(), StoreError> {
+    let now = app.clock.now();
+    app.store.write(move |tx| rows::wake_held(tx, now)).await?;
+    app.bells.dispatch.notify_one();
+    Ok(())
+}
+
+/// What has to be done from time to time: offers and recalls without an answer are repeated, lost attempts end,
+/// overdue messages expire.
+pub async fn sweep(app: &App) -> Result<(), StoreError> {
+    let settings = app.config.dispatch;
+    let now = app.clock.now();
+    let offered_until = now.plus_ms(ms(settings.reoffer_ms).saturating_neg());
+    let lost_before = now.plus_ms(ms(settings.host_lost_ms).saturating_neg());
+    let (unanswered, recalls, lost, overdue) = app
+        .store
+        .read(move |tx| {
+            Ok((
+                rows::unanswered_phones(tx, offered_until)?,
+                rows::recalls(tx, SWEEP_ROWS)?,
+                rows::lost(tx, lost_before, SWEEP_ROWS)?,
+                rows::overdue(tx, now, SWEEP_ROWS)?,
+            ))
+        })
+        .await?;
+    for offer in &recalls {
+        withdraw(app, offer);
+    }
+    for (phone, host) in unanswered {
+        if !host.is_some_and(|host| app.links.online(&host)) {
+            continue;
+        }
+        let offers = app
+            .store
+            .write(move |tx| rows::offer_again(tx, &phone, offered_until, now, SWEEP_ROWS))
+            .await?;
+        for offer in &offers {
+            hand_over(app, offer);
+        }
+    }
+    let ends = !(lost.is_empty() && overdue.is_empty());
+    for offer in lost {
+        app.store.write(move |tx| host_lost(tx, &offer, now)).await?;
+    }
+    for job in overdue {
+        app.store
+            .write(move |tx| {
+                let waits = rows::outbound(tx, &job.tenant, &job.message)?
+                    .is_some_and(|message| message.expires_at <= now && !message.status.is_final());
+                if waits {
+                    end(tx, &job, Status::Expired, Reason::Expired, now)?;
+                }
+                Ok(())
+            })
+            .await?;
+    }
+    if ends {
+        app.bells.webhooks.notify_one();
+    }
+    Ok(())
+}
+
+/// Nobody knows what the host did with it: `unknown`, and never sent again by us. An answer that comes later still counts.
+fn host_lost(tx: &mut Tx<'_>, offer: &Offer, now: UnixMs) -> Result<(), StoreError> {
+    rows::set_attempt_state(tx, &offer.message, offer.attempt, "done", now)?;
+    let change = Change {
+        phone: Some(&offer.phone),
+        attempt: Some(offer.attempt),
+        reason: Some(Reason::HostLost),
+        ..Change::to(Status::Unknown, now)
+    };
+    rows::change(tx, &offer.tenant, &offer.message, &change)?;
+    rows::drop_job(tx, &offer.tenant, &offer.message)
+}
+
+fn ms(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,180 @@
+//! What phones report → the store. Each batch is one transaction; the acknowledgement goes out after its commit.
+//!
+//! Taken in order and once: of each (phone, journal) only the event after the last one taken counts; older ones are
+//! merely acknowledged again, newer ones are dropped until the gap is filled. An answer about an attempt counts only
+//! from the phone that the attempt was given to.
+
+mod attempts;
+mod received;
+
+use std::collections::BTreeMap;
+
+use protocol::link::EventFrame;
+use protocol::pipe::Event;
+use protocol::{MessageId, PhoneId, UnixMs};
+
+use crate::retry;
+use crate::server::App;
+use crate::store::{StoreError, Tx, lease as journals};
+
+/// What is to be done once the batch is on disk.
+#[derive(Debug, Default)]
+pub(crate) struct Effects {
+    /// Messages whose other attempts are to be withdrawn.
+    pub(crate) recall: Vec<MessageId>,
+    /// A job or a free place has come up.
+    pub(crate) dispatch: bool,
+}
+
+impl Effects {
+    pub(crate) fn merge(&mut self, mut other: Self) {
+        self.recall.append(&mut other.recall);
+        self.dispatch |= other.dispatch;
+    }
+}
+
+/// What can be acknowledged: up to which event, per phone and journal.
+pub type Acks = BTreeMap<(PhoneId, String), u64>;
+
+/// Settings that the decisions about events take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rules {
+    pub(crate) retry: retry::Policy,
+}
+
+/// Takes in a batch of events from one host; its phones have been checked. Answers what may be acknowledged.
+pub async fn take(app: &App, frames: Vec<EventFrame>) -> Result<Acks, StoreError> {
+    let now = app.clock.now();
+    let settings = app.config.dispatch;
+    let rules = Rules {
+        retry: retry::Policy {
+            attempts_max: settings.attempts,
+            first_wait_ms: i64::try_from(settings.retry_first_ms).unwrap_or(i64::MAX),
+        },
+    };
+    let copy = frames.clone();
+    let (acks, effects) = match app.store.write(move |tx| take_all(tx, rules, &copy, now)).await {
+        Ok(taken) => taken,
+        Err(error) if error.is_unavailable() => return Err(error),
+        // One event cannot be taken in. The others are not to suffer.
+        Err(_) => one_by_one(app, rules, frames, now).await?,
+    };
+    app.bells.webhooks.notify_one();
+    if effects.dispatch {
+        app.bells.dispatch.notify_one();
+    }
+    for message in &effects.recall {
+        crate::dispatch::recall(app, message).await;
+    }
+    Ok(acks)
+}
+
+async fn one_by_one(
+    app: &App,
+    rules: Rules,
+    frames: Vec<EventFrame>,
+    now: UnixMs,
+) -> Result<(Acks, Effects), StoreError> {
+    let (mut acks, mut effects) = (Acks::new(), Effects::default());
+    for frame in frames {
+        let (phone, journal, seq) = (frame.phone.clone(), frame.journal.clone(), frame.seq);
+        let kind = frame.event.kind();
+        let taken =
+            app.store.write(move |tx| take_all(tx, rules, std::slice::from_ref(&frame), now)).await;
+        match taken {
+            Ok((more, new)) => {
+                acks.extend(more);
+                effects.merge(new);
+            }
+            Err(error) if error.is_unavailable() => return Err(error),
+            Err(error) => {
+                // Repeating it for ever would stop everything that this phone has to say after it.
+                tracing::error!(phone = %phone, seq, kind, error = %error, "inbound: an event cannot be taken in and is passed over");
+                metrics::counter!("switchboard_inbound_passed_over_total", "type" => kind)
+                    .increment(1);
+                let (at_phone, at_journal) = (phone.clone(), journal.clone());
+                app.store
+                    .write(move |tx| journals::set_acked_seq(tx, &at_phone, &at_journal, seq, now))
+                    .await?;
+                acks.insert((phone, journal), seq);
+            }
+        }
+    }
+    Ok((acks, effects))
+}
+
+fn take_all(
+    tx: &mut Tx<'_>,
+    rules: Rules,
+    frames: &[EventFrame],
+    now: UnixMs,
+) -> Result<(Acks, Effects), StoreError> {
+    let (mut acks, mut effects) = (Acks::new(), Effects::default());
+    let mut moved = Acks::new();
+    for frame in frames {
+        let key = (frame.phone.clone(), frame.journal.clone());
+        let acked = match acks.get(&key) {
+            Some(acked) => *acked,
+            None => journals::acked_seq(tx, &frame.phone, &frame.journal)?,
+        };
+        let next = acked.saturating_add(1);
+        if frame.seq == next {
+            apply(tx, rules, frame, now, &mut effects)?;
+            metrics::counter!("switchboard_inbound_events_total", "type" => frame.event.kind())
+                .increment(1);
+            moved.insert(key.clone(), next);
+            acks.insert(key, next);
+        } else {
+            if frame.seq > next {
+                metrics::counter!("switchboard_inbound_gaps_total").increment(1);
+            }
+            acks.insert(key, acked);
+        }
+    }
+    for ((phone, journal), seq) in &moved {
+        journals::set_acked_seq(tx, phone, journal, *seq, now)?;
+    }
+    // Nothing taken yet of a journal: there is nothing to acknowledge.
+    acks.retain(|_, seq| *seq > 0);
+    Ok((acks, effects))
+}
+
+fn apply(
+    tx: &mut Tx<'_>,
+    rules: Rules,
+    frame: &EventFrame,
+    now: UnixMs,
+    effects: &mut Effects,
+) -> Result<(), StoreError> {
+    match &frame.event {
+        Event::Accepted(_)
+        | Event::Refused(_)
+        | Event::Started { .. }
+        | Event::Fallback { .. }
+        | Event::Sent { .. }
+        | Event::Delivered(_)
+        | Event::Read(_)
+        | Event::Failed(_)
+        | Event::Unknown(_)
+        | Event::Canceled(_)
+        | Event::Expired(_) => attempts::apply(tx, rules, frame, now, effects),
+        Event::Received(message) => received::message(tx, &frame.phone, message, now, effects),
+        Event::Reaction(reaction) => {
+            received::about(tx, &frame.phone, "reaction", (&reaction.target, reaction.at), reaction)
+        }
+        Event::Edited(edited) => {
+            received::about(tx, &frame.phone, "edited", (&edited.guid, edited.at), edited)
+        }
+        Event::Unsent(unsent) => {
+            received::about(tx, &frame.phone, "unsent", (&unsent.guid, unsent.at), unsent)
+        }
+        Event::Group(change) => {
+            tracing::info!(phone = %frame.phone, change = %change.change, "inbound: a group changed");
+            Ok(())
+        }
+        Event::Account { state, .. } => {
+            tracing::info!(phone = %frame.phone, state = ?state, "inbound: the account's state changed");
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! What a phone says of an attempt → the message's status, the next attempt, the tenant's webhooks.
+
+use protocol::link::EventFrame;
+use protocol::pipe::{Attempt, Event};
+use protocol::{MessageId, PhoneId, Reason, Status, TenantId, UnixMs};
+
+use super::{Effects, Rules};
+use crate::retry::{self, Ended, Next};
+use crate::store::dispatch::{self as rows, AttemptRow, Change};
+use crate::store::{StoreError, Tx};
+
+/// The attempt that an event is about, as found in the store.
+struct About<'a> {
+    tenant: &'a TenantId,
+    message: &'a MessageId,
+    attempt: u32,
+    phone: &'a PhoneId,
+    row: &'a AttemptRow,
+    at: UnixMs,
+    now: UnixMs,
+}
+
+impl<'a> About<'a> {
+    fn change(&self, status: Status) -> Change<'a> {
+        Change {
+            phone: Some(self.phone),
+            attempt: Some(self.attempt),
+            ..Change::to(status, self.at)
+        }
+    }
+
+    fn step(&self, kind: &'a str) -> Change<'a> {
+        Change {
+            phone: Some(self.phone),
+            attempt: Some(self.attempt),
+            ..Change::step(kind, self.at)
+        }
+    }
+}
+
+pub(super) fn apply(
+    tx: &mut Tx<'_>,
+    rules: Rules,
+    frame: &EventFrame,
+    now: UnixMs,
+    effects: &mut Effects,
+) -> Result<(), StoreError> {
+    let Some(Attempt { message, attempt }) = frame.event.attempt() else { return Ok(()) };
+    let found = rows::attempt(tx, message, *attempt)?;
+    let Some(row) = found.filter(|row| row.phone == frame.phone) else {
+        // Of another router's time, or not this phone's to speak of.
+        metrics::counter!("switchboard_inbound_strange_attempts_total").increment(1);
+        tracing::warn!(phone = %frame.phone, message = %message, attempt, "inbound: no such attempt on this phone");
+        return Ok(());
+    };
+    let about = About {
+        tenant: &row.tenant,
+        message,
+        attempt: *attempt,
+        phone: &frame.phone,
+        row: &row,
+        at: frame.at,
+        now,
+    };
+    match &frame.event {
+        Event::Accepted(_) => {
+            if row.state == "offered" {
+                rows::set_attempt_state(tx, message, *attempt, "accepted", now)?;
+                rows::change(tx, about.tenant, message, &about.step("accepted"))?;
+            }
+            Ok(())
+        }
+        Event::Started { channel, .. } => {
+            if row.state != "done" {
+                rows::set_attempt_state(tx, message, *attempt, "started", now)?;
+                let step = Change { channel: Some(*channel), ..about.step("started") };
+                rows::change(tx, about.tenant, message, &step)?;
+            }
+            Ok(())
+        }
+        Event::Fallback { to, reason, detail, .. } => {
+            let step = Change {
+                channel: Some(*to),
+                reason: Some(*reason),
+                detail: some_text(detail),
+                ..about.step("fallback")
+            };
+            rows::change(tx, about.tenant, message, &step)?;
+            Ok(())
+        }
+        Event::Sent { channel, guid, .. } => {
+            let change =
+                Change { channel: Some(*channel), guid: Some(guid), ..about.change(Status::Sent) };
+            proven(tx, &about, &change, effects)
+        }
+        Event::Delivered(receipt) => {
+            let change = Change {
+                guid: Some(&receipt.guid),
+                at: receipt.at,
+                ..about.change(Status::Delivered)
+            };
+            proven(tx, &about, &change, effects)
+        }
+        Event::Read(receipt) => {
+            let change =
+                Change { guid: Some(&receipt.guid), at: receipt.at, ..about.change(Status::Read) };
+            proven(tx, &about, &change, effects)
+        }
+        Event::Unknown(why) => {
+            done(tx, &about, effects)?;
+            let change = Change {
+                reason: Some(why.reason),
+                detail: some_text(&why.detail),
+                channel: why.channel,
+                ..about.change(Status::Unknown)
+            };
+            rows::change(tx, about.tenant, message, &change)?;
+            Ok(())
+        }
+        Event::Failed(why) => {
+            let ended = Ended::Failed { retryable: why.retryable };
+            not_sent(tx, rules, &about, ended, (why.reason, &why.detail), effects)
+        }
+        Event::Refused(why) => {
+            // These three say that it came too late or that the phone was full: nothing against the message.
+            let passing =
+                matches!(why.reason, Reason::StaleEpoch | Reason::QueueFull | Reason::Expired);
+            let ended = Ended::NotStarted { retryable: why.retryable || passing };
+            not_sent(tx, rules, &about, ended, (why.reason, &why.detail), effects)
+        }
+        Event::Expired(_) => {
+            let ended = Ended::NotStarted { retryable: true };
+            not_sent(tx, rules, &about, ended, (Reason::Expired, ""), effects)
+        }
+        Event::Canceled(_) => {
+            let ended = Ended::NotStarted { retryable: true };
+            not_sent(tx, rules, &about, ended, (Reason::Canceled, ""), effects)
+        }
+        Event::Received(_)
+        | Event::Reaction(_)
+        | Event::Edited(_)
+        | Event::Unsent(_)
+        | Event::Group(_)
+        | Event::Account { .. } => Ok(()),
+    }
+}
+
+fn some_text(text: &str) -> Option<&str> {
+    (!text.is_empty()).then_some(text)
+}
+
+fn done(tx: &mut Tx<'_>, about: &About<'_>, effects: &mut Effects) -> Result<(), StoreError> {
+    if about.row.state != "done" {
+        rows::set_attempt_state(tx, about.message, about.attempt, "done", about.now)?;
+        // A place on this phone is free again.
+        effects.dispatch = true;
+    }
+    Ok(())
+}
+
+/// chat.db shows it as sent: that overrules every guess, and no other attempt may begin.
+fn proven(
+    tx: &mut Tx<'_>,
+    about: &About<'_>,
+    change: &Change<'_>,
+    effects: &mut Effects,
+) -> Result<(), StoreError> {
+    done(tx, about, effects)?;
+    rows::change(tx, about.tenant, about.message, change)?;
+    rows::drop_job(tx, about.tenant, about.message)?;
+    if !rows::open_attempts(tx, about.tenant, about.message)?.is_empty() {
+        effects.recall.push(about.message.clone());
+    }
+    Ok(())
+}
+
+/// The attempt provably sent nothing: try again, or end.
+fn not_sent(
+    tx: &mut Tx<'_>,
+    rules: Rules,
+    about: &About<'_>,
+    ended: Ended,
+    (reason, detail): (Reason, &str),
+    effects: &mut Effects,
+) -> Result<(), StoreError> {
+    let was_open = about.row.state != "done";
+    done(tx, about, effects)?;
+    let Some(message) = rows::outbound(tx, about.tenant, about.message)? else {
+        return Err(StoreError::NoRow);
+    };
+    // Only the newest attempt of a message that is still being sent decides what comes next. Later news about one
+    // that was given up (the host came back, an error after `sent`) can still change the status, not start anything.
+    let decides =
+        was_open && message.status == Status::Dispatching && message.attempts == about.attempt;
+    let status = match (ended, reason) {
+        (Ended::NotStarted { .. }, Reason::Expired) => Status::Expired,
+        (Ended::NotStarted { .. }, Reason::Canceled) => Status::Canceled,
+        (Ended::Failed { .. } | Ended::NotStarted { .. }, _) => Status::Failed,
+    };
+    let detail = some_text(detail);
+    if !decides {
+        let change = Change { reason: Some(reason), detail, ..about.change(status) };
+        rows::change(tx, about.tenant, about.message, &change)?;
+        return Ok(());
+    }
+    if message.cancel_asked {
+        let change = Change { reason: Some(Reason::Canceled), ..about.change(Status::Canceled) };
+        rows::change(tx, about.tenant, about.message, &change)?;
+        return Ok(());
+    }
+    let failures = match ended {
+        Ended::Failed { .. } => rows::failures(tx, about.tenant, about.message)?.saturating_add(1),
+        Ended::NotStarted { .. } => 0,
+    };
+    let life = (about.now.0, message.expires_at.0);
+    match retry::next(rules.retry, ended, failures, about.attempt, life) {
+        Next::Again { at_ms } => {
+            let kind = match ended {
+                Ended::Failed { .. } => "retry",
+                Ended::NotStarted { .. } => "refused",
+            };
+            let change = Change {
+                kind,
+                reason: Some(reason),
+                detail,
+                next_at: Some(UnixMs(at_ms)),
+                tell: false,
+                ..about.change(Status::Queued)
+            };
+            rows::change(tx, about.tenant, about.message, &change)?;
+            rows::put_job(
+                tx,
+                (about.tenant, about.message),
+                message.class.rank(),
+                UnixMs(at_ms),
+                None,
+            )?;
+            effects.dispatch = true;
+        }
+        Next::GiveUp => {
+            let change = Change { reason: Some(reason), detail, ..about.change(Status::Failed) };
+            rows::change(tx, about.tenant, about.message, &change)?;
+        }
+        Next::Expire => {
+            let change =
+                Change { reason: Some(Reason::Expired), detail, ..about.change(Status::Expired) };
+            rows::change(tx, about.tenant, about.message, &change)?;
+        }
+    }
+    Ok(())
+}

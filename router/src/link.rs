@@ -1,0 +1,228 @@
+//! The router's end of the link: one WebSocket per host, one owner task per session.
+//!
+//! ```text
+//! socket ──frames──▶ session (owner) ──▶ store ──▶ answers ──┐
+//!                        dispatch ──────▶ commands ──────────┴▶ writer ──▶ socket
+//! ```
+//!
+//! A request is let in by its signature ([`auth`]). The owner reads frames in the order they come, takes runs of events
+//! to the store in one go, and answers only after the commit. A writer of its own gives every write ten seconds. The
+//! registry [`Links`] knows the one live session of each host: a newer one ends the older.
+
+pub mod auth;
+mod session;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::extract::State;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use data_encoding::HEXLOWER;
+use protocol::HostId;
+use protocol::api::{PROBLEM_JSON, Problem};
+use protocol::limits::FRAME_BYTES_MAX;
+use protocol::link::{PATH, RouterFrame};
+use tokio::sync::{mpsc, watch};
+
+use crate::clock;
+use crate::server::AppState;
+
+/// Frames waiting to be written to one host. A host's phones have at most some dozens of attempts each; what does not
+/// fit is offered again later.
+const OUTBOX_FRAMES: usize = 1_024;
+
+/// What a socket may hold back from the network before a write fails: a few frames of the largest size.
+const WRITE_BUFFER_BYTES_MAX: usize = 4 * FRAME_BYTES_MAX;
+
+/// Why a session ends from our side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// It goes on.
+    Live,
+    /// A newer session of the same host has come.
+    Replaced,
+}
+
+/// A frame that could not be given to a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotSent {
+    /// The host has no session.
+    #[error("the host has no session")]
+    Offline,
+    /// The session's outbox is full: the host reads too slowly.
+    #[error("the host reads too slowly")]
+    Full,
+}
+
+/// The registry of live sessions; clones share it.
+#[derive(Debug, Clone)]
+pub struct Links {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    worker: String,
+    nonces: auth::Nonces,
+    sessions: Mutex<HashMap<HostId, Handle>>,
+}
+
+#[derive(Debug)]
+struct Handle {
+    session: String,
+    outbox: mpsc::Sender<RouterFrame>,
+    ending: watch::Sender<Ending>,
+}
+
+/// What a session gets at its registration.
+#[derive(Debug)]
+pub(crate) struct Registered {
+    pub(crate) outbox: mpsc::Receiver<RouterFrame>,
+    pub(crate) ending: watch::Receiver<Ending>,
+}
+
+impl Default for Links {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Links {
+    /// An empty registry.
+    pub fn new() -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                worker: HEXLOWER.encode(&clock::random::<8>()),
+                nonces: auth::Nonces::default(),
+                sessions: Mutex::default(),
+            }),
+        }
+    }
+
+    /// The name of this router process among others on the same store: a new one each time it starts.
+    pub fn worker(&self) -> &str {
+        &self.inner.worker
+    }
+
+    /// Whether a host has a session here.
+    pub fn online(&self, host: &HostId) -> bool {
+        self.sessions().contains_key(host)
+    }
+
+    /// How many hosts have a session here.
+    pub fn count(&self) -> usize {
+        self.sessions().len()
+    }
+
+    /// Gives a frame to a host's session. It may still be lost with the session.
+    pub fn send(&self, host: &HostId, frame: RouterFrame) -> Result<(), NotSent> {
+        let sessions = self.sessions();
+        let handle = sessions.get(host).ok_or(NotSent::Offline)?;
+        handle.outbox.try_send(frame).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => NotSent::Full,
+            mpsc::error::TrySendError::Closed(_) => NotSent::Offline,
+        })
+    }
+
+    /// Makes this session the host's; an older one is told to end.
+    pub(crate) fn register(&self, host: &HostId, session: &str) -> Registered {
+        let (outbox, frames) = mpsc::channel(OUTBOX_FRAMES);
+        let (ending, ends) = watch::channel(Ending::Live);
+        let handle = Handle { session: session.to_owned(), outbox, ending };
+        let older = self.sessions().insert(host.clone(), handle);
+        if let Some(older) = older {
+            older.ending.send_replace(Ending::Replaced);
+        }
+        Registered { outbox: frames, ending: ends }
+    }
+
+    /// Takes a session out, unless a newer one has its place; true when the host is offline now.
+    pub(crate) fn unregister(&self, host: &HostId, session: &str) -> bool {
+        let mut sessions = self.sessions();
+        let mine = sessions.get(host).is_some_and(|handle| handle.session == session);
+        if mine {
+            sessions.remove(host);
+        }
+        mine
+    }
+
+    fn sessions(&self) -> std::sync::MutexGuard<'_, HashMap<HostId, Handle>> {
+        self.inner.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The route of the link.
+pub fn routes() -> axum::Router<AppState> {
+    axum::Router::new().route(PATH, get(upgrade))
+}
+
+async fn upgrade(
+    State(app): State<AppState>,
+    headers: HeaderMap,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    if app.stop.is_cancelled() {
+        return refuse(StatusCode::SERVICE_UNAVAILABLE, "draining", "the router is stopping");
+    }
+    let host = match authenticate(&app, &headers).await {
+        Ok(Ok(host)) => host,
+        Ok(Err(why)) => {
+            metrics::counter!("switchboard_link_unauthorised_total").increment(1);
+            tracing::warn!(why = %why, "link: a host was turned away");
+            return refuse(
+                StatusCode::UNAUTHORIZED,
+                "unauthorized",
+                "the link's signature, host or time is not accepted",
+            );
+        }
+        Err(error) => {
+            tracing::warn!(error = %error, "link: the store does not answer");
+            return refuse(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "try again");
+        }
+    };
+    upgrade
+        .max_message_size(FRAME_BYTES_MAX)
+        .max_frame_size(FRAME_BYTES_MAX)
+        .write_buffer_size(0)
+        .max_write_buffer_size(WRITE_BUFFER_BYTES_MAX)
+        .on_upgrade(move |socket| {
+            // The server's task for this connection ends with the session; the tracker is what shutdown waits for.
+            let tasks = app.tasks.clone();
+            tasks.track_future(session::run(app, host, socket))
+        })
+}
+
+async fn authenticate(
+    app: &AppState,
+    headers: &HeaderMap,
+) -> Result<Result<HostId, auth::Refused>, crate::store::StoreError> {
+    let now_s = app.clock.now().0.div_euclid(1_000);
+    let header = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let authorization = match auth::parse(header, now_s) {
+        Ok(authorization) => authorization,
+        Err(why) => return Ok(Err(why)),
+    };
+    let host = authorization.host.clone();
+    let key = app.store.read(move |tx| crate::store::lease::public_key(tx, &host)).await?;
+    let Some(key) = key else { return Ok(Err(auth::Refused::UnknownHost)) };
+    let verdict = auth::verify(&authorization, &key)
+        .and_then(|()| app.links.inner.nonces.take(&authorization, now_s));
+    Ok(verdict.map(|()| authorization.host))
+}
+
+fn refuse(status: StatusCode, code: &str, detail: &str) -> Response {
+    let problem = Problem {
+        kind: "about:blank".to_owned(),
+        title: status.canonical_reason().unwrap_or_default().to_owned(),
+        status: status.as_u16(),
+        detail: Some(detail.to_owned()),
+        code: code.to_owned(),
+        request_id: None,
+        errors: Vec::new(),
+    };
+    let body = serde_json::to_string(&problem).unwrap_or_default();
+    (status, [(header::CONTENT_TYPE, PROBLEM_JSON)], body).into_response()
+}

@@ -1,0 +1,542 @@
+//! One session with one host, from its first frame to its last.
+
+use std::collections::HashSet;
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use axum::extract::ws::{CloseFrame, Message, WebSocket};
+use data_encoding::HEXLOWER;
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
+use protocol::link::{
+    EventFrame, HELLO_WITHIN_MS, HostFrame, HostHello, PING_EVERY_MS, PINGS_MISSED_MAX,
+    PhoneReport, RouterFrame, Welcome, WelcomePhone, close, parse_host,
+};
+use protocol::{HostId, PROTOCOL_MIN, PhoneId};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+
+use super::Ending;
+use crate::lease::{Decision, Policy};
+use crate::server::AppState;
+use crate::store::lease::{self as rows, Reported};
+use crate::store::{StoreError, Tx};
+use crate::{clock, dispatch, inbound};
+
+/// Frames read at once before they are handled: what a host has sent while the store was at the last batch. As many as
+/// its bridges may have on the way without an acknowledgement.
+const BATCH_FRAMES: usize = protocol::limits::EVENT_WINDOW;
+
+/// Answers of the owner waiting for the writer. The owner waits when it is full: a host that does not read is not read.
+const ANSWERS: usize = 64;
+
+/// Every write ends within this time, or the session does.
+const WRITE_WITHIN: Duration = Duration::from_millis(HELLO_WITHIN_MS);
+
+/// RFC 6455's code for a peer that breaks the protocol.
+const PROTOCOL_ERROR: u16 = 1002;
+/// RFC 6455's code for a normal end.
+const NORMAL: u16 = 1000;
+
+/// What the writer is told.
+#[derive(Debug)]
+enum Out {
+    Frame(RouterFrame),
+    Close(u16, &'static str),
+}
+
+/// Why a session has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The socket is gone, or can no longer be read.
+    Gone,
+    /// We close it, with a code and a word for people.
+    Close(u16, &'static str),
+}
+
+struct Session {
+    app: AppState,
+    host: HostId,
+    id: String,
+    answers: mpsc::Sender<Out>,
+    /// The phones that are this host's.
+    phones: HashSet<PhoneId>,
+    /// Pings that have not been answered.
+    missed: u32,
+}
+
+/// The life of a session.
+pub(super) async fn run(app: AppState, host: HostId, socket: WebSocket) {
+    let (sink, mut frames) = socket.split();
+    let id = HEXLOWER.encode(&clock::random::<8>());
+    let (answers, answered) = mpsc::channel(ANSWERS);
+    let (commands, commanded) = mpsc::channel(1);
+    let writer = app.tasks.spawn(write(sink, answered, commanded));
+    let mut session = Session {
+        app: AppState::clone(&app),
+        host: host.clone(),
+        id: id.clone(),
+        answers,
+        phones: HashSet::new(),
+        missed: 0,
+    };
+    let end = match session.hello(&mut frames).await {
+        Err(end) => end,
+        Ok(hello) => {
+            let registered = app.links.register(&host, &id);
+            tracing::info!(host = %host, session = %id, version = %hello.version, "link: a session has begun");
+            let welcomed = session.welcome(hello).await;
+            let end = match welcomed {
+                Err(end) => end,
+                Ok(()) => {
+                    // Commands flow only after the welcome: a host ignores nothing that comes in order.
+                    if commands.send(registered.outbox).await.is_err() {
+                        End::Gone
+                    } else {
+                        session.live(&mut frames, registered.ending).await
+                    }
+                }
+            };
+            if app.links.unregister(&host, &id) {
+                let (gone, session) = (host.clone(), id.clone());
+                let noted =
+                    app.store.write(move |tx| rows::session_ended(tx, &gone, &session)).await;
+                if let Err(error) = noted {
+                    tracing::warn!(host = %host, error = %error, "link: the end of a session was not written down");
+                }
+            }
+            tracing::info!(host = %host, session = %id, end = ?end, "link: a session has ended");
+            end
+        }
+    };
+    if let End::Close(code, why) = end {
+        // The writer has died of its own accord when it no longer listens.
+        drop(session.answers.send(Out::Close(code, why)).await);
+    }
+    drop(session);
+    drop(commands);
+    // The writer ends by itself: every write of it has a deadline.
+    if let Err(error) = writer.await {
+        tracing::error!(host = %host, error = %error, "link: the writer panicked");
+    }
+}
+
+/// The writer: the owner's answers first, then commands.
+async fn write(
+    mut sink: SplitSink<WebSocket, Message>,
+    mut answers: mpsc::Receiver<Out>,
+    mut given: mpsc::Receiver<mpsc::Receiver<RouterFrame>>,
+) {
+    let mut commands: Option<mpsc::Receiver<RouterFrame>> = None;
+    loop {
+        let out = tokio::select! {
+            biased;
+            answer = answers.recv() => match answer {
+                Some(out) => out,
+                None => return,
+            },
+            Some(outbox) = given.recv(), if commands.is_none() => {
+                commands = Some(outbox);
+                continue;
+            }
+            Some(frame) = next(&mut commands) => Out::Frame(frame),
+        };
+        let (message, last) = match out {
+            Out::Frame(frame) => match serde_json::to_string(&frame) {
+                Ok(text) => (Message::Text(text.into()), false),
+                Err(error) => {
+                    tracing::error!(error = %error, "link: a frame cannot be written as JSON");
+                    continue;
+                }
+            },
+            Out::Close(code, why) => {
+                (Message::Close(Some(CloseFrame { code, reason: why.into() })), true)
+            }
+        };
+        match timeout(WRITE_WITHIN, sink.send(message)).await {
+            Ok(Ok(())) if !last => {}
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => {
+                tracing::debug!(error = %error, "link: a write failed");
+                return;
+            }
+            Err(_elapsed) => {
+                tracing::warn!("link: a host does not read");
+                return;
+            }
+        }
+    }
+}
+
+/// The next command; never, where there is no outbox yet, and never again once it is closed.
+async fn next(commands: &mut Option<mpsc::Receiver<RouterFrame>>) -> Option<RouterFrame> {
+    match commands {
+        Some(outbox) => match outbox.recv().await {
+            Some(frame) => Some(frame),
+            None => std::future::pending().await,
+        },
+        None => std::future::pending().await,
+    }
+}
+
+/// What came from the socket.
+enum Came {
+    Frame(Box<HostFrame>),
+    /// Something that is not for us: a WebSocket ping, a refused frame.
+    Nothing,
+}
+
+/// Reads a message. Frames that cannot be understood are refused by name and counted; the session goes on.
+fn understand(host: &HostId, message: Message) -> Result<Came, End> {
+    match message {
+        Message::Text(text) => match parse_host(text.as_str()) {
+            Ok(frame) => Ok(Came::Frame(Box::new(frame))),
+            Err(error) => {
+                metrics::counter!("switchboard_link_refused_frames_total", "why" => error.label())
+                    .increment(1);
+                tracing::warn!(host = %host, error = %error, "link: a frame was refused");
+                Ok(Came::Nothing)
+            }
+        },
+        Message::Binary(_) => {
+            metrics::counter!("switchboard_link_refused_frames_total", "why" => "binary")
+                .increment(1);
+            tracing::warn!(host = %host, "link: a binary frame was refused");
+            Ok(Came::Nothing)
+        }
+        Message::Ping(_) | Message::Pong(_) => Ok(Came::Nothing),
+        Message::Close(_) => Err(End::Gone),
+    }
+}
+
+impl Session {
+    /// The first frame, in time and of a version that we speak.
+    async fn hello(&mut self, frames: &mut SplitStream<WebSocket>) -> Result<HostHello, End> {
+        let deadline = Instant::now() + Duration::from_millis(HELLO_WITHIN_MS);
+        loop {
+            let message = match tokio::time::timeout_at(deadline, frames.next()).await {
+                Err(_elapsed) => return Err(End::Close(PROTOCOL_ERROR, "no hello in time")),
+                Ok(None | Some(Err(_))) => return Err(End::Gone),
+                Ok(Some(Ok(message))) => message,
+            };
+            let protocol_only = matches!(message, Message::Ping(_) | Message::Pong(_));
+            let frame = match understand(&self.host, message)? {
+                Came::Nothing if protocol_only => continue,
+                Came::Nothing => None,
+                Came::Frame(frame) => Some(*frame),
+            };
+            let Some(HostFrame::Hello(hello)) = frame else {
+                return Err(End::Close(PROTOCOL_ERROR, "hello must come first"));
+            };
+            if hello.protocol < PROTOCOL_MIN {
+                return Err(End::Close(close::PROTOCOL_TOO_OLD, "protocol too old"));
+            }
+            return Ok(hello);
+        }
+    }
+
+    fn policy(&self) -> Policy {
+        let lease = self.app.config.lease;
+        Policy { ttl_ms: ms(lease.ttl_ms), grace_ms: ms(lease.grace_ms) }
+    }
+
+    /// Takes in the hello and answers it.
+    async fn welcome(&mut self, hello: HostHello) -> Result<(), End> {
+        let now = self.app.clock.now();
+        let (host, id, policy) = (self.host.clone(), self.id.clone(), self.policy());
+        let (own, phones, foreign) = self
+            .app
+            .store
+            .write(move |tx| {
+                rows::session_began(tx, &host, &id, (&hello.boot, &hello.version), now)?;
+                let own = rows::phones_of(tx, &host)?;
+                let (mut phones, mut foreign) = (Vec::new(), Vec::new());
+                for report in hello.phones.iter().take(protocol::limits::PHONES_PER_HOST_MAX) {
+                    if rows::report(tx, &host, report, now)? == Reported::Foreign {
+                        foreign.push(report.phone.clone());
+                        continue;
+                    }
+                    let decision =
+                        rows::ask(tx, policy, (&report.phone, &host), report.epoch, now)?;
+                    phones.push(WelcomePhone {
+                        phone: report.phone.clone(),
+                        epoch: epoch_of(&decision),
+                        ttl_ms: u64::try_from(policy.ttl_ms).unwrap_or(0),
+                        acked_seq: acked(tx, report)?,
+                    });
+                }
+                Ok((own, phones, foreign))
+            })
+            .await
+            .map_err(|error| self.store_failed(&error))?;
+        for phone in foreign {
+            self.foreign(&phone);
+        }
+        self.phones = own.into_iter().collect();
+        let announced: Vec<PhoneId> = phones.iter().map(|phone| phone.phone.clone()).collect();
+        let welcome = Welcome { session: self.id.clone(), clock: now, phones };
+        self.answer(RouterFrame::Welcome(welcome)).await?;
+        self.phones_came(&announced).await
+    }
+
+    /// Phones may have become able: what waited for one is due, and what was offered to them is offered again.
+    async fn phones_came(&self, phones: &[PhoneId]) -> Result<(), End> {
+        dispatch::phone_became_able(&self.app).await.map_err(|error| self.store_failed(&error))?;
+        for phone in phones {
+            dispatch::offer_all(&self.app, phone)
+                .await
+                .map_err(|error| self.store_failed(&error))?;
+        }
+        Ok(())
+    }
+
+    /// From the welcome to the end.
+    async fn live(
+        &mut self,
+        frames: &mut SplitStream<WebSocket>,
+        mut ending: watch::Receiver<Ending>,
+    ) -> End {
+        let every = Duration::from_millis(PING_EVERY_MS);
+        let mut ping = interval_at(Instant::now() + every, every);
+        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let app = AppState::clone(&self.app);
+        loop {
+            let step = tokio::select! {
+                biased;
+                () = app.stop.cancelled() => {
+                    let bye = RouterFrame::Bye { reason: "the router is stopping".to_owned() };
+                    match self.answer(bye).await {
+                        Ok(()) => ControlFlow::Break(End::Close(close::DRAINING, "draining")),
+                        Err(end) => ControlFlow::Break(end),
+                    }
+                }
+                changed = ending.changed() => match changed {
+                    Ok(()) => ControlFlow::Break(End::Close(close::REPLACED, "replaced")),
+                    Err(_gone) => ControlFlow::Break(End::Close(close::REPLACED, "replaced")),
+                },
+                _ = ping.tick() => self.ping().await,
+                message = frames.next() => self.take(frames, message).await,
+                () = self.answers.closed() => ControlFlow::Break(End::Gone),
+            };
+            if let ControlFlow::Break(end) = step {
+                return end;
+            }
+        }
+    }
+
+    async fn ping(&mut self) -> ControlFlow<End> {
+        if self.missed >= PINGS_MISSED_MAX {
+            return ControlFlow::Break(End::Close(NORMAL, "no answer to pings"));
+        }
+        self.missed += 1;
+        let at = self.app.clock.now();
+        flow(self.answer(RouterFrame::Ping { at }).await)
+    }
+
+    /// Takes a message, and with it everything else that has already come.
+    async fn take(
+        &mut self,
+        frames: &mut SplitStream<WebSocket>,
+        first: Option<Result<Message, axum::Error>>,
+    ) -> ControlFlow<End> {
+        let mut next = Some(first);
+        let mut events: Vec<EventFrame> = Vec::new();
+        let mut count = 0_usize;
+        let mut end = None;
+        while let Some(came) = next {
+            count += 1;
+            let frame = match came {
+                None | Some(Err(_)) => Err(End::Gone),
+                Some(Ok(message)) => understand(&self.host, message),
+            };
+            match frame {
+                Err(gone) => {
+                    end = Some(gone);
+                    break;
+                }
+                Ok(Came::Nothing) => {}
+                Ok(Came::Frame(frame)) => match *frame {
+                    HostFrame::Event(event) if self.phones.contains(&event.phone) => {
+                        events.push(event);
+                    }
+                    HostFrame::Event(event) => self.foreign(&event.phone),
+                    other => {
+                        // Everything is handled in the order it came.
+                        let before = std::mem::take(&mut events);
+                        if let Err(end) = self.events(before).await {
+                            return ControlFlow::Break(end);
+                        }
+                        self.frame(other).await?;
+                    }
+                },
+            }
+            next = if count < BATCH_FRAMES { frames.next().now_or_never() } else { None };
+        }
+        // Events that came before the end count: they are safe here, acknowledged or not.
+        if let Err(end) = self.events(events).await {
+            return ControlFlow::Break(end);
+        }
+        end.map_or(ControlFlow::Continue(()), ControlFlow::Break)
+    }
+
+    async fn events(&mut self, events: Vec<EventFrame>) -> Result<(), End> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        let acks =
+            inbound::take(&self.app, events).await.map_err(|error| self.store_failed(&error))?;
+        for ((phone, journal), seq) in acks {
+            self.answer(RouterFrame::Ack { phone, journal, seq }).await?;
+        }
+        Ok(())
+    }
+
+    async fn frame(&mut self, frame: HostFrame) -> ControlFlow<End> {
+        match frame {
+            HostFrame::Hello(_) => ControlFlow::Break(End::Close(PROTOCOL_ERROR, "a second hello")),
+            HostFrame::Renew { renewal, phones, health: _ } => {
+                flow(self.renew(renewal, phones).await)
+            }
+            HostFrame::Phone(report) => flow(self.phone(report).await),
+            // Events are taken in runs by the caller; one alone is a run of one.
+            HostFrame::Event(event) => flow(self.events(vec![event]).await),
+            HostFrame::Ping { at } => {
+                self.missed = 0;
+                flow(self.answer(RouterFrame::Pong { at }).await)
+            }
+            HostFrame::Pong { .. } => {
+                self.missed = 0;
+                ControlFlow::Continue(())
+            }
+            HostFrame::Bye { reason } => {
+                tracing::info!(host = %self.host, reason = %reason, "link: the host says bye");
+                ControlFlow::Break(End::Close(NORMAL, "bye"))
+            }
+        }
+    }
+
+    /// Extends leases, and takes in how the phones are.
+    async fn renew(&mut self, renewal: u64, reports: Vec<PhoneReport>) -> Result<(), End> {
+        let now = self.app.clock.now();
+        let (host, policy) = (self.host.clone(), self.policy());
+        let asked = reports
+            .into_iter()
+            .take(protocol::limits::PHONES_PER_HOST_MAX)
+            .collect::<Vec<PhoneReport>>();
+        let (own, answers) = self
+            .app
+            .store
+            .write(move |tx| {
+                rows::host_seen(tx, &host, now)?;
+                let own = rows::phones_of(tx, &host)?;
+                let mut answers = Vec::with_capacity(asked.len());
+                for report in asked {
+                    let reported = rows::report(tx, &host, &report, now)?;
+                    let decision = if reported == Reported::Foreign {
+                        None
+                    } else {
+                        Some(rows::ask(tx, policy, (&report.phone, &host), report.epoch, now)?)
+                    };
+                    answers.push((report, reported, decision));
+                }
+                Ok((own, answers))
+            })
+            .await
+            .map_err(|error| self.store_failed(&error))?;
+        self.phones = own.into_iter().collect();
+        let mut came = Vec::new();
+        for (report, reported, decision) in answers {
+            let PhoneReport { phone, epoch: held, .. } = report;
+            match decision {
+                Some(Decision::Grant(lease) | Decision::Renew(lease)) => {
+                    let ttl_ms = u64::try_from(policy.ttl_ms).unwrap_or(0);
+                    let epoch = lease.epoch;
+                    if reported == Reported::BecameReady || held != Some(epoch) {
+                        came.push(phone.clone());
+                    }
+                    self.answer(RouterFrame::Lease { phone, epoch, ttl_ms, renewal }).await?;
+                }
+                Some(Decision::Refuse { .. }) => self.revoke(phone, held).await?,
+                None => {
+                    self.foreign(&phone);
+                    self.revoke(phone, held).await?;
+                }
+            }
+        }
+        if came.is_empty() { Ok(()) } else { self.phones_came(&came).await }
+    }
+
+    async fn revoke(&mut self, phone: PhoneId, held: Option<u64>) -> Result<(), End> {
+        match held {
+            Some(epoch) => self.answer(RouterFrame::Revoke { phone, epoch }).await,
+            None => Ok(()),
+        }
+    }
+
+    /// A bridge has started, or changed its journal or state.
+    async fn phone(&mut self, report: PhoneReport) -> Result<(), End> {
+        let now = self.app.clock.now();
+        let (host, copy) = (self.host.clone(), report.clone());
+        let (reported, seq) = self
+            .app
+            .store
+            .write(move |tx| {
+                let reported = rows::report(tx, &host, &copy, now)?;
+                let seq = if reported == Reported::Foreign { 0 } else { acked(tx, &copy)? };
+                Ok((reported, seq))
+            })
+            .await
+            .map_err(|error| self.store_failed(&error))?;
+        if reported == Reported::Foreign {
+            self.foreign(&report.phone);
+            return Ok(());
+        }
+        self.phones.insert(report.phone.clone());
+        let ready = report.state == protocol::link::PhoneState::Ready;
+        if let Some(journal) = report.journal {
+            let phone = report.phone.clone();
+            self.answer(RouterFrame::Ack { phone, journal, seq }).await?;
+        }
+        if ready { self.phones_came(&[report.phone]).await } else { Ok(()) }
+    }
+
+    fn foreign(&self, phone: &PhoneId) {
+        metrics::counter!("switchboard_link_foreign_phones_total").increment(1);
+        tracing::warn!(host = %self.host, phone = %phone, "link: not a phone of this host");
+    }
+
+    async fn answer(&self, frame: RouterFrame) -> Result<(), End> {
+        self.answers.send(Out::Frame(frame)).await.map_err(|_writer_gone| End::Gone)
+    }
+
+    /// Without the store nothing can be taken in: the host keeps everything and dials again.
+    fn store_failed(&self, error: &StoreError) -> End {
+        tracing::warn!(host = %self.host, error = %error, "link: the store does not answer");
+        End::Close(close::DRAINING, "the store does not answer")
+    }
+}
+
+fn flow(result: Result<(), End>) -> ControlFlow<End> {
+    match result {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(end) => ControlFlow::Break(end),
+    }
+}
+
+fn epoch_of(decision: &Decision) -> Option<u64> {
+    match decision {
+        Decision::Grant(lease) | Decision::Renew(lease) => Some(lease.epoch),
+        Decision::Refuse { .. } => None,
+    }
+}
+
+fn acked(tx: &mut Tx<'_>, report: &PhoneReport) -> Result<u64, StoreError> {
+    match &report.journal {
+        Some(journal) => rows::acked_seq(tx, &report.phone, journal),
+        None => Ok(0),
+    }
+}
+
+fn ms(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,199 @@
+//! `switchboard-router`: serve, migrate, check-config, healthcheck.
+//!
+//! Exit codes are those of sysexits: 0 done, 1 failed, 69 not available (healthcheck), 78 bad configuration.
+
+use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use router::clock::Clock;
+use router::config::{Config, ConfigError, LogFormat};
+use router::server::{self, App};
+use router::store::Store;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// `EX_UNAVAILABLE`.
+const UNAVAILABLE: u8 = 69;
+/// `EX_CONFIG`: a process manager must not restart us fast for that.
+const BAD_CONFIG: u8 = 78;
+/// How long a health check waits for its answer.
+const HEALTHCHECK_WAIT: Duration = Duration::from_secs(5);
+
+/// The cloud side of Switchboard.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the API and the hosts' links until told to stop.
+    Serve(ConfigFile),
+    /// Bring the store's schema up to date and exit. `serve` does the same at its start.
+    Migrate(ConfigFile),
+    /// Say whether the configuration can be used.
+    CheckConfig(ConfigFile),
+    /// Ask a running router whether it can take work; exits 0 or 69.
+    Healthcheck(ConfigFile),
+    /// Print the commented default configuration.
+    DefaultConfig,
+}
+
+#[derive(Debug, clap::Args)]
+struct ConfigFile {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", env = "SWITCHBOARD_ROUTER_CONFIG")]
+    config: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments.command) {
+        Ok(code) => code,
+        Err(error) => {
+            let code = if error.is::<ConfigError>() { BAD_CONFIG } else { 1 };
+            complain(&error);
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Serve(file) => serve(&file.config),
+        Command::Migrate(file) => migrate(&file.config),
+        Command::CheckConfig(file) => {
+            let config = Config::load(&file.config)?;
+            if config.admin_token.is_none() {
+                say("warning: there is no admin token, so the operator's routes refuse everybody")?;
+            }
+            say(&format!("{}: good", file.config.display()))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Healthcheck(file) => healthcheck(&file.config),
+        Command::DefaultConfig => {
+            say(router::config::DEFAULT.trim_end())?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn serve(path: &Path) -> anyhow::Result<ExitCode> {
+    let config = Config::load(path)?;
+    log(&config)?;
+    runtime()?.block_on(async {
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .with_context(|| format!("listening on {}", config.listen))?;
+        let address = listener.local_addr().context("reading the listening address")?;
+        let database = config.database.clone();
+        if config.admin_token.is_none() {
+            tracing::warn!("there is no admin token: the operator's routes refuse everybody");
+        }
+        let app = App::open(config, Clock::system())
+            .await
+            .with_context(|| format!("opening the store {}", database.display()))?;
+        stop_on_signals(&app)?;
+        say(&format!("listening on http://{address}"))?;
+        tracing::info!(%address, database = %database.display(), "serving");
+        server::serve(&app, listener).await.context("serving")?;
+        tracing::info!("stopped");
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+fn stop_on_signals(app: &server::AppState) -> anyhow::Result<()> {
+    let mut term = signal(SignalKind::terminate()).context("watching for SIGTERM")?;
+    let mut int = signal(SignalKind::interrupt()).context("watching for SIGINT")?;
+    let stop = app.stop.clone();
+    app.tasks.spawn(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+            () = stop.cancelled() => {}
+        }
+        tracing::info!("stopping: finishing what has begun");
+        stop.cancel();
+    });
+    Ok(())
+}
+
+fn migrate(path: &Path) -> anyhow::Result<ExitCode> {
+    let config = Config::load(path)?;
+    log(&config)?;
+    Store::open(&config.database)
+        .with_context(|| format!("migrating the store {}", config.database.display()))?;
+    say(&format!("{}: up to date", config.database.display()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn healthcheck(path: &Path) -> anyhow::Result<ExitCode> {
+    let config = Config::load(path)?;
+    let url = format!("http://{}/readyz", reachable(config.listen));
+    // reqwest refuses to build a client without a TLS provider, even for plain HTTP; a second installation is harmless.
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        tracing::debug!("a TLS provider was installed before");
+    }
+    let answer = runtime()?.block_on(async {
+        let client = reqwest::Client::builder().timeout(HEALTHCHECK_WAIT).no_proxy().build()?;
+        client.get(&url).send().await
+    });
+    match answer {
+        Ok(response) if response.status().is_success() => {
+            say("ready")?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Ok(response) => {
+            say(&format!("not ready: {url} answered {}", response.status()))?;
+            Ok(ExitCode::from(UNAVAILABLE))
+        }
+        Err(error) => {
+            say(&format!("not ready: {error}"))?;
+            Ok(ExitCode::from(UNAVAILABLE))
+        }
+    }
+}
+
+/// The address under which this machine reaches what listens on `listen`.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        ip if !ip.is_unspecified() => ip,
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")
+}
+
+fn log(config: &Config) -> anyhow::Result<()> {
+    let filter: EnvFilter = config.log.filter.parse().context("reading log.filter")?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.log.format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}
+
+fn say(line: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}").and_then(|()| out.flush()).context("writing to standard output")
+}
+
+/// The error with its causes on one line. Where even stderr is gone there is nobody to tell.
+fn complain(error: &anyhow::Error) {
+    if writeln!(std::io::stderr().lock(), "switchboard-router: {error:#}").is_err() {
+        tracing::debug!("standard error is closed");
+    }
+}

@@ -1,0 +1,291 @@
+//! Which phone sends a message. Pure: candidates come in, a phone or the reason why none can goes out.
+//!
+//! The answer does not depend on the order of the candidates: ties are broken by the phone's id.
+
+use protocol::channel::Channel;
+use protocol::id::{PhoneId, TenantId};
+use protocol::reason::Reason;
+
+/// Why no phone can take a message now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unable {
+    /// The phone that was asked for does not exist or is another tenant's: waiting does not help.
+    NotAllowed,
+    /// Every phone that could take it has its hands full: one will be free in a moment.
+    Busy,
+    /// Every phone that could take it is offline, not ready, without a lease or lacks the channel.
+    Away,
+}
+
+impl Unable {
+    /// The word for it outside.
+    pub const fn reason(self) -> Reason {
+        match self {
+            Self::NotAllowed => Reason::PhoneNotAllowed,
+            Self::Busy | Self::Away => Reason::NoPhoneAvailable,
+        }
+    }
+}
+
+/// One phone of the pool, as it stands now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// The phone.
+    pub phone: PhoneId,
+    /// The tenant it is reserved for; `None` when it is pooled.
+    pub exclusive_to: Option<TenantId>,
+    /// Whether the recipient last talked with this phone for the asking tenant, and when.
+    pub sticky_ms: Option<i64>,
+    /// Its host has a session here.
+    pub online: bool,
+    /// Its bridge says that it can send.
+    pub ready: bool,
+    /// Its host holds a live lease.
+    pub leased: bool,
+    /// What it can send on.
+    pub channels: Vec<Channel>,
+    /// Attempts given to it that have no final answer.
+    pub in_flight: u32,
+    /// Messages sent today.
+    pub messages_today: i64,
+    /// Lower is preferred.
+    pub warming_priority: i64,
+    /// When it was last given a message; 0 for never.
+    pub last_used_ms: i64,
+}
+
+/// What a message needs of a phone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Need<'a> {
+    /// Whose message it is.
+    pub tenant: &'a TenantId,
+    /// The phone that was asked for, if one was.
+    pub from: Option<&'a PhoneId>,
+    /// Channels that would do, best first.
+    pub wanted: &'a [Channel],
+    /// How many attempts a phone may have under way.
+    pub in_flight_max: u32,
+}
+
+/// The phone and the channels it is to try, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// The phone.
+    pub phone: PhoneId,
+    /// Never empty.
+    pub route: Vec<Channel>,
+}
+
+/// Chooses, or says why nobody can.
+pub fn resolve(need: &Need<'_>, candidates: &[Candidate]) -> Result<Choice, Unable> {
+    let allowed = || candidates.iter().filter(|candidate| eligible(need, candidate));
+    // Waiting helps against a phone that is away, not against one that does not exist.
+    if need.from.is_some() && allowed().next().is_none() {
+        return Err(Unable::NotAllowed);
+    }
+    let able = || allowed().filter(|candidate| able(need, candidate));
+    let best = able()
+        .filter(|candidate| candidate.in_flight < need.in_flight_max)
+        .min_by(|left, right| rank(left).cmp(&rank(right)));
+    let Some(best) = best else {
+        return Err(if able().next().is_some() { Unable::Busy } else { Unable::Away });
+    };
+    Ok(Choice { phone: best.phone.clone(), route: route(need, best) })
+}
+
+/// Whether this phone may ever be used for this message.
+fn eligible(need: &Need<'_>, candidate: &Candidate) -> bool {
+    candidate.exclusive_to.as_ref().is_none_or(|owner| owner == need.tenant)
+        && need.from.is_none_or(|from| *from == candidate.phone)
+}
+
+/// Whether it could take this message if its hands were free.
+fn able(need: &Need<'_>, candidate: &Candidate) -> bool {
+    candidate.online && candidate.ready && candidate.leased && !route(need, candidate).is_empty()
+}
+
+/// The wanted channels that the phone has.
+fn route(need: &Need<'_>, candidate: &Candidate) -> Vec<Channel> {
+    need.wanted.iter().copied().filter(|channel| candidate.channels.contains(channel)).collect()
+}
+
+/// Smaller is better: exclusive before sticky (the newest talk first) before pooled, then the least used today,
+/// the one to be warmed first, the longest unused, and at last the id, so that there is never a tie.
+type Rank<'a> = (u8, i64, i64, i64, i64, &'a str);
+
+fn rank(candidate: &Candidate) -> Rank<'_> {
+    let kind = match (&candidate.exclusive_to, candidate.sticky_ms) {
+        (Some(_), _) => 0,
+        (None, Some(_)) => 1,
+        (None, None) => 2,
+    };
+    // Among exclusive phones, too, the one the recipient knows is preferred.
+    let sticky = candidate.sticky_ms.map_or(i64::MAX, i64::saturating_neg);
+    (
+        kind,
+        sticky,
+        candidate.messages_today,
+        candidate.warming_priority,
+        candidate.last_used_ms,
+        candidate.phone.as_str(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const AUTO: [Channel; 3] = [Channel::Imessage, Channel::Rcs, Channel::Sms];
+
+    fn tenant(n: u8) -> TenantId {
+        TenantId::new(1, [n; 10])
+    }
+
+    fn phone(n: u8) -> PhoneId {
+        PhoneId::new(1, [n; 10])
+    }
+
+    fn candidate(n: u8) -> Candidate {
+        Candidate {
+            phone: phone(n),
+            exclusive_to: None,
+            sticky_ms: None,
+            online: true,
+            ready: true,
+            leased: true,
+            channels: vec![Channel::Imessage, Channel::Sms],
+            in_flight: 0,
+            messages_today: 0,
+            warming_priority: 0,
+            last_used_ms: 0,
+        }
+    }
+
+    fn ask<'a>(tenant: &'a TenantId, from: Option<&'a PhoneId>) -> Need<'a> {
+        Need { tenant, from, wanted: &AUTO, in_flight_max: 4 }
+    }
+
+    fn chosen(candidates: &[Candidate]) -> Result<PhoneId, Unable> {
+        resolve(&ask(&tenant(1), None), candidates).map(|choice| choice.phone)
+    }
+
+    #[test]
+    fn without_a_phone_there_is_a_reason() {
+        assert_eq!(chosen(&[]), Err(Unable::Away));
+    }
+
+    #[test]
+    fn a_phone_that_cannot_send_is_not_chosen() {
+        type Spoil = fn(&mut Candidate);
+        let cases: [(&str, Unable, Spoil); 6] = [
+            ("offline", Unable::Away, |c| c.online = false),
+            ("not ready", Unable::Away, |c| c.ready = false),
+            ("without a lease", Unable::Away, |c| c.leased = false),
+            ("full", Unable::Busy, |c| c.in_flight = 4),
+            ("without a channel", Unable::Away, |c| c.channels = vec![]),
+            ("another tenant's", Unable::Away, |c| c.exclusive_to = Some(tenant(9))),
+        ];
+        for (name, why, spoil) in cases {
+            let mut spoilt = candidate(1);
+            spoil(&mut spoilt);
+            assert_eq!(chosen(std::slice::from_ref(&spoilt)), Err(why), "{name}");
+            assert_eq!(chosen(&[spoilt, candidate(2)]), Ok(phone(2)), "{name}");
+        }
+    }
+
+    #[test]
+    fn exclusive_comes_before_sticky_before_pooled() {
+        let exclusive =
+            Candidate { exclusive_to: Some(tenant(1)), messages_today: 900, ..candidate(1) };
+        let sticky = Candidate { sticky_ms: Some(5), messages_today: 500, ..candidate(2) };
+        let pooled = candidate(3);
+        assert_eq!(chosen(&[pooled.clone(), sticky.clone(), exclusive]), Ok(phone(1)));
+        assert_eq!(chosen(&[pooled, sticky]), Ok(phone(2)));
+    }
+
+    #[test]
+    fn the_newest_talk_is_the_stickiest() {
+        let old = Candidate { sticky_ms: Some(5), ..candidate(1) };
+        let new = Candidate { sticky_ms: Some(6), ..candidate(2) };
+        assert_eq!(chosen(&[old, new]), Ok(phone(2)));
+    }
+
+    #[test]
+    fn pooled_phones_rank_by_load_then_warming_then_rest() {
+        let busy =
+            Candidate { messages_today: 2, warming_priority: 0, last_used_ms: 0, ..candidate(1) };
+        let cold =
+            Candidate { messages_today: 1, warming_priority: 3, last_used_ms: 0, ..candidate(2) };
+        let warm =
+            Candidate { messages_today: 1, warming_priority: 2, last_used_ms: 9, ..candidate(3) };
+        let rested =
+            Candidate { messages_today: 1, warming_priority: 2, last_used_ms: 8, ..candidate(4) };
+        assert_eq!(chosen(&[busy, cold.clone(), warm.clone(), rested]), Ok(phone(4)));
+        assert_eq!(chosen(&[cold, warm]), Ok(phone(3)));
+    }
+
+    #[test]
+    fn the_phone_asked_for_is_the_only_one_considered() {
+        let mine = tenant(1);
+        let wanted = phone(2);
+        let away = Candidate { online: false, ..candidate(2) };
+        let need = ask(&mine, Some(&wanted));
+        assert_eq!(resolve(&need, &[candidate(1), away]), Err(Unable::Away));
+        assert_eq!(resolve(&need, &[candidate(1)]), Err(Unable::NotAllowed));
+        let foreign = Candidate { exclusive_to: Some(tenant(9)), ..candidate(2) };
+        assert_eq!(resolve(&need, &[foreign]), Err(Unable::NotAllowed));
+        assert_eq!(resolve(&need, &[candidate(2)]).unwrap().phone, phone(2));
+    }
+
+    #[test]
+    fn the_route_keeps_the_wanted_order_and_leaves_out_what_the_phone_lacks() {
+        let mine = tenant(1);
+        let choice = resolve(&ask(&mine, None), &[candidate(1)]).unwrap();
+        assert_eq!(choice.route, [Channel::Imessage, Channel::Sms]);
+        let only = Need { wanted: &[Channel::Rcs], ..ask(&mine, None) };
+        assert_eq!(resolve(&only, &[candidate(1)]), Err(Unable::Away));
+    }
+
+    prop_compose! {
+        fn any_candidate()(
+            n in 0_u8..40, owner in prop::option::of(0_u8..3), sticky in prop::option::of(0_i64..3),
+            online: bool, ready: bool, leased: bool, channels in prop::sample::subsequence(AUTO.to_vec(), 0..=3),
+            in_flight in 0_u32..6, today in 0_i64..3, warming in 0_i64..3, used in 0_i64..3,
+        ) -> Candidate {
+            Candidate {
+                phone: phone(n), exclusive_to: owner.map(tenant), sticky_ms: sticky, online, ready, leased,
+                channels, in_flight, messages_today: today, warming_priority: warming, last_used_ms: used,
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_order_of_the_candidates_does_not_matter(
+            (candidates, shuffled) in prop::collection::vec(any_candidate(), 0..20)
+                .prop_map(|mut all| {
+                    all.sort_by(|a, b| a.phone.cmp(&b.phone));
+                    all.dedup_by(|a, b| a.phone == b.phone);
+                    all
+                })
+                .prop_flat_map(|all| (Just(all.clone()), Just(all).prop_shuffle())),
+            from in prop::option::of(0_u8..40),
+        ) {
+            let mine = tenant(1);
+            let from = from.map(phone);
+            let need = ask(&mine, from.as_ref());
+            let first = resolve(&need, &candidates);
+            prop_assert_eq!(&first, &resolve(&need, &shuffled));
+            if let Ok(choice) = first {
+                let taken = candidates.iter().find(|c| c.phone == choice.phone).unwrap();
+                prop_assert!(taken.online && taken.ready && taken.leased && taken.in_flight < 4);
+                prop_assert!(taken.exclusive_to.as_ref().is_none_or(|owner| *owner == mine));
+                prop_assert!(from.as_ref().is_none_or(|from| *from == choice.phone));
+                prop_assert!(!choice.route.is_empty());
+                prop_assert!(choice.route.iter().all(|channel| taken.channels.contains(channel)));
+            }
+        }
+    }
+}

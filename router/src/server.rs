@@ -1,0 +1,150 @@
+//! The HTTP server, and what every part of the router holds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware::from_fn_with_state;
+use axum::serve::ListenerExt as _;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::auth::Auth;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::idempotency::InFlight;
+use crate::link::Links;
+use crate::metrics::Metrics;
+use crate::store::{Store, StoreError};
+use crate::{api, dispatch, error, idempotency, link, store, webhooks};
+
+/// What every part of the router holds; shared as [`AppState`].
+#[derive(Debug)]
+pub struct App {
+    /// The checked configuration.
+    pub config: Config,
+    /// The store.
+    pub store: Store,
+    /// Where the present comes from.
+    pub clock: Clock,
+    /// What wakes the workers.
+    pub bells: Bells,
+    /// The sessions of hosts.
+    pub links: Links,
+    /// Every task of the router, so that shutdown can wait for them.
+    pub tasks: TaskTracker,
+    /// Cancelled when the router is to stop taking work.
+    pub stop: CancellationToken,
+    pub(crate) auth: Auth,
+    pub(crate) in_flight: InFlight,
+    pub(crate) metrics: Metrics,
+}
+
+/// The shared [`App`]; the state of every route.
+pub type AppState = Arc<App>;
+
+/// What wakes a sleeping worker. A ring while it works is kept until it sleeps.
+#[derive(Debug, Default)]
+pub struct Bells {
+    /// A message or a phone has become available.
+    pub dispatch: Notify,
+    /// Webhook jobs were enqueued.
+    pub webhooks: Notify,
+}
+
+/// Idle time between two rounds of the janitor.
+const JANITOR_EVERY: Duration = Duration::from_secs(30);
+
+impl App {
+    /// Opens the store and makes what the parts share. Nothing runs yet.
+    pub async fn open(config: Config, clock: Clock) -> Result<AppState, StoreError> {
+        let metrics = Metrics::install();
+        let path = config.database.clone();
+        let store = tokio::task::spawn_blocking(move || Store::open(&path))
+            .await
+            .map_err(|_panicked| StoreError::Panicked)??;
+        // Whatever sessions stand there ended with the process that had them.
+        store.write(store::admin::forget_sessions).await?;
+        Ok(Arc::new(Self {
+            config,
+            store,
+            clock,
+            bells: Bells::default(),
+            links: Links::default(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            auth: Auth::default(),
+            in_flight: InFlight::default(),
+            metrics,
+        }))
+    }
+}
+
+/// Every route, with what stands around all of them.
+pub fn router(app: &AppState) -> Router {
+    api::routes(app)
+        .merge(link::routes())
+        .layer(DefaultBodyLimit::max(app.config.limits.body_bytes))
+        .layer(from_fn_with_state(AppState::clone(app), error::answer))
+        .with_state(AppState::clone(app))
+}
+
+/// Runs the workers and serves `listener` until `app.stop` is cancelled; then drains, for as long as the configuration
+/// allows.
+pub async fn serve(app: &AppState, listener: TcpListener) -> std::io::Result<()> {
+    dispatch::start(app);
+    webhooks::start(app);
+    app.tasks.spawn(janitor(AppState::clone(app)));
+
+    // Small answers to waiting callers: they must not sit in a buffer until more comes.
+    let listener = listener.tap_io(|connection| {
+        if let Err(error) = connection.set_nodelay(true) {
+            tracing::debug!(%error, "a connection keeps Nagle's algorithm");
+        }
+    });
+    let stop = app.stop.clone();
+    let server = axum::serve(listener, router(app))
+        .with_graceful_shutdown(async move { stop.cancelled().await });
+    let drained = async {
+        app.stop.cancelled().await;
+        tokio::time::sleep(app.config.drain).await;
+    };
+    tokio::select! {
+        served = server => served?,
+        () = drained => tracing::warn!("requests were still running when the drain ended"),
+    }
+    app.stop.cancel();
+    app.tasks.close();
+    if tokio::time::timeout(app.config.drain, app.tasks.wait()).await.is_err() {
+        tracing::warn!(tasks = app.tasks.len(), "tasks were still running when the drain ended");
+    }
+    Ok(())
+}
+
+/// Keeps what grows from growing without end.
+async fn janitor(app: AppState) {
+    let mut every = tokio::time::interval(JANITOR_EVERY);
+    loop {
+        tokio::select! {
+            () = app.stop.cancelled() => return,
+            _tick = every.tick() => {}
+        }
+        app.metrics.upkeep();
+        let before = app.clock.now().plus_ms(-idempotency::KEPT_MS);
+        // Small steps, so that no writer waits behind a long one; the rest is for the next round's steps.
+        loop {
+            match app.store.write(move |tx| store::idempotency::forget(tx, before)).await {
+                Ok(0) => break,
+                Ok(_) if app.stop.is_cancelled() => return,
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "old idempotency keys were not forgotten");
+                    break;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The seam to the database: `write(|tx| …)`, `read(|tx| …)`, and nothing else.
+//!
+//! Store functions are plain synchronous functions over [`Tx`], one file a subject, the tenant first in every signature
+//! that touches a tenant's rows. They are written in the SQL that SQLite and PostgreSQL share: BIGINT milliseconds,
+//! TEXT ids and JSON, `ON CONFLICT`, `RETURNING`, parameters as `?1` ([`Dialect`] rewrites them where an engine wants
+//! another spelling). Only this file and its `engine` modules know rusqlite.
+//!
+//! **Writing.** One thread owns the writing connection. It takes every closure that is waiting, runs them in one
+//! transaction, each in a SAVEPOINT, commits once (`synchronous=FULL`: the commit is on disk), and only then answers
+//! all of them. A closure that fails takes back its own rows and nobody else's. A commit that fails fails them all.
+//!
+//! **Reading.** A few threads with connections of their own; each closure sees one snapshot.
+
+mod dialect;
+mod error;
+mod migrate;
+mod threads;
+mod tx;
+mod value;
+
+pub mod admin;
+pub mod dispatch;
+pub mod events;
+pub mod idempotency;
+pub mod inbound;
+pub mod keys;
+pub mod lease;
+pub mod messages;
+pub mod opt_outs;
+pub mod webhook_endpoints;
+pub mod webhook_jobs;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+pub use self::dialect::Dialect;
+pub use self::error::StoreError;
+pub use self::migrate::{MIGRATIONS, Migration, migrate};
+pub use self::tx::{Row, Tx};
+pub use self::value::{Column, FromColumn, Json, ToValue, Value};
+
+/// Parameters of a statement, each through [`ToValue`]: `params![tenant, now, "queued"]`.
+#[macro_export]
+macro_rules! params {
+    ($($value:expr),* $(,)?) => {
+        &[$($crate::store::ToValue::to_value(&$value)),*]
+    };
+}
+
+/// A handle on the store; clones share the threads.
+#[derive(Clone, Debug)]
+pub struct Store {
+    threads: Arc<threads::Threads>,
+}
+
+impl Store {
+    /// Opens the file, brings its schema up to date and starts the threads.
+    ///
+    /// The file is made when it is missing. A schema newer than this program, or one whose applied migrations differ
+    /// from the ones compiled in, is refused.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        Ok(Self { threads: Arc::new(threads::Threads::start(path)?) })
+    }
+
+    /// Runs `work` in a write transaction of its own making: on `Ok` its rows are on disk when this returns; on `Err`
+    /// nothing of it remains.
+    pub async fn write<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        self.transact(work).await
+    }
+
+    /// [`Store::write`] for closures with an error of their own; such an error too takes everything back.
+    pub async fn transact<T, E, F>(&self, work: F) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+        F: FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
+    {
+        let (answer, answered) = oneshot::channel();
+        self.threads.submit_write(Box::new(threads::Work::new(work, answer))).await?;
+        answered.await.map_err(|_closed| E::from(StoreError::Closed))?
+    }
+
+    /// Runs `work` on a reading connection: one snapshot, no writing.
+    pub async fn read<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        let (answer, answered) = oneshot::channel();
+        self.threads.submit_read(Box::new(threads::Work::new(work, answer))).await?;
+        answered.await.map_err(|_closed| StoreError::Closed)?
+    }
+}

@@ -1,0 +1,205 @@
+//! What the operator owns: tenants, hosts, phones, enrolment.
+
+use protocol::api::{Host, Phone, Tenant};
+use protocol::link::{EnrolPhone, EnrolRequest, EnrolResponse, EnrolledPhone};
+use protocol::{Channel, HostId, PhoneId, Reason, TenantId, UnixMs};
+
+use super::{Json, Row, StoreError, Tx};
+use crate::clock;
+use crate::params;
+
+/// Milliseconds of a day: phones count their messages by UTC days.
+const DAY_MS: i64 = 86_400_000;
+/// Where a new phone stands among equals; lower is preferred.
+const WARMING_PRIORITY: u32 = 100;
+
+/// Stores a tenant; [`StoreError::Constraint`] where the name is taken.
+pub fn insert_tenant(tx: &mut Tx<'_>, tenant: &Tenant) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT INTO tenants (id, name, brand, created_at) VALUES (?1, ?2, ?3, ?4)",
+        params![tenant.id, tenant.name, tenant.brand, tenant.created_at],
+    )?;
+    Ok(())
+}
+
+/// There is such a tenant.
+pub fn tenant_exists(tx: &mut Tx<'_>, tenant: &TenantId) -> Result<bool, StoreError> {
+    Ok(tx
+        .query_opt("SELECT 1 FROM tenants WHERE id = ?1", params![tenant], |row| row.int(0))?
+        .is_some())
+}
+
+/// Tenants, newest first. One row more than `limit` where there is more.
+pub fn list_tenants(
+    tx: &mut Tx<'_>,
+    before: Option<&str>,
+    limit: u32,
+) -> Result<Vec<Tenant>, StoreError> {
+    tx.query(
+        "SELECT id, name, brand, created_at FROM tenants WHERE id < ?1 ORDER BY id DESC LIMIT ?2",
+        params![before.unwrap_or("~"), limit.saturating_add(1)],
+        |row| {
+            Ok(Tenant {
+                id: row.get(0)?,
+                name: row.get(1)?,
+                brand: row.get(2)?,
+                created_at: row.get(3)?,
+            })
+        },
+    )
+}
+
+/// Stores an enrolment token by its hash.
+pub fn insert_enrolment_token(
+    tx: &mut Tx<'_>,
+    hash: &[u8; 32],
+    expires_at: UnixMs,
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT INTO enrolment_tokens (hash, created_at, expires_at) VALUES (?1, ?2, ?3)",
+        params![hash, now, expires_at],
+    )?;
+    Ok(())
+}
+
+/// Enrols a host with its phones and uses the token up, all or nothing. `None`: no such token, used, or too old.
+///
+/// A host that comes again with the same public key keeps its id and gets the phones that are new. A phone that another
+/// host served moves to this one; the other's lease ends by itself before this one is given any.
+pub fn enrol(
+    tx: &mut Tx<'_>,
+    token_hash: &[u8; 32],
+    request: &EnrolRequest,
+    public_key: &[u8; 32],
+    now: UnixMs,
+) -> Result<Option<EnrolResponse>, StoreError> {
+    let used = tx.execute(
+        "UPDATE enrolment_tokens SET used_at = ?2 WHERE hash = ?1 AND used_at IS NULL AND expires_at > ?2",
+        params![token_hash, now],
+    )?;
+    if used == 0 {
+        return Ok(None);
+    }
+    let host: HostId = tx.query_row(
+        "INSERT INTO hosts (id, name, public_key, created_at) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT (public_key) DO UPDATE SET name = excluded.name RETURNING id",
+        params![HostId::new(now.0, clock::random()), request.name, public_key, now],
+        |row| row.get(0),
+    )?;
+    tx.execute(
+        "UPDATE enrolment_tokens SET host_id = ?2 WHERE hash = ?1",
+        params![token_hash, host],
+    )?;
+    let mut phones = Vec::with_capacity(request.phones.len());
+    for phone in &request.phones {
+        phones.push(EnrolledPhone {
+            phone: enrol_phone(tx, &host, phone, now)?,
+            number: phone.number.clone(),
+        });
+    }
+    Ok(Some(EnrolResponse { host, phones }))
+}
+
+fn enrol_phone(
+    tx: &mut Tx<'_>,
+    host: &HostId,
+    phone: &EnrolPhone,
+    now: UnixMs,
+) -> Result<PhoneId, StoreError> {
+    let channels = phone.channels.as_deref().unwrap_or(&[Channel::Imessage, Channel::Sms]);
+    tx.query_row(
+        "INSERT INTO phones (id, number, host_id, label, state, reasons, channels, warming_priority,
+            messages_today, day, created_at, updated_at)
+         VALUES (?1, ?2, ?3, ?4, 'stopped', '[]', ?5, ?6, 0, ?7, ?8, ?8)
+         ON CONFLICT (number) DO UPDATE SET host_id = excluded.host_id, channels = excluded.channels,
+            label = coalesce(excluded.label, phones.label), updated_at = excluded.updated_at
+         RETURNING id",
+        params![
+            PhoneId::new(now.0, clock::random()),
+            phone.number,
+            host,
+            phone.label,
+            Json(channels),
+            WARMING_PRIORITY,
+            now.0.div_euclid(DAY_MS),
+            now
+        ],
+        |row| row.get(0),
+    )
+}
+
+/// Forgets the sessions of hosts: they were another process's.
+pub fn forget_sessions(tx: &mut Tx<'_>) -> Result<(), StoreError> {
+    tx.execute("UPDATE hosts SET session = NULL WHERE session IS NOT NULL", params![])?;
+    Ok(())
+}
+
+/// Hosts, newest first. One row more than `limit` where there is more.
+pub fn list_hosts(
+    tx: &mut Tx<'_>,
+    before: Option<&str>,
+    limit: u32,
+) -> Result<Vec<Host>, StoreError> {
+    let mut hosts = tx.query(
+        "SELECT id, name, session, last_seen_at, version, created_at FROM hosts
+         WHERE id < ?1 ORDER BY id DESC LIMIT ?2",
+        params![before.unwrap_or("~"), limit.saturating_add(1)],
+        |row| {
+            Ok(Host {
+                id: row.get(0)?,
+                name: row.get(1)?,
+                online: row.opt_text(2)?.is_some(),
+                last_seen_at: row.get(3)?,
+                version: row.get(4)?,
+                phones: Vec::new(),
+                created_at: row.get(5)?,
+            })
+        },
+    )?;
+    for host in &mut hosts {
+        host.phones = tx.query(
+            "SELECT id FROM phones WHERE host_id = ?1 ORDER BY id",
+            params![host.id],
+            |row| row.get(0),
+        )?;
+    }
+    Ok(hosts)
+}
+
+/// Phones, newest first. One row more than `limit` where there is more.
+pub fn list_phones(
+    tx: &mut Tx<'_>,
+    before: Option<&str>,
+    limit: u32,
+    now: UnixMs,
+) -> Result<Vec<Phone>, StoreError> {
+    let today = now.0.div_euclid(DAY_MS);
+    tx.query(
+        "SELECT p.id, p.number, p.label, p.host_id, h.session, p.state, p.reasons, p.channels, l.epoch, l.expires_at,
+            CASE WHEN p.day = ?3 THEN p.messages_today ELSE 0 END,
+            (SELECT count(*) FROM attempts a WHERE a.phone_id = p.id AND a.state <> 'done'), p.last_used_at
+         FROM phones p LEFT JOIN hosts h ON h.id = p.host_id LEFT JOIN leases l ON l.phone_id = p.id
+         WHERE p.id < ?1 ORDER BY p.id DESC LIMIT ?2",
+        params![before.unwrap_or("~"), limit.saturating_add(1), today],
+        read_phone,
+    )
+}
+
+fn read_phone(row: &Row<'_>) -> Result<Phone, StoreError> {
+    Ok(Phone {
+        id: row.get(0)?,
+        number: row.get(1)?,
+        label: row.get(2)?,
+        host: row.get(3)?,
+        online: row.opt_text(4)?.is_some(),
+        state: row.get(5)?,
+        reasons: row.get::<Json<Vec<Reason>>>(6)?.0,
+        channels: row.get::<Json<Vec<Channel>>>(7)?.0,
+        epoch: row.get(8)?,
+        lease_until: row.get(9)?,
+        messages_today: row.get(10)?,
+        in_flight: row.get(11)?,
+        last_used_at: row.get(12)?,
+    })
+}

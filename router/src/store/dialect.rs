@@ -1,0 +1,68 @@
+//! The few places where the engines spell the same statement differently.
+
+use std::borrow::Cow;
+
+/// How an engine spells what the shared SQL leaves open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// Takes the shared SQL as it is.
+    Sqlite,
+    /// Wants `$1` for `?1`.
+    Postgres,
+}
+
+impl Dialect {
+    /// The statement as this engine wants it. Quoted text is left alone.
+    pub fn translate(self, sql: &str) -> Cow<'_, str> {
+        match self {
+            Self::Sqlite => Cow::Borrowed(sql),
+            Self::Postgres => Cow::Owned(dollar_parameters(sql)),
+        }
+    }
+
+    /// What a claiming SELECT carries at its end. SQLite has one writer, which is lock enough.
+    pub fn skip_locked(self) -> &'static str {
+        match self {
+            Self::Sqlite => "",
+            Self::Postgres => " FOR UPDATE SKIP LOCKED",
+        }
+    }
+}
+
+fn dollar_parameters(sql: &str) -> String {
+    let mut out = String::with_capacity(sql.len());
+    let mut quote = None;
+    for character in sql.chars() {
+        match quote {
+            Some(open) if character == open => quote = None,
+            Some(_) => {}
+            None if character == '\'' || character == '"' => quote = Some(character),
+            None if character == '?' => {
+                out.push('$');
+                continue;
+            }
+            None => {}
+        }
+        out.push(character);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sqlite_takes_the_shared_sql_unchanged() {
+        let sql = "SELECT a FROM t WHERE b = ?1";
+        assert!(matches!(Dialect::Sqlite.translate(sql), Cow::Borrowed(same) if same == sql));
+    }
+
+    #[test]
+    fn postgres_parameters_are_dollars_and_quoted_text_stays() {
+        assert_eq!(
+            Dialect::Postgres.translate("UPDATE t SET a = ?1, q = 'why?', \"c?\" = ?12"),
+            "UPDATE t SET a = $1, q = 'why?', \"c?\" = $12"
+        );
+    }
+}

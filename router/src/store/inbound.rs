@@ -1,0 +1,293 @@
+//! Inbound messages, whose they are, and what they change: opt-outs, confirmations, what is told to tenants.
+
+use protocol::api::{Direction, WebhookData};
+use protocol::pipe::Received;
+use protocol::{
+    ChannelChoice, Class, MessageId, PhoneId, Reason, Recipient, Status, TenantId, UnixMs,
+};
+
+use super::dispatch::{self as rows, Change};
+use super::events::{self, NewEvent};
+use super::{StoreError, Tx, webhook_jobs};
+use crate::clock;
+use crate::params;
+
+/// Takes an inbound message's guid; false when this phone has reported it before.
+pub fn take_guid(
+    tx: &mut Tx<'_>,
+    phone: &PhoneId,
+    guid: &str,
+    now: UnixMs,
+) -> Result<bool, StoreError> {
+    let inserted = tx.execute(
+        "INSERT INTO received_guids (phone_id, guid, at) VALUES (?1, ?2, ?3)
+         ON CONFLICT (phone_id, guid) DO NOTHING",
+        params![phone, guid, now],
+    )?;
+    Ok(inserted > 0)
+}
+
+/// The tenants that have talked with `recipient` on this phone, the newest first, with when.
+pub fn talked_with(
+    tx: &mut Tx<'_>,
+    phone: &PhoneId,
+    recipient: &Recipient,
+) -> Result<Vec<(TenantId, UnixMs)>, StoreError> {
+    tx.query(
+        "SELECT tenant_id, last_at FROM bindings WHERE phone_id = ?1 AND recipient = ?2
+         ORDER BY last_at DESC, tenant_id LIMIT 100",
+        params![phone, recipient],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )
+}
+
+/// The tenant that a phone is reserved for.
+pub fn exclusive_tenant(tx: &mut Tx<'_>, phone: &PhoneId) -> Result<Option<TenantId>, StoreError> {
+    let found = tx.query_opt(
+        "SELECT exclusive_tenant_id FROM phones WHERE id = ?1",
+        params![phone],
+        |row| row.get::<Option<TenantId>>(0),
+    )?;
+    Ok(found.flatten())
+}
+
+/// The tenant, where there is exactly one.
+pub fn only_tenant(tx: &mut Tx<'_>) -> Result<Option<TenantId>, StoreError> {
+    let mut all =
+        tx.query("SELECT id FROM tenants ORDER BY id LIMIT 2", params![], |row| row.get(0))?;
+    Ok(if all.len() == 1 { all.pop() } else { None })
+}
+
+/// Stores an inbound message with its first event and its webhooks.
+pub fn store_received(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    (id, phone): (&MessageId, &PhoneId),
+    message: &Received,
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT INTO messages (id, tenant_id, direction, kind, test, recipient, phone_id, channel_asked,
+             channel_used, class, text, status, expires_at, attempts, sequence, guid, cancel_asked, created_at,
+             updated_at)
+         VALUES (?1, ?2, 'inbound', 'tenant', 0, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, 0, 1, ?11, 0, ?10, ?10)",
+        params![
+            id,
+            tenant,
+            message.from,
+            phone,
+            choice(message.service),
+            message.service,
+            Class::Conversational,
+            message.text,
+            Status::Received,
+            now,
+            message.guid
+        ],
+    )?;
+    let event = NewEvent {
+        phone: Some(phone),
+        channel: Some(message.service),
+        ..NewEvent::new(Status::Received.as_str(), message.at)
+    };
+    events::insert(tx, tenant, id, 1, &event)?;
+    let data = WebhookData {
+        tenant: Some(tenant.clone()),
+        message: Some(id.clone()),
+        sequence: Some(1),
+        status: Some(Status::Received),
+        direction: Some(Direction::Inbound),
+        recipient: Some(message.from.clone()),
+        number: rows::number_of(tx, phone)?,
+        phone: Some(phone.clone()),
+        channel: Some(message.service),
+        text: Some(message.text.clone()),
+        conversation: Some(message.conversation.clone()),
+        attachments: message.attachments.clone(),
+        late: message.late,
+        ..WebhookData::default()
+    };
+    webhook_jobs::enqueue(tx, tenant, "message.received", &data, now)?;
+    Ok(())
+}
+
+/// The choice that asks for just this channel.
+fn choice(channel: protocol::Channel) -> ChannelChoice {
+    match channel {
+        protocol::Channel::Imessage => ChannelChoice::Imessage,
+        protocol::Channel::Rcs => ChannelChoice::Rcs,
+        protocol::Channel::Sms => ChannelChoice::Sms,
+    }
+}
+
+/// What a keyword did to the opt-out of (tenant, recipient).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turned {
+    /// It was so already, or something newer stands.
+    Nothing,
+    /// From now on nothing may be sent, or may be again.
+    Over,
+}
+
+/// Writes down what a recipient has asked for at `at`. Only a real change of mind counts as one.
+pub fn set_opt_out(
+    tx: &mut Tx<'_>,
+    (tenant, recipient): (&TenantId, &Recipient),
+    out: bool,
+    (keyword, message): (&str, &MessageId),
+    at: UnixMs,
+) -> Result<Turned, StoreError> {
+    let before = tx.query_opt(
+        "SELECT state, at FROM opt_outs WHERE tenant_id = ?1 AND recipient = ?2",
+        params![tenant, recipient],
+        |row| Ok((row.text(0)?, row.get::<UnixMs>(1)?)),
+    )?;
+    let state = if out { "opted_out" } else { "opted_in" };
+    match before {
+        // Who never opted out cannot opt back in.
+        None if !out => return Ok(Turned::Nothing),
+        Some((stands, _)) if stands == state => return Ok(Turned::Nothing),
+        // iCloud may bring an old message long after a newer one.
+        Some((_, newer)) if newer > at => return Ok(Turned::Nothing),
+        None | Some(_) => {}
+    }
+    tx.execute(
+        "INSERT INTO opt_outs (tenant_id, recipient, state, method, keyword, message_id, at)
+         VALUES (?1, ?2, ?3, 'keyword', ?4, ?5, ?6)
+         ON CONFLICT (tenant_id, recipient) DO UPDATE SET state = excluded.state, method = excluded.method,
+             keyword = excluded.keyword, message_id = excluded.message_id, at = excluded.at",
+        params![tenant, recipient, state, keyword, message, at],
+    )?;
+    Ok(Turned::Over)
+}
+
+/// Blocks everything that still waits to go to `recipient`; answers the messages that a phone already has.
+pub fn block_waiting(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    recipient: &Recipient,
+    now: UnixMs,
+) -> Result<Vec<MessageId>, StoreError> {
+    // One query a status, each along its index; the second alone would read a recipient's whole history.
+    let mut waiting = Vec::new();
+    for status in [Status::Queued, Status::Scheduled, Status::Dispatching] {
+        waiting.extend(tx.query(
+            "SELECT id FROM messages WHERE tenant_id = ?1 AND recipient = ?2 AND status = ?3
+                 AND direction = 'outbound' AND kind <> 'confirmation' ORDER BY id",
+            params![tenant, recipient, status],
+            |row| Ok((row.get::<MessageId>(0)?, status)),
+        )?);
+    }
+    let mut with_phones = Vec::new();
+    for (id, status) in waiting {
+        if status == Status::Dispatching {
+            with_phones.push(id);
+            continue;
+        }
+        let change = Change { reason: Some(Reason::OptedOut), ..Change::to(Status::Blocked, now) };
+        rows::change(tx, tenant, &id, &change)?;
+        rows::drop_job(tx, tenant, &id)?;
+    }
+    Ok(with_phones)
+}
+
+/// Tells the tenant that a contact has opted out or in again.
+pub fn tell_contact(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    kind: &str,
+    (recipient, phone, message): (&Recipient, &PhoneId, &MessageId),
+    at: UnixMs,
+) -> Result<(), StoreError> {
+    let data = WebhookData {
+        tenant: Some(tenant.clone()),
+        message: Some(message.clone()),
+        recipient: Some(recipient.clone()),
+        number: rows::number_of(tx, phone)?,
+        phone: Some(phone.clone()),
+        ..WebhookData::default()
+    };
+    webhook_jobs::enqueue(tx, tenant, kind, &data, at)?;
+    Ok(())
+}
+
+/// Queues the one confirmation that follows a change of mind: from the same phone, over the same channel.
+pub fn queue_confirmation(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    (phone, received): (&PhoneId, &Received),
+    wording: &str,
+    (now, expires_at): (UnixMs, UnixMs),
+) -> Result<(), StoreError> {
+    let brand =
+        tx.query_opt("SELECT brand FROM tenants WHERE id = ?1", params![tenant], |row| {
+            row.text(0)
+        })?;
+    let Some(brand) = brand else { return Ok(()) };
+    let Some(number) = rows::number_of(tx, phone)? else { return Ok(()) };
+    let id = MessageId::new(now.0, clock::random());
+    tx.execute(
+        "INSERT INTO messages (id, tenant_id, direction, kind, test, recipient, asked_from, channel_asked, class,
+             text, status, expires_at, attempts, sequence, cancel_asked, created_at, updated_at)
+         VALUES (?1, ?2, 'outbound', 'confirmation', 0, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 0, 1, 0, ?10, ?10)",
+        params![
+            id,
+            tenant,
+            received.from,
+            number,
+            choice(received.service),
+            Class::Transactional,
+            format!("{brand}: {wording}"),
+            Status::Queued,
+            expires_at,
+            now
+        ],
+    )?;
+    events::insert(tx, tenant, &id, 1, &NewEvent::new(Status::Queued.as_str(), now))?;
+    rows::put_job(tx, (tenant, &id), Class::Otp.rank(), now, None)
+}
+
+/// A message by Messages' own id on a phone.
+pub fn by_guid(
+    tx: &mut Tx<'_>,
+    phone: &PhoneId,
+    guid: &str,
+) -> Result<Option<(TenantId, MessageId)>, StoreError> {
+    tx.query_opt(
+        "SELECT tenant_id, id FROM messages WHERE phone_id = ?1 AND guid = ?2",
+        params![phone, guid],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )
+}
+
+/// Adds to a message's story what happened to it later (a reaction, an edit, its being taken back), and tells the tenant.
+pub fn happened_to(
+    tx: &mut Tx<'_>,
+    (tenant, id): (&TenantId, &MessageId),
+    phone: &PhoneId,
+    kind: &str,
+    change: serde_json::Value,
+    at: UnixMs,
+) -> Result<(), StoreError> {
+    let event = NewEvent { phone: Some(phone), ..NewEvent::new(kind, at) };
+    let sequence = events::append(tx, tenant, id, &event)?;
+    let Some(message) = super::messages::get(tx, tenant, id)? else {
+        return Err(StoreError::NoRow);
+    };
+    let data = WebhookData {
+        tenant: Some(tenant.clone()),
+        message: Some(id.clone()),
+        sequence: Some(sequence),
+        status: Some(message.status),
+        direction: Some(message.direction),
+        recipient: Some(message.to),
+        number: rows::number_of(tx, phone)?,
+        phone: Some(phone.clone()),
+        channel: message.channel_used,
+        metadata: message.metadata,
+        change: Some(change),
+        ..WebhookData::default()
+    };
+    webhook_jobs::enqueue(tx, tenant, &format!("message.{kind}"), &data, at)?;
+    Ok(())
+}

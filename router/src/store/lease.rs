@@ -1,0 +1,171 @@
+//! Hosts and their phones as the link sees them: sessions, reports, journals and leases.
+
+use protocol::link::{PhoneReport, PhoneState};
+use protocol::{HostId, PhoneId, Reason, UnixMs};
+
+use super::{Json, StoreError, Tx};
+use crate::lease::{self, Decision, Lease, Policy};
+use crate::params;
+
+/// The Ed25519 key of an enrolled host.
+pub fn public_key(tx: &mut Tx<'_>, host: &HostId) -> Result<Option<Vec<u8>>, StoreError> {
+    tx.query_opt("SELECT public_key FROM hosts WHERE id = ?1", params![host.as_str()], |row| {
+        row.get(0)
+    })
+}
+
+/// The phones that a host serves.
+pub fn phones_of(tx: &mut Tx<'_>, host: &HostId) -> Result<Vec<PhoneId>, StoreError> {
+    tx.query(
+        "SELECT id FROM phones WHERE host_id = ?1 ORDER BY id",
+        params![host.as_str()],
+        |row| row.parse(0),
+    )
+}
+
+/// Notes that a host has a session, and with what program.
+pub fn session_began(
+    tx: &mut Tx<'_>,
+    host: &HostId,
+    session: &str,
+    (boot, version): (&str, &str),
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE hosts SET session = ?2, boot = ?3, version = ?4, last_seen_at = ?5 WHERE id = ?1",
+        params![host.as_str(), session, boot, version, now],
+    )?;
+    Ok(())
+}
+
+/// Notes that a host was heard of.
+pub fn host_seen(tx: &mut Tx<'_>, host: &HostId, now: UnixMs) -> Result<(), StoreError> {
+    tx.execute("UPDATE hosts SET last_seen_at = ?2 WHERE id = ?1", params![host.as_str(), now])?;
+    Ok(())
+}
+
+/// Notes that a session has ended, unless a newer one has taken its place.
+pub fn session_ended(tx: &mut Tx<'_>, host: &HostId, session: &str) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE hosts SET session = NULL WHERE id = ?1 AND session = ?2",
+        params![host.as_str(), session],
+    )?;
+    Ok(())
+}
+
+/// What a report changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reported {
+    /// The phone is not this host's; nothing was written.
+    Foreign,
+    /// As before.
+    Same,
+    /// It can send now and could not before.
+    BecameReady,
+    /// It was ready before; its state has changed.
+    LeftReady,
+    /// It changed between two states in which it cannot send.
+    Changed,
+}
+
+/// Writes down what a host says of a phone, if the phone is that host's.
+pub fn report(
+    tx: &mut Tx<'_>,
+    host: &HostId,
+    report: &PhoneReport,
+    now: UnixMs,
+) -> Result<Reported, StoreError> {
+    let phone = report.phone.as_str();
+    let before = tx.query_opt(
+        "SELECT state, reasons, journal FROM phones WHERE id = ?1 AND host_id = ?2",
+        params![phone, host],
+        |row| Ok((row.text(0)?, row.get::<Json<Vec<Reason>>>(1)?.0, row.opt_text(2)?)),
+    )?;
+    let Some((state, reasons, journal)) = before else { return Ok(Reported::Foreign) };
+    // A report without a journal comes before the bridge's first hello and says nothing against the old one.
+    let new_journal = report.journal.clone().or_else(|| journal.clone());
+    let new_state = report.state.as_str();
+    if state == new_state && reasons == report.reasons && journal == new_journal {
+        return Ok(Reported::Same);
+    }
+    tx.execute(
+        "UPDATE phones SET state = ?2, reasons = ?3, journal = ?4, updated_at = ?5 WHERE id = ?1",
+        params![phone, new_state, Json(&report.reasons), new_journal, now],
+    )?;
+    let ready = PhoneState::Ready.as_str();
+    Ok(match (state == ready, new_state == ready) {
+        (false, true) => Reported::BecameReady,
+        (true, false) => Reported::LeftReady,
+        (true, true) | (false, false) => Reported::Changed,
+    })
+}
+
+/// The last event of a journal that has been taken in; 0 when none has.
+pub fn acked_seq(tx: &mut Tx<'_>, phone: &PhoneId, journal: &str) -> Result<u64, StoreError> {
+    let seq = tx.query_opt(
+        "SELECT acked_seq FROM phone_journals WHERE phone_id = ?1 AND journal = ?2",
+        params![phone.as_str(), journal],
+        |row| row.get(0),
+    )?;
+    Ok(seq.unwrap_or(0))
+}
+
+/// Moves the mark of a journal forward; a smaller mark than the one that stands changes nothing.
+pub fn set_acked_seq(
+    tx: &mut Tx<'_>,
+    phone: &PhoneId,
+    journal: &str,
+    seq: u64,
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT INTO phone_journals (phone_id, journal, acked_seq, updated_at) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT (phone_id, journal) DO UPDATE SET acked_seq = excluded.acked_seq,
+             updated_at = excluded.updated_at
+         WHERE excluded.acked_seq > phone_journals.acked_seq",
+        params![phone.as_str(), journal, seq, now],
+    )?;
+    Ok(())
+}
+
+/// The lease of a phone, as it stands.
+pub fn current(tx: &mut Tx<'_>, phone: &PhoneId) -> Result<Option<Lease>, StoreError> {
+    tx.query_opt(
+        "SELECT host_id, epoch, expires_at FROM leases WHERE phone_id = ?1",
+        params![phone.as_str()],
+        |row| Ok(Lease { host: row.text(0)?, epoch: row.get(1)?, expires_ms: row.int(2)? }),
+    )
+}
+
+/// Grants or renews the lease of a phone for `host`, or says until when another host has it.
+///
+/// `at_least` is the newest epoch that the host says it has seen: a router whose store was restored from an old copy
+/// must not hand out an epoch that bridges already refuse.
+pub fn ask(
+    tx: &mut Tx<'_>,
+    policy: Policy,
+    (phone, host): (&PhoneId, &HostId),
+    at_least: Option<u64>,
+    now: UnixMs,
+) -> Result<Decision, StoreError> {
+    let current = current(tx, phone)?;
+    let decision = lease::decide(policy, current.as_ref(), host.as_str(), now.0);
+    let (mut granted, renewed) = match decision {
+        Decision::Refuse { .. } => return Ok(decision),
+        Decision::Grant(lease) => (lease, false),
+        Decision::Renew(lease) => (lease, true),
+    };
+    let behind = at_least.is_some_and(|seen| seen > granted.epoch);
+    if let Some(seen) = at_least.filter(|_| behind) {
+        granted.epoch = seen.saturating_add(1);
+    }
+    let renewed = renewed && !behind;
+    tx.execute(
+        "INSERT INTO leases (phone_id, epoch, host_id, granted_at, expires_at) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT (phone_id) DO UPDATE SET epoch = excluded.epoch, host_id = excluded.host_id,
+             granted_at = CASE WHEN ?6 THEN leases.granted_at ELSE excluded.granted_at END,
+             expires_at = excluded.expires_at",
+        params![phone.as_str(), granted.epoch, host.as_str(), now, granted.expires_ms, renewed],
+    )?;
+    Ok(if renewed { Decision::Renew(granted) } else { Decision::Grant(granted) })
+}

@@ -1,0 +1,144 @@
+//! Brings a file's schema up to date, or refuses it.
+
+use std::collections::BTreeMap;
+
+use data_encoding::HEXLOWER;
+use rusqlite::{Connection, TransactionBehavior};
+
+use super::StoreError;
+use crate::clock::Clock;
+
+/// One step of the schema. A step that has been released is never edited: the next one is added.
+#[derive(Clone, Copy, Debug)]
+pub struct Migration {
+    /// Counts up from 1 without gaps.
+    pub version: u32,
+    /// The file's name, for people.
+    pub name: &'static str,
+    /// What it runs, in one transaction.
+    pub sql: &'static str,
+}
+
+/// Every step, oldest first.
+pub const MIGRATIONS: &[Migration] =
+    &[Migration { version: 1, name: "init", sql: include_str!("../../migrations/0001_init.sql") }];
+
+/// Applies the steps that are missing, each in a transaction of its own; answers how many those were.
+///
+/// Refuses a file that a newer program has migrated further, and one whose applied steps are not the ones compiled in:
+/// both would make the store functions wrong in ways that no test has seen.
+pub fn migrate(connection: &mut Connection) -> Result<usize, StoreError> {
+    migrate_with(connection, MIGRATIONS)
+}
+
+fn migrate_with(connection: &mut Connection, steps: &[Migration]) -> Result<usize, StoreError> {
+    connection.execute_batch(
+        "CREATE TABLE IF NOT EXISTS schema_migrations (
+            version BIGINT PRIMARY KEY, name TEXT NOT NULL, sha256 TEXT NOT NULL, applied_at BIGINT NOT NULL)",
+    )?;
+    let applied: BTreeMap<u32, String> = connection
+        .prepare("SELECT version, sha256 FROM schema_migrations")?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<Result<_, _>>()?;
+
+    let newest = steps.last().map_or(0, |step| step.version);
+    if let Some(version) = applied.keys().find(|version| **version > newest) {
+        return Err(StoreError::Schema(format!(
+            "it is at version {version}, this program knows up to {newest}: use a newer program"
+        )));
+    }
+    let mut count = 0;
+    for step in steps {
+        let sha256 = sha256(step.sql);
+        match applied.get(&step.version) {
+            Some(was) if *was == sha256 => {}
+            Some(_) => {
+                return Err(StoreError::Schema(format!(
+                    "migration {} ({}) is not the one that was applied to this file",
+                    step.version, step.name
+                )));
+            }
+            None => {
+                apply(connection, step, &sha256)?;
+                count += 1;
+            }
+        }
+    }
+    Ok(count)
+}
+
+fn apply(connection: &mut Connection, step: &Migration, sha256: &str) -> Result<(), StoreError> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    transaction.execute_batch(step.sql)?;
+    transaction.execute(
+        "INSERT INTO schema_migrations (version, name, sha256, applied_at) VALUES (?1, ?2, ?3, ?4)",
+        rusqlite::params![step.version, step.name, sha256, Clock::system().now().0],
+    )?;
+    transaction.commit()?;
+    tracing::info!(version = step.version, name = step.name, "migration applied");
+    Ok(())
+}
+
+fn sha256(text: &str) -> String {
+    HEXLOWER.encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes()).as_ref())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: Migration = Migration { version: 1, name: "one", sql: "CREATE TABLE a (x BIGINT)" };
+    const TWO: Migration = Migration { version: 2, name: "two", sql: "CREATE TABLE b (x BIGINT)" };
+    const BROKEN: Migration = Migration {
+        version: 2,
+        name: "broken",
+        sql: "CREATE TABLE half (x BIGINT); INSERT INTO missing VALUES (1)",
+    };
+
+    fn refusal(result: Result<usize, StoreError>) -> String {
+        match result {
+            Err(StoreError::Schema(text)) => text,
+            other => panic!("expected a refusal, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn steps_are_applied_once_and_in_order() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        assert_eq!(migrate_with(&mut connection, &[ONE]).unwrap(), 1);
+        assert_eq!(migrate_with(&mut connection, &[ONE, TWO]).unwrap(), 1);
+        assert_eq!(migrate_with(&mut connection, &[ONE, TWO]).unwrap(), 0);
+        connection.execute_batch("INSERT INTO b VALUES (1)").unwrap();
+    }
+
+    #[test]
+    fn a_file_of_a_newer_program_is_refused() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrate_with(&mut connection, &[ONE, TWO]).unwrap();
+        assert!(refusal(migrate_with(&mut connection, &[ONE])).contains("newer program"));
+    }
+
+    #[test]
+    fn an_edited_step_is_refused() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrate_with(&mut connection, &[ONE]).unwrap();
+        let edited = Migration { sql: "CREATE TABLE a (y BIGINT)", ..ONE };
+        assert!(refusal(migrate_with(&mut connection, &[edited])).contains("migration 1"));
+    }
+
+    #[test]
+    fn a_step_that_fails_leaves_nothing_behind() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrate_with(&mut connection, &[ONE, BROKEN]).unwrap_err();
+        connection.prepare("SELECT x FROM half").unwrap_err();
+        assert_eq!(migrate_with(&mut connection, &[ONE, TWO]).unwrap(), 1);
+    }
+
+    #[test]
+    fn the_compiled_steps_count_up_from_one_and_apply() {
+        for (index, step) in MIGRATIONS.iter().enumerate() {
+            assert_eq!(usize::try_from(step.version).unwrap(), index + 1);
+        }
+        migrate(&mut Connection::open_in_memory().unwrap()).unwrap();
+    }
+}

@@ -1,0 +1,259 @@
+//! The threads behind the store: one that writes, a few that read.
+
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{StoreError, Tx, migrate};
+
+/// Closures waiting for the writer. At some tens of microseconds each this is well under a second of work; more
+/// waiting would only be answered after its caller has given up.
+const WRITE_QUEUE: usize = 4_096;
+/// Closures waiting for a reader.
+const READ_QUEUE: usize = 1_024;
+/// How long a caller waits for a place in a queue before it is told `Busy`.
+const QUEUE_WAIT: Duration = Duration::from_secs(5);
+/// Closures in one transaction. Beyond a few hundred the fsync is already shared out to nothing, and the first of the
+/// batch waits for the last.
+const BATCH_MAX: usize = 512;
+/// Reading threads. Reads are index lookups; more threads than cores would only queue on the same pages.
+const READERS: usize = 4;
+/// Prepared statements kept per connection: more than the crate has.
+const STATEMENTS: usize = 512;
+/// How long SQLite itself waits for a lock that another process (a backup, an operator's shell) holds.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+
+/// A closure on its way to a thread and back.
+pub(super) trait Job: Send {
+    /// Runs the closure; true where its rows are to be kept.
+    fn run(&mut self, tx: &mut Tx<'_>) -> bool;
+    /// Replaces whatever the closure answered: its rows are gone.
+    fn fail(&mut self, error: StoreError);
+    /// Tells the caller.
+    fn answer(self: Box<Self>);
+}
+
+/// The one kind of [`Job`].
+pub(super) struct Work<T, E, F> {
+    body: Option<F>,
+    result: Option<Result<T, E>>,
+    answer: oneshot::Sender<Result<T, E>>,
+}
+
+impl<T, E, F> Work<T, E, F> {
+    pub(super) fn new(work: F, answer: oneshot::Sender<Result<T, E>>) -> Self {
+        Self { body: Some(work), result: None, answer }
+    }
+}
+
+impl<T, E, F> Job for Work<T, E, F>
+where
+    T: Send,
+    E: From<StoreError> + Send,
+    F: FnOnce(&mut Tx<'_>) -> Result<T, E> + Send,
+{
+    fn run(&mut self, tx: &mut Tx<'_>) -> bool {
+        let Some(work) = self.body.take() else { return false };
+        let result = catch_unwind(AssertUnwindSafe(|| work(tx)))
+            .unwrap_or_else(|_panic| Err(E::from(StoreError::Panicked)));
+        let keep = result.is_ok();
+        self.result = Some(result);
+        keep
+    }
+
+    fn fail(&mut self, error: StoreError) {
+        self.body = None;
+        self.result = Some(Err(E::from(error)));
+    }
+
+    fn answer(self: Box<Self>) {
+        if let Some(result) = self.result {
+            // A caller that went away (its connection was cut) has no use for the answer.
+            drop(self.answer.send(result));
+        }
+    }
+}
+
+type Queue = mpsc::Sender<Box<dyn Job>>;
+type Waiting = mpsc::Receiver<Box<dyn Job>>;
+
+/// The queues to the threads. The threads end when this is dropped and what was queued is done.
+#[derive(Debug)]
+pub(super) struct Threads {
+    write: Queue,
+    read: Queue,
+    // Held as long as the store is open, so that no second router writes to the same file.
+    _lock: File,
+}
+
+impl std::fmt::Debug for dyn Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Job")
+    }
+}
+
+impl Threads {
+    pub(super) fn start(path: &Path) -> Result<Self, StoreError> {
+        let lock = lock(path)?;
+        let mut writer = open(path)?;
+        migrate(&mut writer)?;
+
+        let (write, waiting) = mpsc::channel(WRITE_QUEUE);
+        spawn("store-writer", move || write_all(&writer, waiting))?;
+
+        let (read, waiting) = mpsc::channel(READ_QUEUE);
+        let waiting = Arc::new(Mutex::new(waiting));
+        for _ in 0..READERS {
+            let reader = open(path)?;
+            reader.pragma_update(None, "query_only", true)?;
+            let waiting = Arc::clone(&waiting);
+            spawn("store-reader", move || read_all(&reader, &waiting))?;
+        }
+        Ok(Self { write, read, _lock: lock })
+    }
+
+    pub(super) async fn submit_write(&self, job: Box<dyn Job>) -> Result<(), StoreError> {
+        submit(&self.write, job).await
+    }
+
+    pub(super) async fn submit_read(&self, job: Box<dyn Job>) -> Result<(), StoreError> {
+        submit(&self.read, job).await
+    }
+}
+
+async fn submit(queue: &Queue, job: Box<dyn Job>) -> Result<(), StoreError> {
+    queue.send_timeout(job, QUEUE_WAIT).await.map_err(|refused| match refused {
+        mpsc::error::SendTimeoutError::Timeout(_) => StoreError::Busy,
+        mpsc::error::SendTimeoutError::Closed(_) => StoreError::Closed,
+    })
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), StoreError> {
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(body)
+        .map(drop)
+        .map_err(|error| StoreError::Schema(format!("no thread for the store: {error}")))
+}
+
+fn lock(path: &Path) -> Result<File, StoreError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let lock_path = PathBuf::from(name);
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&lock_path)
+        .map_err(|error| StoreError::Schema(format!("{}: {error}", lock_path.display())))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(StoreError::InUse),
+        Err(std::fs::TryLockError::Error(error)) => {
+            Err(StoreError::Schema(format!("{}: {error}", lock_path.display())))
+        }
+    }
+}
+
+fn open(path: &Path) -> Result<Connection, StoreError> {
+    let connection = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_CREATE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )?;
+    connection.busy_timeout(LOCK_WAIT)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    // FULL: a commit is on disk before it is answered. That is what the API's 202 promises.
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    // 64 MB of pages, so that the indexes' upper levels stay in memory.
+    connection.pragma_update(None, "cache_size", -65_536)?;
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    Ok(connection)
+}
+
+fn write_all(connection: &Connection, mut waiting: Waiting) {
+    while let Some(first) = waiting.blocking_recv() {
+        let mut batch = vec![first];
+        if let Err(error) = write_batch(connection, &mut batch, &mut waiting) {
+            tracing::error!(%error, jobs = batch.len(), "a store commit failed; nothing of it remains");
+            if !connection.is_autocommit()
+                && let Err(error) = run(connection, "ROLLBACK")
+            {
+                tracing::error!(%error, "the failed transaction could not be rolled back");
+            }
+            for job in &mut batch {
+                job.fail(error.clone());
+            }
+        }
+        metrics::histogram!("switchboard_store_batch_jobs")
+            .record(f64::from(u32::try_from(batch.len()).unwrap_or(u32::MAX)));
+        for job in batch {
+            job.answer();
+        }
+    }
+}
+
+/// Runs everything that waits in one transaction. `Err` means that nothing of the batch remains.
+fn write_batch(
+    connection: &Connection,
+    batch: &mut Vec<Box<dyn Job>>,
+    waiting: &mut Waiting,
+) -> Result<(), StoreError> {
+    run(connection, "BEGIN IMMEDIATE")?;
+    let mut next = 0;
+    while let Some(job) = batch.get_mut(next) {
+        run(connection, "SAVEPOINT job")?;
+        if !job.run(&mut Tx::sqlite(connection)) {
+            // Disk full and I/O errors end the whole transaction inside SQLite, neighbours' rows included
+            // (sqlite.org/lang_transaction.html, "Response To Errors Within A Transaction").
+            if connection.is_autocommit() {
+                return Err(StoreError::Full);
+            }
+            run(connection, "ROLLBACK TO job")?;
+        }
+        run(connection, "RELEASE job")?;
+        next += 1;
+        if next == batch.len()
+            && batch.len() < BATCH_MAX
+            && let Ok(job) = waiting.try_recv()
+        {
+            batch.push(job);
+        }
+    }
+    run(connection, "COMMIT")
+}
+
+fn read_all(connection: &Connection, waiting: &Mutex<Waiting>) {
+    loop {
+        // The lock is held while waiting: one reader waits for work, the others for the lock.
+        let job = waiting.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
+        let Some(mut job) = job else { return };
+        if let Err(error) = read_one(connection, job.as_mut()) {
+            job.fail(error);
+        }
+        job.answer();
+    }
+}
+
+fn read_one(connection: &Connection, job: &mut dyn Job) -> Result<(), StoreError> {
+    run(connection, "BEGIN")?;
+    job.run(&mut Tx::sqlite(connection));
+    if connection.is_autocommit() {
+        return Ok(());
+    }
+    run(connection, "COMMIT")
+}
+
+fn run(connection: &Connection, sql: &str) -> Result<(), StoreError> {
+    connection.prepare_cached(sql)?.execute([])?;
+    Ok(())
+}

@@ -1,0 +1,338 @@
+//! Delivers webhooks: sign, post, write down how it went, try again or give up.
+//!
+//! The outbox is filled in the transactions that change state ([`crate::store::webhook_jobs::enqueue`]). One task
+//! claims what is due, endpoint by endpoint with a bound for each, so that a slow endpoint fills its own places and
+//! nobody else's; the deliveries run beside it. A claim is a postponement, so that what a dead router had claimed
+//! falls due again by itself: an endpoint may see an event twice, under the same `webhook-id`.
+
+pub mod guard;
+pub mod schedule;
+pub mod signature;
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use protocol::api::WebhookData;
+use protocol::{EndpointId, UnixMs};
+use reqwest::StatusCode;
+use reqwest::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::clock;
+use crate::server::AppState;
+use crate::store::StoreError;
+use crate::store::webhook_jobs::{self as jobs, After, Attempt, ClaimedJob, Target};
+
+/// A claim outlives the attempt's deadline by this much: connecting, writing down, a busy store.
+const CLAIM_SLACK_MS: i64 = 30_000;
+
+/// How long the worker sleeps at most, so that a lost ring or a moved clock costs a moment only.
+const SLEEP_MAX: Duration = Duration::from_secs(1);
+
+/// How long the worker waits after the store has failed it.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
+
+/// An endpoint that has failed for so long without one success is switched off: five days.
+const FAILING_MAX_MS: i64 = 5 * 24 * 3_600 * 1_000;
+
+/// Longest explanation kept with an attempt, in characters.
+const ERROR_CHARS_MAX: usize = 200;
+
+/// Starts the delivery worker.
+pub fn start(app: &AppState) {
+    let app = AppState::clone(app);
+    app.tasks.clone().spawn(async move { Worker::new(app).run().await });
+}
+
+/// The owner of all deliveries.
+struct Worker {
+    app: AppState,
+    client: reqwest::Client,
+    /// Deliveries under way.
+    busy: HashMap<EndpointId, usize>,
+    done: mpsc::Receiver<EndpointId>,
+    ended: mpsc::Sender<EndpointId>,
+}
+
+impl Worker {
+    fn new(app: AppState) -> Self {
+        // As many as there can be deliveries: telling of an end never waits.
+        let (ended, done) = mpsc::channel(places(app.config.webhooks.in_flight));
+        let client = client(&app);
+        Self { app, client, busy: HashMap::new(), done, ended }
+    }
+
+    async fn run(mut self) {
+        let app = AppState::clone(&self.app);
+        loop {
+            let sleep = match self.turn().await {
+                Ok(sleep) => sleep,
+                Err(error) => {
+                    tracing::warn!(error = %error, "webhooks: the store does not answer");
+                    STORE_PAUSE
+                }
+            };
+            tokio::select! {
+                () = app.stop.cancelled() => return,
+                () = app.bells.webhooks.notified() => {}
+                () = tokio::time::sleep(sleep) => {}
+                Some(endpoint) = self.done.recv() => self.ended(&endpoint),
+            }
+            while let Ok(endpoint) = self.done.try_recv() {
+                self.ended(&endpoint);
+            }
+        }
+    }
+
+    fn ended(&mut self, endpoint: &EndpointId) {
+        if let Some(count) = self.busy.get_mut(endpoint) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.busy.remove(endpoint);
+            }
+        }
+    }
+
+    /// Starts what is due and fits; answers how long nothing more can fall due.
+    async fn turn(&mut self) -> Result<Duration, StoreError> {
+        let settings = self.app.config.webhooks;
+        let waiting = self.app.store.read(jobs::waiting_endpoints).await?;
+        let now = self.app.clock.now();
+        let until = now.plus_ms(ms(settings.timeout_ms).saturating_add(CLAIM_SLACK_MS));
+        let mut sleep = SLEEP_MAX;
+        let mut free = places(settings.in_flight).saturating_sub(self.busy.values().sum());
+        for (endpoint, due) in waiting {
+            if due > now {
+                let wait = u64::try_from(due.since(now)).unwrap_or(0);
+                sleep = sleep.min(Duration::from_millis(wait));
+                continue;
+            }
+            let taken = self.busy.get(&endpoint).copied().unwrap_or(0);
+            let limit = places(settings.per_endpoint).saturating_sub(taken).min(free);
+            // A full endpoint is looked at again when one of its deliveries has ended.
+            if limit == 0 {
+                continue;
+            }
+            let claimed = self
+                .app
+                .store
+                .write(move |tx| jobs::claim(tx, &endpoint, now, until, limit))
+                .await?;
+            let Some((target, claimed)) = claimed else { continue };
+            free = free.saturating_sub(claimed.len());
+            for job in claimed {
+                self.deliver(target.clone(), job);
+            }
+        }
+        Ok(sleep)
+    }
+
+    fn deliver(&mut self, target: Target, job: ClaimedJob) {
+        *self.busy.entry(target.endpoint.clone()).or_default() += 1;
+        let (app, client, ended) =
+            (AppState::clone(&self.app), self.client.clone(), self.ended.clone());
+        self.app.tasks.spawn(async move {
+            let endpoint = target.endpoint.clone();
+            attempt(&app, &client, target, job).await;
+            // The worker is gone only when the router stops.
+            if ended.send(endpoint).await.is_err() {
+                tracing::debug!("webhooks: a delivery ended after its worker");
+            }
+        });
+    }
+}
+
+/// What an attempt came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Outcome {
+    Delivered(StatusCode),
+    Gone,
+    Failed { status: Option<StatusCode>, error: String, retry_after_ms: Option<i64> },
+}
+
+/// One delivery: post, then write down.
+async fn attempt(app: &AppState, client: &reqwest::Client, target: Target, job: ClaimedJob) {
+    let at = app.clock.now();
+    let started = Instant::now();
+    let outcome = post(app, client, &target, &job, at).await;
+    let took = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let label = match &outcome {
+        Outcome::Delivered(_) => "delivered",
+        Outcome::Gone => "gone",
+        Outcome::Failed { .. } => "failed",
+    };
+    metrics::counter!("switchboard_webhook_attempts_total", "outcome" => label).increment(1);
+    let id = job.id.clone();
+    let now = app.clock.now();
+    let disabled =
+        app.store.write(move |tx| write_down(tx, &target, &job, &outcome, (at, now), took)).await;
+    match disabled {
+        Ok(false) => {}
+        Ok(true) => app.bells.webhooks.notify_one(),
+        // The claim runs out and the job falls due again: once more is better than never.
+        Err(error) => {
+            tracing::warn!(delivery = %id, error = %error, "webhooks: an attempt was not written down")
+        }
+    }
+}
+
+async fn post(
+    app: &AppState,
+    client: &reqwest::Client,
+    target: &Target,
+    job: &ClaimedJob,
+    at: UnixMs,
+) -> Outcome {
+    let failed = |error: String| Outcome::Failed { status: None, error, retry_after_ms: None };
+    let url = match guard::check_url(&target.url, app.config.webhooks.allow_private) {
+        Ok(url) => url,
+        Err(refused) => return failed(refused.to_string()),
+    };
+    let timestamp_s = at.0.div_euclid(1_000);
+    let signature =
+        match signature::sign(&target.secret, job.event.as_str(), timestamp_s, &job.body) {
+            Ok(signature) => signature,
+            Err(bad) => return failed(bad.to_string()),
+        };
+    let sent = client
+        .post(url)
+        .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
+        .header("webhook-id", job.event.as_str())
+        .header("webhook-timestamp", timestamp_s.to_string())
+        .header("webhook-signature", signature)
+        .body(job.body.clone())
+        .send()
+        .await;
+    match sent {
+        Ok(answer) => judge(answer.status(), retry_after_ms(answer.headers().get(RETRY_AFTER))),
+        Err(error) => failed(explain(&error)),
+    }
+}
+
+/// What a status means. Only 2xx is success: a redirect is not followed, because the tenant gave this address.
+fn judge(status: StatusCode, retry_after_ms: Option<i64>) -> Outcome {
+    if status.is_success() {
+        return Outcome::Delivered(status);
+    }
+    if status == StatusCode::GONE {
+        return Outcome::Gone;
+    }
+    let error = if status.is_redirection() {
+        "redirects are not followed".to_owned()
+    } else {
+        format!("answered {}", status.as_u16())
+    };
+    Outcome::Failed { status: Some(status), error, retry_after_ms }
+}
+
+/// `Retry-After` in seconds; the form with a date is not worth trusting a foreign clock for.
+fn retry_after_ms(header: Option<&HeaderValue>) -> Option<i64> {
+    let seconds: i64 = header?.to_str().ok()?.trim().parse().ok()?;
+    Some(seconds.saturating_mul(1_000))
+}
+
+/// Why no answer came, for the tenant's eyes: without the URL, whose query may hold a secret.
+fn explain(error: &reqwest::Error) -> String {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        if let Some(refused) = inner.downcast_ref::<guard::Refused>() {
+            return refused.to_string();
+        }
+        cause = inner.source();
+    }
+    if error.is_timeout() {
+        return "no answer in time".to_owned();
+    }
+    let innermost = std::iter::successors(std::error::Error::source(error), |inner| inner.source())
+        .last()
+        .map_or_else(|| "the request failed".to_owned(), ToString::to_string);
+    let what = if error.is_connect() { "could not connect" } else { "the request failed" };
+    format!("{what}: {innermost}").chars().take(ERROR_CHARS_MAX).collect()
+}
+
+/// Writes down how it went; true when new webhooks were enqueued by that.
+fn write_down(
+    tx: &mut crate::store::Tx<'_>,
+    target: &Target,
+    job: &ClaimedJob,
+    outcome: &Outcome,
+    (at, now): (UnixMs, UnixMs),
+    took: u64,
+) -> Result<bool, StoreError> {
+    let number = job.attempts.saturating_add(1);
+    let mut attempt = Attempt { at, status: None, error: None, ms: took };
+    match outcome {
+        Outcome::Delivered(status) => {
+            attempt.status = Some(status.as_u16());
+            jobs::finish(tx, &job.id, number, &attempt, After::Delivered)?;
+            jobs::note_health(tx, &target.endpoint, true, now)?;
+            Ok(false)
+        }
+        Outcome::Gone => {
+            attempt.status = Some(StatusCode::GONE.as_u16());
+            attempt.error = Some("answered 410: the endpoint is gone".to_owned());
+            jobs::finish(tx, &job.id, number, &attempt, After::GiveUp)?;
+            switch_off(tx, target, "gone", now)
+        }
+        Outcome::Failed { status, error, retry_after_ms } => {
+            attempt.status = status.map(|status| status.as_u16());
+            attempt.error = Some(error.clone());
+            let chance = u16::from_le_bytes(clock::random());
+            let after = schedule::wait_ms(number, chance, *retry_after_ms)
+                .map_or(After::GiveUp, |wait| After::Retry { at: now.plus_ms(wait) });
+            jobs::finish(tx, &job.id, number, &attempt, after)?;
+            let since = jobs::note_health(tx, &target.endpoint, false, now)?;
+            if since.is_some_and(|since| now.since(since) >= FAILING_MAX_MS) {
+                return switch_off(tx, target, "failing", now);
+            }
+            Ok(false)
+        }
+    }
+}
+
+/// Switches an endpoint off and tells the tenant's other endpoints.
+fn switch_off(
+    tx: &mut crate::store::Tx<'_>,
+    target: &Target,
+    reason: &str,
+    now: UnixMs,
+) -> Result<bool, StoreError> {
+    if !jobs::disable(tx, &target.endpoint, reason, now)? {
+        return Ok(false);
+    }
+    tracing::warn!(endpoint = %target.endpoint, reason, "webhooks: an endpoint was switched off");
+    let data = WebhookData {
+        tenant: Some(target.tenant.clone()),
+        detail: Some(format!("{} was switched off: {reason}", target.endpoint)),
+        ..WebhookData::default()
+    };
+    Ok(jobs::enqueue(tx, &target.tenant, "webhook_endpoint.disabled", &data, now)? > 0)
+}
+
+/// The one client of all deliveries: no redirects, no proxy from the environment (it would see every URL and stand
+/// between the guard and the address), and names resolved by the guard.
+fn client(app: &AppState) -> reqwest::Client {
+    let settings = app.config.webhooks;
+    // Another part of the process may have installed the same provider: then there is one, which is all we need.
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        tracing::debug!("webhooks: the TLS provider was there already");
+    }
+    reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .dns_resolver(guard::PublicResolver::new(settings.allow_private))
+        .timeout(Duration::from_millis(settings.timeout_ms))
+        .pool_max_idle_per_host(places(settings.per_endpoint))
+        .user_agent(concat!("Switchboard/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .expect("a client without files to read is built from constants")
+}
+
+fn places(count: u32) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX).max(1)
+}
+
+fn ms(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,45 @@
+//! Signatures by Standard Webhooks 1.0: HMAC-SHA256 over `id.timestamp.body`.
+
+use aws_lc_rs::hmac;
+use data_encoding::BASE64;
+
+/// A secret that is not `whsec_` and base64.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the endpoint's secret is not of the form whsec_ and base64")]
+pub struct BadSecret;
+
+/// The value of `webhook-signature`.
+pub fn sign(secret: &str, id: &str, timestamp_s: i64, body: &str) -> Result<String, BadSecret> {
+    let encoded = secret.strip_prefix("whsec_").ok_or(BadSecret)?;
+    let key = BASE64.decode(encoded.as_bytes()).map_err(|_not_base64| BadSecret)?;
+    if key.is_empty() {
+        return Err(BadSecret);
+    }
+    let key = hmac::Key::new(hmac::HMAC_SHA256, &key);
+    let tag = hmac::sign(&key, format!("{id}.{timestamp_s}.{body}").as_bytes());
+    Ok(format!("v1,{}", BASE64.encode(tag.as_ref())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_specifications_example_is_reproduced() {
+        // From the Standard Webhooks test vectors.
+        let signature = sign(
+            "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+            "msg_p5jXN8AQM9LWM0D4loKWxJek",
+            1_614_265_330,
+            r#"{"test": 2432232314}"#,
+        );
+        assert_eq!(signature.unwrap(), "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
+    }
+
+    #[test]
+    fn a_secret_of_another_form_is_refused() {
+        for secret in ["", "whsec_", "whsec_%%%", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"] {
+            assert_eq!(sign(secret, "evt_1", 1, "{}"), Err(BadSecret), "{secret}");
+        }
+    }
+}

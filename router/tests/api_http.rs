@@ -1,0 +1,569 @@
+//! The API over a real socket: what goes in, and exactly what comes out.
+
+mod api_support;
+
+use api_support::{ADMIN, Router};
+use serde_json::{Value, json};
+
+/// (pointer, code) of every error in a problem, in order.
+fn errors(problem: &Value) -> Vec<(String, String)> {
+    problem["errors"]
+        .as_array()
+        .map(|errors| {
+            errors
+                .iter()
+                .map(|error| {
+                    (error["pointer"].as_str().unwrap().to_owned(), error["code"].as_str().unwrap().to_owned())
+                })
+                .collect()
+        })
+        .unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_is_accepted_stored_and_told() {
+    let router = Router::start().await;
+    let key = router.tenant("Acme").await.live;
+    let sent = router
+        .post("/v1/messages", &key, &json!({"to": "+12025550143", "text": "Hello", "class": "otp",
+            "channel": "imessage", "metadata": {"order": "7"}}))
+        .await;
+    assert_eq!(sent.status, 202, "{sent:?}");
+    assert_eq!(sent.body["status"], "queued");
+    assert_eq!(sent.body["to"], "+12025550143");
+    assert_eq!(sent.body["metadata"]["order"], "7");
+    assert_eq!(sent.body["sequence"], 1);
+    let id = sent.body["id"].as_str().unwrap();
+
+    let got = router.get(&format!("/v1/messages/{id}"), &key).await;
+    assert_eq!(got.status, 200);
+    // Dispatch may have looked at it meanwhile; what was accepted stays.
+    for field in ["id", "to", "text", "class", "channel", "metadata", "created_at", "expires_at"] {
+        assert_eq!(got.body[field], sent.body[field], "{field}");
+    }
+    let events = router.get(&format!("/v1/messages/{id}/events"), &key).await;
+    assert_eq!(events.body["data"][0]["type"], "queued");
+    assert_eq!(events.body["data"][0]["sequence"], 1);
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_bad_field_is_named_with_its_pointer() {
+    let router = Router::start().await;
+    let key = router.tenant("Acme").await.live;
+    let long = "x".repeat(20_001);
+    let big: String = "y".repeat(4_096);
+    let to = "+12025550143";
+    for (body, expected) in [
+        (json!({}), vec![("/to", "required"), ("/text", "required")]),
+        (json!({"to": null, "text": null}), vec![("/to", "required"), ("/text", "required")]),
+        (json!({"to": "12025550143", "text": "a"}), vec![("/to", "invalid_recipient")]),
+        (json!({"to": "+1202", "text": "a"}), vec![("/to", "invalid_recipient")]),
+        (json!({"to": "+120255501", "text": "a"}), vec![("/to", "impossible_number")]),
+        (json!({"to": 5, "text": "a"}), vec![("/to", "wrong_type")]),
+        (json!({"to": "a@b", "text": "a"}), vec![("/to", "invalid_recipient")]),
+        (json!({"to": to, "text": ""}), vec![("/text", "too_short")]),
+        (json!({"to": to, "text": long}), vec![("/text", "too_long")]),
+        (json!({"to": to, "text": ["a"]}), vec![("/text", "wrong_type")]),
+        (json!({"to": to, "text": "a", "channel": "fax"}), vec![("/channel", "unknown_channel")]),
+        (json!({"to": to, "text": "a", "class": "spam"}), vec![("/class", "unknown_class")]),
+        (json!({"to": "a@b.example", "text": "a", "channel": "sms"}), vec![("/channel", "channel_needs_number")]),
+        (json!({"to": to, "text": "a", "from": "me"}), vec![("/from", "invalid_number")]),
+        (json!({"to": to, "text": "a", "from": "+12025550199"}), vec![("/from", "phone_not_allowed")]),
+        (json!({"to": to, "text": "a", "send_at": "soon"}), vec![("/send_at", "invalid_time")]),
+        (json!({"to": to, "text": "a", "send_at": "2001-01-01T00:00:00Z"}), vec![("/send_at", "in_the_past")]),
+        (json!({"to": to, "text": "a", "send_at": "2901-01-01T00:00:00Z"}), vec![("/send_at", "too_far")]),
+        (json!({"to": to, "text": "a", "expires_at": "2001-01-01T00:00:00Z"}), vec![("/expires_at", "in_the_past")]),
+        (json!({"to": to, "text": "a", "expires_at": "2901-01-01T00:00:00Z"}), vec![("/expires_at", "too_far")]),
+        (json!({"to": to, "text": "a", "ttl_seconds": 0}), vec![("/ttl_seconds", "out_of_range")]),
+        (json!({"to": to, "text": "a", "ttl_seconds": 1.5}), vec![("/ttl_seconds", "out_of_range")]),
+        (json!({"to": to, "text": "a", "ttl_seconds": "60"}), vec![("/ttl_seconds", "wrong_type")]),
+        (
+            json!({"to": to, "text": "a", "metadata": {"a": 1, "b/c": []}}),
+            vec![("/metadata/a", "wrong_type"), ("/metadata/b~1c", "wrong_type")],
+        ),
+        (json!({"to": to, "text": "a", "metadata": {"a": big}}), vec![("/metadata", "too_long")]),
+        (json!({"to": to, "text": "a", "metadata": "x"}), vec![("/metadata", "wrong_type")]),
+        (json!({"to": to, "text": "a", "body": "b"}), vec![("/body", "unknown_field")]),
+        (
+            json!({"to": "x", "text": "", "class": "x", "hello~": 1}),
+            vec![("/to", "invalid_recipient"), ("/text", "too_short"), ("/class", "unknown_class"), ("/hello~0", "unknown_field")],
+        ),
+        (json!([]), vec![("", "wrong_type")]),
+        (json!("text"), vec![("", "wrong_type")]),
+    ] {
+        let answer = router.post("/v1/messages", &key, &body).await;
+        let shown: String = body.to_string().chars().take(120).collect();
+        assert_eq!(answer.status, 422, "{shown}: {answer:?}");
+        assert_eq!(answer.problem(), "invalid_request", "{shown}");
+        let found = errors(&answer.body);
+        let found: Vec<(&str, &str)> =
+            found.iter().map(|(pointer, code)| (pointer.as_str(), code.as_str())).collect();
+        assert_eq!(found, expected, "{shown}");
+    }
+    let soon = jiff::Timestamp::now() + jiff::SignedDuration::from_mins(10);
+    let sooner = jiff::Timestamp::now() + jiff::SignedDuration::from_mins(5);
+    for (body, expected) in [
+        (json!({"to": to, "text": "a", "send_at": soon, "expires_at": sooner}), ("/expires_at", "before_send_at")),
+        (json!({"to": to, "text": "a", "ttl_seconds": 60, "expires_at": sooner}), ("/ttl_seconds", "conflict")),
+    ] {
+        let answer = router.post("/v1/messages", &key, &body).await;
+        assert_eq!(errors(&answer.body), [(expected.0.to_owned(), expected.1.to_owned())], "{body}");
+    }
+    let none = router.get("/v1/messages", &key).await;
+    assert_eq!(none.body["data"], json!([]), "a refused body stored something");
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_a_request_of_ours_is_a_problem_too() {
+    let router = Router::start().await;
+    let key = router.tenant("Acme").await.live;
+    let url = |path: &str| format!("{}{path}", router.url);
+    let json_type = ("content-type", "application/json");
+
+    let request = router.client.post(url("/v1/messages")).bearer_auth(&key);
+    let broken = router.send(request.header(json_type.0, json_type.1).body("{\"to\": ")).await;
+    assert_eq!((broken.status, broken.problem()), (400, "malformed_json"));
+    assert!(broken.body["detail"].as_str().unwrap().contains("line 1"), "{broken:?}");
+
+    let request = router.client.post(url("/v1/messages")).bearer_auth(&key);
+    let untyped = router.send(request.body("{}")).await;
+    assert_eq!((untyped.status, untyped.problem()), (415, "unsupported_media_type"));
+
+    let request = router.client.post(url("/v1/messages")).bearer_auth(&key);
+    let form = router.send(request.header("content-type", "text/plain").body("{}")).await;
+    assert_eq!((form.status, form.problem()), (415, "unsupported_media_type"));
+
+    let request = router.client.post(url("/v1/messages")).bearer_auth(&key);
+    let huge = " ".repeat(300_000);
+    let large = router.send(request.header(json_type.0, json_type.1).body(huge)).await;
+    assert_eq!((large.status, large.problem()), (413, "body_too_large"));
+
+    let request = router.client.post(url("/v1/messages")).bearer_auth(&key);
+    let deep = router
+        .send(request.header(json_type.0, json_type.1).body("[".repeat(10_000)))
+        .await;
+    assert_eq!((deep.status, deep.problem()), (400, "malformed_json"));
+
+    let nowhere = router.get("/v1/nothing", &key).await;
+    assert_eq!((nowhere.status, nowhere.problem()), (404, "not_found"));
+
+    let put = router.send(router.client.put(url("/v1/messages")).bearer_auth(&key)).await;
+    assert_eq!((put.status, put.problem()), (405, "method_not_allowed"));
+    assert!(put.headers.contains_key("allow"), "{put:?}");
+
+    for path in ["/v1/messages?limit=0", "/v1/messages?cursor=x", "/v1/messages?nope=1", "/v1/messages?status=x"] {
+        let bad = router.get(path, &key).await;
+        assert_eq!((bad.status, bad.problem()), (422, "invalid_request"), "{path}");
+    }
+    let twice: Vec<String> = [&broken, &nowhere]
+        .iter()
+        .map(|answer| answer.body["request_id"].as_str().unwrap().to_owned())
+        .collect();
+    assert_ne!(twice[0], twice[1]);
+    assert_eq!(nowhere.headers["x-request-id"], twice[1]);
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_good_key_opens_anything() {
+    let router = Router::start().await;
+    let tenant = router.tenant("Acme").await;
+    let other: String = tenant.live.chars().rev().take(20).collect();
+    let mut forged = tenant.live.clone();
+    forged.truncate(forged.len() - 20);
+    forged.push_str(&other);
+
+    for (path, good) in [("/v1/messages", tenant.live.as_str()), ("/v1/admin/tenants", ADMIN)] {
+        let url = format!("{}{path}", router.url);
+        let without = router.send(router.client.get(&url)).await;
+        assert_eq!((without.status, without.problem()), (401, "unauthenticated"), "{path}");
+        assert_eq!(without.headers["www-authenticate"], "Bearer");
+        let basic = router.send(router.client.get(&url).basic_auth("user", Some(good))).await;
+        assert_eq!(basic.status, 401, "{path}");
+        for bad in ["", "sb_live_", "sb_live_nothing0nothing0", forged.as_str(), "é"] {
+            let refused = router.get(path, bad).await;
+            assert_eq!((refused.status, refused.problem()), (401, "unauthenticated"), "{path} {bad}");
+        }
+        assert_eq!(router.get(path, good).await.status, 200);
+    }
+    // The operator's token is no tenant's key, and the other way round.
+    assert_eq!(router.get("/v1/messages", ADMIN).await.status, 401);
+    assert_eq!(router.get("/v1/admin/keys", &tenant.live).await.status, 401);
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_ends_when_it_is_revoked_or_its_time_is_up_and_does_only_what_its_scopes_say() {
+    let router = Router::start().await;
+    let tenant = router.tenant("Acme").await;
+    let make = |body: Value| {
+        let router = &router;
+        async move { router.post("/v1/admin/keys", ADMIN, &body).await }
+    };
+    let reader =
+        make(json!({"tenant": tenant.id, "name": "reader", "scopes": ["messages:read"]})).await;
+    assert_eq!(reader.status, 201, "{reader:?}");
+    assert_eq!(reader.body["scopes"], json!(["messages:read"]));
+    let secret = reader.body["secret"].as_str().unwrap();
+    assert_eq!(router.get("/v1/messages", secret).await.status, 200);
+    let refused =
+        router.post("/v1/messages", secret, &json!({"to": "+12025550143", "text": "a"})).await;
+    assert_eq!((refused.status, refused.problem()), (403, "forbidden"));
+    assert_eq!(router.get("/v1/webhook_endpoints", secret).await.status, 403);
+    assert_eq!(router.get("/v1/opt_outs", secret).await.status, 403);
+
+    let id = reader.body["id"].as_str().unwrap();
+    assert_eq!(router.delete(&format!("/v1/admin/keys/{id}"), ADMIN).await.status, 204);
+    assert_eq!(router.get("/v1/messages", secret).await.status, 401);
+    assert_eq!(router.delete(&format!("/v1/admin/keys/{id}"), ADMIN).await.status, 204);
+    let unknown = "/v1/admin/keys/key_00000000000000000000000000";
+    assert_eq!(router.delete(unknown, ADMIN).await.status, 404);
+
+    let soon = jiff::Timestamp::now() + jiff::SignedDuration::from_millis(1_500);
+    let brief = make(json!({"tenant": tenant.id, "name": "brief", "expires_at": soon})).await;
+    let secret = brief.body["secret"].as_str().unwrap();
+    assert_eq!(router.get("/v1/messages", secret).await.status, 200);
+    router.until(async || router.get("/v1/messages", secret).await.status == 401).await;
+
+    let listed = router.get("/v1/admin/keys", ADMIN).await;
+    assert!(!listed.body.to_string().contains("secret"), "{listed:?}");
+    for (body, pointer, code) in [
+        (json!({"name": "x"}), "/tenant", "required"),
+        (json!({"tenant": "ten_1", "name": "x"}), "/tenant", "invalid_id"),
+        (json!({"tenant": "ten_00000000000000000000000000", "name": "x"}), "/tenant", "not_found"),
+        (json!({"tenant": tenant.id, "name": ""}), "/name", "too_short"),
+        (json!({"tenant": tenant.id, "name": "x", "scopes": ["all"]}), "/scopes/0", "unknown_scope"),
+        (json!({"tenant": tenant.id, "name": "x", "test": "yes"}), "/test", "wrong_type"),
+        (json!({"tenant": tenant.id, "name": "x", "expires_at": "2001-01-01T00:00:00Z"}), "/expires_at", "in_the_past"),
+    ] {
+        let answer = make(body.clone()).await;
+        assert_eq!(answer.status, 422, "{body}: {answer:?}");
+        assert_eq!(errors(&answer.body), [(pointer.to_owned(), code.to_owned())], "{body}");
+    }
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_idempotency_key_is_one_message() {
+    let router = Router::start().await;
+    let tenant = router.tenant("Acme").await;
+    let other = router.tenant("Other").await;
+    let send = |key: String, idempotency: &'static str, body: Value| {
+        let request = router
+            .client
+            .post(format!("{}/v1/messages", router.url))
+            .bearer_auth(key)
+            .header("idempotency-key", idempotency)
+            .json(&body);
+        router.send(request)
+    };
+    let body = json!({"to": "+12025550143", "text": "once"});
+    let first = send(tenant.live.clone(), "k1", body.clone()).await;
+    assert_eq!(first.status, 202);
+    assert!(!first.headers.contains_key("idempotency-replayed"));
+    // Quoted, and with its fields in another order: the same request.
+    let again = send(tenant.live.clone(), "\"k1\"", json!({"text": "once", "to": "+12025550143"})).await;
+    assert_eq!(again.status, 202);
+    assert_eq!(again.headers["idempotency-replayed"], "true");
+    assert_eq!(again.body, first.body);
+    let different = send(tenant.live.clone(), "k1", json!({"to": "+12025550143", "text": "twice"})).await;
+    assert_eq!((different.status, different.problem()), (422, "idempotency_key_reused"));
+    let foreign = send(other.live.clone(), "k1", body.clone()).await;
+    assert_eq!(foreign.status, 202);
+    assert_ne!(foreign.body["id"], first.body["id"]);
+    let listed = router.get("/v1/messages", &tenant.live).await;
+    assert_eq!(listed.body["data"].as_array().unwrap().len(), 1);
+
+    let refused = send(tenant.live.clone(), "k2", json!({"to": "x", "text": "a"})).await;
+    assert_eq!(refused.status, 422);
+    assert_eq!(send(tenant.live.clone(), "k2", body.clone()).await.status, 202);
+    let bad = send(tenant.live.clone(), "\"\"", body).await;
+    assert_eq!((bad.status, bad.problem()), (400, "invalid_idempotency_key"));
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_with_one_key_at_once_make_one_message() {
+    let router = Router::start().await;
+    let tenant = router.tenant("Acme").await;
+    let answers = futures_util::future::join_all((0..20).map(|_| {
+        let request = router
+            .client
+            .post(format!("{}/v1/messages", router.url))
+            .bearer_auth(&tenant.live)
+            .header("idempotency-key", "race")
+            .json(&json!({"to": "+12025550143", "text": "once"}));
+        router.send(request)
+    }))
+    .await;
+    let accepted: Vec<_> = answers.iter().filter(|answer| answer.status == 202).collect();
+    assert!(!accepted.is_empty());
+    assert!(accepted.iter().all(|answer| answer.body["id"] == accepted[0].body["id"]));
+    assert!(answers.iter().all(|answer| {
+        answer.status == 202 || (answer.status == 409 && answer.problem() == "idempotency_key_in_use")
+    }));
+    let listed = router.get("/v1/messages", &tenant.live).await;
+    assert_eq!(listed.body["data"].as_array().unwrap().len(), 1);
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_id_is_not_found_on_every_route() {
+    let router = Router::start().await;
+    let owner = router.tenant("Owner").await;
+    let stranger = router.tenant("Stranger").await;
+    let message =
+        router.post("/v1/messages", &owner.live, &json!({"to": "+12025550143", "text": "mine"})).await;
+    let endpoint = router
+        .post("/v1/webhook_endpoints", &owner.live, &json!({"url": "http://127.0.0.1:9/hook"}))
+        .await;
+    assert_eq!(endpoint.status, 201, "{endpoint:?}");
+    let mut ids = std::collections::BTreeMap::new();
+    ids.insert("messages", message.body["id"].as_str().unwrap().to_owned());
+    ids.insert("webhook_endpoints", endpoint.body["id"].as_str().unwrap().to_owned());
+
+    // The document lists every route, so a route that is added later is walked too.
+    let document = router.get("/openapi.json", "").await.body;
+    let mut walked = 0;
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        if !path.contains("{id}") || path.starts_with("/v1/admin/") {
+            continue;
+        }
+        let resource = path.split('/').nth(2).unwrap();
+        let path = path.replace("{id}", &ids[resource]);
+        for method in methods.as_object().unwrap().keys() {
+            let method = reqwest::Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
+            let request = router
+                .client
+                .request(method.clone(), format!("{}{path}", router.url))
+                .bearer_auth(&stranger.live);
+            let answer = router.send(request).await;
+            assert_eq!((answer.status, answer.problem()), (404, "not_found"), "{method} {path}");
+            walked += 1;
+        }
+    }
+    assert!(walked >= 6, "only {walked} routes were walked");
+    // Nothing of it changed anything for its owner.
+    for (resource, id) in &ids {
+        assert_eq!(router.get(&format!("/v1/{resource}/{id}"), &owner.live).await.status, 200);
+        let list = router.get(&format!("/v1/{resource}"), &stranger.live).await;
+        assert_eq!(list.body["data"], json!([]), "{resource}");
+    }
+    let status = router.get(&format!("/v1/messages/{}", ids["messages"]), &owner.live).await;
+    assert_ne!(status.body["status"], "canceled");
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_come_in_pages_newest_first_and_filtered() {
+    let router = Router::start().await;
+    let tenant = router.tenant("Acme").await;
+    let mut ids = Vec::new();
+    for number in 0..7 {
+        let to = format!("+1202555010{}", number % 2);
+        let sent =
+            router.post("/v1/messages", &tenant.live, &json!({"to": to, "text": format!("{number}")})).await;
+        ids.push(sent.body["id"].as_str().unwrap().to_owned());
+        // Ids of one millisecond are in no order; the pages' order is that of ids.
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+    ids.reverse();
+    let mut found = Vec::new();
+    let mut path = "/v1/messages?limit=3".to_owned();
+    loop {
+        let page = router.get(&path, &tenant.live).await.body;
+        let rows = page["data"].as_array().unwrap();
+        assert!(rows.len() <= 3);
+        found.extend(rows.iter().map(|row| row["id"].as_str().unwrap().to_owned()));
+        assert_eq!(page["has_more"].as_bool().unwrap(), page["next_cursor"].is_string());
+        let Some(cursor) = page["next_cursor"].as_str() else { break };
+        path = format!("/v1/messages?limit=3&cursor={cursor}");
+    }
+    assert_eq!(found, ids);
+    let even = router.get("/v1/messages?to=%2B12025550100", &tenant.live).await;
+    assert_eq!(even.body["data"].as_array().unwrap().len(), 4);
+    let inbound = router.get("/v1/messages?direction=inbound", &tenant.live).await;
+    assert_eq!(inbound.body["data"], json!([]));
+    let read = router.get("/v1/messages?status=read&direction=outbound", &tenant.live).await;
+    assert_eq!(read.body["data"], json!([]));
+    let all = router.get("/v1/admin/messages?limit=100", ADMIN).await;
+    assert_eq!(all.body["data"].as_array().unwrap().len(), 7);
+    assert_eq!(all.body["data"][0]["tenant"], json!(tenant.id));
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_no_phone_has_is_canceled_at_once_and_only_once() {
+    let router = Router::start().await;
+    let tenant = router.tenant("Acme").await;
+    let later = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1);
+    let sent = router
+        .post("/v1/messages", &tenant.live, &json!({"to": "+12025550143", "text": "a", "send_at": later}))
+        .await;
+    assert_eq!(sent.body["status"], "scheduled");
+    let path = format!("/v1/messages/{}", sent.body["id"].as_str().unwrap());
+    let canceled = router.send(router.client.post(format!("{}{path}/cancel", router.url)).bearer_auth(&tenant.live)).await;
+    assert_eq!(canceled.status, 200, "{canceled:?}");
+    assert_eq!(canceled.body["status"], "canceled");
+    assert_eq!(canceled.body["reason"], "canceled");
+    let again = router.send(router.client.post(format!("{}{path}/cancel", router.url)).bearer_auth(&tenant.live)).await;
+    assert_eq!((again.status, again.problem()), (409, "not_cancelable"));
+    let events = router.get(&format!("{path}/events"), &tenant.live).await;
+    let kinds: Vec<&str> =
+        events.body["data"].as_array().unwrap().iter().map(|event| event["type"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["scheduled", "canceled"]);
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_test_key_lives_a_whole_life_without_a_phone() {
+    let router = Router::start().await;
+    let tenant = router.tenant("Acme").await;
+    let sent = router
+        .post("/v1/messages", &tenant.test, &json!({"to": "+12025550143", "text": "a", "from": "+12025550199"}))
+        .await;
+    assert_eq!(sent.status, 202, "{sent:?}");
+    assert_eq!(sent.body["status"], "delivered");
+    let id = sent.body["id"].as_str().unwrap();
+    let events = router.get(&format!("/v1/messages/{id}/events"), &tenant.test).await;
+    let kinds: Vec<&str> =
+        events.body["data"].as_array().unwrap().iter().map(|event| event["type"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["queued", "sent", "delivered"]);
+    let page = router.get(&format!("/v1/messages/{id}/events?limit=2"), &tenant.test).await.body;
+    let cursor = page["next_cursor"].as_str().unwrap();
+    let rest = router.get(&format!("/v1/messages/{id}/events?limit=2&cursor={cursor}"), &tenant.test).await.body;
+    assert_eq!(rest["data"][0]["sequence"], 3);
+    assert_eq!(rest["has_more"], false);
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn webhook_endpoints_show_their_secret_once() {
+    let router = Router::start().await;
+    let tenant = router.tenant("Acme").await;
+    let path = "/v1/webhook_endpoints";
+    let make = || {
+        let request = router
+            .client
+            .post(format!("{}{path}", router.url))
+            .bearer_auth(&tenant.live)
+            .header("idempotency-key", "hook")
+            .json(&json!({"url": "http://127.0.0.1:9/hook", "events": ["message.sent"]}));
+        router.send(request)
+    };
+    let made = make().await;
+    assert_eq!(made.status, 201, "{made:?}");
+    assert!(made.body["secret"].as_str().unwrap().starts_with("whsec_"));
+    let replayed = make().await;
+    assert_eq!(replayed.body["id"], made.body["id"]);
+    assert!(replayed.body.get("secret").is_none(), "{replayed:?}");
+    let id = made.body["id"].as_str().unwrap();
+    let got = router.get(&format!("{path}/{id}"), &tenant.live).await;
+    assert!(got.body.get("secret").is_none());
+    assert_eq!(got.body["events"], json!(["message.sent"]));
+    let deliveries = router.get(&format!("{path}/{id}/deliveries"), &tenant.live).await;
+    assert_eq!(deliveries.body["data"], json!([]));
+    assert_eq!(router.delete(&format!("{path}/{id}"), &tenant.live).await.status, 204);
+    assert_eq!(router.get(&format!("{path}/{id}"), &tenant.live).await.status, 404);
+    assert_eq!(router.delete(&format!("{path}/{id}"), &tenant.live).await.status, 404);
+    for (body, pointer, code) in [
+        (json!({}), "/url", "required"),
+        (json!({"url": "hook"}), "/url", "invalid_url"),
+        (json!({"url": "ftp://example.com/"}), "/url", "invalid_url"),
+        (json!({"url": "https://user:pass@example.com/"}), "/url", "invalid_url"),
+        (json!({"url": "https://example.com/#a"}), "/url", "invalid_url"),
+        (json!({"url": "https://example.com/", "events": ["message.lost"]}), "/events/0", "unknown_type"),
+        (json!({"url": "https://example.com/", "events": "message.sent"}), "/events", "wrong_type"),
+    ] {
+        let answer = router.post(path, &tenant.live, &body).await;
+        assert_eq!(answer.status, 422, "{body}: {answer:?}");
+        assert_eq!(errors(&answer.body), [(pointer.to_owned(), code.to_owned())], "{body}");
+    }
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_enrolment_token_enrols_once() {
+    let router = Router::start().await;
+    let token = async || {
+        let made = router.send(router.client.post(format!("{}/v1/admin/enrolment_tokens", router.url)).bearer_auth(ADMIN)).await;
+        assert_eq!(made.status, 201, "{made:?}");
+        made.body["token"].as_str().unwrap().to_owned()
+    };
+    let key = "A".repeat(43);
+    let body = |token: &str, number: &str| json!({"token": token, "name": "mini-1", "public_key": key, "phones": [{"number": number}]});
+    let first = token().await;
+    let enrol = async |body: Value| router.post("/v1/hosts/enroll", "", &body).await;
+
+    for (bad, pointer, code) in [
+        (json!({"token": first, "name": "m", "public_key": "AA", "phones": [{"number": "+12025550190"}]}), "/public_key", "invalid_key"),
+        (json!({"token": first, "name": "m", "public_key": key, "phones": []}), "/phones", "too_few"),
+        (json!({"token": first, "name": "m", "public_key": key}), "/phones", "required"),
+        (json!({"token": first, "name": "m", "public_key": key, "phones": [{"number": "1"}]}), "/phones/0/number", "invalid_number"),
+        (json!({"token": first, "name": "m", "public_key": key, "phones": [{"number": "+12025550190", "x": 1}]}), "/phones/0/x", "unknown_field"),
+        (json!({"token": first, "name": "m", "public_key": key, "phones": [{"number": "+12025550190"}, {"number": "+12025550190"}]}), "/phones", "repeated"),
+        (json!({"token": first, "name": "m", "public_key": key, "phones": [{"number": "+12025550190", "channels": ["fax"]}]}), "/phones/0/channels/0", "unknown_channel"),
+    ] {
+        let answer = enrol(bad.clone()).await;
+        assert_eq!(answer.status, 422, "{bad}: {answer:?}");
+        assert_eq!(errors(&answer.body), [(pointer.to_owned(), code.to_owned())], "{bad}");
+    }
+    // The token outlived the refusals.
+    let enrolled = enrol(body(&first, "+12025550190")).await;
+    assert_eq!(enrolled.status, 200, "{enrolled:?}");
+    for bad in [first.as_str(), "sbe_nothing"] {
+        let refused = enrol(body(bad, "+12025550191")).await;
+        assert_eq!((refused.status, refused.problem()), (401, "invalid_enrolment_token"));
+    }
+    let second = token().await;
+    let again = enrol(body(&second, "+12025550191")).await;
+    assert_eq!(again.body["host"], enrolled.body["host"], "the same key is the same host");
+    let hosts = router.get("/v1/admin/hosts", ADMIN).await;
+    assert_eq!(hosts.body["data"].as_array().unwrap().len(), 1);
+    assert_eq!(hosts.body["data"][0]["phones"].as_array().unwrap().len(), 2);
+    let phones = router.get("/v1/admin/phones", ADMIN).await;
+    assert_eq!(phones.body["data"].as_array().unwrap().len(), 2);
+    assert_eq!(phones.body["data"][0]["channels"], json!(["imessage", "sms"]));
+    assert_eq!(phones.body["data"][0]["online"], false);
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_asks_too_often_is_told_when_to_come_back() {
+    let router = Router::start_with("[limits]\nrequests_per_second = 1\nburst = 3\n").await;
+    let tenant = router.tenant("Acme").await;
+    let mut last = None;
+    for _ in 0..6 {
+        last = Some(router.get("/v1/messages", &tenant.live).await);
+    }
+    let last = last.unwrap();
+    assert_eq!((last.status, last.problem()), (429, "rate_limited"));
+    assert_eq!(last.headers["retry-after"], "1");
+    assert_eq!(last.headers["ratelimit-policy"], "\"key\";q=3;w=3");
+    assert_eq!(last.headers["ratelimit"], "\"key\";r=0;t=1");
+    // Another key of the same tenant has a bucket of its own.
+    assert_eq!(router.get("/v1/messages", &tenant.test).await.status, 200);
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_metrics_and_the_document_need_no_key() {
+    let router = Router::start().await;
+    let tenant = router.tenant("Acme").await;
+    router.post("/v1/messages", &tenant.live, &json!({"to": "+12025550143", "text": "a"})).await;
+    for path in ["/healthz", "/readyz", "/openapi.json"] {
+        assert_eq!(router.get(path, "").await.status, 200, "{path}");
+    }
+    let text = router.client.get(format!("{}/metrics", router.url)).send().await.unwrap().text().await.unwrap();
+    assert!(text.contains("switchboard_messages_accepted_total"), "{text}");
+    assert!(text.contains("route=\"/v1/messages\""), "{text}");
+    router.stop().await;
+}
+
+#[test]
+fn the_document_is_the_committed_one() {
+    let document = serde_json::to_string_pretty(&router::api::openapi()).unwrap();
+    insta::assert_snapshot!("openapi", document);
+}

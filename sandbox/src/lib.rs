@@ -1,0 +1,31 @@
+//! A Messages.app for machines that are not Macs.
+//!
+//! `switchboard-sandbox phones` is Messages for several phones at once: each has a folder with the
+//! chat.db that Apple would write and an `osascript` that does what Messages would do. The parts:
+//!
+//! ```text
+//! osascript ─▶ applescript ─▶ socket ═══ daemon ─▶ world ─▶ truth     what was really asked for
+//! (a link to     (pure: script                       │  └─▶ outcome   (pure: number → plan)
+//!  this program)  → events)                          └────▶ chatdb ─▶ typedstream
+//! ```
+//!
+//! What it does is taken from public reports about Messages and chat.db, named where it is done.
+//! Which outcome a text has is chosen by the recipient's number; see [`outcome`] and the README.
+//!
+//! Deliberately not here: attachments, reactions, edits; anything that would let a program tell
+//! the sandbox from a Mac by its chat.db; and any part of Switchboard but the form of a number.
+
+#![cfg(unix)]
+
+pub mod applescript;
+pub mod chatdb;
+pub mod cli;
+pub mod clock;
+pub mod daemon;
+pub mod generate;
+pub mod osascript;
+pub mod outcome;
+pub mod socket;
+pub mod truth;
+pub mod typedstream;
+pub mod world;

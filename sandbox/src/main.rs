@@ -1,0 +1,15 @@
+//! `switchboard-sandbox`, or osascript when it is called by that name.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let argv0 = args.first().map(Path::new).unwrap_or(Path::new(""));
+    if sandbox::osascript::is_called(argv0) {
+        sandbox::osascript::main(&args)
+    } else {
+        sandbox::cli::main(args)
+    }
+}

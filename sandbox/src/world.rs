@@ -1,0 +1,628 @@
+//! The phones of one sandbox and what happens on them.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use protocol::E164;
+use serde_json::{Value, json};
+use tokio::sync::{OwnedMutexGuard, oneshot};
+use tokio_util::task::TaskTracker;
+use tracing::{error, warn};
+
+use crate::chatdb::{
+    ChatDb, ChatDbError, Conversation, Inbound, MacOs, Outbound, Written, new_guid,
+};
+use crate::clock::AppleNs;
+use crate::outcome::{self, Action, Answer, Plan, Service};
+use crate::socket::{Account, Reply, Request};
+use crate::truth::{Send, Truth};
+
+/// How long an inbound row stays without its chat, at speed 1.
+const INBOUND_JOIN_MS: u64 = 10;
+
+/// `+15550100001=15`: a number and the macOS of its Mac.
+#[derive(Debug, Clone)]
+pub struct PhoneSpec {
+    number: E164,
+    macos: MacOs,
+}
+
+impl std::str::FromStr for PhoneSpec {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        let (number, macos) = text.split_once('=').unwrap_or((text, "15"));
+        Ok(Self { number: number.parse()?, macos: macos.parse()? })
+    }
+}
+
+/// Whether Messages runs, and its account.
+#[derive(Debug, Clone, Copy)]
+struct App {
+    running: bool,
+    account: Account,
+}
+
+#[derive(Debug)]
+struct Phone {
+    number: String,
+    macos: MacOs,
+    folder: PathBuf,
+    db: Mutex<ChatDb>,
+    app: Mutex<App>,
+    /// Held while an Apple event is handled: Messages takes one at a time.
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Phone {
+    fn app(&self) -> App {
+        *self.app.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut App)) {
+        change(&mut self.app.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Writes in a thread that may block.
+    async fn write<T: std::marker::Send + 'static>(
+        self: &Arc<Self>,
+        write: impl FnOnce(&mut ChatDb) -> Result<T, ChatDbError> + std::marker::Send + 'static,
+    ) -> anyhow::Result<T> {
+        let phone = Arc::clone(self);
+        let task = move || write(&mut phone.db.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(tokio::task::spawn_blocking(task).await.context("a writer ended early")??)
+    }
+}
+
+/// What a request came to.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Reply(Reply),
+    /// Hang, and keep the phone's turn as long as the asking process lives.
+    Hang(OwnedMutexGuard<()>),
+    Stop,
+}
+
+impl From<Reply> for Outcome {
+    fn from(reply: Reply) -> Self {
+        Self::Reply(reply)
+    }
+}
+
+fn done(value: Value) -> Outcome {
+    Reply::Done { value }.into()
+}
+
+fn event_error(number: i32) -> Outcome {
+    Reply::EventError { number, message: None }.into()
+}
+
+fn cannot_get(what: &str) -> Outcome {
+    let message = Some(crate::applescript::EventError::cannot_get(what).message);
+    Reply::EventError { number: -1728, message }.into()
+}
+
+/// All phones of one folder.
+#[derive(Debug)]
+pub(crate) struct World {
+    dir: PathBuf,
+    speed: f64,
+    phones: BTreeMap<String, Arc<Phone>>,
+    truth: Truth,
+    tasks: TaskTracker,
+}
+
+/// A text on its way out.
+struct Ask {
+    conversation: Conversation,
+    service: Service,
+    text: String,
+    plan: Plan,
+}
+
+impl World {
+    /// Makes or opens the phones. `program` is what their osascript links to.
+    pub(crate) fn open(
+        dir: &Path,
+        specs: &[PhoneSpec],
+        speed: f64,
+        program: &Path,
+        tasks: TaskTracker,
+    ) -> anyhow::Result<Self> {
+        let mut phones = BTreeMap::new();
+        for spec in specs {
+            let number = spec.number.as_str().to_owned();
+            let folder = dir.join(spec.number.digits());
+            std::fs::create_dir_all(&folder)
+                .with_context(|| format!("cannot make {}", folder.display()))?;
+            link(program, &folder.join("osascript"))?;
+            let path = folder.join("chat.db");
+            let db = ChatDb::open(&path, spec.macos, &number)
+                .with_context(|| format!("cannot open {}", path.display()))?;
+            let phone = Phone {
+                number: number.clone(),
+                macos: spec.macos,
+                folder,
+                db: Mutex::new(db),
+                app: Mutex::new(App { running: true, account: Account::Connected }),
+                turn: Arc::default(),
+            };
+            if phones.insert(number.clone(), Arc::new(phone)).is_some() {
+                bail!("{number} is there twice");
+            }
+        }
+        let truth =
+            Truth::open(dir).with_context(|| format!("cannot write in {}", dir.display()))?;
+        Ok(Self { dir: dir.to_owned(), speed, phones, truth, tasks })
+    }
+
+    /// The phones with their folders, as the ready line shows them.
+    pub(crate) fn list(&self) -> Value {
+        let phones = self.phones.values().map(|phone| {
+            let app = phone.app();
+            json!({
+                "number": phone.number,
+                "macos": phone.macos.number(),
+                "chat_db": phone.folder.join("chat.db"),
+                "osascript": phone.folder.join("osascript"),
+                "running": app.running,
+                "account": app.account,
+            })
+        });
+        json!({"dir": self.dir, "phones": phones.collect::<Vec<_>>()})
+    }
+
+    fn phone(&self, number: &str) -> Option<Arc<Phone>> {
+        let digits = number.trim_start_matches('+');
+        self.phones.get(&format!("+{digits}")).cloned()
+    }
+
+    /// The named phone, or all.
+    fn named(&self, number: Option<&str>) -> Result<Vec<Arc<Phone>>, Outcome> {
+        match number {
+            None => Ok(self.phones.values().cloned().collect()),
+            Some(number) => Ok(vec![self.known(number)?]),
+        }
+    }
+
+    fn known(&self, number: &str) -> Result<Arc<Phone>, Outcome> {
+        self.phone(number).ok_or_else(|| {
+            Reply::Refused { message: format!("there is no phone {number} here") }.into()
+        })
+    }
+
+    /// Does what is asked. Never fails: a failure is a reply.
+    pub(crate) async fn handle(self: &Arc<Self>, request: Request) -> Outcome {
+        match self.try_handle(request).await {
+            Ok(outcome) | Err(outcome) => outcome,
+        }
+    }
+
+    async fn try_handle(self: &Arc<Self>, request: Request) -> Result<Outcome, Outcome> {
+        Ok(match request {
+            Request::Account { phone, service } => {
+                let phone = self.known(&phone)?;
+                let _turn = phone.turn.lock().await;
+                account(&phone, &service)?;
+                done(Value::Null)
+            }
+            Request::ConnectionStatus { phone, service } => {
+                let phone = self.known(&phone)?;
+                let _turn = phone.turn.lock().await;
+                account(&phone, &service)?;
+                match phone.app().account {
+                    Account::Connected => done("connected".into()),
+                    Account::Connecting => done("connecting".into()),
+                    Account::Disconnected => done("disconnected".into()),
+                    // `account` has already failed for these.
+                    Account::Missing => event_error(-2753),
+                    Account::NoPermission => event_error(-1743),
+                }
+            }
+            Request::CountAccounts { phone } => {
+                let phone = self.known(&phone)?;
+                let _turn = phone.turn.lock().await;
+                available(&phone)?;
+                let without_rcs = if phone.macos.has_rcs() { 3 } else { 2 };
+                let missing = phone.app().account == Account::Missing;
+                done(Value::from(if missing { 0 } else { without_rcs }))
+            }
+            Request::Send { phone, service, to, text } => {
+                let phone = self.known(&phone)?;
+                let turn = Arc::clone(&phone.turn).lock_owned().await;
+                let service = account(&phone, &service)?;
+                let plan = outcome::plan(&to, service);
+                let conversation = Conversation::Direct(to);
+                self.send(&phone, Ask { conversation, service, text, plan }, turn).await
+            }
+            Request::SendToChat { phone, chat, text } => {
+                let phone = self.known(&phone)?;
+                let turn = Arc::clone(&phone.turn).lock_owned().await;
+                available(&phone)?;
+                let ask = self.chat_ask(&phone, chat, text).await?;
+                self.send(&phone, ask, turn).await
+            }
+            Request::Receive {
+                phone,
+                from,
+                text,
+                service,
+                group,
+                members,
+                age_ms,
+                join_after_ms,
+            } => {
+                let phone = self.known(&phone)?;
+                let conversation = match group {
+                    Some(id) => {
+                        let mut all = members;
+                        if !all.contains(&from) {
+                            all.push(from.clone());
+                        }
+                        Conversation::Group { id, members: all }
+                    }
+                    None => Conversation::Direct(from.clone()),
+                };
+                let date = AppleNs::now().minus_ms(age_ms);
+                let join =
+                    join_after_ms.map_or(self.scaled(INBOUND_JOIN_MS), Duration::from_millis);
+                let guid = new_guid();
+                let arriving = Arriving { guid, from, conversation, service, text, date };
+                written(receive(&phone, arriving, join).await)
+            }
+            Request::LateCopy { phone, guid } => {
+                let phone = self.known(&phone)?;
+                let copied = async {
+                    let copy = phone.write(move |db| db.write_late_copy(&guid)).await?;
+                    join_later(&phone, copy, self.scaled(INBOUND_JOIN_MS)).await
+                };
+                written(copied.await)
+            }
+            Request::Read { phone, guid } => {
+                let phone = self.known(&phone)?;
+                let read = phone.write(move |db| {
+                    let rowid = db.own_message(guid.as_deref())?;
+                    db.set_read(rowid, AppleNs::now())?;
+                    Ok(rowid)
+                });
+                match read.await {
+                    Ok(rowid) => done(json!({"rowid": rowid})),
+                    Err(error) => refused(&error),
+                }
+            }
+            Request::SetAccount { phone, account } => {
+                for phone in self.named(phone.as_deref())? {
+                    phone.change(|app| app.account = account);
+                }
+                done(Value::Null)
+            }
+            Request::Quit { phone } => {
+                for phone in self.named(phone.as_deref())? {
+                    phone.change(|app| app.running = false);
+                }
+                done(Value::Null)
+            }
+            Request::Start { phone } => {
+                for phone in self.named(phone.as_deref())? {
+                    phone.change(|app| app.running = true);
+                }
+                done(Value::Null)
+            }
+            Request::List => done(self.list()),
+            Request::Stop => Outcome::Stop,
+        })
+    }
+
+    /// What `send … to chat id …` means: an existing chat, of exactly this guid.
+    async fn chat_ask(
+        &self,
+        phone: &Arc<Phone>,
+        guid: String,
+        text: String,
+    ) -> Result<Ask, Outcome> {
+        let wanted = guid.clone();
+        let found = phone.write(move |db| {
+            let chat = db.chat_of_guid(&wanted)?;
+            // A group named like a direct chat "works" and leaves a ghost (imsg#90).
+            let group = wanted.strip_prefix("any;-;").filter(|id| id.starts_with("chat"));
+            let ghost = match group {
+                Some(id) => db.has_group(id)?.then(|| id.to_owned()),
+                None => None,
+            };
+            Ok((chat, ghost))
+        });
+        let (chat, ghost) = found.await.map_err(|error| {
+            error!("{error:#}");
+            event_error(-10_000)
+        })?;
+        if let Some(chat) = chat {
+            let (service, conversation) = (chat.service, chat.conversation);
+            let plan = match &conversation {
+                Conversation::Direct(address) => outcome::plan(address, service),
+                Conversation::Group { .. } => outcome::group_plan(),
+            };
+            return Ok(Ask { conversation, service, text, plan });
+        }
+        if let Some(id) = ghost {
+            let conversation = Conversation::Group { id, members: Vec::new() };
+            let (service, plan) = (Service::Imessage, outcome::ghost_plan());
+            return Ok(Ask { conversation, service, text, plan });
+        }
+        Err(cannot_get(&format!("chat id \"{guid}\"")))
+    }
+
+    /// Takes a text: first the truth, then the plan.
+    async fn send(
+        self: &Arc<Self>,
+        phone: &Arc<Phone>,
+        ask: Ask,
+        turn: OwnedMutexGuard<()>,
+    ) -> Outcome {
+        let to = match &ask.conversation {
+            Conversation::Direct(to) => to.clone(),
+            Conversation::Group { id, .. } => id.clone(),
+        };
+        let record = Send::new(&phone.number, &to, ask.service, &ask.text, &ask.plan);
+        if let Err(error) = self.truth.record(&record, ask.plan.is_taken()) {
+            error!(%error, "cannot write the truth; nothing is sent");
+            return event_error(-10_000);
+        }
+        let (answer, answered) = oneshot::channel();
+        let (world, phone) = (Arc::clone(self), Arc::clone(phone));
+        let performance = Performance {
+            world,
+            phone,
+            ask,
+            to,
+            guid: record.guid,
+            written: None,
+            turn: Some(turn),
+            answer: Some(answer),
+        };
+        drop(self.tasks.spawn(performance.run()));
+        // The task ended without an answer: the sandbox is stopping, or it could not write.
+        answered.await.unwrap_or_else(|_| event_error(-609))
+    }
+
+    fn scaled(&self, ms: u64) -> Duration {
+        Duration::from_millis(ms).mul_f64(self.speed)
+    }
+}
+
+/// Running and permitted, or the error that an Apple event gets.
+fn available(phone: &Phone) -> Result<(), Outcome> {
+    let app = phone.app();
+    if app.account == Account::NoPermission {
+        return Err(event_error(-1743));
+    }
+    if !app.running {
+        return Err(event_error(-600));
+    }
+    Ok(())
+}
+
+/// The account that a script names. RCS is in the dictionary from macOS 15 on; before, it is a
+/// name like any other and not defined.
+fn account(phone: &Phone, service: &str) -> Result<Service, Outcome> {
+    available(phone)?;
+    let undefined = || {
+        let message = Some(format!("The variable {service} is not defined."));
+        Outcome::from(Reply::EventError { number: -2753, message })
+    };
+    let service = Service::named(service)
+        .filter(|service| *service != Service::Rcs || phone.macos.has_rcs())
+        .ok_or_else(undefined)?;
+    if phone.app().account == Account::Missing {
+        return Err(undefined());
+    }
+    Ok(service)
+}
+
+fn refused(error: &anyhow::Error) -> Outcome {
+    Reply::Refused { message: format!("{error:#}") }.into()
+}
+
+fn written(result: anyhow::Result<Written>) -> Outcome {
+    match result {
+        Ok(written) => done(json!({"rowid": written.rowid, "guid": written.guid})),
+        Err(error) => refused(&error),
+    }
+}
+
+/// A text that arrives at a phone.
+struct Arriving {
+    guid: String,
+    from: String,
+    conversation: Conversation,
+    service: Service,
+    text: String,
+    date: AppleNs,
+}
+
+async fn receive(
+    phone: &Arc<Phone>,
+    arriving: Arriving,
+    join: Duration,
+) -> anyhow::Result<Written> {
+    let row = phone
+        .write(move |db| {
+            db.write_inbound(&Inbound {
+                guid: arriving.guid,
+                from: &arriving.from,
+                conversation: &arriving.conversation,
+                service: arriving.service,
+                text: &arriving.text,
+                date: arriving.date,
+            })
+        })
+        .await?;
+    join_later(phone, row, join).await
+}
+
+/// Joins a row to its chat after a while, in a transaction of its own.
+async fn join_later(phone: &Arc<Phone>, row: Written, after: Duration) -> anyhow::Result<Written> {
+    tokio::time::sleep(after).await;
+    phone
+        .write(move |db| {
+            db.join(&row)?;
+            Ok(row)
+        })
+        .await
+}
+
+/// One text's plan being carried out.
+struct Performance {
+    world: Arc<World>,
+    phone: Arc<Phone>,
+    ask: Ask,
+    to: String,
+    guid: String,
+    written: Option<Written>,
+    turn: Option<OwnedMutexGuard<()>>,
+    answer: Option<oneshot::Sender<Outcome>>,
+}
+
+impl Performance {
+    async fn run(mut self) {
+        let start = tokio::time::Instant::now();
+        for step in std::mem::take(&mut self.ask.plan.steps) {
+            let wait = self.world.scaled(step.at_ms);
+            if !wait.is_zero() {
+                tokio::time::sleep_until(start + wait).await;
+            }
+            if let Err(error) = self.act(step.action).await {
+                error!("{}: {error:#}", self.phone.number);
+                return;
+            }
+        }
+    }
+
+    async fn act(&mut self, action: Action) -> anyhow::Result<()> {
+        let rowid = self.written.as_ref().map(|written| written.rowid);
+        let now = AppleNs::now();
+        match (action, rowid) {
+            (Action::Answer(answer), _) => self.answer(answer),
+            (Action::Free, _) => drop(self.turn.take()),
+            (Action::DropWal, _) => self.phone.write(ChatDb::drop_wal).await?,
+            (Action::Row(look), _) => {
+                let text = if self.ask.plan.rewrites {
+                    outcome::rewritten(&self.ask.text)
+                } else {
+                    self.ask.text.clone()
+                };
+                let conversation = self.ask.conversation.clone();
+                let (guid, service) = (self.guid.clone(), self.ask.service);
+                let row = self.phone.write(move |db| {
+                    db.write_outbound(&Outbound {
+                        guid,
+                        conversation: &conversation,
+                        service,
+                        text: &text,
+                        date: now,
+                        look,
+                    })
+                });
+                self.written = Some(row.await?);
+            }
+            (Action::Join, _) => {
+                if let Some(row) = self.written.clone() {
+                    self.phone.write(move |db| db.join(&row)).await?;
+                }
+            }
+            (Action::Sent, Some(rowid)) => {
+                self.phone.write(move |db| db.set_sent(rowid)).await?;
+                self.arrive(self.ask.service).await;
+            }
+            (Action::Downgraded, Some(rowid)) => {
+                let to = self.to.clone();
+                self.phone.write(move |db| db.set_downgraded(rowid, &to)).await?;
+                self.arrive(Service::Sms).await;
+            }
+            (Action::Failed(error), Some(rowid)) => {
+                self.phone.write(move |db| db.set_failed(rowid, error)).await?;
+            }
+            (Action::Delivered, Some(rowid)) => {
+                self.phone.write(move |db| db.set_delivered(rowid, now)).await?;
+            }
+            (Action::Read, Some(rowid)) => {
+                self.phone.write(move |db| db.set_read(rowid, now)).await?;
+            }
+            (
+                Action::Sent
+                | Action::Downgraded
+                | Action::Failed(_)
+                | Action::Delivered
+                | Action::Read,
+                None,
+            ) => bail!("{action:?} before there is a row"),
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, answer: Answer) {
+        let outcome = match answer {
+            Answer::Done => done(Value::Null),
+            Answer::Error(-1728) => cannot_get(&format!("participant \"{}\"", self.to)),
+            Answer::Error(number) => event_error(number),
+            Answer::Never => match self.turn.take() {
+                Some(turn) => Outcome::Hang(turn),
+                None => event_error(-609),
+            },
+        };
+        if let Some(sender) = self.answer.take() {
+            // The asking osascript was killed: it does not want the answer any more.
+            if sender.send(outcome).is_err() {
+                warn!(phone = self.phone.number, "osascript was gone before its answer");
+            }
+        }
+    }
+
+    /// A recipient that is a phone of this sandbox gets the text.
+    async fn arrive(&self, service: Service) {
+        let from = self.phone.number.clone();
+        let (recipients, group) = match &self.ask.conversation {
+            Conversation::Direct(to) => (std::slice::from_ref(to), None),
+            Conversation::Group { id, members } => (members.as_slice(), Some(id)),
+        };
+        for recipient in recipients {
+            let Some(peer) = self.world.phone(recipient) else { continue };
+            if peer.number == from || !recipient.starts_with('+') {
+                continue;
+            }
+            let conversation = match group {
+                None => Conversation::Direct(from.clone()),
+                Some(id) => {
+                    let mut members: Vec<String> = vec![from.clone()];
+                    members.extend(recipients.iter().filter(|r| *r != recipient).cloned());
+                    Conversation::Group { id: id.clone(), members }
+                }
+            };
+            // iMessage and RCS carry the sender's guid; a text message has none.
+            let guid = if service == Service::Sms { new_guid() } else { self.guid.clone() };
+            let date = self.written.as_ref().map_or_else(AppleNs::now, |written| written.date);
+            let text = self.ask.text.clone();
+            let from = from.clone();
+            let arriving = Arriving { guid, from, conversation, service, text, date };
+            let join = self.world.scaled(INBOUND_JOIN_MS);
+            if let Err(error) = receive(&peer, arriving, join).await {
+                error!("{}: {error:#}", peer.number);
+            }
+        }
+    }
+}
+
+/// Makes `link` point to the program, replacing an old link. Anything else there is left alone.
+fn link(program: &Path, link: &Path) -> anyhow::Result<()> {
+    let doing = || format!("cannot link {} to {}", link.display(), program.display());
+    match std::fs::read_link(link) {
+        Ok(target) if target == program => return Ok(()),
+        Ok(_) => std::fs::remove_file(link).with_context(doing)?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(doing),
+    }
+    symlink(program, link).with_context(doing)
+}

@@ -1,0 +1,556 @@
+//! The configuration file: raw (as written) → checked (what the rest of the crate works with).
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use protocol::{E164, limits};
+use router_client::tls::TlsRoots;
+use serde::Deserialize;
+use toml::Spanned;
+use url::Url;
+
+use crate::phone::Settings;
+use crate::resources::MemoryLimits;
+use crate::restart::Policy;
+
+/// The commented default, as `switchboard-supervisor check-config --print-default` shows it.
+pub(crate) const DEFAULT: &str = include_str!("default.toml");
+
+/// A configuration file is some pages of text; more is not one.
+const FILE_BYTES_MAX: u64 = 256 * 1024;
+/// Beyond a day a period is a mistake of units.
+const PERIOD_MS_MAX: u64 = 24 * 60 * 60 * 1_000;
+/// Keys of the bridge's file that the supervisor writes itself.
+const OWN_BRIDGE_KEYS: [&str; 5] = ["phone", "number", "state_dir", "chat_db", "osascript"];
+
+/// What is wrong with a configuration: always the file, and the line and field where they exist.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    /// The file could not be read.
+    #[error("{}: cannot be read", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not valid TOML of the expected shape.
+    #[error("{}:{line}: {message}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Line number, from 1.
+        line: usize,
+        /// What the parser says; it names the field.
+        message: String,
+    },
+    /// A field has a value that cannot be used.
+    #[error("{}:{line}: `{field}`: {message}", path.display())]
+    Field {
+        /// The file.
+        path: PathBuf,
+        /// Line number, from 1.
+        line: usize,
+        /// The field as it is written.
+        field: &'static str,
+        /// What is wrong and what would be right.
+        message: String,
+    },
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    state_dir: Spanned<PathBuf>,
+    bridge: Option<Spanned<PathBuf>>,
+    phones: Spanned<Vec<RawPhone>>,
+    router: Option<RawRouter>,
+    #[serde(default)]
+    dispatch: RawDispatch,
+    #[serde(default)]
+    heartbeat: RawHeartbeat,
+    #[serde(default)]
+    restart: RawRestart,
+    #[serde(default)]
+    memory: RawMemory,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawPhone {
+    number: Spanned<String>,
+    label: Option<String>,
+    chat_db: Spanned<PathBuf>,
+    osascript: Option<Spanned<PathBuf>>,
+    bridge: Option<Spanned<toml::Table>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRouter {
+    url: Spanned<String>,
+    roots: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawDispatch {
+    listen: Option<Spanned<String>>,
+    token_file: Option<Spanned<PathBuf>>,
+    local_epoch: Option<Spanned<u64>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawHeartbeat {
+    every_ms: Option<Spanned<u64>>,
+    missed: Option<Spanned<u32>>,
+    start_deadline_ms: Option<Spanned<u64>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawRestart {
+    intensity: Option<Spanned<u32>>,
+    window_s: Option<Spanned<u64>>,
+    parked_retry_s: Option<Spanned<u64>>,
+    forgive_after_s: Option<Spanned<u64>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawMemory {
+    soft_mib: Option<Spanned<u64>>,
+    hard_mib: Option<Spanned<u64>>,
+}
+
+/// A checked configuration.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    /// The file that it was read from; absolute.
+    pub(crate) file: PathBuf,
+    /// Folder of everything that the supervisor keeps; absolute.
+    pub(crate) state_dir: PathBuf,
+    /// The bridge program; absolute.
+    pub(crate) bridge: PathBuf,
+    /// The phones of this host; at least one, no number twice.
+    pub(crate) phones: Vec<PhoneConfig>,
+    /// The router, unless this host stands alone.
+    pub(crate) router: Option<RouterConfig>,
+    /// The local dispatch API.
+    pub(crate) dispatch: DispatchConfig,
+    /// Liveness and restarts.
+    pub(crate) settings: Settings,
+    /// What a bridge may use.
+    pub(crate) memory: MemoryLimits,
+}
+
+/// One phone, as the operator configured it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct PhoneConfig {
+    /// Its number.
+    pub(crate) number: E164,
+    /// What people call it.
+    pub(crate) label: Option<String>,
+    /// The database of Messages.app; absolute.
+    pub(crate) chat_db: PathBuf,
+    /// What runs AppleScript, when it is not osascript itself; absolute.
+    pub(crate) osascript: Option<PathBuf>,
+    /// Further settings of the bridge.
+    pub(crate) extra: toml::Table,
+}
+
+/// The router.
+#[derive(Debug, Clone)]
+pub(crate) struct RouterConfig {
+    /// Where it is.
+    pub(crate) url: Url,
+    /// Which certificates it may show.
+    pub(crate) roots: TlsRoots,
+}
+
+/// The local dispatch API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DispatchConfig {
+    /// Where it listens.
+    pub(crate) listen: SocketAddr,
+    /// Its token; absolute.
+    pub(crate) token_file: PathBuf,
+    /// The epoch of leases granted here when there is no router.
+    pub(crate) local_epoch: u64,
+}
+
+/// The text and name of a file that is being checked.
+struct Source<'a> {
+    path: &'a Path,
+    text: &'a str,
+}
+
+impl Source<'_> {
+    fn wrong<T>(
+        &self,
+        field: &'static str,
+        at: &Spanned<T>,
+        message: impl Into<String>,
+    ) -> ConfigError {
+        ConfigError::Field {
+            path: self.path.to_owned(),
+            line: line_at(self.text, at.span().start),
+            field,
+            message: message.into(),
+        }
+    }
+
+    /// Makes a path absolute, counting from the file's folder.
+    fn absolute(
+        &self,
+        field: &'static str,
+        path: &Spanned<PathBuf>,
+    ) -> Result<PathBuf, ConfigError> {
+        let written = path.get_ref();
+        if written.as_os_str().is_empty() {
+            return Err(self.wrong(field, path, "must not be empty"));
+        }
+        let folder = self.path.parent().unwrap_or_else(|| Path::new("."));
+        std::path::absolute(folder.join(expand_home(written)))
+            .map_err(|error| self.wrong(field, path, error.to_string()))
+    }
+
+    fn period(
+        &self,
+        field: &'static str,
+        value: Option<&Spanned<u64>>,
+        default: Duration,
+        unit_ms: u64,
+    ) -> Result<Duration, ConfigError> {
+        let Some(value) = value else { return Ok(default) };
+        let most = PERIOD_MS_MAX / unit_ms;
+        match value.get_ref() {
+            n if (1..=most).contains(n) => Ok(Duration::from_millis(n * unit_ms)),
+            n => Err(self.wrong(field, value, format!("{n} is not between 1 and {most}"))),
+        }
+    }
+
+    fn count(
+        &self,
+        field: &'static str,
+        value: Option<&Spanned<u32>>,
+        default: u32,
+    ) -> Result<u32, ConfigError> {
+        let Some(value) = value else { return Ok(default) };
+        match value.get_ref() {
+            n if (1..=1_000).contains(n) => Ok(*n),
+            n => Err(self.wrong(field, value, format!("{n} is not between 1 and 1000"))),
+        }
+    }
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub(crate) fn load(path: &Path) -> Result<Self, ConfigError> {
+        let read = |path: &Path| -> std::io::Result<(PathBuf, String)> {
+            use std::io::Read as _;
+            let mut text = String::new();
+            let file = std::fs::File::open(path)?;
+            file.take(FILE_BYTES_MAX).read_to_string(&mut text)?;
+            Ok((std::path::absolute(path)?, text))
+        };
+        let (absolute, text) =
+            read(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&absolute, &text)
+    }
+
+    /// Checks the text of a file; `path` is named in errors, and relative paths count from its folder.
+    pub(crate) fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let source = Source { path, text };
+        let raw: Raw = toml::from_str(text).map_err(|error| ConfigError::Syntax {
+            path: path.to_owned(),
+            line: error.span().map_or(1, |span| line_at(text, span.start)),
+            message: error.message().to_owned(),
+        })?;
+        let state_dir = source.absolute("state_dir", &raw.state_dir)?;
+        let bridge = match &raw.bridge {
+            Some(path) => source.absolute("bridge", path)?,
+            None => beside_self("switchboard-bridge"),
+        };
+        let phones = phones(&source, &raw.phones)?;
+        let router = raw.router.as_ref().map(|raw| router(&source, raw)).transpose()?;
+        let dispatch = dispatch(&source, &raw.dispatch, &state_dir)?;
+        let defaults = Settings::default();
+        let beat = &raw.heartbeat;
+        let ms = 1;
+        let seconds = 1_000;
+        let heartbeat_every =
+            source.period("every_ms", beat.every_ms.as_ref(), defaults.heartbeat_every, ms)?;
+        let policy = Policy::default();
+        let again = &raw.restart;
+        let intensity = again.intensity.as_ref();
+        let settings = Settings {
+            heartbeat_every,
+            missed_max: source.count("missed", beat.missed.as_ref(), defaults.missed_max)?,
+            start_deadline: source.period(
+                "start_deadline_ms",
+                beat.start_deadline_ms.as_ref(),
+                defaults.start_deadline,
+                ms,
+            )?,
+            policy: Policy {
+                intensity: usize::try_from(source.count("intensity", intensity, 5)?)
+                    .unwrap_or(policy.intensity),
+                window: source.period(
+                    "window_s",
+                    again.window_s.as_ref(),
+                    policy.window,
+                    seconds,
+                )?,
+                parked_retry: source.period(
+                    "parked_retry_s",
+                    again.parked_retry_s.as_ref(),
+                    policy.parked_retry,
+                    seconds,
+                )?,
+                forgive_after: source.period(
+                    "forgive_after_s",
+                    again.forgive_after_s.as_ref(),
+                    policy.forgive_after,
+                    seconds,
+                )?,
+                ..policy
+            },
+            ..defaults
+        };
+        let memory = memory(&source, &raw.memory)?;
+        Ok(Self {
+            file: path.to_owned(),
+            state_dir,
+            bridge,
+            phones,
+            router,
+            dispatch,
+            settings,
+            memory,
+        })
+    }
+}
+
+fn phones(
+    source: &Source<'_>,
+    raw: &Spanned<Vec<RawPhone>>,
+) -> Result<Vec<PhoneConfig>, ConfigError> {
+    let count = raw.get_ref().len();
+    if count == 0 || count > limits::PHONES_PER_HOST_MAX {
+        let message =
+            format!("{count} phones: a host serves 1 to {}", limits::PHONES_PER_HOST_MAX);
+        return Err(source.wrong("phones", raw, message));
+    }
+    let mut numbers = BTreeSet::new();
+    let mut databases = BTreeSet::new();
+    let mut phones = Vec::with_capacity(count);
+    for phone in raw.get_ref() {
+        let number: E164 = phone.number.get_ref().parse().map_err(|error| {
+            source.wrong("number", &phone.number, format!("`{}`: {error}", phone.number.get_ref()))
+        })?;
+        if !numbers.insert(number.as_str().to_owned()) {
+            return Err(source.wrong("number", &phone.number, "is configured twice"));
+        }
+        let chat_db = source.absolute("chat_db", &phone.chat_db)?;
+        // Two bridges on one database would be two senders on one account.
+        if !databases.insert(chat_db.clone()) {
+            return Err(source.wrong("chat_db", &phone.chat_db, "belongs to another phone too"));
+        }
+        let osascript = phone
+            .osascript
+            .as_ref()
+            .map(|path| source.absolute("osascript", path))
+            .transpose()?;
+        let extra = match &phone.bridge {
+            None => toml::Table::new(),
+            Some(table) => {
+                if let Some(own) = OWN_BRIDGE_KEYS.iter().find(|key| table.get_ref().contains_key(**key))
+                {
+                    let message = format!("`{own}` is set by the supervisor; take it out");
+                    return Err(source.wrong("bridge", table, message));
+                }
+                table.get_ref().clone()
+            }
+        };
+        phones.push(PhoneConfig { number, label: phone.label.clone(), chat_db, osascript, extra });
+    }
+    Ok(phones)
+}
+
+fn router(source: &Source<'_>, raw: &RawRouter) -> Result<RouterConfig, ConfigError> {
+    let url: Url = raw.url.get_ref().parse().map_err(|error| {
+        source.wrong("url", &raw.url, format!("`{}`: {error}", raw.url.get_ref()))
+    })?;
+    if !matches!(url.scheme(), "http" | "https" | "ws" | "wss") || url.host_str().is_none() {
+        return Err(source.wrong("url", &raw.url, "must be an https:// or http:// address"));
+    }
+    let roots = match &raw.roots {
+        None => TlsRoots::Platform,
+        Some(roots) if roots.get_ref() == "platform" => TlsRoots::Platform,
+        Some(roots) => {
+            let path = Spanned::new(roots.span(), PathBuf::from(roots.get_ref()));
+            TlsRoots::File(source.absolute("roots", &path)?)
+        }
+    };
+    Ok(RouterConfig { url, roots })
+}
+
+fn dispatch(
+    source: &Source<'_>,
+    raw: &RawDispatch,
+    state_dir: &Path,
+) -> Result<DispatchConfig, ConfigError> {
+    let listen = match &raw.listen {
+        None => SocketAddr::from(([127, 0, 0, 1], 7180)),
+        Some(listen) => {
+            let address: SocketAddr = listen.get_ref().parse().map_err(|error| {
+                source.wrong("listen", listen, format!("`{}`: {error}", listen.get_ref()))
+            })?;
+            if !address.ip().is_loopback() {
+                return Err(source.wrong(
+                    "listen",
+                    listen,
+                    format!("{address} is not on the loopback interface (127.0.0.1 or [::1])"),
+                ));
+            }
+            address
+        }
+    };
+    let token_file = match &raw.token_file {
+        None => state_dir.join("dispatch.token"),
+        Some(path) => source.absolute("token_file", path)?,
+    };
+    let local_epoch = match &raw.local_epoch {
+        None => 1,
+        Some(epoch) if *epoch.get_ref() == 0 => {
+            return Err(source.wrong("local_epoch", epoch, "must be at least 1"));
+        }
+        Some(epoch) => *epoch.get_ref(),
+    };
+    Ok(DispatchConfig { listen, token_file, local_epoch })
+}
+
+fn memory(source: &Source<'_>, raw: &RawMemory) -> Result<MemoryLimits, ConfigError> {
+    let bytes = |value: Option<&Spanned<u64>>, default: u64| {
+        let mib = value.map_or(default, |value| *value.get_ref());
+        (mib > 0).then(|| mib.saturating_mul(1024 * 1024))
+    };
+    let limits = MemoryLimits {
+        soft: bytes(raw.soft_mib.as_ref(), 512),
+        hard: bytes(raw.hard_mib.as_ref(), 1024),
+    };
+    match (limits.soft, limits.hard, raw.hard_mib.as_ref().or(raw.soft_mib.as_ref())) {
+        (Some(soft), Some(hard), Some(written)) if hard < soft => {
+            Err(source.wrong("hard_mib", written, "must not be less than soft_mib"))
+        }
+        (_, _, _) => Ok(limits),
+    }
+}
+
+/// The program of this name in the folder of our own: both are installed together, at one fixed path.
+fn beside_self(name: &str) -> PathBuf {
+    std::env::current_exe()
+        .ok()
+        .and_then(|own| own.parent().map(|folder| folder.join(name)))
+        .unwrap_or_else(|| PathBuf::from("/usr/local/bin").join(name))
+}
+
+/// A leading `~/` is the home folder: the only abbreviation that people write in such files.
+fn expand_home(path: &Path) -> PathBuf {
+    match (path.strip_prefix("~"), std::env::home_dir()) {
+        (Ok(rest), Some(home)) => home.join(rest),
+        (Ok(_) | Err(_), _) => path.to_owned(),
+    }
+}
+
+fn line_at(text: &str, offset: usize) -> usize {
+    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(Path::new("/etc/switchboard/supervisor.toml"), text)
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_compiled_in_default_is_valid_and_shows_the_defaults() {
+        let shown = parse(DEFAULT).unwrap();
+        assert!(shown.router.is_none());
+        assert_eq!(shown.settings, Settings::default());
+        assert_eq!(shown.dispatch.listen.to_string(), "127.0.0.1:7180");
+        // With every comment that shows a default taken away, what it shows must be the default.
+        let uncommented: String = DEFAULT
+            .lines()
+            .map(|line| match line.strip_prefix("# ") {
+                Some(rest)
+                    if rest.starts_with('[')
+                        || rest.split_once(" = ").is_some_and(|(key, _)| !key.contains(' ')) =>
+                {
+                    rest
+                }
+                Some(_) | None => line,
+            })
+            .flat_map(|line| [line, "\n"])
+            .collect();
+        let explicit = parse(&uncommented).unwrap();
+        assert_eq!(explicit.settings, shown.settings);
+        assert_eq!(explicit.memory, shown.memory);
+        assert_eq!(explicit.dispatch.listen, shown.dispatch.listen);
+        assert_eq!(explicit.dispatch.local_epoch, shown.dispatch.local_epoch);
+        let router = explicit.router.unwrap();
+        assert_eq!(router.url.as_str(), "https://router.example.com/");
+        assert_eq!(router.roots, TlsRoots::Platform);
+        assert_eq!(explicit.phones[0].label.as_deref(), Some("desk 1"));
+        assert_eq!(explicit.phones[0].extra.len(), 1);
+    }
+
+    #[test]
+    fn paths_count_from_the_file_and_from_the_home_folder() {
+        let text = "state_dir = \"state\"\nbridge = \"../bin/b\"\n[[phones]]\nnumber = \"+15550100001\"\nchat_db = \"~/x\"\n";
+        let config = parse(text).unwrap();
+        assert_eq!(config.state_dir, Path::new("/etc/switchboard/state"));
+        assert_eq!(config.dispatch.token_file, Path::new("/etc/switchboard/state/dispatch.token"));
+        assert_eq!(config.phones[0].chat_db, std::env::home_dir().unwrap().join("x"));
+        assert!(config.bridge.is_absolute());
+    }
+
+    #[test]
+    fn errors_name_file_line_and_field() {
+        let base = "state_dir = \"/s\"\n[[phones]]\nnumber = \"+15550100001\"\nchat_db = \"/c\"\n";
+        let with = |more: &str| format!("{base}{more}");
+        let table = [
+            ("state_dir = 1\n".to_owned(), "supervisor.toml:1: "),
+            ("state_dir = \"/s\"\nphones = []\n".to_owned(), ":2: `phones`"),
+            ("state_dir = \"/s\"\n".to_owned(), "phones"),
+            (base.replace("+15550100001", "555"), ":3: `number`: `555`"),
+            (base.replace("\"/c\"", "\"\""), ":4: `chat_db`"),
+            (with("colour = 1\n"), ":5: unknown field `colour`"),
+            (with("[[phones]]\nnumber = \"+15550100001\"\nchat_db = \"/d\"\n"), ":6: `number`"),
+            (with("[[phones]]\nnumber = \"+15550100002\"\nchat_db = \"/c\"\n"), ":7: `chat_db`"),
+            (with("[phones.bridge]\nphone = \"x\"\n"), "`bridge`: `phone` is set by"),
+            (with("[router]\nurl = \"nonsense\"\n"), ":6: `url`"),
+            (with("[router]\nurl = \"ftp://x\"\n"), ":6: `url`"),
+            (with("[dispatch]\nlisten = \"0.0.0.0:80\"\n"), ":6: `listen`"),
+            (with("[dispatch]\nlisten = \"localhost\"\n"), ":6: `listen`"),
+            (with("[dispatch]\nlocal_epoch = 0\n"), ":6: `local_epoch`"),
+            (with("[heartbeat]\nmissed = 0\n"), ":6: `missed`"),
+            (with("[heartbeat]\nevery_ms = 0\n"), ":6: `every_ms`"),
+            (with("[restart]\nwindow_s = 100000000\n"), ":6: `window_s`"),
+            (with("[memory]\nsoft_mib = 10\nhard_mib = 5\n"), ":7: `hard_mib`"),
+        ];
+        for (text, wanted) in table {
+            let error = parse(&text).unwrap_err();
+            assert!(error.contains(wanted), "{error}\nshould name {wanted}");
+            assert!(error.starts_with("/etc/switchboard/supervisor.toml:"), "{error}");
+        }
+    }
+}

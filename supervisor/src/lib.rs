@@ -1,0 +1,34 @@
+//! One per Mac: runs and restarts the bridges, keeps the link with the router, serves the local dispatch API.
+//!
+//! ```text
+//!              config ─▶ pool ── one owner task a phone: phone (pure) + restart (pure) ──▶ child ══ bridge
+//!                         ▲ │                                                              pipe
+//!                 asks    │ │ states, events
+//!                         │ ▼
+//!   dispatch API ─────────┴─┴───────── switchboard ══ link ══ router
+//! ```
+//!
+//! Decisions are pure (`phone`, `restart`, `plan`); tasks are thin. One task owns each phone and its child process;
+//! everybody else has a handle with a bounded queue.
+//!
+//! Deliberately not here: any state that must survive. The bridge's journal and the router's store have that; a
+//! supervisor may die at any moment, and the next one starts clean. No process is adopted: bridges end when their
+//! supervisor is gone. No process is started anywhere but in `child`.
+
+mod child;
+mod config;
+mod dispatch;
+mod files;
+mod identity;
+mod life;
+mod lines;
+mod logs;
+mod phone;
+mod plan;
+mod pool;
+mod resources;
+mod restart;
+mod stream;
+mod switchboard;
+
+pub use life::{Failed, check_config, default_config, run};

@@ -1,0 +1,322 @@
+//! From configuration to the last bridge's end.
+
+use std::fs::{File, TryLockError};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use data_encoding::HEXLOWER;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use protocol::HostId;
+use router_client::clock::wall_now;
+use router_client::key::HostKey;
+use router_client::link::{INPUT_QUEUE, Link, LinkConfig, LinkStats, OUTPUT_QUEUE};
+use secrecy::SecretString;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::{Config, DEFAULT};
+use crate::dispatch::{self, Dispatch};
+use crate::files;
+use crate::identity::{self, Identity, random};
+use crate::pool::{Pool, Surroundings, chain};
+use crate::switchboard::{self, LinkState};
+
+/// Files that the supervisor may have open: a few per phone, listeners, and room. launchd's default of 256 is little.
+const OPEN_FILES: u64 = 10_240;
+/// The whole of a stop in order: 10 s drain, 5 s TERM, KILL and reaping, inside launchd's `ExitTimeOut` of 25 s.
+const STOP_WITHIN: Duration = Duration::from_secs(18);
+/// What is left to the link and the API after the last bridge's end.
+const CLOSE_WITHIN: Duration = Duration::from_secs(2);
+/// How often the metrics' memory is tidied, as its library asks for.
+const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+
+/// Why the supervisor ended without having been asked, with the exit status that says so (`sysexits(3)`).
+#[derive(Debug)]
+pub struct Failed {
+    /// 78 bad configuration, 75 try again, 71 the system refused.
+    pub status: u8,
+    /// One line for people, with the remedy where there is one.
+    pub message: String,
+}
+
+impl Failed {
+    /// Bad configuration: nothing changes until somebody changes it.
+    fn config(error: &dyn std::error::Error) -> Self {
+        Self { status: 78, message: chain(error) }
+    }
+
+    /// Something that may be over soon.
+    fn temporary(message: String) -> Self {
+        Self { status: 75, message }
+    }
+
+    /// The system refused.
+    fn system(doing: &str, error: &dyn std::error::Error) -> Self {
+        Self { status: 71, message: format!("{doing}: {}", chain(error)) }
+    }
+}
+
+/// The commented default configuration.
+pub fn default_config() -> &'static str {
+    DEFAULT
+}
+
+/// Checks a configuration file without running anything, and describes it in one line.
+pub fn check_config(file: &Path) -> Result<String, Failed> {
+    let config = Config::load(file).map_err(|error| Failed::config(&error))?;
+    let router = match &config.router {
+        Some(router) => format!("router {}", router.url),
+        None => "no router".to_owned(),
+    };
+    Ok(format!(
+        "{}: {} phone(s), {router}, dispatch API on {}",
+        file.display(),
+        config.phones.len(),
+        config.dispatch.listen
+    ))
+}
+
+/// Runs until a signal says otherwise.
+pub async fn run(file: &Path) -> Result<(), Failed> {
+    let config = Config::load(file).map_err(|error| Failed::config(&error))?;
+    raise_open_files();
+    files::create_dir(&config.state_dir)
+        .map_err(|error| Failed::system("the state folder", &error))?;
+    let _lock = lock(&config.state_dir.join("supervisor.lock"))?;
+    let Identity { phones, host } =
+        identity::identify(&config, wall_now()).map_err(|error| Failed::config(&error))?;
+    let token = dispatch_token(&config.dispatch.token_file)?;
+    let metrics = install_metrics()?;
+    let mut signals = Signals::listen()?;
+    let listener = TcpListener::bind(config.dispatch.listen).await.map_err(|error| {
+        Failed::temporary(format!(
+            "the dispatch API cannot listen on {}: {error}; set another [dispatch] listen",
+            config.dispatch.listen
+        ))
+    })?;
+
+    let address = listener
+        .local_addr()
+        .map_err(|error| Failed::system("the dispatch API's address", &error))?;
+
+    let tracker = TaskTracker::new();
+    let (stopping, killing, closing) =
+        (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+    let linked = link(&config, host)?;
+    let surroundings = Surroundings {
+        bridge: config.bridge.clone(),
+        state_dir: config.state_dir.clone(),
+        settings: config.settings.clone(),
+        memory: config.memory,
+        link: linked.as_ref().map(|linked| linked.inputs.clone()),
+        local_epoch: config.dispatch.local_epoch,
+        stopping: stopping.clone(),
+        killing: killing.clone(),
+        tracker: tracker.clone(),
+    };
+    // The owners get a tracker of their own: a stop waits for them first, then for the rest.
+    let owners = TaskTracker::new();
+    let pool =
+        Pool::start(&phones, &Surroundings { tracker: owners.clone(), ..surroundings });
+    let (state, link_state) = watch::channel(match &linked {
+        Some(_) => LinkState::Disconnected,
+        None => LinkState::Standalone,
+    });
+    let mut stats: Option<Arc<LinkStats>> = None;
+    if let Some(Linked { link, inputs, outputs }) = linked {
+        stats = Some(link.stats());
+        tracker.spawn(link.run(closing.clone()));
+        tracker.spawn(switchboard::forward(
+            pool.clone(),
+            outputs,
+            inputs,
+            state,
+            closing.clone(),
+        ));
+    }
+    let routes = dispatch::routes(Dispatch::new(
+        pool.clone(),
+        (link_state, stats),
+        token,
+        metrics.clone(),
+        closing.clone(),
+    ));
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        dispatch = %address,
+        phones = pool.iter().count(),
+        "running"
+    );
+    announce(address);
+    let served = closing.clone();
+    tracker.spawn(async move {
+        let serve = axum::serve(listener, routes).with_graceful_shutdown(served.cancelled_owned());
+        if let Err(error) = serve.await {
+            tracing::error!(%error, "the dispatch API ended");
+        }
+    });
+    let tidied = closing.clone();
+    tracker.spawn(async move {
+        let mut tick = tokio::time::interval(METRICS_UPKEEP);
+        while tidied.run_until_cancelled(tick.tick()).await.is_some() {
+            metrics.run_upkeep();
+        }
+    });
+
+    signals.asked_to_end().await;
+    tracing::info!("stopping: bridges finish what is started");
+    stopping.cancel();
+    owners.close();
+    tokio::select! {
+        () = owners.wait() => {}
+        () = tokio::time::sleep(STOP_WITHIN) => {
+            tracing::error!("bridges did not end in time and are killed");
+        }
+        () = signals.asked_to_end() => tracing::warn!("asked again: ending at once"),
+    }
+    killing.cancel();
+    closing.cancel();
+    tracker.close();
+    let all = async {
+        owners.wait().await;
+        tracker.wait().await;
+    };
+    if tokio::time::timeout(CLOSE_WITHIN, all).await.is_err() {
+        tracing::warn!("some tasks did not end in time");
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// One line on stdout for whoever started us by hand or from a script: it is there, and where (port 0 is any port).
+fn announce(dispatch: SocketAddr) {
+    use std::io::Write as _;
+    let line = serde_json::json!({ "type": "ready", "dispatch": dispatch });
+    let mut stdout = std::io::stdout().lock();
+    if let Err(error) = writeln!(stdout, "{line}").and_then(|()| stdout.flush()) {
+        tracing::debug!(%error, "nobody reads stdout");
+    }
+}
+
+struct Linked {
+    link: Link,
+    inputs: mpsc::Sender<router_client::link::LinkInput>,
+    outputs: mpsc::Receiver<router_client::link::LinkOutput>,
+}
+
+fn link(
+    config: &Config,
+    host: Option<(HostId, HostKey)>,
+) -> Result<Option<Linked>, Failed> {
+    let (Some(router), Some((host, key))) = (&config.router, host) else {
+        return Ok(None);
+    };
+    let boot: [u8; 16] =
+        random().map_err(|error| Failed::system("an id for this start", &error))?;
+    let (inputs, taken) = mpsc::channel(INPUT_QUEUE);
+    let (given, outputs) = mpsc::channel(OUTPUT_QUEUE);
+    let link_config = LinkConfig {
+        router: router.url.clone(),
+        host,
+        key,
+        roots: router.roots.clone(),
+        boot: HEXLOWER.encode(&boot),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let link =
+        Link::new(link_config, taken, given).map_err(|error| Failed::config(&error))?;
+    Ok(Some(Linked { link, inputs, outputs }))
+}
+
+/// Takes the lock that only one supervisor can hold. The system frees it when we end, however we end.
+fn lock(path: &Path) -> Result<File, Failed> {
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .map_err(|error| Failed::system(&format!("opening {}", path.display()), &error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Failed::temporary(format!(
+            "another supervisor holds {}: one state folder serves one supervisor",
+            path.display()
+        ))),
+        Err(TryLockError::Error(error)) => {
+            Err(Failed::system(&format!("locking {}", path.display()), &error))
+        }
+    }
+}
+
+/// Reads the token of the dispatch API, or makes one.
+fn dispatch_token(path: &Path) -> Result<SecretString, Failed> {
+    match files::read_secret(path) {
+        Ok(text) if !text.trim().is_empty() => return Ok(text.trim().to_owned().into()),
+        Ok(_) => {}
+        Err(error) if error.is_missing() => {}
+        Err(error) => return Err(Failed::system("the dispatch token", &error)),
+    }
+    let bytes: [u8; 32] =
+        random().map_err(|error| Failed::system("a dispatch token", &error))?;
+    let token = HEXLOWER.encode(&bytes);
+    files::write_private(path, &format!("{token}\n"))
+        .map_err(|error| Failed::system("the dispatch token", &error))?;
+    tracing::info!(file = %path.display(), "made a token for the dispatch API");
+    Ok(token.into())
+}
+
+fn install_metrics() -> Result<PrometheusHandle, Failed> {
+    PrometheusBuilder::new()
+        .install_recorder()
+        .map_err(|error| Failed::system("the metrics recorder", &error))
+}
+
+/// Raises the soft limit of open files as far as the hard one allows.
+fn raise_open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        let wanted = hard.min(OPEN_FILES);
+        if soft < wanted { setrlimit(Resource::RLIMIT_NOFILE, wanted, hard) } else { Ok(()) }
+    });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files could not be raised");
+    }
+}
+
+/// The signals that concern us.
+struct Signals {
+    term: tokio::signal::unix::Signal,
+    int: tokio::signal::unix::Signal,
+    hup: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, Failed> {
+        let listen = |kind| {
+            signal(kind).map_err(|error| Failed::system("listening to signals", &error))
+        };
+        Ok(Self {
+            term: listen(SignalKind::terminate())?,
+            int: listen(SignalKind::interrupt())?,
+            hup: listen(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for TERM or INT. A HUP (a terminal that goes away, an orphaned group) must never end a supervisor.
+    async fn asked_to_end(&mut self) {
+        loop {
+            tokio::select! {
+                _ = self.term.recv() => return,
+                _ = self.int.recv() => return,
+                _ = self.hup.recv() => {
+                    tracing::info!("SIGHUP: a changed configuration is taken at the next start");
+                }
+            }
+        }
+    }
+}

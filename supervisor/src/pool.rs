@@ -1,0 +1,711 @@
+//! One owner task per phone, and the table of their states.
+//!
+//! The owner holds the child process; everybody else holds a [`Handle`]. What to do is decided by [`crate::phone`]; the
+//! owner does it: it starts, writes, signals, and passes on what the bridge says.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::future::pending;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
+use nix::sys::signal::Signal;
+use protocol::link::{EventFrame, LEASE_TTL_MS, PhoneReport, PhoneState, RENEW_EVERY_MS};
+use protocol::pipe::{Command, EventLine, Up, parse_up};
+use protocol::{PhoneId, limits};
+use router_client::clock::{ContinuousMs, continuous_now};
+use router_client::link::LinkInput;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::child::{self, Child, Happened, NotQueued, Signalled};
+use crate::config::PhoneConfig;
+use crate::files;
+use crate::lines::Line;
+use crate::logs::{LogLine, Ring};
+use crate::phone::{Effect, Input, Order, Phone, Report, Settings};
+use crate::plan::{self, Action};
+use crate::resources::{self, Memory, MemoryLimits};
+use crate::restart::Exit;
+use crate::stream::Stream;
+
+/// Things asked of an owner that wait to be done: one burst of commands to a full phone.
+const ASKS: usize = 256;
+/// How long an event waits for room on its way to the link before it is dropped; the bridge repeats it.
+const LINK_WAIT: Duration = Duration::from_millis(250);
+/// Refused lines are logged at most so often per phone; all are counted.
+const REFUSED_LOG_EVERY: Duration = Duration::from_secs(1);
+/// With the other streams gone, lines in a row from one child before its owner lets others run.
+const LINES_A_TURN: u32 = 64;
+
+/// What is asked of the owner of a phone.
+#[derive(Debug)]
+pub(crate) enum Ask {
+    /// Start, stop and so on.
+    Order(Order),
+    /// A line for the bridge.
+    Command(Command),
+}
+
+/// Why something was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotTaken {
+    /// The owner has too much to do.
+    #[error("the phone has too many commands waiting")]
+    Busy,
+    /// The supervisor is stopping.
+    #[error("the supervisor is stopping")]
+    Gone,
+}
+
+/// What everybody but the owner has of a phone.
+#[derive(Debug, Clone)]
+pub(crate) struct Handle {
+    /// Its id.
+    pub(crate) id: PhoneId,
+    /// What the operator configured.
+    pub(crate) config: Arc<PhoneConfig>,
+    asks: mpsc::Sender<Ask>,
+    report: watch::Receiver<Report>,
+    lease: watch::Receiver<Option<Lease>>,
+    /// Its events.
+    pub(crate) stream: Arc<Stream>,
+    logs: Arc<Mutex<Ring>>,
+}
+
+/// The newest lease of a phone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Lease {
+    /// Its epoch.
+    pub(crate) epoch: u64,
+    ttl_ms: u64,
+    issued_ms: ContinuousMs,
+}
+
+impl Lease {
+    /// Whether it still holds, on the continuous clock.
+    pub(crate) fn holds(&self, now: ContinuousMs) -> bool {
+        now < self.issued_ms.saturating_add(self.ttl_ms)
+    }
+
+    fn command(self) -> Command {
+        Command::Lease { epoch: self.epoch, ttl_ms: self.ttl_ms, issued_ms: self.issued_ms }
+    }
+}
+
+impl Handle {
+    /// Asks the owner for something, never waiting.
+    pub(crate) fn ask(&self, ask: Ask) -> Result<(), NotTaken> {
+        self.asks.try_send(ask).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => NotTaken::Busy,
+            mpsc::error::TrySendError::Closed(_) => NotTaken::Gone,
+        })
+    }
+
+    /// How the phone stands.
+    pub(crate) fn report(&self) -> Report {
+        self.report.borrow().clone()
+    }
+
+    /// The lease that it holds now.
+    pub(crate) fn lease(&self) -> Option<Lease> {
+        self.lease.borrow().filter(|lease| lease.holds(continuous_now()))
+    }
+
+    /// The bridge's last log lines.
+    pub(crate) fn logs(&self) -> Vec<LogLine> {
+        self.logs.lock().unwrap_or_else(PoisonError::into_inner).lines()
+    }
+}
+
+/// What every owner needs.
+#[derive(Debug, Clone)]
+pub(crate) struct Surroundings {
+    /// The bridge program.
+    pub(crate) bridge: PathBuf,
+    /// The supervisor's state folder.
+    pub(crate) state_dir: PathBuf,
+    /// Periods and policy.
+    pub(crate) settings: Settings,
+    /// What a bridge may use.
+    pub(crate) memory: MemoryLimits,
+    /// Where events and states go, when there is a router.
+    pub(crate) link: Option<mpsc::Sender<LinkInput>>,
+    /// The epoch of leases granted here, when there is none.
+    pub(crate) local_epoch: u64,
+    /// Cancelled when everything is to stop in order.
+    pub(crate) stopping: CancellationToken,
+    /// Cancelled when everything is to end at once.
+    pub(crate) killing: CancellationToken,
+    /// Where tasks run.
+    pub(crate) tracker: TaskTracker,
+}
+
+/// All phones of this host. The set is fixed while the supervisor runs.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Pool {
+    phones: Arc<BTreeMap<PhoneId, Handle>>,
+}
+
+impl Pool {
+    /// Starts an owner for each wanted phone.
+    pub(crate) fn start(
+        wanted: &BTreeMap<PhoneId, PhoneConfig>,
+        surroundings: &Surroundings,
+    ) -> Self {
+        let mut phones = BTreeMap::new();
+        for (id, action) in plan::plan(wanted, &BTreeMap::new()) {
+            match (action, wanted.get(&id)) {
+                (Action::Start, Some(config)) => {
+                    phones.insert(id.clone(), start_owner(id, config.clone(), surroundings));
+                }
+                // Nothing runs yet, so there is nothing to stop or to replace.
+                (Action::Start | Action::Stop | Action::Replace, _) => {}
+            }
+        }
+        Self { phones: Arc::new(phones) }
+    }
+
+    /// The phone with this id.
+    pub(crate) fn get(&self, id: &PhoneId) -> Option<&Handle> {
+        self.phones.get(id)
+    }
+
+    /// Every phone, by id.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Handle> {
+        self.phones.values()
+    }
+
+    /// Restarts of all bridges since the supervisor started.
+    pub(crate) fn restarts(&self) -> u64 {
+        self.iter().map(|phone| phone.report.borrow().restarts).sum()
+    }
+}
+
+fn start_owner(id: PhoneId, config: PhoneConfig, surroundings: &Surroundings) -> Handle {
+    let (asks, asked) = mpsc::channel(ASKS);
+    let phone = Phone::new(id.clone(), surroundings.settings.clone());
+    let (reports, report) = watch::channel(phone.report());
+    let (leases, lease) = watch::channel(None);
+    let stream = Arc::new(Stream::default());
+    let logs = Arc::new(Mutex::new(Ring::default()));
+    let config = Arc::new(config);
+    let owner = Owner {
+        id: id.clone(),
+        config: Arc::clone(&config),
+        phone,
+        child: None,
+        journal: None,
+        asked,
+        reports,
+        leases,
+        stream: Arc::clone(&stream),
+        logs: Arc::clone(&logs),
+        surroundings: surroundings.clone(),
+        began: Instant::now(),
+        random: SystemRandom::new(),
+        told_link: None,
+        link_slow: false,
+        refused: Refused::default(),
+    };
+    surroundings.tracker.spawn(owner.run());
+    Handle { id, config, asks, report, lease, stream, logs }
+}
+
+/// Lines that could not be understood, for a log that is not flooded by them.
+#[derive(Debug, Default)]
+struct Refused {
+    since_log: u64,
+    logged: Option<Instant>,
+}
+
+/// What the router was last told of a phone.
+type Told = (PhoneState, Vec<protocol::Reason>, Option<String>);
+
+struct Owner {
+    id: PhoneId,
+    config: Arc<PhoneConfig>,
+    phone: Phone,
+    child: Option<Child>,
+    journal: Option<String>,
+    asked: mpsc::Receiver<Ask>,
+    reports: watch::Sender<Report>,
+    leases: watch::Sender<Option<Lease>>,
+    stream: Arc<Stream>,
+    logs: Arc<Mutex<Ring>>,
+    surroundings: Surroundings,
+    began: Instant,
+    random: SystemRandom,
+    told_link: Option<Told>,
+    link_slow: bool,
+    refused: Refused,
+}
+
+enum Turn {
+    Asked(Option<Ask>),
+    Happened(Happened),
+    Tick,
+    Renew,
+    Look,
+    Stop,
+    Kill,
+}
+
+impl Owner {
+    async fn run(mut self) {
+        let mut renew = tokio::time::interval(Duration::from_millis(RENEW_EVERY_MS));
+        let mut look = tokio::time::interval(resources::LOOK_EVERY);
+        renew.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let stopping = self.surroundings.stopping.clone();
+        let killing = self.surroundings.killing.clone();
+        let (mut stop_seen, mut kill_seen) = (false, false);
+        let mut lines = 0_u32;
+        self.take(Input::Order(Order::Start)).await;
+        loop {
+            if stop_seen && self.phone.is_stopped() {
+                tracing::info!(phone = %self.id, "stopped");
+                return;
+            }
+            let wake = self.phone.deadline().map(|deadline| self.began + deadline);
+            let turn = tokio::select! {
+                // Order matters: an order to end comes before more work, and time before a flood of lines.
+                biased;
+                () = killing.cancelled(), if !kill_seen => Turn::Kill,
+                () = stopping.cancelled(), if !stop_seen => Turn::Stop,
+                () = at(wake) => Turn::Tick,
+                _ = renew.tick(), if self.surroundings.link.is_none() => Turn::Renew,
+                _ = look.tick() => Turn::Look,
+                ask = self.asked.recv(), if !stop_seen => Turn::Asked(ask),
+                happened = next(&mut self.child) => Turn::Happened(happened),
+            };
+            match turn {
+                Turn::Kill => {
+                    (stop_seen, kill_seen) = (true, true);
+                    self.take(Input::Order(Order::Kill)).await;
+                }
+                // Without an ask every handle is gone, which only happens when the supervisor ends.
+                Turn::Stop | Turn::Asked(None) => {
+                    stop_seen = true;
+                    self.take(Input::Order(Order::Stop)).await;
+                }
+                Turn::Tick => self.take(Input::Tick).await,
+                Turn::Renew => self.grant(),
+                Turn::Look => self.look().await,
+                Turn::Asked(Some(Ask::Order(order))) => self.take(Input::Order(order)).await,
+                Turn::Asked(Some(Ask::Command(command))) => self.command(&command),
+                Turn::Happened(happened) => {
+                    self.happened(happened).await;
+                    lines += 1;
+                    if lines >= LINES_A_TURN {
+                        lines = 0;
+                        tokio::task::yield_now().await;
+                    }
+                }
+            }
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// A random number in 0..1, for jitter: without randomness there is only less of it.
+    fn chance(&self) -> f64 {
+        let mut bytes = [0_u8; 4];
+        match self.random.fill(&mut bytes) {
+            Ok(()) => f64::from(u32::from_le_bytes(bytes)) / (f64::from(u32::MAX) + 1.0),
+            Err(aws_lc_rs::error::Unspecified) => 0.5,
+        }
+    }
+
+    /// Steps the state machine, does what it says, and tells everybody what changed.
+    async fn take(&mut self, input: Input) {
+        let mut inputs = VecDeque::from([input]);
+        while let Some(input) = inputs.pop_front() {
+            let (now, chance) = (self.now(), self.chance());
+            let mut greeted = false;
+            for effect in self.phone.step(input, now, chance) {
+                greeted |= effect == Effect::Greeted;
+                if let Some(next) = self.perform(effect) {
+                    inputs.push_back(next);
+                }
+            }
+            self.tell(greeted).await;
+        }
+    }
+
+    fn perform(&mut self, effect: Effect) -> Option<Input> {
+        match effect {
+            Effect::Spawn => {
+                self.journal = None;
+                return Some(self.spawn());
+            }
+            Effect::Greeted => {
+                self.journal = self.phone.journal().map(str::to_owned);
+                if let Some(hello) = self.phone.report().bridge {
+                    tracing::info!(phone = %self.id, pid = hello.pid, version = hello.version,
+                        journal = hello.journal, last_seq = hello.last_seq, "the bridge is there");
+                }
+                if self.surroundings.link.is_none() {
+                    self.grant();
+                    self.say(&Command::Replay);
+                } else if let Some(lease) =
+                    self.leases.borrow().filter(|lease| lease.holds(continuous_now()))
+                {
+                    self.say(&lease.command());
+                }
+            }
+            Effect::Say(command) => self.say(&command),
+            Effect::Term => self.signal(Signal::SIGTERM),
+            Effect::Kill => self.signal(Signal::SIGKILL),
+            Effect::Missed => {
+                metrics::counter!("switchboard_heartbeats_missed_total", "phone" => self.id.to_string())
+                    .increment(1);
+                tracing::warn!(phone = %self.id, "a heartbeat is missing");
+            }
+            Effect::Restarting { exit, delay } => {
+                tracing::warn!(phone = %self.id, ?exit, delay_ms = ms(delay), "the bridge ended; it is started again");
+            }
+            Effect::Parked { exit } => {
+                metrics::counter!("switchboard_parked_total", "phone" => self.id.to_string()).increment(1);
+                tracing::error!(phone = %self.id, ?exit,
+                    "the bridge ended too often and is parked; see GET /v1/phones/{}/log", self.id);
+            }
+            Effect::Waits { cause } => {
+                tracing::error!(phone = %self.id, ?cause, "the bridge waits for a cause outside itself to go away");
+            }
+        }
+        None
+    }
+
+    fn spawn(&mut self) -> Input {
+        let spec = match self.prepare() {
+            Ok(spec) => spec,
+            Err(error) => {
+                tracing::error!(phone = %self.id, error = %chain(&error), "the bridge's folder could not be prepared");
+                return Input::NotStarted;
+            }
+        };
+        metrics::counter!("switchboard_bridge_starts_total", "phone" => self.id.to_string()).increment(1);
+        match child::start(&spec, &self.logs, &self.surroundings.tracker) {
+            Ok(child) => {
+                tracing::info!(phone = %self.id, pid = child.pid(), "the bridge is started");
+                self.child = Some(child);
+                Input::Started
+            }
+            Err(error) => {
+                tracing::error!(phone = %self.id, error = %chain(&error), "the bridge could not be started");
+                Input::NotStarted
+            }
+        }
+    }
+
+    /// Writes the bridge's configuration and says how to start it.
+    fn prepare(&self) -> Result<child::Spec, files::FileError> {
+        let directory = self.surroundings.state_dir.join("phones").join(self.id.as_str());
+        files::create_dir(&directory)?;
+        let file = directory.join("bridge.toml");
+        files::write_private(&file, &bridge_config(&self.id, &self.config, &directory))?;
+        Ok(child::Spec {
+            program: self.surroundings.bridge.clone(),
+            args: vec!["run".into(), "--config".into(), file.into()],
+            directory,
+            name: self.id.to_string(),
+            line_max: limits::LINE_BYTES_MAX,
+        })
+    }
+
+    fn signal(&self, signal: Signal) {
+        let Some(child) = &self.child else { return };
+        match child.signal(signal) {
+            Signalled::Sent => tracing::info!(phone = %self.id, group = child.pid(), %signal, "signalled the bridge"),
+            Signalled::Gone => tracing::debug!(phone = %self.id, %signal, "the bridge's group is gone already"),
+            Signalled::Refused => {
+                tracing::warn!(phone = %self.id, %signal, "the bridge's group may not be signalled; asked again later");
+            }
+        }
+    }
+
+    fn say(&self, command: &Command) {
+        let Some(child) = &self.child else { return };
+        let line = match serde_json::to_string(command) {
+            Ok(line) => line,
+            Err(error) => {
+                tracing::error!(phone = %self.id, %error, "a command could not be written");
+                return;
+            }
+        };
+        let outcome = match child.write(line) {
+            Ok(()) => "forwarded",
+            // Every command is said again by whoever said it: sends are offered until answered, leases renewed,
+            // acknowledgements cumulative.
+            Err(NotQueued::Full | NotQueued::Closed) => "dropped",
+        };
+        metrics::counter!("switchboard_commands_total", "phone" => self.id.to_string(), "outcome" => outcome)
+            .increment(1);
+    }
+
+    /// Passes a command from the router or the dispatch API to the bridge.
+    fn command(&mut self, command: &Command) {
+        match command {
+            Command::Lease { epoch, ttl_ms, issued_ms } => {
+                let lease = Lease { epoch: *epoch, ttl_ms: *ttl_ms, issued_ms: *issued_ms };
+                self.leases.send_replace(Some(lease));
+            }
+            Command::Revoke { epoch } => {
+                let ends = *epoch;
+                self.leases.send_if_modified(|lease| {
+                    let over = lease.is_some_and(|lease| lease.epoch <= ends);
+                    if over {
+                        *lease = None;
+                    }
+                    over
+                });
+            }
+            Command::Send(_)
+            | Command::Cancel { .. }
+            | Command::Ack { .. }
+            | Command::Replay
+            | Command::Drain { .. }
+            | Command::Stop { .. } => {}
+        }
+        if self.phone.takes(command) {
+            self.say(command);
+        } else {
+            metrics::counter!("switchboard_commands_total", "phone" => self.id.to_string(), "outcome" => "dropped")
+                .increment(1);
+        }
+    }
+
+    /// Without a router: the lease that this supervisor grants itself.
+    fn grant(&mut self) {
+        let lease = Lease {
+            epoch: self.surroundings.local_epoch,
+            ttl_ms: LEASE_TTL_MS,
+            issued_ms: continuous_now(),
+        };
+        self.leases.send_replace(Some(lease));
+        if self.phone.takes(&lease.command()) {
+            self.say(&lease.command());
+        }
+    }
+
+    async fn look(&mut self) {
+        let Some(pid) = self.child.as_ref().map(Child::pid) else { return };
+        let Some(bytes) = resources::resident(pid) else { return };
+        // A gauge is a float; memory sizes are far below where that loses whole mebibytes.
+        let mib = u32::try_from(bytes / (1024 * 1024)).unwrap_or(u32::MAX);
+        metrics::gauge!("switchboard_bridge_memory_mib", "phone" => self.id.to_string()).set(mib);
+        match self.surroundings.memory.judge(bytes) {
+            Memory::Fine => {}
+            Memory::High => {
+                tracing::warn!(phone = %self.id, mib, "the bridge uses much memory; it is restarted in order");
+                self.take(Input::MemoryHigh).await;
+            }
+            Memory::TooHigh => {
+                tracing::error!(phone = %self.id, mib, "the bridge uses too much memory; it is killed");
+                self.take(Input::MemoryTooHigh).await;
+            }
+        }
+    }
+
+    async fn happened(&mut self, happened: Happened) {
+        match happened {
+            Happened::Line(Line::Whole(line)) => self.line(&line).await,
+            Happened::Line(Line::TooLong { bytes }) => self.refuse("too_long", &format!("{bytes} bytes")),
+            Happened::Line(Line::NotText) => self.refuse("not_text", "not UTF-8"),
+            Happened::Line(Line::Cut { bytes }) => {
+                self.refuse("cut", &format!("half a line of {bytes} bytes"));
+            }
+            Happened::StdoutClosed => self.take(Input::StdoutClosed).await,
+            Happened::NotReading => self.take(Input::NotReading).await,
+            Happened::Exited(status) => {
+                let exit = exit_of(status);
+                tracing::info!(phone = %self.id, ?exit, "the bridge ended");
+                self.child = None;
+                self.take(Input::Ended(exit)).await;
+            }
+        }
+    }
+
+    fn refuse(&mut self, why: &'static str, detail: &str) {
+        metrics::counter!("switchboard_lines_refused_total", "phone" => self.id.to_string(), "why" => why)
+            .increment(1);
+        self.refused.since_log += 1;
+        if self.refused.logged.is_none_or(|at| at.elapsed() >= REFUSED_LOG_EVERY) {
+            let lines = self.refused.since_log;
+            self.refused = Refused { since_log: 0, logged: Some(Instant::now()) };
+            tracing::warn!(phone = %self.id, why, detail, lines, "lines of the bridge were refused");
+        }
+    }
+
+    async fn line(&mut self, line: &str) {
+        match parse_up(line) {
+            Ok(Up::Event(event)) => self.event(event).await,
+            Ok(Up::Hello(hello)) => self.take(Input::Hello(hello)).await,
+            Ok(Up::Ready) => self.take(Input::Ready).await,
+            Ok(Up::NotReady { reasons }) => self.take(Input::NotReady(reasons)).await,
+            Ok(Up::Heartbeat(heartbeat)) => self.take(Input::Heartbeat(heartbeat)).await,
+            Err(error) => self.refuse(error.label(), &error.to_string()),
+        }
+    }
+
+    async fn event(&mut self, line: EventLine) {
+        let Some(journal) = self.journal.clone() else {
+            self.refuse("before_hello", "an event before hello names no journal");
+            return;
+        };
+        let seq = line.seq;
+        self.stream.publish(&EventFrame {
+            phone: self.id.clone(),
+            journal: journal.clone(),
+            seq,
+            epoch: line.epoch,
+            at: line.at,
+            event: line.event.clone(),
+        });
+        if self.surroundings.link.is_none() {
+            // Nobody else keeps it, and a bridge whose events are never acknowledged stops after its window.
+            self.say(&Command::Ack { journal, seq });
+            self.count_event("local");
+            return;
+        }
+        let outcome =
+            if self.hand_up(LinkInput::Event { phone: self.id.clone(), journal, line }).await {
+                "forwarded"
+            } else {
+                "dropped"
+            };
+        self.count_event(outcome);
+    }
+
+    fn count_event(&self, outcome: &'static str) {
+        metrics::counter!("switchboard_events_total", "phone" => self.id.to_string(), "outcome" => outcome)
+            .increment(1);
+    }
+
+    /// Hands something to the link. When it does not keep up, one wait is tried; then things are dropped until it does.
+    async fn hand_up(&mut self, input: LinkInput) -> bool {
+        let Some(link) = &self.surroundings.link else { return false };
+        let input = match link.try_send(input) {
+            Ok(()) => {
+                self.link_slow = false;
+                return true;
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => return false,
+            Err(mpsc::error::TrySendError::Full(input)) => input,
+        };
+        if self.link_slow {
+            return false;
+        }
+        if let Ok(sent) = tokio::time::timeout(LINK_WAIT, link.send(input)).await {
+            return sent.is_ok();
+        }
+        self.link_slow = true;
+        tracing::warn!(phone = %self.id, "the link does not keep up; events are dropped and repeated later");
+        false
+    }
+
+    /// Publishes the report, and tells the router what concerns it.
+    async fn tell(&mut self, greeted: bool) {
+        let report = self.phone.report();
+        let told: Told = (
+            report.state,
+            report.not_ready.iter().map(|not| not.reason).collect(),
+            self.journal.clone(),
+        );
+        self.reports.send_if_modified(|old| {
+            let changed = *old != report;
+            if changed {
+                if old.state != report.state {
+                    tracing::info!(phone = %self.id, from = old.state.as_str(), to = report.state.as_str(), "state");
+                }
+                old.clone_from(&report);
+            }
+            changed
+        });
+        metrics::gauge!("switchboard_phone_ready", "phone" => self.id.to_string())
+            .set(if report.state == PhoneState::Ready { 1.0 } else { 0.0 });
+        metrics::gauge!("switchboard_restarts", "phone" => self.id.to_string())
+            .set(u32::try_from(report.restarts).unwrap_or(u32::MAX));
+        if self.surroundings.link.is_none() || (!greeted && self.told_link.as_ref() == Some(&told)) {
+            return;
+        }
+        let update = LinkInput::Phone {
+            report: PhoneReport {
+                phone: self.id.clone(),
+                journal: self.journal.clone(),
+                last_seq: report.bridge.as_ref().map_or(0, |hello| hello.last_seq),
+                epoch: None,
+                state: told.0,
+                reasons: told.1.clone(),
+            },
+            started: greeted,
+        };
+        // What was not taken is told again with the next step, at the latest with the next heartbeat.
+        self.told_link = self.hand_up(update).await.then_some(told);
+    }
+}
+
+/// The bridge's configuration file.
+pub(crate) fn bridge_config(
+    id: &PhoneId,
+    config: &PhoneConfig,
+    directory: &std::path::Path,
+) -> String {
+    let mut table = config.extra.clone();
+    let mut set = |key: &str, value: String| {
+        table.insert(key.to_owned(), toml::Value::String(value));
+    };
+    set("phone", id.to_string());
+    set("number", config.number.to_string());
+    set("state_dir", directory.display().to_string());
+    set("chat_db", config.chat_db.display().to_string());
+    if let Some(osascript) = &config.osascript {
+        set("osascript", osascript.display().to_string());
+    }
+    format!("# Written by the supervisor at each start of the bridge; changes here are lost.\n{table}")
+}
+
+fn exit_of(status: ExitStatus) -> Exit {
+    use std::os::unix::process::ExitStatusExt as _;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Exit::Code { code },
+        (None, signal) => Exit::Signal { signal: signal.unwrap_or(0) },
+    }
+}
+
+async fn at(wake: Option<Instant>) {
+    match wake {
+        Some(wake) => tokio::time::sleep_until(wake).await,
+        None => pending().await,
+    }
+}
+
+async fn next(child: &mut Option<Child>) -> Happened {
+    match child {
+        Some(child) => child.next().await,
+        None => pending().await,
+    }
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// An error with its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}

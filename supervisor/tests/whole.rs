@@ -1,0 +1,546 @@
+//! The whole supervisor as a process, with bridges that misbehave on request, through its dispatch API.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a test starts processes, waits, and fails loudly"
+)]
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+/// Every wait for a condition ends by then.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// One supervisor with its folder.
+struct House {
+    dir: tempfile::TempDir,
+    process: Child,
+    address: String,
+    token: String,
+    phones: Vec<String>,
+    ended: bool,
+}
+
+struct Answer {
+    status: u16,
+    head: String,
+    body: Value,
+}
+
+fn supervisor() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_switchboard-supervisor"))
+}
+
+fn write_config(dir: &Path, behaviours: &[&str], more: &str) -> PathBuf {
+    let fake = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake_bridge.sh");
+    let mut text = format!("state_dir = \"state\"\nbridge = {:?}\n", fake.display().to_string());
+    for (n, behaviour) in behaviours.iter().enumerate() {
+        text.push_str(&format!(
+            "[[phones]]\nnumber = \"+1202555019{n}\"\nlabel = \"{behaviour}\"\nchat_db = \"/db{n}\"\n\
+             [phones.bridge]\nbehaviour = \"{behaviour}\"\n"
+        ));
+    }
+    text.push_str(
+        "[dispatch]\nlisten = \"127.0.0.1:0\"\n[heartbeat]\nevery_ms = 300\nmissed = 3\nstart_deadline_ms = 1500\n\
+         [restart]\nintensity = 2\n",
+    );
+    text.push_str(more);
+    let file = dir.join("supervisor.toml");
+    std::fs::write(&file, text).unwrap();
+    file
+}
+
+fn alive(pid: i32) -> bool {
+    // A zombie that nobody reaps still answers; it is dead all the same.
+    let zombie =
+        std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "));
+    kill(Pid::from_raw(pid), None).is_ok() && !zombie
+}
+
+fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < until, "waited in vain for: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+impl House {
+    fn new(behaviours: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = write_config(dir.path(), behaviours, "");
+        let mut process = supervisor()
+            .args(["run", "--config"])
+            .arg(&config)
+            .env("RUST_LOG", "info")
+            .stdout(Stdio::piped())
+            .stderr(std::fs::File::create(dir.path().join("log")).unwrap())
+            .spawn()
+            .unwrap();
+        let mut ready = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+        let ready: Value = serde_json::from_str(&ready).unwrap_or_else(|error| {
+            panic!("{error}: {}", std::fs::read_to_string(dir.path().join("log")).unwrap())
+        });
+        let address = ready["dispatch"].as_str().unwrap().to_owned();
+        let token = std::fs::read_to_string(dir.path().join("state/dispatch.token")).unwrap();
+        let mut house = Self {
+            dir,
+            process,
+            address,
+            token: token.trim().to_owned(),
+            phones: Vec::new(),
+            ended: false,
+        };
+        let list = house.get("/v1/phones").body;
+        let id_of = |behaviour: &&str| {
+            let data = list["data"].as_array().unwrap();
+            let phone = data.iter().find(|phone| phone["label"] == **behaviour).unwrap();
+            phone["id"].as_str().unwrap().to_owned()
+        };
+        house.phones = behaviours.iter().map(id_of).collect();
+        house
+    }
+
+    fn raw(&self, request: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        stream
+    }
+
+    fn ask_as(&self, token: &str, method: &str, path: &str, body: &str) -> Answer {
+        let mut stream = self.raw(&format!(
+            "{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\nconnection: close\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        ));
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        let body = serde_json::from_str(body).unwrap_or_else(|_| Value::String(body.to_owned()));
+        Answer { status, head: head.to_lowercase(), body }
+    }
+
+    fn get(&self, path: &str) -> Answer {
+        self.ask_as(&self.token, "GET", path, "")
+    }
+
+    fn post(&self, path: &str, body: &Value) -> Answer {
+        self.ask_as(&self.token, "POST", path, &body.to_string())
+    }
+
+    fn phone(&self, n: usize) -> Value {
+        self.get(&format!("/v1/phones/{}", self.phones[n])).body
+    }
+
+    fn wait_state(&self, n: usize, state: &str) -> Value {
+        wait_for(&format!("phone {n} {state}; log:\n{}", self.log()), || {
+            Some(self.phone(n)).filter(|phone| phone["state"] == state)
+        })
+    }
+
+    fn order(&self, n: usize, order: &str) {
+        let answer = self.post(&format!("/v1/phones/{}/{order}", self.phones[n]), &json!({}));
+        assert_eq!(answer.status, 202, "{}", answer.body);
+    }
+
+    fn send(&self, n: usize, body: &Value) -> Answer {
+        self.post(&format!("/v1/phones/{}/messages", self.phones[n]), body)
+    }
+
+    fn folder(&self, n: usize) -> PathBuf {
+        self.dir.path().join("state/phones").join(&self.phones[n])
+    }
+
+    /// Process ids of every bridge (and grandchild) of a phone so far.
+    fn pids(&self, n: usize) -> Vec<i32> {
+        std::fs::read_to_string(self.folder(n).join("pids"))
+            .unwrap_or_default()
+            .lines()
+            .map(|line| line.parse().unwrap())
+            .collect()
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap()
+    }
+
+    fn metric(&self, name: &str, label: &str) -> Option<f64> {
+        let answer = self.get("/metrics");
+        let text = answer.body.as_str().unwrap().to_owned();
+        text.lines()
+            .find(|line| line.starts_with(name) && line.contains(label))
+            .and_then(|line| line.rsplit(' ').next()?.parse().ok())
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.process.id()).unwrap()), signal).unwrap();
+    }
+
+    fn wait_end(&mut self) -> ExitStatus {
+        let process = &mut self.process;
+        let status = wait_for("the supervisor's end", || process.try_wait().unwrap());
+        self.ended = true;
+        status
+    }
+
+    fn wait_all_gone(&self) {
+        for n in 0..self.phones.len() {
+            for pid in self.pids(n) {
+                wait_for(&format!("the end of process {pid} of phone {n}"), || {
+                    (!alive(pid)).then_some(())
+                });
+            }
+        }
+    }
+
+    /// Ends the supervisor in order and proves that it left nobody behind.
+    fn finish(mut self) {
+        self.signal(Signal::SIGTERM);
+        let status = self.wait_end();
+        assert!(status.success(), "{status}: {}", self.log());
+        self.wait_all_gone();
+    }
+}
+
+impl Drop for House {
+    fn drop(&mut self) {
+        if !self.ended {
+            // A test has failed; what it says is more interesting than what happens here.
+            drop(self.process.kill());
+            drop(self.process.wait());
+            for n in 0..self.phones.len() {
+                for pid in self.pids(n) {
+                    // Most of them are gone already.
+                    kill(Pid::from_raw(-pid), Signal::SIGKILL).unwrap_or_default();
+                }
+            }
+        }
+    }
+}
+
+fn text() -> Value {
+    json!({"to": "+12025550100", "text": "hello"})
+}
+
+#[test]
+fn a_message_is_handed_over_and_its_events_are_heard() {
+    let house = House::new(&["good"]);
+    let phone = house.wait_state(0, "ready");
+    assert_eq!(phone["epoch"], 1);
+    assert_eq!(house.get("/readyz").status, 200);
+
+    let mut listener = house.raw(&format!(
+        "GET /v1/phones/{}/events HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\r\n",
+        house.phones[0], house.token
+    ));
+    let mut head = [0; 64];
+    listener.read_exact(&mut head).unwrap();
+    assert!(head.starts_with(b"HTTP/1.1 200"));
+
+    let answer = house.send(0, &text());
+    assert_eq!(answer.status, 202, "{}", answer.body);
+    assert_eq!(answer.body["answer"], "accepted");
+    assert_eq!(answer.body["event"]["event"]["message"], answer.body["message"]);
+
+    let mut heard = String::new();
+    while !heard.contains("event: started") {
+        let mut more = [0; 1024];
+        let read = listener.read(&mut more).unwrap();
+        assert!(read > 0, "the stream ended after: {heard}");
+        heard.push_str(&String::from_utf8_lossy(&more[..read]));
+    }
+    let journal = phone["bridge"]["journal"].as_str().unwrap();
+    assert!(heard.contains(&format!("id: {journal}:1")), "{heard}");
+
+    // Who comes back with the first id gets the second event again, and only that.
+    let mut listener = house.raw(&format!(
+        "GET /v1/phones/{}/events HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\nlast-event-id: {journal}:1\r\n\r\n",
+        house.phones[0], house.token
+    ));
+    let mut heard = String::new();
+    while !heard.contains("event: started") {
+        let mut more = [0; 1024];
+        let read = listener.read(&mut more).unwrap();
+        assert!(read > 0);
+        heard.push_str(&String::from_utf8_lossy(&more[..read]));
+    }
+    assert!(!heard.contains("event: accepted") && !heard.contains("lagged"), "{heard}");
+
+    let lines = wait_for("the acknowledgement", || {
+        let lines = std::fs::read_to_string(house.folder(0).join("lines")).unwrap();
+        lines.contains("\"type\":\"ack\"").then_some(lines)
+    });
+    for wanted in ["\"type\":\"lease\"", "\"type\":\"replay\"", "\"epoch\":1"] {
+        assert!(lines.contains(wanted), "{wanted} in {lines}");
+    }
+    assert!(house.metric("switchboard_events_total", "local").unwrap() >= 2.0);
+    assert!(!house.log().contains("hello\""), "a text in the log");
+    house.finish();
+}
+
+#[test]
+fn the_api_wants_its_token_and_names_what_is_wrong() {
+    let house = House::new(&["good"]);
+    house.wait_state(0, "ready");
+    let phone = format!("/v1/phones/{}", house.phones[0]);
+    for token in ["", "wrong", &house.token[1..], &format!("{}x", house.token)] {
+        let answer = house.ask_as(token, "GET", "/v1/phones", "");
+        assert_eq!((answer.status, &answer.body["code"]), (401, &json!("unauthorised")));
+        assert!(answer.head.contains("content-type: application/problem+json"));
+        assert!(answer.head.contains("www-authenticate: bearer"));
+    }
+    assert_eq!(house.ask_as("", "GET", "/healthz", "").status, 200);
+    assert_eq!(house.ask_as("", "GET", "/v1/nowhere", "").status, 401);
+
+    let messages = format!("{phone}/messages");
+    let large = format!("{{\"text\":\"{}\"}}", "x".repeat(1024 * 1024));
+    let table = [
+        ("GET", "/v1/phones/pho_unknown", "", 404, "phone_not_found"),
+        ("GET", "/v1/nowhere", "", 404, "not_found"),
+        ("GET", "/nowhere", "", 404, "not_found"),
+        ("DELETE", phone.as_str(), "", 405, "method_not_allowed"),
+        ("POST", messages.as_str(), "{\"to\":", 400, "malformed"),
+        ("POST", messages.as_str(), "[]", 400, "malformed"),
+        ("POST", messages.as_str(), "{}", 422, "invalid"),
+        ("POST", messages.as_str(), &large, 413, "too_large"),
+        ("POST", "/v1/phones/x/stop", "", 404, "phone_not_found"),
+    ];
+    for (method, path, body, status, code) in table {
+        let answer = house.ask_as(&house.token, method, path, body);
+        assert_eq!((answer.status, &answer.body["code"]), (status, &json!(code)), "{method} {path}");
+        assert!(answer.head.contains("content-type: application/problem+json"), "{path}");
+        assert!(answer.head.contains(answer.body["request_id"].as_str().unwrap()));
+    }
+    let answer = house.post(&messages, &json!({"to": "nobody", "text": ""}));
+    let pointers: Vec<&str> = answer.body["errors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|error| error["pointer"].as_str().unwrap())
+        .collect();
+    assert_eq!(pointers, ["/to", "/text"]);
+    house.finish();
+}
+
+#[test]
+fn orders_stop_start_and_restart_a_bridge() {
+    let house = House::new(&["grandchild"]);
+    house.wait_state(0, "ready");
+    house.order(0, "stop");
+    house.wait_state(0, "stopped");
+    house.wait_all_gone();
+    assert_eq!(house.get("/readyz").status, 503);
+    let refused = house.send(0, &text());
+    assert_eq!((refused.status, &refused.body["code"]), (503, &json!("bridge_not_running")));
+    assert!(refused.head.contains("retry-after"));
+    house.order(0, "start");
+    let first = house.wait_state(0, "ready")["bridge"]["pid"].clone();
+    house.order(0, "restart");
+    wait_for("another process", || {
+        let phone = house.phone(0);
+        (phone["state"] == "ready" && phone["bridge"]["pid"] != first).then_some(())
+    });
+    house.order(0, "drain");
+    house.wait_state(0, "stopped");
+    house.finish();
+}
+
+#[test]
+fn a_crash_loop_is_parked_and_its_log_is_kept() {
+    let house = House::new(&["exit:3", "good"]);
+    let phone = house.wait_state(0, "parked");
+    assert_eq!(phone["last_exit"], json!({"how": "code", "code": 3}));
+    assert_eq!(house.pids(0).len(), 3, "one start and two restarts");
+    assert_eq!(house.metric("switchboard_parked_total", &house.phones[0]), Some(1.0));
+    // The other phone does not care.
+    house.wait_state(1, "ready");
+    assert_eq!(house.send(1, &text()).body["answer"], "accepted");
+    house.finish();
+}
+
+#[test]
+fn exits_for_an_outside_cause_are_waited_out() {
+    let house = House::new(&["exit:77", "exit:78", "exit:69"]);
+    for (n, cause) in ["permission", "configuration", "unavailable"].iter().enumerate() {
+        let phone = house.wait_state(n, "backoff");
+        assert_eq!(phone["waits_for"], *cause);
+        assert_eq!(house.pids(n).len(), 1);
+    }
+    house.finish();
+}
+
+#[test]
+fn a_bridge_that_is_never_ready_lives() {
+    let house = House::new(&["never_ready"]);
+    let phone = house.wait_state(0, "not_ready");
+    wait_for("the reason", || {
+        (house.phone(0)["not_ready"][0]["reason"] == "account_offline").then_some(())
+    });
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(house.phone(0)["bridge"]["pid"], phone["bridge"]["pid"]);
+    assert_eq!(house.get("/readyz").status, 503);
+    house.finish();
+}
+
+#[test]
+fn bridges_without_a_sign_of_life_are_killed_and_restarted() {
+    let house = House::new(&["mute", "stops_beating", "other_protocol"]);
+    for (n, why) in ["no_hello", "no_heartbeat", "other_protocol"].iter().enumerate() {
+        wait_for(&format!("phone {n} killed for {why}"), || {
+            (house.phone(n)["last_exit"] == json!({"how": "killed", "why": why})).then_some(())
+        });
+        wait_for("a second process", || (house.pids(n).len() >= 2).then_some(()));
+        let first = house.pids(n)[0];
+        wait_for("the first one's end", || (!alive(first)).then_some(()));
+    }
+    assert!(house.metric("switchboard_heartbeats_missed_total", &house.phones[1]).unwrap() >= 3.0);
+    house.finish();
+}
+
+#[test]
+fn floods_hold_up_nobody_else() {
+    let house = House::new(&["floods_stdout", "floods_stderr", "good"]);
+    house.wait_state(2, "ready");
+    let began = Instant::now();
+    for _ in 0..10 {
+        assert_eq!(house.send(2, &text()).body["answer"], "accepted");
+    }
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    // Refused lines do not kill: the heartbeats between them count.
+    assert!(house.metric("switchboard_lines_refused_total", &house.phones[0]).unwrap() > 100.0);
+    let log = house.get(&format!("/v1/phones/{}/log", house.phones[1]));
+    assert_eq!(log.body["data"].as_array().unwrap().len(), 500);
+    // What the flooded bridges said a thousand times is not a thousand times in our log.
+    assert!(house.log().lines().count() < 5_000);
+    house.finish();
+}
+
+#[test]
+fn broken_lines_are_counted_and_survived() {
+    let house = House::new(&["oversized", "half_line"]);
+    house.wait_state(0, "ready");
+    assert_eq!(house.pids(0).len(), 1);
+    assert_eq!(house.metric("switchboard_lines_refused_total", "too_long"), Some(1.0));
+    house.wait_state(1, "parked");
+    assert_eq!(house.metric("switchboard_lines_refused_total", "cut"), Some(3.0));
+    house.finish();
+}
+
+#[test]
+fn a_bridge_that_cannot_be_commanded_is_killed() {
+    let house = House::new(&["closes_stdin", "deaf"]);
+    house.wait_state(1, "ready");
+    // More than a pipe holds; the deaf one reads none of it.
+    let large = json!({"to": "+12025550100", "text": "x".repeat(19_000)});
+    let senders: Vec<_> = (0..12).map(|_| large.clone()).collect();
+    std::thread::scope(|scope| {
+        for body in &senders {
+            scope.spawn(|| house.send(1, body));
+        }
+    });
+    for n in 0..2 {
+        wait_for(&format!("phone {n} killed"), || {
+            (house.phone(n)["last_exit"] == json!({"how": "killed", "why": "not_reading"}))
+                .then_some(())
+        });
+    }
+    let mut house = house;
+    house.signal(Signal::SIGTERM);
+    // Both ignore a stop over the pipe; a second signal makes it short.
+    std::thread::sleep(Duration::from_millis(300));
+    house.signal(Signal::SIGTERM);
+    assert!(house.wait_end().success());
+    house.wait_all_gone();
+}
+
+#[test]
+fn a_bridge_that_ignores_everything_is_gone_in_time() {
+    let mut house = House::new(&["ignores_stop", "good"]);
+    house.wait_state(0, "ready");
+    let began = Instant::now();
+    house.signal(Signal::SIGTERM);
+    assert!(house.wait_end().success());
+    let took = began.elapsed();
+    assert!(took > Duration::from_secs(14) && took < Duration::from_secs(20), "{took:?}");
+    house.wait_all_gone();
+}
+
+#[test]
+fn a_hangup_is_survived_and_a_killed_supervisor_takes_its_bridges_along() {
+    let mut house = House::new(&["good"]);
+    house.wait_state(0, "ready");
+    house.signal(Signal::SIGHUP);
+    wait_for("the hangup in the log", || house.log().contains("SIGHUP").then_some(()));
+    assert_eq!(house.send(0, &text()).body["answer"], "accepted");
+    house.signal(Signal::SIGKILL);
+    assert!(!house.wait_end().success());
+    house.wait_all_gone();
+}
+
+fn run_once(config: &Path) -> (Option<i32>, String) {
+    let output = supervisor().args(["run", "--config"]).arg(config).output().unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn a_second_supervisor_on_one_folder_is_told_to_try_again() {
+    let house = House::new(&["good"]);
+    let (code, error) = run_once(&house.dir.path().join("supervisor.toml"));
+    assert_eq!(code, Some(75), "{error}");
+    assert!(error.contains("supervisor.lock"), "{error}");
+    house.finish();
+}
+
+#[test]
+fn bad_configurations_end_with_78_and_the_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = write_config(dir.path(), &["good"], "[colours]\n");
+    let (code, error) = run_once(&config);
+    assert_eq!(code, Some(78), "{error}");
+    assert!(error.contains("supervisor.toml:") && error.contains("colours"), "{error}");
+
+    let config = write_config(dir.path(), &["good"], "[router]\nurl = \"http://127.0.0.1:1\"\n");
+    let (code, error) = run_once(&config);
+    assert_eq!(code, Some(78), "{error}");
+    assert!(error.contains("switchboard host enroll"), "{error}");
+
+    let (code, _) = run_once(&dir.path().join("missing.toml"));
+    assert_eq!(code, Some(78));
+    let check = |config: &Path| {
+        supervisor().args(["check-config", "--config"]).arg(config).output().unwrap().status.code()
+    };
+    assert_eq!(check(&config), Some(0));
+    let default = supervisor().args(["check-config", "--print-default"]).output().unwrap();
+    let file = dir.path().join("default.toml");
+    std::fs::write(&file, default.stdout).unwrap();
+    assert_eq!(check(&file), Some(0));
+}
+
+#[test]
+fn the_files_of_a_supervisor_are_private() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let house = House::new(&["good"]);
+    house.wait_state(0, "ready");
+    let mode = |path: PathBuf| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let state = house.dir.path().join("state");
+    assert_eq!(mode(state.clone()), 0o700);
+    assert_eq!(mode(state.join("dispatch.token")), 0o600);
+    assert_eq!(mode(house.folder(0)), 0o700);
+    assert_eq!(mode(house.folder(0).join("bridge.toml")), 0o600);
+    house.finish();
+}

@@ -1,0 +1,121 @@
+//! Whole-process loads: each figure beside the machine's own limit, measured in the same run.
+//!
+//! These machines are noisy: what counts is the ratio, not the number.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, ValueEnum};
+use comfy_table::{ContentArrangement, Table, presets};
+
+mod accept;
+mod percentile;
+mod read;
+mod restart;
+mod through;
+mod wake;
+
+/// Measures Switchboard as whole processes, and prints one table.
+#[derive(Debug, Parser)]
+struct Args {
+    /// What to measure; everything when left out.
+    #[arg(value_enum)]
+    only: Vec<Load>,
+    /// Messages to post in `accept`.
+    #[arg(long, default_value_t = 20_000)]
+    accept_messages: u32,
+    /// Messages to send in `through`.
+    #[arg(long, default_value_t = 600)]
+    through_messages: u64,
+    /// Rows of the database in `read`.
+    #[arg(long, default_value_t = 1_000_000)]
+    read_rows: u32,
+    /// A database made by an earlier run with as many rows, to save the time of making it.
+    #[arg(long)]
+    read_db: Option<PathBuf>,
+    /// Rows as JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Load {
+    /// POST /v1/messages with fsync, over 64 connections.
+    Accept,
+    /// Accepted → osascript → sent recorded, three phones without pacing.
+    Through,
+    /// A bridge decoding a large chat.db.
+    Read,
+    /// From COMMIT in chat.db to the event on the bridge's stdout.
+    Wake,
+    /// From SIGKILL of a bridge to ready again.
+    Restart,
+}
+
+/// One line of the table.
+#[derive(Debug, serde::Serialize)]
+pub(crate) struct Figure {
+    what: &'static str,
+    measured: String,
+    limit: String,
+    ratio: String,
+}
+
+impl Figure {
+    /// A figure beside its limit; the ratio says how much of the limit is reached.
+    pub(crate) fn new(
+        what: &'static str,
+        measured: String,
+        limit: String,
+        ratio: Option<f64>,
+    ) -> Self {
+        let ratio = ratio.map_or_else(String::new, |ratio| format!("{:.0} %", ratio * 100.0));
+        Self { what, measured, limit, ratio }
+    }
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() -> Result<()> {
+    let args = Args::parse();
+    let wanted = |load: Load| args.only.is_empty() || args.only.contains(&load);
+    let mut figures = Vec::new();
+    if wanted(Load::Accept) {
+        progress("accept")?;
+        figures.extend(accept::measure(args.accept_messages).await.context("accept")?);
+    }
+    if wanted(Load::Through) {
+        progress("through")?;
+        figures.extend(through::measure(args.through_messages).await.context("through")?);
+    }
+    if wanted(Load::Read) {
+        progress("read")?;
+        figures.extend(read::measure(args.read_rows, args.read_db.as_deref()).context("read")?);
+    }
+    if wanted(Load::Wake) {
+        progress("wake")?;
+        figures.extend(wake::measure().await.context("wake")?);
+    }
+    if wanted(Load::Restart) {
+        progress("restart")?;
+        figures.extend(restart::measure().await.context("restart")?);
+    }
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        serde_json::to_writer_pretty(&mut out, &figures).context("stdout")?;
+        return writeln!(out).context("stdout");
+    }
+    let mut table = Table::new();
+    table
+        .load_style(presets::UTF8_HORIZONTAL_ONLY)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_header(["what", "measured", "this machine's limit, same run", "of the limit"]);
+    for figure in &figures {
+        table.add_row([figure.what, &figure.measured, &figure.limit, &figure.ratio]);
+    }
+    writeln!(out, "{table}").context("stdout")
+}
+
+fn progress(what: &str) -> Result<()> {
+    writeln!(std::io::stderr().lock(), "measuring: {what} …").context("stderr")
+}

@@ -1,0 +1,249 @@
+//! Real programs: started in a process group of their own, killed with everything they started.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+
+/// A running program. Dropping it kills its process group.
+#[derive(Debug)]
+pub struct Program {
+    name: String,
+    child: Child,
+}
+
+/// The folder that the workspace's programs were built into: where this program itself lies.
+pub fn bin_dir() -> Result<PathBuf> {
+    let own = std::env::current_exe().context("own path")?;
+    let dir = own.parent().context("own folder")?;
+    Ok(if dir.ends_with("deps") {
+        dir.parent().context("target folder")?.to_owned()
+    } else {
+        dir.to_owned()
+    })
+}
+
+/// Path of one of the workspace's programs.
+pub fn path_of(name: &str) -> Result<PathBuf> {
+    let path = bin_dir()?.join(name);
+    if !path.exists() {
+        bail!("{} is not built: run `cargo build --workspace --bins` first", path.display());
+    }
+    Ok(path)
+}
+
+/// A command that is ready to be started.
+fn command(path: &Path) -> Command {
+    #[expect(clippy::disallowed_methods, reason = "this harness is where stories start programs")]
+    let mut command = Command::new(path);
+    command.stdin(Stdio::null());
+    command
+}
+
+/// Runs one of the workspace's programs to its end and gives what it wrote to stdout.
+pub fn run(name: &str, args: &[&str], env: &[(&str, &str)]) -> Result<String> {
+    let output = command(&path_of(name)?)
+        .args(args)
+        .envs(env.iter().copied())
+        .output()
+        .with_context(|| format!("cannot start {name}"))?;
+    if !output.status.success() {
+        bail!(
+            "{name} {} ended with {}: {}",
+            args.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    String::from_utf8(output.stdout).context("output is not UTF-8")
+}
+
+impl Program {
+    /// Starts one of the workspace's programs; both its outputs are appended to `log`.
+    pub fn start(name: &str, args: &[&str], env: &[(&str, &str)], log: &Path) -> Result<Self> {
+        let log = append(log)?;
+        let child = command(&path_of(name)?)
+            .args(args)
+            .envs(env.iter().copied())
+            .stdout(log.try_clone().context("log")?)
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("cannot start {name}"))?;
+        Ok(Self { name: name.to_owned(), child })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it without a chance to tidy up: this process alone, as a crash would.
+    pub fn crash(mut self) -> Result<()> {
+        self.child.kill().context("kill")?;
+        self.child.wait().context("wait")?;
+        Ok(())
+    }
+
+    /// Asks it to stop and waits; after `within` it is killed and that is an error.
+    pub async fn stop(mut self, within: Duration) -> Result<ExitStatus> {
+        kill(pid(self.child.id())?, Signal::SIGTERM).context("SIGTERM")?;
+        let until = tokio::time::Instant::now() + within;
+        loop {
+            if let Some(status) = self.child.try_wait().context("wait")? {
+                return Ok(status);
+            }
+            if tokio::time::Instant::now() >= until {
+                bail!("{} did not stop within {within:?}", self.name);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Fails when it has already ended.
+    pub fn check(&mut self) -> Result<()> {
+        match self.child.try_wait().context("wait")? {
+            Some(status) => match status.signal() {
+                Some(signal) => bail!("{} was ended by signal {signal}", self.name),
+                None => bail!("{} ended by itself with {status}", self.name),
+            },
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let Ok(group) = pid(self.child.id()) else { return };
+        // Errors mean that the group is gone already, which is what is wanted.
+        killpg(group, Signal::SIGKILL).unwrap_or_default();
+        self.child.kill().unwrap_or_default();
+        self.child.wait().map(drop).unwrap_or_default();
+    }
+}
+
+fn pid(id: u32) -> Result<Pid> {
+    Ok(Pid::from_raw(i32::try_from(id).context("process id")?))
+}
+
+/// Kills one process by its id, as a crash would.
+pub fn crash_pid(id: u32) -> Result<()> {
+    kill(pid(id)?, Signal::SIGKILL).with_context(|| format!("SIGKILL to {id}"))
+}
+
+/// Ids of the running bridges whose configuration lies below `dir`, with their command lines.
+pub fn bridges(dir: &Path) -> Result<Vec<(u32, String)>> {
+    let listed = command(Path::new("/bin/ps"))
+        .args(["-axww", "-o", "pid=,command="])
+        .output()
+        .context("cannot start ps")?;
+    let below = dir.display().to_string();
+    Ok(String::from_utf8_lossy(&listed.stdout)
+        .lines()
+        .filter(|line| line.contains("switchboard-bridge") && line.contains(&below))
+        .filter_map(|line| {
+            let (id, rest) = line.trim().split_once(' ')?;
+            Some((id.parse().ok()?, rest.to_owned()))
+        })
+        .collect())
+}
+
+fn append(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Runs a script through an osascript-like program, as a bridge would: script on stdin, values in argv.
+pub fn script(osascript: &Path, script: &str, args: &[&str]) -> Result<()> {
+    use std::io::Write as _;
+    let mut child = command(osascript)
+        .args(["-l", "AppleScript", "-"])
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .context("osascript")?;
+    let mut stdin = child.stdin.take().context("stdin")?;
+    stdin.write_all(script.as_bytes()).context("stdin")?;
+    drop(stdin);
+    let status = child.wait().context("osascript")?;
+    if !status.success() {
+        bail!("osascript ended with {status}");
+    }
+    Ok(())
+}
+
+/// Runs one of the workspace's programs to its end and counts the lines that it writes.
+pub fn count_lines(name: &str, args: &[&str]) -> Result<usize> {
+    use std::io::Read as _;
+    let mut child =
+        command(&path_of(name)?).args(args).stdout(Stdio::piped()).spawn().context("start")?;
+    let mut out = child.stdout.take().context("stdout")?;
+    let mut buffer = vec![0_u8; 1 << 16];
+    let mut lines = 0;
+    loop {
+        let read = out.read(&mut buffer).context("stdout")?;
+        if read == 0 {
+            break;
+        }
+        lines += buffer.iter().take(read).filter(|byte| **byte == b'\n').count();
+    }
+    let status = child.wait().context("wait")?;
+    if !status.success() {
+        bail!("{name} ended with {status}");
+    }
+    Ok(lines)
+}
+
+/// A program whose lines are read with the moment of their arrival.
+#[derive(Debug)]
+pub struct Lines {
+    program: Program,
+    lines: std::sync::Arc<
+        tokio::sync::Mutex<tokio::sync::mpsc::Receiver<(tokio::time::Instant, String)>>,
+    >,
+}
+
+/// Lines that wait to be looked at.
+const LINES_WAITING_MAX: usize = 1_024;
+
+impl Lines {
+    /// Starts one of the workspace's programs.
+    pub fn start(name: &str, args: &[&str]) -> Result<Self> {
+        use std::io::{BufRead as _, BufReader};
+        let mut child = command(&path_of(name)?)
+            .args(args)
+            .stdout(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("cannot start {name}"))?;
+        let out = child.stdout.take().context("stdout")?;
+        let (sender, lines) = tokio::sync::mpsc::channel(LINES_WAITING_MAX);
+        std::thread::spawn(move || {
+            for line in BufReader::new(out).lines().map_while(std::result::Result::ok) {
+                if sender.blocking_send((tokio::time::Instant::now(), line)).is_err() {
+                    return;
+                }
+            }
+        });
+        let program = Program { name: name.to_owned(), child };
+        Ok(Self { program, lines: std::sync::Arc::new(tokio::sync::Mutex::new(lines)) })
+    }
+
+    /// The next line.
+    pub async fn next(&self, within: Duration) -> Result<(tokio::time::Instant, String)> {
+        let mut lines = self.lines.lock().await;
+        tokio::time::timeout(within, lines.recv())
+            .await
+            .with_context(|| format!("{} said nothing for {within:?}", self.program.name))?
+            .with_context(|| format!("{} has ended", self.program.name))
+    }
+}

@@ -1,0 +1,52 @@
+//! The wire between host and router is cut at random bytes while messages flow.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use e2e::eventually;
+use e2e::flow::{Flow, settle};
+use e2e::shelf::{Plan, Shelf};
+
+const MESSAGES: u64 = 500;
+const CUTS: u64 = 200;
+
+/// A connection lives for a random share of so many bytes, both ways together: a handshake and a
+/// hello need about 2 KiB, a message's frames as much again. Many die before they are welcome.
+const LIFE_BYTES_MAX: u64 = 12_000;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wire_cut_200_times_loses_and_doubles_nothing() -> Result<()> {
+    let plan = Plan { with_proxy: true, speed: 0.2, ..Plan::default() };
+    let mut shelf = Shelf::start(plan).await?;
+    let proxy = shelf.proxy.clone().context("the plan has a proxy")?;
+    // The connection that is up was made before; the next ones are short.
+    proxy.cut_after(LIFE_BYTES_MAX);
+    proxy.cut_now();
+    let every = Duration::from_millis(40);
+    let flow = Flow::start(&shelf.tasks, shelf.tenant.clone(), "c", every, MESSAGES);
+    eventually("the wire is cut often enough", Duration::from_mins(4), || async {
+        let cuts = proxy.cuts();
+        Ok(if cuts >= CUTS { Ok(()) } else { Err(format!("{cuts} cuts")) })
+    })
+    .await?;
+    let accepted = flow.done().await?;
+    proxy.cut_after(0);
+    shelf.all_ready(Duration::from_mins(1)).await?;
+    let books = settle(&shelf, &accepted, Duration::from_secs(90)).await?;
+    println!(
+        "link: {} cuts, {} connections, {} accepted, {} sent, {} unknown, {} doubled, {} lost",
+        proxy.cuts(),
+        proxy.connections(),
+        books.accepted,
+        books.sent,
+        books.unknown,
+        books.doubled.len(),
+        books.lost.len()
+    );
+    assert_eq!(u64::try_from(books.accepted)?, MESSAGES);
+    assert_eq!(books.doubled, Vec::<String>::new(), "sent twice");
+    assert_eq!(books.lost, Vec::<String>::new(), "lost");
+    assert_eq!(books.phantom, Vec::<String>::new(), "shown as sent, never asked for");
+    assert_eq!(books.unknown, 0, "a cut wire leaves nothing in doubt: {books:?}");
+    shelf.stop().await
+}
