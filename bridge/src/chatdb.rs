@@ -1,6 +1,6 @@
 //! Every query on Apple's database.
 //!
-//! [`ChatDb`] is one long-lived, read-only connection to a `chat.db`; every call is one short read that holds no
+//! [`ChatDb`] reads over one long-lived, read-only connection to a `chat.db`, which it shares with [`Watch`]; every call is one short read that holds no
 //! transaction afterwards, so that Messages can checkpoint its WAL. What comes out are our own types:
 //! [`Row`] for a message with its conversation, [`SendState`] for what may still change about an own send.
 //! Columns differ between macOS versions and even between two Macs of one version, so [`schema`] probes them and
@@ -16,10 +16,12 @@ mod cursor;
 mod error;
 mod rows;
 mod schema;
+mod shared;
 mod watch;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::{Channel, Recipient, UnixMs};
@@ -36,6 +38,7 @@ pub use watch::{Watch, WatchCounters};
 
 use rows::{Cells, attach, join_places, sent_row};
 use schema::Schema;
+use shared::Shared;
 
 /// How long SQLite waits for a lock. Readers of a WAL database hardly ever wait; two seconds is long for that and short
 /// enough that a bridge waiting here still sends its heartbeats.
@@ -115,9 +118,9 @@ pub struct ChatRef {
 /// An open Messages database.
 pub struct ChatDb {
     path: PathBuf,
-    connection: Connection,
+    shared: Arc<Shared>,
+    generation: u64,
     schema: Schema,
-    files: Files,
 }
 
 impl std::fmt::Debug for ChatDb {
@@ -130,11 +133,12 @@ impl ChatDb {
     /// Opens the database read-only and probes its schema.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, NotReady> {
         let path = path.as_ref();
-        let connection = connect(path)?;
-        let schema = Schema::probe(&connection, path)?;
-        // Only now has SQLite opened the WAL.
-        let files = Files::at(path);
-        Ok(Self { path: path.to_owned(), connection, schema, files })
+        let shared = Shared::at(path);
+        let generation = shared.open()?;
+        let schema = shared
+            .run(generation, |connection| Ok(Schema::probe(connection, path)))
+            .and_then(|probed| probed)?;
+        Ok(Self { path: path.to_owned(), shared, generation, schema })
     }
 
     /// Where it is.
@@ -144,12 +148,12 @@ impl ChatDb {
 
     /// Whether the files at the path are no longer the ones that are open here: open again. Costs two `stat`s.
     pub fn is_stale(&self) -> bool {
-        Files::at(&self.path) != self.files
+        self.shared.is_stale(self.generation)
     }
 
     /// Which database this is.
     pub fn identity(&self) -> Result<Identity, NotReady> {
-        let (device, inode) = self.files.database.unwrap_or_default();
+        let (device, inode) = self.shared.database();
         let unique = if self.schema.has_properties {
             self.run(|connection| {
                 connection
@@ -420,7 +424,7 @@ impl ChatDb {
         &self,
         read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, NotReady> {
-        read(&self.connection).map_err(|error| NotReady::of_sqlite(&self.path, &error))
+        self.shared.run(self.generation, read)
     }
 }
 

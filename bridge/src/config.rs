@@ -176,8 +176,8 @@ impl Config {
             file.take(FILE_BYTES_MAX).read_to_string(&mut text)?;
             Ok(text)
         };
-        let text = read(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text =
+            read(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         Self::parse(path, &text)
     }
 
@@ -319,16 +319,37 @@ mod tests {
     fn errors_name_file_line_and_field() {
         let base = DEFAULT;
         let cases: &[(String, &str)] = &[
-            (base.replace("number = \"+15550100001\"", "number = \"555\""), "bridge.toml:7: `number`"),
+            (
+                base.replace("number = \"+15550100001\"", "number = \"555\""),
+                "bridge.toml:7: `number`",
+            ),
             (base.replace("phone = \"pho_", "phone = \"msg_"), "bridge.toml:6: `phone`"),
             (base.replace("state_dir = \"/usr", "state_dir = \"usr"), "`state_dir`: `usr/"),
-            (base.replace("# match_window_ms = 8000", "match_window_ms = 0"), "`match_window_ms`: 0"),
-            (base.replace("# match_window_ms = 8000", "match_window_ms = 20000"), "`settle_window_ms`"),
+            (
+                base.replace("# match_window_ms = 8000", "match_window_ms = 0"),
+                "`match_window_ms`: 0",
+            ),
+            (
+                base.replace("# match_window_ms = 8000", "match_window_ms = 20000"),
+                "`settle_window_ms`",
+            ),
             (base.replace("# per_second = 1.0", "per_second = -1.0"), "`per_second`: -1"),
             (base.replace("# per_second = 1.0", "per_second = nan"), "`per_second`: NaN"),
             (base.replace("# burst = 1", "burst = 0"), "`burst`: 0"),
-            (base.replace("# default_channels = [\"imessage\", \"sms\"]", "default_channels = []"), "`default_channels`"),
-            (base.replace("# default_channels = [\"imessage\", \"sms\"]", "default_channels = [\"fax\"]"), "fax"),
+            (
+                base.replace(
+                    "# default_channels = [\"imessage\", \"sms\"]",
+                    "default_channels = []",
+                ),
+                "`default_channels`",
+            ),
+            (
+                base.replace(
+                    "# default_channels = [\"imessage\", \"sms\"]",
+                    "default_channels = [\"fax\"]",
+                ),
+                "fax",
+            ),
             (format!("surprise = 1\n{base}"), "bridge.toml:1: unknown field `surprise`"),
             (base.replace("number = ", "numero = "), "bridge.toml:7: unknown field `numero`"),
             ("phone = ".to_owned(), "bridge.toml:1:"),

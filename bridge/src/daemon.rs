@@ -14,13 +14,14 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::time::Duration;
 
-use protocol::pipe::{AccountState, Attempt, Command, Event as Fact, Heartbeat, Hello, Up, parse_command};
+use protocol::pipe::{
+    AccountState, Attempt, Command, Event as Fact, Heartbeat, Hello, Up, parse_command,
+};
 use protocol::{PROTOCOL, Reason, Recipient, WireError};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::chatdb::Watch;
 use crate::clock::Now;
 use crate::config::Config;
 use crate::evidence::{Database, Evidence};
@@ -171,17 +172,8 @@ pub async fn run(config: Config) -> Result<Exit, DaemonError> {
     let (input, inputs) = mpsc::channel(LINES_QUEUED_MAX);
     lines::read_stdin(input).map_err(DaemonError::System)?;
     let (lines, writer) = lines::write_stdout(LINES_QUEUED_MAX).map_err(DaemonError::System)?;
-    let watch = match Watch::start(&config.chat_db) {
-        Ok((watch, changes)) => Some((watch, changes)),
-        Err(error) => {
-            tracing::warn!(%error, "chat.db cannot be watched: it is polled with every tick");
-            None
-        }
-    };
-    let (watch, changes) = watch.unzip();
-    let ports = Ports { inputs, lines, changes };
+    let ports = Ports { inputs, lines };
     let exit = Daemon::new(config, journal, evidence, ports, crate::clock::now)?.run().await;
-    drop(watch);
     writer.finish(FLUSH).await;
     drop(lock);
     exit
@@ -201,8 +193,6 @@ pub(crate) struct Ports {
     pub(crate) inputs: mpsc::Receiver<Input>,
     /// Lines to the supervisor.
     pub(crate) lines: mpsc::Sender<String>,
-    /// Hints that chat.db has changed; none when it is polled.
-    pub(crate) changes: Option<mpsc::Receiver<()>>,
 }
 
 /// What the one child is for.
@@ -231,6 +221,8 @@ pub(crate) struct Daemon<E> {
     window: Window,
     osascript: Osascript,
     ports: Ports,
+    /// Hints that chat.db has changed; none while it is polled.
+    hints: Option<mpsc::Receiver<()>>,
     clock: fn() -> Now,
     tracker: TaskTracker,
     ended: (mpsc::Sender<Disposition>, mpsc::Receiver<Disposition>),
@@ -261,17 +253,15 @@ impl<E: Evidence> Daemon<E> {
         let outbound =
             Outbound::restore(Policy::of(&config), meta.max_epoch, meta.acked_seq, sends, now);
         let probe_ms = i64::try_from(config.probe_interval.as_millis()).unwrap_or(i64::MAX);
-        let osascript = Osascript::new(
-            config.osascript.clone(),
-            &config.state_dir,
-            config.osascript_deadline,
-        );
+        let osascript =
+            Osascript::new(config.osascript.clone(), &config.state_dir, config.osascript_deadline);
         Ok(Self {
             outbound,
             health: Health::new(probe_ms, now.continuous_ms),
             window: Window::new(meta.last_seq, meta.acked_seq, now.continuous_ms),
             osascript,
             ports,
+            hints: None,
             clock,
             tracker: TaskTracker::new(),
             ended: mpsc::channel(4),
@@ -330,10 +320,10 @@ impl<E: Evidence> Daemon<E> {
     async fn next(&mut self, ticks: &mut tokio::time::Interval) -> Input {
         let pace = self.outbound.due_in_ms((self.clock)());
         let pace = pace.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
-        let changes = &mut self.ports.changes;
-        let changed = async {
-            match changes {
-                Some(changes) => changes.recv().await,
+        let hints = &mut self.hints;
+        let hinted = async {
+            match hints {
+                Some(hints) => hints.recv().await,
                 None => std::future::pending().await,
             }
         };
@@ -342,10 +332,10 @@ impl<E: Evidence> Daemon<E> {
             input = self.ports.inputs.recv(), if !self.ports.inputs.is_closed() || !self.ports.inputs.is_empty() => {
                 input.unwrap_or(Input::Eof)
             }
-            hint = changed => {
+            hint = hinted => {
                 if hint.is_none() {
-                    tracing::error!("the watch on chat.db has ended: it is polled with every tick");
-                    self.ports.changes = None;
+                    tracing::error!("the watch on chat.db has ended: it is polled");
+                    self.hints = None;
                 }
                 Input::DatabaseChanged
             }
@@ -463,7 +453,9 @@ impl<E: Evidence> Daemon<E> {
                 let known = self.known(&attempt)?;
                 Event::Cancel { attempt, known }
             }
-            Command::Lease { epoch, ttl_ms, issued_ms } => Event::Lease { epoch, ttl_ms, issued_ms },
+            Command::Lease { epoch, ttl_ms, issued_ms } => {
+                Event::Lease { epoch, ttl_ms, issued_ms }
+            }
             Command::Revoke { epoch } => Event::Revoke { epoch },
             Command::Ack { journal, seq } => {
                 if journal != self.journal.id() || !self.window.ack(seq, now.continuous_ms) {
@@ -491,7 +483,10 @@ impl<E: Evidence> Daemon<E> {
     /// Reads what is new in chat.db: what came in, and what became of our sends.
     fn read_database(&mut self, now: Now, turn: &mut Turn) {
         let result = self.evidence.refresh().and_then(|()| self.read_news(now, turn));
-        let polled = self.ports.changes.is_none() && result.is_ok();
+        if let Some(hints) = self.evidence.hints() {
+            self.hints = Some(hints);
+        }
+        let polled = self.hints.is_none() && result.is_ok();
         let pause_ms = if polled { 0 } else { DATABASE_POLL_MS };
         self.database_at_ms = now.continuous_ms.saturating_add(pause_ms);
         self.saw_database(result);
@@ -583,7 +578,8 @@ impl<E: Evidence> Daemon<E> {
     fn hand(&mut self, prepared: Prepared, script: &'static str, job: Job, now: Now) -> bool {
         let (running, handed) = match prepared.hand_over(script) {
             Ok(running) => (running, true),
-            Err((running, error)) => {
+            Err(failed) => {
+                let (running, error) = *failed;
                 tracing::warn!(%error, "osascript ended before it took its script");
                 (running, false)
             }

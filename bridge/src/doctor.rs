@@ -32,7 +32,8 @@ pub enum Outcome {
 #[derive(Debug, Clone, Serialize)]
 pub struct Check {
     /// What was looked at.
-    pub check: &'static str,
+    #[serde(rename = "check")]
+    pub subject: &'static str,
     /// How it is.
     pub outcome: Outcome,
     /// What was seen.
@@ -62,14 +63,14 @@ impl Report {
             serde_json::to_writer(&mut *to, self)?;
             return writeln!(to);
         }
-        let width = self.checks.iter().map(|check| check.check.len()).max().unwrap_or(0);
+        let width = self.checks.iter().map(|check| check.subject.len()).max().unwrap_or(0);
         for check in &self.checks {
             let word = match check.outcome {
                 Outcome::Good => "good",
                 Outcome::Note => "note",
                 Outcome::Bad => "BAD ",
             };
-            writeln!(to, "{word}  {:width$}  {}", check.check, check.found)?;
+            writeln!(to, "{word}  {:width$}  {}", check.subject, check.found)?;
             if !check.remedy.is_empty() {
                 writeln!(to, "      {:width$}  → {}", "", check.remedy)?;
             }
@@ -87,7 +88,7 @@ pub async fn examine(config: &Config) -> Report {
     match lock {
         Some(_lock) => checks.push(account(config).await),
         None => checks.push(Check {
-            check: "account",
+            subject: "account",
             outcome: Outcome::Note,
             found: "not asked: only the process that holds the lock may start osascript".to_owned(),
             remedy: String::new(),
@@ -98,7 +99,7 @@ pub async fn examine(config: &Config) -> Report {
 
 fn state_dir(path: &Path) -> (Check, Option<Lock>) {
     let check = |outcome, found: String, remedy: &str| Check {
-        check: "state_dir",
+        subject: "state_dir",
         outcome,
         found,
         remedy: remedy.to_owned(),
@@ -122,25 +123,24 @@ fn chat_db(path: &Path) -> Vec<Check> {
         Ok(database) => database,
         Err(why) => {
             return vec![Check {
-                check: "chat.db",
+                subject: "chat.db",
                 outcome: Outcome::Bad,
                 found: format!("{}: {} ({})", path.display(), why.cause, why.detail),
                 remedy: why.cause.remedy().to_owned(),
             }];
         }
     };
-    let newest = database.max_rowid().and_then(|rowid| {
-        Ok((rowid, database.newest_date_at(rowid)?))
-    });
+    let newest =
+        database.max_rowid().and_then(|rowid| Ok((rowid, database.newest_date_at(rowid)?)));
     vec![match newest {
         Ok((0, _)) => Check {
-            check: "chat.db",
+            subject: "chat.db",
             outcome: Outcome::Note,
             found: format!("{} is readable and empty", path.display()),
             remedy: "send one message by hand, to see that this account works".to_owned(),
         },
         Ok((rowid, newest)) => Check {
-            check: "chat.db",
+            subject: "chat.db",
             outcome: Outcome::Good,
             found: match newest {
                 Some(at) => format!("readable, newest row {rowid} of {at}"),
@@ -149,7 +149,7 @@ fn chat_db(path: &Path) -> Vec<Check> {
             remedy: String::new(),
         },
         Err(why) => Check {
-            check: "chat.db",
+            subject: "chat.db",
             outcome: Outcome::Bad,
             found: format!("{}: {} ({})", path.display(), why.cause, why.detail),
             remedy: why.cause.remedy().to_owned(),
@@ -163,7 +163,7 @@ async fn account(config: &Config) -> Check {
     let osascript =
         Osascript::new(config.osascript.clone(), &config.state_dir, config.osascript_deadline);
     let bad = |found: String, remedy: String| Check {
-        check: "account",
+        subject: "account",
         outcome: Outcome::Bad,
         found,
         remedy,
@@ -179,7 +179,8 @@ async fn account(config: &Config) -> Check {
     };
     let disposition = match prepared.hand_over(PROBE) {
         Ok(running) => running.finish(CancellationToken::new()).await,
-        Err((running, error)) => {
+        Err(failed) => {
+            let (running, error) = *failed;
             running.finish(CancellationToken::new()).await;
             return bad(
                 format!("osascript ended before it took a script: {error}"),
@@ -193,7 +194,7 @@ async fn account(config: &Config) -> Check {
     let news = health.probed(&disposition, 0);
     if health.is_usable() {
         return Check {
-            check: "account",
+            subject: "account",
             outcome: Outcome::Good,
             found: "Messages may be controlled, and its account is connected".to_owned(),
             remedy: String::new(),
@@ -213,12 +214,8 @@ mod tests {
     use super::*;
 
     fn report(outcome: Outcome) -> Report {
-        let check = Check {
-            check: "chat.db",
-            outcome,
-            found: "seen".to_owned(),
-            remedy: "do".to_owned(),
-        };
+        let check =
+            Check { subject: "chat.db", outcome, found: "seen".to_owned(), remedy: "do".to_owned() };
         Report { ready: outcome != Outcome::Bad, checks: vec![check] }
     }
 

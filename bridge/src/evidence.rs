@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use protocol::Recipient;
 use protocol::pipe::{Event as Fact, NotReady};
+use tokio::sync::mpsc;
 
-use crate::chatdb::{ChatDb, SendState, SentQuery, StatusBits};
+use crate::chatdb::{ChatDb, SendState, SentQuery, StatusBits, Watch};
 use crate::clock::Now;
 use crate::outbound::RowState;
 
@@ -40,21 +41,28 @@ pub(crate) trait Evidence {
     fn group_guid(&mut self, to: &Recipient) -> Result<Option<String>, NotReady>;
     /// What has come in since the cursor.
     fn news(&mut self, now: Now) -> Result<News, NotReady>;
+    /// A new end for hints that chat.db has changed, when there is one since the last call.
+    fn hints(&mut self) -> Option<mpsc::Receiver<()>>;
 }
 
 /// chat.db itself.
+///
+/// Connection and watch live and die together. SQLite shares one mapping of the WAL index among
+/// all connections of a process: while one of them holds an index that was deleted, a new one
+/// gets the deleted one as well, and neither ever sees a change again.
 #[derive(Debug)]
 pub(crate) struct Database {
     path: PathBuf,
     open: Option<ChatDb>,
+    watch: Option<Watch>,
+    hints: Option<mpsc::Receiver<()>>,
     /// The files at the path just before the connection was opened.
     files: Files,
     inbox: inbox::Inbox,
 }
 
-/// Device and inode of the database, its WAL and its WAL index. A connection goes on with the
-/// files that it opened. All three matter: one that was opened while Messages replaced the WAL may
-/// hold the new WAL with the old index, and would never see a change again.
+/// Device and inode of the database, its WAL and its WAL index: a connection goes on with the
+/// files that it opened, whatever becomes of their names.
 type Files = [Option<(u64, u64)>; 3];
 
 fn files(path: &Path) -> Files {
@@ -68,7 +76,14 @@ fn files(path: &Path) -> Files {
 impl Database {
     /// `cursor` and the guids `heard` are what the journal has.
     pub(crate) fn new(path: PathBuf, cursor: Option<&str>, heard: Vec<String>) -> Self {
-        Self { path, open: None, files: Files::default(), inbox: inbox::Inbox::restore(cursor, heard) }
+        Self {
+            path,
+            open: None,
+            watch: None,
+            hints: None,
+            files: Files::default(),
+            inbox: inbox::Inbox::restore(cursor, heard),
+        }
     }
 
     fn with<T>(
@@ -77,10 +92,7 @@ impl Database {
     ) -> Result<T, NotReady> {
         self.refresh()?;
         let Some(database) = &self.open else {
-            return Err(NotReady {
-                reason: protocol::Reason::Starting,
-                remedy: String::new(),
-            });
+            return Err(NotReady { reason: protocol::Reason::Starting, remedy: String::new() });
         };
         let result = read(database);
         if result.is_err() {
@@ -99,9 +111,18 @@ impl Evidence for Database {
             self.open = None;
         }
         if self.open.is_none() {
+            // The watch's connection has to go as well; dropping it waits for its end.
+            self.watch = None;
             self.files = files;
             self.open = Some(ChatDb::open(&self.path).map_err(|error| error.to_signal())?);
             self.inbox.opened();
+            match Watch::start(&self.path) {
+                Ok((watch, hints)) => {
+                    self.watch = Some(watch);
+                    self.hints = Some(hints);
+                }
+                Err(error) => tracing::warn!(%error, "chat.db cannot be watched: it is polled"),
+            }
         }
         Ok(())
     }
@@ -121,7 +142,9 @@ impl Evidence for Database {
                 .collect();
             if rows.is_empty() {
                 let ghosts = database.ghost_rows(mark, to)?;
-                rows.extend(ghosts.into_iter().map(|row| state(row.rowid, row.guid, &row.status, true)));
+                rows.extend(
+                    ghosts.into_iter().map(|row| state(row.rowid, row.guid, &row.status, true)),
+                );
             }
             Ok(rows)
         })
@@ -131,9 +154,11 @@ impl Evidence for Database {
         self.with(|database| {
             let mut states = Vec::with_capacity(rowids.len());
             for some in rowids.chunks(crate::chatdb::IDS_MAX) {
-                states.extend(database.send_states(some)?.into_iter().map(
-                    |SendState { rowid, guid, status }| state(rowid, guid, &status, false),
-                ));
+                states.extend(
+                    database.send_states(some)?.into_iter().map(
+                        |SendState { rowid, guid, status }| state(rowid, guid, &status, false),
+                    ),
+                );
             }
             Ok(states)
         })
@@ -141,10 +166,12 @@ impl Evidence for Database {
 
     fn group_guid(&mut self, to: &Recipient) -> Result<Option<String>, NotReady> {
         self.with(|database| {
-            Ok(database
-                .existing_chat_for(to, protocol::Channel::Imessage)?
-                .map(|chat| chat.guid))
+            Ok(database.existing_chat_for(to, protocol::Channel::Imessage)?.map(|chat| chat.guid))
         })
+    }
+
+    fn hints(&mut self) -> Option<mpsc::Receiver<()>> {
+        self.hints.take()
     }
 
     fn news(&mut self, now: Now) -> Result<News, NotReady> {

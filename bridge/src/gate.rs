@@ -174,7 +174,11 @@ mod tests {
             (4, UnixMs(0), at(10_100), Verdict::Stale),
         ];
         for (epoch, start_before, now, expected) in cases {
-            assert_eq!(gate.ask(epoch, start_before, now), expected, "{epoch} {start_before} {now:?}");
+            assert_eq!(
+                gate.ask(epoch, start_before, now),
+                expected,
+                "{epoch} {start_before} {now:?}"
+            );
         }
     }
 

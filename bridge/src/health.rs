@@ -17,7 +17,9 @@ const REMEDY_MESSAGES: &str = "open Messages in this login session";
 const REMEDY_ACCOUNT: &str = "Messages → Settings → iMessage: sign in, and check the network";
 const REMEDY_TIMEOUT: &str = "Messages does not answer: look at its windows on the screen for a question, or quit and \
      open it again";
-const REMEDY_ORPHAN: &str = "an osascript of an earlier run still works; it is waited for. End it if it hangs";
+const REMEDY_SCRIPT: &str = "run `switchboard-bridge doctor`: osascript cannot be started or does not take our scripts";
+const REMEDY_ORPHAN: &str =
+    "an osascript of an earlier run still works; it is waited for. End it if it hangs";
 
 /// What is known of the account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,19 +94,23 @@ impl Health {
             Disposition::Succeeded { output } if output == "connected" => {
                 (Account::Connected, AccountState::Ready, String::new())
             }
-            Disposition::Succeeded { output } if output == "connecting" => {
-                (Account::Bad(Reason::AccountOffline), AccountState::Degraded, "connecting".to_owned())
-            }
+            Disposition::Succeeded { output } if output == "connecting" => (
+                Account::Bad(Reason::AccountOffline),
+                AccountState::Degraded,
+                "connecting".to_owned(),
+            ),
             Disposition::Succeeded { output } => {
                 // A word of Messages' own; cut, because it is shown.
                 let word: String = output.chars().take(40).collect();
                 (Account::Bad(Reason::AccountOffline), AccountState::SignedOut, word)
             }
             Disposition::NotStarted(failure) | Disposition::MayHaveCompleted(failure) => {
-                let state = match failure.reason {
-                    Reason::AutomationDenied => AccountState::NoPermission,
-                    Reason::AccountUnusable => AccountState::SignedOut,
-                    _ => AccountState::Degraded,
+                let state = if failure.reason == Reason::AutomationDenied {
+                    AccountState::NoPermission
+                } else if failure.reason == Reason::AccountUnusable {
+                    AccountState::SignedOut
+                } else {
+                    AccountState::Degraded
                 };
                 (Account::Bad(failure.reason), state, failure.detail.clone())
             }
@@ -112,7 +118,9 @@ impl Health {
         self.account = account;
         let pause = match account {
             Account::Connected => self.interval_ms,
-            Account::Unasked | Account::Suspect | Account::Bad(_) => self.interval_ms.min(PROBE_WHILE_BAD_MS),
+            Account::Unasked | Account::Suspect | Account::Bad(_) => {
+                self.interval_ms.min(PROBE_WHILE_BAD_MS)
+            }
         };
         self.next_probe_ms = now_ms.saturating_add(pause);
         AccountNews { state, detail }
@@ -134,7 +142,8 @@ impl Health {
     }
 
     fn reasons(&self) -> Vec<NotReady> {
-        let mut reasons: Vec<NotReady> = self.database.as_ref().err().cloned().into_iter().collect();
+        let mut reasons: Vec<NotReady> =
+            self.database.as_ref().err().cloned().into_iter().collect();
         match self.account {
             Account::Connected | Account::Suspect => {}
             Account::Unasked => {
@@ -170,12 +179,18 @@ impl Health {
 }
 
 fn not_ready(reason: Reason) -> NotReady {
-    let remedy = match reason {
-        Reason::AutomationDenied => REMEDY_AUTOMATION,
-        Reason::MessagesNotRunning => REMEDY_MESSAGES,
-        Reason::AccountOffline | Reason::AccountUnusable => REMEDY_ACCOUNT,
-        Reason::MessagesTimeout | Reason::MessagesConnectionLost => REMEDY_TIMEOUT,
-        _ => "",
+    let remedy = if reason == Reason::AutomationDenied {
+        REMEDY_AUTOMATION
+    } else if reason == Reason::MessagesNotRunning {
+        REMEDY_MESSAGES
+    } else if matches!(reason, Reason::AccountOffline | Reason::AccountUnusable) {
+        REMEDY_ACCOUNT
+    } else if matches!(reason, Reason::MessagesTimeout | Reason::MessagesConnectionLost) {
+        REMEDY_TIMEOUT
+    } else if reason == Reason::ScriptFault {
+        REMEDY_SCRIPT
+    } else {
+        ""
     };
     NotReady { reason, remedy: remedy.to_owned() }
 }

@@ -85,9 +85,8 @@ impl Journal {
             .open(path)
             .and_then(|file| file.set_permissions(std::fs::Permissions::from_mode(0o600)))
             .map_err(|source| JournalError::Create { path: path.to_owned(), source })?;
-        let failed = |doing| {
-            move |source| JournalError::Sqlite { path: path.to_owned(), doing, source }
-        };
+        let failed =
+            |doing| move |source| JournalError::Sqlite { path: path.to_owned(), doing, source };
         let foreign = |what: String| JournalError::Foreign { path: path.to_owned(), what };
         let mut connection = Connection::open(path).map_err(failed("cannot be opened"))?;
         configure(&connection).map_err(failed("cannot be configured"))?;
@@ -104,8 +103,12 @@ impl Journal {
         for (index, migration) in MIGRATIONS.iter().enumerate().skip(version) {
             let tx = connection.transaction().map_err(failed("cannot be migrated"))?;
             tx.execute_batch(migration).map_err(failed("cannot be migrated"))?;
-            tx.pragma_update(None, "user_version", i64::try_from(index).unwrap_or(i64::MAX).saturating_add(1))
-                .map_err(failed("cannot be migrated"))?;
+            tx.pragma_update(
+                None,
+                "user_version",
+                i64::try_from(index).unwrap_or(i64::MAX).saturating_add(1),
+            )
+            .map_err(failed("cannot be migrated"))?;
             tx.commit().map_err(failed("cannot be migrated"))?;
         }
         connection
@@ -190,7 +193,9 @@ impl Journal {
     pub(crate) fn told(&self, attempt: &Attempt) -> Result<Option<Told>, JournalError> {
         let read = || {
             self.connection
-                .prepare_cached("SELECT told_seq, told FROM sends WHERE message = ?1 AND attempt = ?2")?
+                .prepare_cached(
+                    "SELECT told_seq, told FROM sends WHERE message = ?1 AND attempt = ?2",
+                )?
                 .query_row(params![attempt.message.as_str(), attempt.attempt], |row| {
                     Ok(Told { seq: rows::count(row, 0)?, fact: rows::json(row, 1)? })
                 })
@@ -226,8 +231,11 @@ impl Journal {
             return Ok(());
         }
         let path = &self.path;
-        let failed =
-            |source| JournalError::Sqlite { path: path.clone(), doing: "cannot be written", source };
+        let failed = |source| JournalError::Sqlite {
+            path: path.clone(),
+            doing: "cannot be written",
+            source,
+        };
         let tx = self.connection.transaction().map_err(failed)?;
         for change in changes {
             write(&tx, change, now).map_err(failed)?;
@@ -272,7 +280,9 @@ fn write(tx: &Transaction<'_>, change: &Change, now: Now) -> rusqlite::Result<()
         },
         Change::Told { attempt, told } => rows::put_told(tx, attempt, told),
         Change::Claim { guid } => tx
-            .prepare_cached("INSERT INTO claims (guid, at_ms) VALUES (?1, ?2) ON CONFLICT DO NOTHING")?
+            .prepare_cached(
+                "INSERT INTO claims (guid, at_ms) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
+            )?
             .execute(params![guid, now.wall.0])
             .map(drop),
         Change::Heard { guid } => tx
@@ -283,9 +293,18 @@ fn write(tx: &Transaction<'_>, change: &Change, now: Now) -> rusqlite::Result<()
             .execute(params![guid, now.wall.0])
             .map(drop),
         Change::Event(line) => {
-            tx.prepare_cached("INSERT INTO events (seq, at_ms, epoch, event) VALUES (?1, ?2, ?3, ?4)")?
-                .execute(params![rows::int(line.seq), line.at.0, line.epoch.map(rows::int), rows::to_json(&line.event)?])?;
-            tx.prepare_cached("UPDATE meta SET last_seq = ?1")?.execute([rows::int(line.seq)]).map(drop)
+            tx.prepare_cached(
+                "INSERT INTO events (seq, at_ms, epoch, event) VALUES (?1, ?2, ?3, ?4)",
+            )?
+            .execute(params![
+                rows::int(line.seq),
+                line.at.0,
+                line.epoch.map(rows::int),
+                rows::to_json(&line.event)?
+            ])?;
+            tx.prepare_cached("UPDATE meta SET last_seq = ?1")?
+                .execute([rows::int(line.seq)])
+                .map(drop)
         }
         Change::MaxEpoch(epoch) => tx
             .prepare_cached("UPDATE meta SET max_epoch = MAX(max_epoch, ?1)")?
@@ -294,7 +313,9 @@ fn write(tx: &Transaction<'_>, change: &Change, now: Now) -> rusqlite::Result<()
         Change::Acked(seq) => {
             tx.prepare_cached("UPDATE meta SET acked_seq = MAX(acked_seq, MIN(?1, last_seq))")?
                 .execute([rows::int(*seq)])?;
-            tx.prepare_cached("DELETE FROM events WHERE seq <= ?1")?.execute([rows::int(*seq)]).map(drop)
+            tx.prepare_cached("DELETE FROM events WHERE seq <= ?1")?
+                .execute([rows::int(*seq)])
+                .map(drop)
         }
         Change::Cursor(cursor) => {
             tx.prepare_cached("UPDATE meta SET cursor = ?1")?.execute([cursor]).map(drop)

@@ -26,7 +26,8 @@ use tokio::process::{Child, ChildStdin, Command};
 use tokio_util::sync::CancellationToken;
 
 /// Sends one text to one address of an account.
-pub(crate) const SEND_TO_PARTICIPANT: &str = include_str!("scripts/send_to_participant.applescript");
+pub(crate) const SEND_TO_PARTICIPANT: &str =
+    include_str!("scripts/send_to_participant.applescript");
 /// Sends one text into an existing chat.
 pub(crate) const SEND_TO_CHAT: &str = include_str!("scripts/send_to_chat.applescript");
 /// Asks for the state of the account.
@@ -177,7 +178,7 @@ impl Osascript {
 
 impl Prepared {
     /// Gives it the script. An error means that it got none of it.
-    pub(crate) fn hand_over(self, script: &str) -> Result<Running, (Running, io::Error)> {
+    pub(crate) fn hand_over(self, script: &str) -> Result<Running, Box<(Running, io::Error)>> {
         let Self { running, stdin } = self;
         let written = stdin
             .into_owned_fd()
@@ -186,7 +187,7 @@ impl Prepared {
             .and_then(|mut pipe| pipe.write_all(script.as_bytes()));
         match written {
             Ok(()) => Ok(running),
-            Err(error) => Err((running, error)),
+            Err(error) => Err(Box::new((running, error))),
         }
     }
 
@@ -336,7 +337,11 @@ fn disposition(status: ExitStatus, number: Option<i32>, output: &[u8]) -> Dispos
 /// was dispatched is in doubt.
 pub(crate) fn of_number(number: i32) -> Disposition {
     let not_started = |reason, retryable| {
-        Disposition::NotStarted(Failure { reason, detail: format!("AppleScript {number}"), retryable })
+        Disposition::NotStarted(Failure {
+            reason,
+            detail: format!("AppleScript {number}"),
+            retryable,
+        })
     };
     match number {
         // Permanent on this Mac until its user grants it; another phone can send the message.
@@ -354,3 +359,6 @@ pub(crate) fn of_number(number: i32) -> Disposition {
         _ => doubt(Reason::NoEvidence, format!("AppleScript {number}")),
     }
 }
+
+#[cfg(test)]
+mod tests;

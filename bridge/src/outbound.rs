@@ -174,7 +174,9 @@ impl Outbound {
     ) -> Self {
         let pace = Pace::new(policy.pacing);
         let mut outbound = Self {
-            lane: Lane::Orphan { until_ms: now.continuous_ms.saturating_add(policy.orphan_window_ms) },
+            lane: Lane::Orphan {
+                until_ms: now.continuous_ms.saturating_add(policy.orphan_window_ms),
+            },
             policy,
             gate: Gate::new(max_epoch),
             pace,
@@ -438,12 +440,19 @@ impl Outbound {
 
     /// A command about an attempt that is known already. Its newest event is told again, unless
     /// it is still on its way.
-    fn retell(&mut self, attempt: &Attempt, known: Option<Told>, now: Now, turn: &mut Turn) -> bool {
+    fn retell(
+        &mut self,
+        attempt: &Attempt,
+        known: Option<Told>,
+        now: Now,
+        turn: &mut Turn,
+    ) -> bool {
         let max_epoch = self.gate.max_epoch();
         if let Some(send) = self.sends.get_mut(attempt) {
             if send.told.seq <= self.acked_seq {
                 send.told = turn.tell(send.told.fact.clone(), now, max_epoch);
-                turn.changes.push(Change::Told { attempt: attempt.clone(), told: send.told.clone() });
+                turn.changes
+                    .push(Change::Told { attempt: attempt.clone(), told: send.told.clone() });
             }
             return true;
         }
@@ -553,9 +562,8 @@ impl Outbound {
             return;
         }
         let stopping = self.stop.is_some();
-        let waiting = |send: &&mut SendRecord| {
-            !stopping && matches!(send.phase(), Some(Phase::Accepted))
-        };
+        let waiting =
+            |send: &&mut SendRecord| !stopping && matches!(send.phase(), Some(Phase::Accepted));
         let Some(send) = self.sends.get_mut(&attempt).filter(waiting) else {
             // Withdrawn in the meantime.
             self.lane = Lane::Ending;
@@ -714,8 +722,7 @@ impl Outbound {
 
     fn settle(&mut self, attempt: &Attempt, now: Now, reason: Reason, detail: String) {
         let until_ms = now.continuous_ms.saturating_add(self.policy.settle_window_ms);
-        self.settling
-            .insert(attempt.clone(), Settling { until_ms, reason, detail, ghost: false });
+        self.settling.insert(attempt.clone(), Settling { until_ms, reason, detail, ghost: false });
     }
 
     /// The orphan is gone: what it did is in chat.db from now on.
@@ -729,9 +736,9 @@ impl Outbound {
         let send = self.sends.get(attempt)?;
         let work = send.work()?;
         let mark = match send.phase()? {
-            Phase::Started { mark, .. } | Phase::Handed { mark, .. } | Phase::Doubt { mark, .. } => {
-                *mark
-            }
+            Phase::Started { mark, .. }
+            | Phase::Handed { mark, .. }
+            | Phase::Doubt { mark, .. } => *mark,
             Phase::Accepted | Phase::Found { .. } => return None,
         };
         Some(Effect::Find {
@@ -784,7 +791,8 @@ impl Outbound {
                 Some(Phase::Started { .. } | Phase::Handed { .. } | Phase::Doubt { .. })
             )
         };
-        let Some(work) = self.sends.get(attempt).filter(searching).and_then(SendRecord::work) else {
+        let Some(work) = self.sends.get(attempt).filter(searching).and_then(SendRecord::work)
+        else {
             return;
         };
         let contested = !self.in_lane(attempt)
@@ -883,9 +891,7 @@ impl Outbound {
         // Young rows stand at the end: the walk stops at the first old one, and at what one turn
         // may read.
         for (rowid, attempt) in self.rows.iter().rev().take(HOT_ROWS_A_TURN) {
-            let young = |phase: &Phase| {
-                matches!(phase, Phase::Found { at, .. } if now.wall.since(*at) < HOT_MS)
-            };
+            let young = |phase: &Phase| matches!(phase, Phase::Found { at, .. } if now.wall.since(*at) < HOT_MS);
             if !self.sends.get(attempt).and_then(SendRecord::phase).is_some_and(young) {
                 break;
             }
@@ -966,7 +972,8 @@ impl Outbound {
             facts.push(Fact::Read(receipt(read)));
         }
         // Messages may have downgraded it: then no receipt will ever come.
-        let over = read.is_some() || (reached != Stage::Pending && (is_group || channel == Channel::Sms));
+        let over =
+            read.is_some() || (reached != Stage::Pending && (is_group || channel == Channel::Sms));
         if facts.is_empty() && !over {
             return;
         }
@@ -1005,8 +1012,7 @@ impl Outbound {
         }
         let waiting: Vec<Attempt> = self.queue.values().cloned().collect();
         for attempt in waiting {
-            let is_preparing =
-                matches!(&self.lane, Lane::Preparing { attempt: preparing } if *preparing == attempt);
+            let is_preparing = matches!(&self.lane, Lane::Preparing { attempt: preparing } if *preparing == attempt);
             if !is_preparing {
                 self.never(&attempt, now, turn);
             }
@@ -1105,7 +1111,8 @@ impl Outbound {
         self.settling.remove(attempt);
         self.doubts.remove(attempt);
         self.unregistered.remove(attempt);
-        if let Some(Phase::Found { rowid, .. }) = self.sends.get(attempt).and_then(SendRecord::phase)
+        if let Some(Phase::Found { rowid, .. }) =
+            self.sends.get(attempt).and_then(SendRecord::phase)
         {
             // No longer tracked; claimed it stays, so that another send with the same words cannot
             // take it for its own.

@@ -65,8 +65,8 @@ impl Window {
 
     /// Starts over when nothing has moved for too long; true when it does.
     pub(crate) fn tick(&mut self, now_ms: i64) -> bool {
-        let stuck = self.said > self.acked
-            && now_ms.saturating_sub(self.progress_ms) >= REPEAT_AFTER_MS;
+        let stuck =
+            self.said > self.acked && now_ms.saturating_sub(self.progress_ms) >= REPEAT_AFTER_MS;
         if stuck {
             self.replay(now_ms);
         }

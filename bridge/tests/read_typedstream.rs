@@ -152,7 +152,7 @@ fn the_mention_is_the_text_of_its_run() {
 #[test]
 fn a_corrupt_blob_is_an_error_at_a_byte() {
     let error = decode(&blob("crashing.bin")).unwrap_err();
-    assert_eq!(error.problem, Problem::Tag(0x3f), "{error}");
+    assert_eq!((error.at, error.problem), (15, Problem::Reference), "{error}");
     assert_eq!(error.salvaged, None);
     assert!(decode_text(&blob("crashing.bin")).is_err());
 }
@@ -244,10 +244,10 @@ fn what_is_not_understood_is_said_with_its_place() {
     assert_eq!(at(0, 3), (13, Problem::Version(3)));
     assert_eq!(at(2, b'S'), (13, Problem::NotTypedstream));
     // The reference to NSObject becomes one to something that is not a class.
-    assert_eq!(at(0x43, 0x92).1, Problem::Reference);
+    assert_eq!(at(0x45, 0x92).1, Problem::Reference);
     // The reference to NSObject becomes one to nothing.
-    assert_eq!(at(0x43, 0xf0).1, Problem::Reference);
-    assert_eq!(at(0x46, b'?').1, Problem::TypeEncoding(b'?'));
+    assert_eq!(at(0x45, 0xf0).1, Problem::Reference);
+    assert_eq!(at(0x48, b'?').1, Problem::TypeEncoding(b'?'));
     // A run longer than the text: the text is whole all the same.
     let mut long = good.clone();
     long[0x5e] = 13;

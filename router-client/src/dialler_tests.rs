@@ -70,18 +70,18 @@ struct Cut {
     direction: Direction,
     fate: Fate,
     left: usize,
-    cut: bool,
+    over: bool,
     seen: [usize; 2],
 }
 
 impl Cut {
     fn new(inner: DuplexStream, direction: Direction, fate: Fate, after: usize) -> Self {
-        Self { inner, direction, fate, left: after, cut: after == 0, seen: [0; 2] }
+        Self { inner, direction, fate, left: after, over: after == 0, seen: [0; 2] }
     }
 
     fn fate(&self, direction: Direction) -> Option<Fate> {
         let touched = self.fate == Fate::Ends || self.direction == direction;
-        (self.cut && touched).then_some(self.fate)
+        (self.over && touched).then_some(self.fate)
     }
 
     fn count(&mut self, direction: Direction, bytes: usize) {
@@ -91,7 +91,7 @@ impl Cut {
         }
         if direction == self.direction {
             self.left -= bytes;
-            self.cut = self.left == 0;
+            self.over = self.left == 0;
         }
     }
 }
@@ -446,6 +446,8 @@ async fn a_write_that_does_not_finish_ends_the_session() {
         }
     };
     let supervisor = async |mut ends: Ends| {
+        // Before the welcome every event would be dropped, the first one too.
+        while !matches!(ends.output.recv().await, Some(LinkOutput::Ack { .. })) {}
         let mut seq = 0;
         loop {
             tokio::select! {

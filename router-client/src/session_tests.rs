@@ -686,8 +686,6 @@ impl World {
                 self.down.push_back(ack(event.seq));
             }
             HostFrame::Event(event) if event.seq <= have => self.down.push_back(ack(have)),
-            // A gap is dropped, never acknowledged.
-            HostFrame::Event(_) => {}
             HostFrame::Renew { renewal, .. } => self.down.push_back(RouterFrame::Lease {
                 phone: phone(1),
                 epoch: 1,
@@ -695,7 +693,8 @@ impl World {
                 renewal,
             }),
             HostFrame::Ping { at } => self.down.push_back(RouterFrame::Pong { at }),
-            HostFrame::Pong { .. } | HostFrame::Bye { .. } => {}
+            // A gap is dropped, never acknowledged.
+            HostFrame::Event(_) | HostFrame::Pong { .. } | HostFrame::Bye { .. } => {}
         }
     }
 
@@ -751,7 +750,7 @@ impl World {
             if self.acked == self.last {
                 return;
             }
-            self.turn(&Turn::ToRouter(usize::MAX.min(1_000)));
+            self.turn(&Turn::ToRouter(1_000));
             self.turn(&Turn::ToHost(1_000));
             self.turn(&Turn::Time(1_000));
         }

@@ -186,8 +186,18 @@ async fn decide_one(app: &App, job: Claimed, pool: Pool, now: UnixMs) -> Result<
         Err(error) if !error.is_unavailable() => {
             // Something about this very message cannot be read or written. Nothing is sent on a guess.
             tracing::error!(message = %again.message, error = %error, "dispatch: a check failed, so nothing is sent");
-            let job = again;
-            app.store.write(move |tx| block(tx, &job, Reason::CheckFailed, now)).await
+            let job = again.clone();
+            let told = app.store.write(move |tx| block(tx, &job, Reason::CheckFailed, now)).await;
+            match told {
+                Err(error) if !error.is_unavailable() => {
+                    // The message's own row is what cannot be read: it is ended without looking at it.
+                    app.store
+                        .write(move |tx| rows::block_unread(tx, &again.tenant, &again.message, now))
+                        .await?;
+                    Ok(Done::Ended)
+                }
+                told => told,
+            }
         }
         other => other,
     }
@@ -220,7 +230,7 @@ fn decide_and_record(
     });
     match compliance::check(facts.as_ref(), now.0) {
         Verdict::Block(reason) => return block(tx, job, reason, now),
-        Verdict::Expire => return end(tx, job, Status::Expired, Reason::Expired, now),
+        Verdict::Expire => return expire(tx, job, message.held_reason, now),
         Verdict::Hold { until_ms, reason } => {
             return hold(tx, job, &message, UnixMs(until_ms), reason, now);
         }
@@ -316,6 +326,23 @@ fn choose(
 
 fn block(tx: &mut Tx<'_>, job: &Claimed, reason: Reason, now: UnixMs) -> Result<Done, StoreError> {
     end(tx, job, Status::Blocked, reason, now)
+}
+
+/// Its life is over; what it waited for all that time is said along with it.
+fn expire(
+    tx: &mut Tx<'_>,
+    job: &Claimed,
+    waited_for: Option<Reason>,
+    now: UnixMs,
+) -> Result<Done, StoreError> {
+    let change = Change {
+        reason: Some(Reason::Expired),
+        detail: waited_for.map(Reason::as_str),
+        ..Change::to(Status::Expired, now)
+    };
+    rows::change(tx, &job.tenant, &job.message, &change)?;
+    rows::drop_job(tx, &job.tenant, &job.message)?;
+    Ok(Done::Ended)
 }
 
 fn end(
@@ -471,9 +498,9 @@ pub async fn sweep(app: &App) -> Result<(), StoreError> {
         app.store
             .write(move |tx| {
                 let waits = rows::outbound(tx, &job.tenant, &job.message)?
-                    .is_some_and(|message| message.expires_at <= now && !message.status.is_final());
-                if waits {
-                    end(tx, &job, Status::Expired, Reason::Expired, now)?;
+                    .filter(|message| message.expires_at <= now && !message.status.is_final());
+                if let Some(message) = waits {
+                    expire(tx, &job, message.held_reason, now)?;
                 }
                 Ok(())
             })

@@ -172,7 +172,7 @@ async fn attempt(app: &AppState, client: &reqwest::Client, target: Target, job: 
         Ok(true) => app.bells.webhooks.notify_one(),
         // The claim runs out and the job falls due again: once more is better than never.
         Err(error) => {
-            tracing::warn!(delivery = %id, error = %error, "webhooks: an attempt was not written down")
+            tracing::warn!(delivery = %id, error = %error, "webhooks: an attempt was not written down");
         }
     }
 }

@@ -13,7 +13,10 @@ fn errors(problem: &Value) -> Vec<(String, String)> {
             errors
                 .iter()
                 .map(|error| {
-                    (error["pointer"].as_str().unwrap().to_owned(), error["code"].as_str().unwrap().to_owned())
+                    (
+                        error["pointer"].as_str().unwrap().to_owned(),
+                        error["code"].as_str().unwrap().to_owned(),
+                    )
                 })
                 .collect()
         })
@@ -25,8 +28,12 @@ async fn a_message_is_accepted_stored_and_told() {
     let router = Router::start().await;
     let key = router.tenant("Acme").await.live;
     let sent = router
-        .post("/v1/messages", &key, &json!({"to": "+12025550143", "text": "Hello", "class": "otp",
-            "channel": "imessage", "metadata": {"order": "7"}}))
+        .post(
+            "/v1/messages",
+            &key,
+            &json!({"to": "+12025550143", "text": "Hello", "class": "otp",
+            "channel": "imessage", "metadata": {"order": "7"}}),
+        )
         .await;
     assert_eq!(sent.status, 202, "{sent:?}");
     assert_eq!(sent.body["status"], "queued");
@@ -67,16 +74,37 @@ async fn every_bad_field_is_named_with_its_pointer() {
         (json!({"to": to, "text": ["a"]}), vec![("/text", "wrong_type")]),
         (json!({"to": to, "text": "a", "channel": "fax"}), vec![("/channel", "unknown_channel")]),
         (json!({"to": to, "text": "a", "class": "spam"}), vec![("/class", "unknown_class")]),
-        (json!({"to": "a@b.example", "text": "a", "channel": "sms"}), vec![("/channel", "channel_needs_number")]),
+        (
+            json!({"to": "a@b.example", "text": "a", "channel": "sms"}),
+            vec![("/channel", "channel_needs_number")],
+        ),
         (json!({"to": to, "text": "a", "from": "me"}), vec![("/from", "invalid_number")]),
-        (json!({"to": to, "text": "a", "from": "+12025550199"}), vec![("/from", "phone_not_allowed")]),
+        (
+            json!({"to": to, "text": "a", "from": "+12025550199"}),
+            vec![("/from", "phone_not_allowed")],
+        ),
         (json!({"to": to, "text": "a", "send_at": "soon"}), vec![("/send_at", "invalid_time")]),
-        (json!({"to": to, "text": "a", "send_at": "2001-01-01T00:00:00Z"}), vec![("/send_at", "in_the_past")]),
-        (json!({"to": to, "text": "a", "send_at": "2901-01-01T00:00:00Z"}), vec![("/send_at", "too_far")]),
-        (json!({"to": to, "text": "a", "expires_at": "2001-01-01T00:00:00Z"}), vec![("/expires_at", "in_the_past")]),
-        (json!({"to": to, "text": "a", "expires_at": "2901-01-01T00:00:00Z"}), vec![("/expires_at", "too_far")]),
+        (
+            json!({"to": to, "text": "a", "send_at": "2001-01-01T00:00:00Z"}),
+            vec![("/send_at", "in_the_past")],
+        ),
+        (
+            json!({"to": to, "text": "a", "send_at": "2901-01-01T00:00:00Z"}),
+            vec![("/send_at", "too_far")],
+        ),
+        (
+            json!({"to": to, "text": "a", "expires_at": "2001-01-01T00:00:00Z"}),
+            vec![("/expires_at", "in_the_past")],
+        ),
+        (
+            json!({"to": to, "text": "a", "expires_at": "2901-01-01T00:00:00Z"}),
+            vec![("/expires_at", "too_far")],
+        ),
         (json!({"to": to, "text": "a", "ttl_seconds": 0}), vec![("/ttl_seconds", "out_of_range")]),
-        (json!({"to": to, "text": "a", "ttl_seconds": 1.5}), vec![("/ttl_seconds", "out_of_range")]),
+        (
+            json!({"to": to, "text": "a", "ttl_seconds": 1.5}),
+            vec![("/ttl_seconds", "out_of_range")],
+        ),
         (json!({"to": to, "text": "a", "ttl_seconds": "60"}), vec![("/ttl_seconds", "wrong_type")]),
         (
             json!({"to": to, "text": "a", "metadata": {"a": 1, "b/c": []}}),
@@ -87,7 +115,12 @@ async fn every_bad_field_is_named_with_its_pointer() {
         (json!({"to": to, "text": "a", "body": "b"}), vec![("/body", "unknown_field")]),
         (
             json!({"to": "x", "text": "", "class": "x", "hello~": 1}),
-            vec![("/to", "invalid_recipient"), ("/text", "too_short"), ("/class", "unknown_class"), ("/hello~0", "unknown_field")],
+            vec![
+                ("/to", "invalid_recipient"),
+                ("/text", "too_short"),
+                ("/class", "unknown_class"),
+                ("/hello~0", "unknown_field"),
+            ],
         ),
         (json!([]), vec![("", "wrong_type")]),
         (json!("text"), vec![("", "wrong_type")]),
@@ -104,11 +137,21 @@ async fn every_bad_field_is_named_with_its_pointer() {
     let soon = jiff::Timestamp::now() + jiff::SignedDuration::from_mins(10);
     let sooner = jiff::Timestamp::now() + jiff::SignedDuration::from_mins(5);
     for (body, expected) in [
-        (json!({"to": to, "text": "a", "send_at": soon, "expires_at": sooner}), ("/expires_at", "before_send_at")),
-        (json!({"to": to, "text": "a", "ttl_seconds": 60, "expires_at": sooner}), ("/ttl_seconds", "conflict")),
+        (
+            json!({"to": to, "text": "a", "send_at": soon, "expires_at": sooner}),
+            ("/expires_at", "before_send_at"),
+        ),
+        (
+            json!({"to": to, "text": "a", "ttl_seconds": 60, "expires_at": sooner}),
+            ("/ttl_seconds", "conflict"),
+        ),
     ] {
         let answer = router.post("/v1/messages", &key, &body).await;
-        assert_eq!(errors(&answer.body), [(expected.0.to_owned(), expected.1.to_owned())], "{body}");
+        assert_eq!(
+            errors(&answer.body),
+            [(expected.0.to_owned(), expected.1.to_owned())],
+            "{body}"
+        );
     }
     let none = router.get("/v1/messages", &key).await;
     assert_eq!(none.body["data"], json!([]), "a refused body stored something");
@@ -141,9 +184,7 @@ async fn what_is_not_a_request_of_ours_is_a_problem_too() {
     assert_eq!((large.status, large.problem()), (413, "body_too_large"));
 
     let request = router.client.post(url("/v1/messages")).bearer_auth(&key);
-    let deep = router
-        .send(request.header(json_type.0, json_type.1).body("[".repeat(10_000)))
-        .await;
+    let deep = router.send(request.header(json_type.0, json_type.1).body("[".repeat(10_000))).await;
     assert_eq!((deep.status, deep.problem()), (400, "malformed_json"));
 
     let nowhere = router.get("/v1/nothing", &key).await;
@@ -153,7 +194,12 @@ async fn what_is_not_a_request_of_ours_is_a_problem_too() {
     assert_eq!((put.status, put.problem()), (405, "method_not_allowed"));
     assert!(put.headers.contains_key("allow"), "{put:?}");
 
-    for path in ["/v1/messages?limit=0", "/v1/messages?cursor=x", "/v1/messages?nope=1", "/v1/messages?status=x"] {
+    for path in [
+        "/v1/messages?limit=0",
+        "/v1/messages?cursor=x",
+        "/v1/messages?nope=1",
+        "/v1/messages?status=x",
+    ] {
         let bad = router.get(path, &key).await;
         assert_eq!((bad.status, bad.problem()), (422, "invalid_request"), "{path}");
     }
@@ -184,7 +230,11 @@ async fn only_a_good_key_opens_anything() {
         assert_eq!(basic.status, 401, "{path}");
         for bad in ["", "sb_live_", "sb_live_nothing0nothing0", forged.as_str(), "é"] {
             let refused = router.get(path, bad).await;
-            assert_eq!((refused.status, refused.problem()), (401, "unauthenticated"), "{path} {bad}");
+            assert_eq!(
+                (refused.status, refused.problem()),
+                (401, "unauthenticated"),
+                "{path} {bad}"
+            );
         }
         assert_eq!(router.get(path, good).await.status, 200);
     }
@@ -234,9 +284,17 @@ async fn a_key_ends_when_it_is_revoked_or_its_time_is_up_and_does_only_what_its_
         (json!({"tenant": "ten_1", "name": "x"}), "/tenant", "invalid_id"),
         (json!({"tenant": "ten_00000000000000000000000000", "name": "x"}), "/tenant", "not_found"),
         (json!({"tenant": tenant.id, "name": ""}), "/name", "too_short"),
-        (json!({"tenant": tenant.id, "name": "x", "scopes": ["all"]}), "/scopes/0", "unknown_scope"),
+        (
+            json!({"tenant": tenant.id, "name": "x", "scopes": ["all"]}),
+            "/scopes/0",
+            "unknown_scope",
+        ),
         (json!({"tenant": tenant.id, "name": "x", "test": "yes"}), "/test", "wrong_type"),
-        (json!({"tenant": tenant.id, "name": "x", "expires_at": "2001-01-01T00:00:00Z"}), "/expires_at", "in_the_past"),
+        (
+            json!({"tenant": tenant.id, "name": "x", "expires_at": "2001-01-01T00:00:00Z"}),
+            "/expires_at",
+            "in_the_past",
+        ),
     ] {
         let answer = make(body.clone()).await;
         assert_eq!(answer.status, 422, "{body}: {answer:?}");
@@ -264,11 +322,13 @@ async fn the_same_idempotency_key_is_one_message() {
     assert_eq!(first.status, 202);
     assert!(!first.headers.contains_key("idempotency-replayed"));
     // Quoted, and with its fields in another order: the same request.
-    let again = send(tenant.live.clone(), "\"k1\"", json!({"text": "once", "to": "+12025550143"})).await;
+    let again =
+        send(tenant.live.clone(), "\"k1\"", json!({"text": "once", "to": "+12025550143"})).await;
     assert_eq!(again.status, 202);
     assert_eq!(again.headers["idempotency-replayed"], "true");
     assert_eq!(again.body, first.body);
-    let different = send(tenant.live.clone(), "k1", json!({"to": "+12025550143", "text": "twice"})).await;
+    let different =
+        send(tenant.live.clone(), "k1", json!({"to": "+12025550143", "text": "twice"})).await;
     assert_eq!((different.status, different.problem()), (422, "idempotency_key_reused"));
     let foreign = send(other.live.clone(), "k1", body.clone()).await;
     assert_eq!(foreign.status, 202);
@@ -302,7 +362,8 @@ async fn requests_with_one_key_at_once_make_one_message() {
     assert!(!accepted.is_empty());
     assert!(accepted.iter().all(|answer| answer.body["id"] == accepted[0].body["id"]));
     assert!(answers.iter().all(|answer| {
-        answer.status == 202 || (answer.status == 409 && answer.problem() == "idempotency_key_in_use")
+        answer.status == 202
+            || (answer.status == 409 && answer.problem() == "idempotency_key_in_use")
     }));
     let listed = router.get("/v1/messages", &tenant.live).await;
     assert_eq!(listed.body["data"].as_array().unwrap().len(), 1);
@@ -314,8 +375,9 @@ async fn a_foreign_id_is_not_found_on_every_route() {
     let router = Router::start().await;
     let owner = router.tenant("Owner").await;
     let stranger = router.tenant("Stranger").await;
-    let message =
-        router.post("/v1/messages", &owner.live, &json!({"to": "+12025550143", "text": "mine"})).await;
+    let message = router
+        .post("/v1/messages", &owner.live, &json!({"to": "+12025550143", "text": "mine"}))
+        .await;
     let endpoint = router
         .post("/v1/webhook_endpoints", &owner.live, &json!({"url": "http://127.0.0.1:9/hook"}))
         .await;
@@ -363,8 +425,9 @@ async fn lists_come_in_pages_newest_first_and_filtered() {
     let mut ids = Vec::new();
     for number in 0..7 {
         let to = format!("+1202555010{}", number % 2);
-        let sent =
-            router.post("/v1/messages", &tenant.live, &json!({"to": to, "text": format!("{number}")})).await;
+        let sent = router
+            .post("/v1/messages", &tenant.live, &json!({"to": to, "text": format!("{number}")}))
+            .await;
         ids.push(sent.body["id"].as_str().unwrap().to_owned());
         // Ids of one millisecond are in no order; the pages' order is that of ids.
         tokio::time::sleep(std::time::Duration::from_millis(2)).await;
@@ -400,19 +463,31 @@ async fn a_message_that_no_phone_has_is_canceled_at_once_and_only_once() {
     let tenant = router.tenant("Acme").await;
     let later = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1);
     let sent = router
-        .post("/v1/messages", &tenant.live, &json!({"to": "+12025550143", "text": "a", "send_at": later}))
+        .post(
+            "/v1/messages",
+            &tenant.live,
+            &json!({"to": "+12025550143", "text": "a", "send_at": later}),
+        )
         .await;
     assert_eq!(sent.body["status"], "scheduled");
     let path = format!("/v1/messages/{}", sent.body["id"].as_str().unwrap());
-    let canceled = router.send(router.client.post(format!("{}{path}/cancel", router.url)).bearer_auth(&tenant.live)).await;
+    let canceled = router
+        .send(router.client.post(format!("{}{path}/cancel", router.url)).bearer_auth(&tenant.live))
+        .await;
     assert_eq!(canceled.status, 200, "{canceled:?}");
     assert_eq!(canceled.body["status"], "canceled");
     assert_eq!(canceled.body["reason"], "canceled");
-    let again = router.send(router.client.post(format!("{}{path}/cancel", router.url)).bearer_auth(&tenant.live)).await;
+    let again = router
+        .send(router.client.post(format!("{}{path}/cancel", router.url)).bearer_auth(&tenant.live))
+        .await;
     assert_eq!((again.status, again.problem()), (409, "not_cancelable"));
     let events = router.get(&format!("{path}/events"), &tenant.live).await;
-    let kinds: Vec<&str> =
-        events.body["data"].as_array().unwrap().iter().map(|event| event["type"].as_str().unwrap()).collect();
+    let kinds: Vec<&str> = events.body["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|event| event["type"].as_str().unwrap())
+        .collect();
     assert_eq!(kinds, ["scheduled", "canceled"]);
     router.stop().await;
 }
@@ -422,18 +497,29 @@ async fn a_test_key_lives_a_whole_life_without_a_phone() {
     let router = Router::start().await;
     let tenant = router.tenant("Acme").await;
     let sent = router
-        .post("/v1/messages", &tenant.test, &json!({"to": "+12025550143", "text": "a", "from": "+12025550199"}))
+        .post(
+            "/v1/messages",
+            &tenant.test,
+            &json!({"to": "+12025550143", "text": "a", "from": "+12025550199"}),
+        )
         .await;
     assert_eq!(sent.status, 202, "{sent:?}");
     assert_eq!(sent.body["status"], "delivered");
     let id = sent.body["id"].as_str().unwrap();
     let events = router.get(&format!("/v1/messages/{id}/events"), &tenant.test).await;
-    let kinds: Vec<&str> =
-        events.body["data"].as_array().unwrap().iter().map(|event| event["type"].as_str().unwrap()).collect();
+    let kinds: Vec<&str> = events.body["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|event| event["type"].as_str().unwrap())
+        .collect();
     assert_eq!(kinds, ["queued", "sent", "delivered"]);
     let page = router.get(&format!("/v1/messages/{id}/events?limit=2"), &tenant.test).await.body;
     let cursor = page["next_cursor"].as_str().unwrap();
-    let rest = router.get(&format!("/v1/messages/{id}/events?limit=2&cursor={cursor}"), &tenant.test).await.body;
+    let rest = router
+        .get(&format!("/v1/messages/{id}/events?limit=2&cursor={cursor}"), &tenant.test)
+        .await
+        .body;
     assert_eq!(rest["data"][0]["sequence"], 3);
     assert_eq!(rest["has_more"], false);
     router.stop().await;
@@ -474,7 +560,11 @@ async fn webhook_endpoints_show_their_secret_once() {
         (json!({"url": "ftp://example.com/"}), "/url", "invalid_url"),
         (json!({"url": "https://user:pass@example.com/"}), "/url", "invalid_url"),
         (json!({"url": "https://example.com/#a"}), "/url", "invalid_url"),
-        (json!({"url": "https://example.com/", "events": ["message.lost"]}), "/events/0", "unknown_type"),
+        (
+            json!({"url": "https://example.com/", "events": ["message.lost"]}),
+            "/events/0",
+            "unknown_type",
+        ),
         (json!({"url": "https://example.com/", "events": "message.sent"}), "/events", "wrong_type"),
     ] {
         let answer = router.post(path, &tenant.live, &body).await;
@@ -488,7 +578,14 @@ async fn webhook_endpoints_show_their_secret_once() {
 async fn an_enrolment_token_enrols_once() {
     let router = Router::start().await;
     let token = async || {
-        let made = router.send(router.client.post(format!("{}/v1/admin/enrolment_tokens", router.url)).bearer_auth(ADMIN)).await;
+        let made = router
+            .send(
+                router
+                    .client
+                    .post(format!("{}/v1/admin/enrolment_tokens", router.url))
+                    .bearer_auth(ADMIN),
+            )
+            .await;
         assert_eq!(made.status, 201, "{made:?}");
         made.body["token"].as_str().unwrap().to_owned()
     };
@@ -498,13 +595,37 @@ async fn an_enrolment_token_enrols_once() {
     let enrol = async |body: Value| router.post("/v1/hosts/enroll", "", &body).await;
 
     for (bad, pointer, code) in [
-        (json!({"token": first, "name": "m", "public_key": "AA", "phones": [{"number": "+12025550190"}]}), "/public_key", "invalid_key"),
-        (json!({"token": first, "name": "m", "public_key": key, "phones": []}), "/phones", "too_few"),
+        (
+            json!({"token": first, "name": "m", "public_key": "AA", "phones": [{"number": "+12025550190"}]}),
+            "/public_key",
+            "invalid_key",
+        ),
+        (
+            json!({"token": first, "name": "m", "public_key": key, "phones": []}),
+            "/phones",
+            "too_few",
+        ),
         (json!({"token": first, "name": "m", "public_key": key}), "/phones", "required"),
-        (json!({"token": first, "name": "m", "public_key": key, "phones": [{"number": "1"}]}), "/phones/0/number", "invalid_number"),
-        (json!({"token": first, "name": "m", "public_key": key, "phones": [{"number": "+12025550190", "x": 1}]}), "/phones/0/x", "unknown_field"),
-        (json!({"token": first, "name": "m", "public_key": key, "phones": [{"number": "+12025550190"}, {"number": "+12025550190"}]}), "/phones", "repeated"),
-        (json!({"token": first, "name": "m", "public_key": key, "phones": [{"number": "+12025550190", "channels": ["fax"]}]}), "/phones/0/channels/0", "unknown_channel"),
+        (
+            json!({"token": first, "name": "m", "public_key": key, "phones": [{"number": "1"}]}),
+            "/phones/0/number",
+            "invalid_number",
+        ),
+        (
+            json!({"token": first, "name": "m", "public_key": key, "phones": [{"number": "+12025550190", "x": 1}]}),
+            "/phones/0/x",
+            "unknown_field",
+        ),
+        (
+            json!({"token": first, "name": "m", "public_key": key, "phones": [{"number": "+12025550190"}, {"number": "+12025550190"}]}),
+            "/phones",
+            "repeated",
+        ),
+        (
+            json!({"token": first, "name": "m", "public_key": key, "phones": [{"number": "+12025550190", "channels": ["fax"]}]}),
+            "/phones/0/channels/0",
+            "unknown_channel",
+        ),
     ] {
         let answer = enrol(bad.clone()).await;
         assert_eq!(answer.status, 422, "{bad}: {answer:?}");
@@ -556,7 +677,15 @@ async fn health_metrics_and_the_document_need_no_key() {
     for path in ["/healthz", "/readyz", "/openapi.json"] {
         assert_eq!(router.get(path, "").await.status, 200, "{path}");
     }
-    let text = router.client.get(format!("{}/metrics", router.url)).send().await.unwrap().text().await.unwrap();
+    let text = router
+        .client
+        .get(format!("{}/metrics", router.url))
+        .send()
+        .await
+        .unwrap()
+        .text()
+        .await
+        .unwrap();
     assert!(text.contains("switchboard_messages_accepted_total"), "{text}");
     assert!(text.contains("route=\"/v1/messages\""), "{text}");
     router.stop().await;

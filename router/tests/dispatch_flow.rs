@@ -1,11 +1,19 @@
 //! From an accepted message to its end, with a real store, a real socket and a scripted phone.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::wildcard_enum_match_arm,
+    reason = "a script that meets something else than it expects has failed, and says where"
+)]
+
 mod link_support;
 
 use std::time::Duration;
 
 use link_support::*;
-use protocol::link::{HostFrame, PhoneState};
+use protocol::link::{HostFrame, HostHealth, PhoneState};
 use protocol::pipe::{Attempt, Event, Receipt};
 use protocol::{Channel, ChannelChoice, Class, Reason, Status};
 use router::store::messages;
@@ -75,7 +83,11 @@ async fn without_a_phone_a_message_is_held_and_goes_as_soon_as_one_is_ready() {
     let now = message(app, &tenant, &id).await;
     assert_eq!((now.status, now.held_reason, now.next_at), (Status::Dispatching, None, None));
     let story = kinds(app, &tenant, &id).await;
-    assert_eq!(story, ["queued", "held", "dispatching"], "it is held once, however often it is looked at");
+    assert_eq!(
+        story,
+        ["queued", "held", "dispatching"],
+        "it is held once, however often it is looked at"
+    );
 }
 
 #[tokio::test]
@@ -148,9 +160,7 @@ async fn doubt_is_never_tried_again_and_resolved_by_what_the_phone_says_later() 
     assert_eq!(message(app, &tenant, &id).await.status, Status::Unknown);
     assert_eq!(count(app, "SELECT COUNT(*) FROM jobs").await, 0);
     let attempt = Attempt { message: id.clone(), attempt: 1 };
-    bridge
-        .event(Event::Sent { attempt, channel: Channel::Imessage, guid: "g".to_owned() })
-        .await;
+    bridge.event(Event::Sent { attempt, channel: Channel::Imessage, guid: "g".to_owned() }).await;
     assert_eq!(message(app, &tenant, &id).await.status, Status::Sent);
 }
 
@@ -340,7 +350,8 @@ async fn a_recipient_keeps_its_phone_and_a_number_asked_for_is_used() {
     assert_eq!(second.wire.send_command().await.message, asked);
     let stranger = accept(app, &tenant, "+12025550144", |_| {}).await;
     assert_eq!(second.wire.send_command().await.message, stranger);
-    let nobody = accept(app, &tenant, TO, |new| new.from = Some("+15550100199".parse().unwrap())).await;
+    let nobody =
+        accept(app, &tenant, TO, |new| new.from = Some("+15550100199".parse().unwrap())).await;
     let end = reaches(app, &tenant, &nobody, Status::Failed).await;
     assert_eq!(end.reason, Some(Reason::PhoneNotAllowed));
 }
@@ -381,7 +392,7 @@ async fn a_phone_that_moves_to_another_host_is_leased_there_only_after_ttl_and_g
     let epoch = loop {
         renewal += 1;
         let phones = vec![report(&new.phones[0], PhoneState::Ready)];
-        wire.say(&HostFrame::Renew { renewal, phones, health: Default::default() }).await;
+        wire.say(&HostFrame::Renew { renewal, phones, health: HostHealth::default() }).await;
         wire.say(&HostFrame::Ping { at: app.clock.now() }).await;
         let granted = wire
             .until(|frame| match frame {
@@ -397,4 +408,77 @@ async fn a_phone_that_moves_to_another_host_is_leased_there_only_after_ttl_and_g
     };
     assert_eq!(epoch, 2);
     assert!(since.elapsed() > Duration::from_millis(4_500), "{:?}", since.elapsed());
+}
+
+#[tokio::test]
+async fn what_cannot_be_checked_is_not_sent() {
+    let router = router("").await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let host = host(app, &[ONE]).await;
+    // An opt-out written by a version that this one does not understand.
+    let whose = tenant.clone();
+    app.store
+        .write(move |tx| {
+            tx.execute(
+                "INSERT INTO opt_outs (tenant_id, recipient, state, method, at) VALUES (?1, ?2, 'perhaps', 'api', 1)",
+                router::params![whose, TO],
+            )
+        })
+        .await
+        .unwrap();
+    let unclear = accept(app, &tenant, TO, |_| {}).await;
+    // A row that no version writes.
+    let soon = app.clock.now().plus_ms(300);
+    let broken = accept(app, &tenant, "+12025550144", |new| new.send_at = Some(soon)).await;
+    let which = broken.clone();
+    app.store
+        .write(move |tx| {
+            tx.execute(
+                "UPDATE messages SET channel_asked = 'pigeon' WHERE id = ?1",
+                router::params![which],
+            )
+        })
+        .await
+        .unwrap();
+    let mut bridge = Bridge::connect(&router, &host).await;
+    let end = reaches(app, &tenant, &unclear, Status::Blocked).await;
+    assert_eq!(end.reason, Some(Reason::CheckFailed));
+    eventually("the broken one is blocked", || async {
+        count(
+            app,
+            "SELECT COUNT(*) FROM messages WHERE status = 'blocked' AND reason = 'check_failed'",
+        )
+        .await
+            == 2
+    })
+    .await;
+    // The others go on.
+    let good = accept(app, &tenant, "+12025550145", |_| {}).await;
+    assert_eq!(bridge.wire.send_command().await.message, good);
+    assert_eq!(count(app, "SELECT COUNT(*) FROM attempts").await, 1);
+}
+
+#[tokio::test]
+async fn a_phone_whose_lease_has_lapsed_gets_nothing_until_it_is_renewed() {
+    let router = router("[lease]\nttl_ms = 4000\ngrace_ms = 1000\n").await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let host = host(app, &[ONE]).await;
+    let mut bridge = Bridge::connect(&router, &host).await;
+    app.store
+        .write(|tx| tx.execute("UPDATE leases SET expires_at = 1", router::params![]))
+        .await
+        .unwrap();
+    let id = accept(app, &tenant, TO, |_| {}).await;
+    eventually("it is held", || async {
+        message(app, &tenant, &id).await.held_reason == Some(Reason::NoPhoneAvailable)
+    })
+    .await;
+    let mut phone = report(&bridge.phone, PhoneState::Ready);
+    phone.epoch = Some(bridge.epoch);
+    let renew = HostFrame::Renew { renewal: 1, phones: vec![phone], health: HostHealth::default() };
+    bridge.wire.say(&renew).await;
+    let send = bridge.wire.send_command().await;
+    assert_eq!((send.message, send.epoch), (id, bridge.epoch));
 }

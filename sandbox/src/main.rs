@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
-    let argv0 = args.first().map(Path::new).unwrap_or(Path::new(""));
+    let argv0 = args.first().map_or(Path::new(""), Path::new);
     if sandbox::osascript::is_called(argv0) {
         sandbox::osascript::main(&args)
     } else {

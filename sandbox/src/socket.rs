@@ -218,7 +218,7 @@ mod tests {
         let reply: Reply =
             serde_json::from_str(r#"{"reply":"event_error","number":-1728}"#).unwrap();
         assert_eq!(reply, Reply::EventError { number: -1728, message: None });
-        assert!(serde_json::from_str::<Request>(r#"{"ask":"stop","more":1}"#).is_err());
+        assert!(serde_json::from_str::<Request>(r#"{"ask":"read","phone":"1","more":1}"#).is_err());
         assert!(serde_json::from_str::<Request>(r#"{"ask":"fly"}"#).is_err());
     }
 

@@ -22,9 +22,9 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use router_client::clock::wall_now;
 use crate::lines::{Line, Lines};
 use crate::logs::{LogLine, Ring};
+use router_client::clock::wall_now;
 
 /// Lines of a child's stdout waiting for their owner. A full queue stops the reading, then the child: back-pressure
 /// on the one that causes it.
@@ -266,7 +266,9 @@ impl Child {
         // Whatever the leader has left behind must not outlive it: it may hold the journal or the pipes. The id cannot
         // have been given to another group in these microseconds.
         match self.signal(Signal::SIGKILL) {
-            Signalled::Sent => tracing::debug!(group = self.pid(), "swept what an ended child left"),
+            Signalled::Sent => {
+                tracing::debug!(group = self.pid(), "swept what an ended child left");
+            }
             Signalled::Gone | Signalled::Refused => {}
         }
         self.stdin = None;
@@ -368,15 +370,15 @@ async fn write_stdin(
 ) {
     while let Some(mut line) = lines.recv().await {
         line.push('\n');
-        let told = match tokio::time::timeout(WRITE_DEADLINE, stdin.write_all(line.as_bytes())).await
-        {
-            Ok(Ok(())) => continue,
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "writing to a child failed");
-                Told::StdinClosed
-            }
-            Err(_) => Told::WriteStuck,
-        };
+        let told =
+            match tokio::time::timeout(WRITE_DEADLINE, stdin.write_all(line.as_bytes())).await {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, "writing to a child failed");
+                    Told::StdinClosed
+                }
+                Err(_) => Told::WriteStuck,
+            };
         // An error means that the owner has gone, and with it whoever could act on this.
         drop(report.send(told).await);
         return;

@@ -342,8 +342,7 @@ fn phones(
 ) -> Result<Vec<PhoneConfig>, ConfigError> {
     let count = raw.get_ref().len();
     if count == 0 || count > limits::PHONES_PER_HOST_MAX {
-        let message =
-            format!("{count} phones: a host serves 1 to {}", limits::PHONES_PER_HOST_MAX);
+        let message = format!("{count} phones: a host serves 1 to {}", limits::PHONES_PER_HOST_MAX);
         return Err(source.wrong("phones", raw, message));
     }
     let mut numbers = BTreeSet::new();
@@ -361,15 +360,13 @@ fn phones(
         if !databases.insert(chat_db.clone()) {
             return Err(source.wrong("chat_db", &phone.chat_db, "belongs to another phone too"));
         }
-        let osascript = phone
-            .osascript
-            .as_ref()
-            .map(|path| source.absolute("osascript", path))
-            .transpose()?;
+        let osascript =
+            phone.osascript.as_ref().map(|path| source.absolute("osascript", path)).transpose()?;
         let extra = match &phone.bridge {
             None => toml::Table::new(),
             Some(table) => {
-                if let Some(own) = OWN_BRIDGE_KEYS.iter().find(|key| table.get_ref().contains_key(**key))
+                if let Some(own) =
+                    OWN_BRIDGE_KEYS.iter().find(|key| table.get_ref().contains_key(**key))
                 {
                     let message = format!("`{own}` is set by the supervisor; take it out");
                     return Err(source.wrong("bridge", table, message));

@@ -183,10 +183,7 @@ async fn finish(request: Request, next: Next) -> Response {
         let mut headers = std::mem::take(response.headers_mut());
         response = (status, Json(problem)).into_response();
         headers.remove(header::CONTENT_LENGTH);
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/problem+json"),
-        );
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if retry {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
         }
@@ -393,8 +390,7 @@ async fn send(
     let handle = find(&dispatch, &id)?;
     let body = body.map_err(|rejection| {
         let status = rejection.status();
-        let code =
-            if status == StatusCode::PAYLOAD_TOO_LARGE { "too_large" } else { "unreadable" };
+        let code = if status == StatusCode::PAYLOAD_TOO_LARGE { "too_large" } else { "unreadable" };
         Failure::new(status, code, rejection.body_text())
     })?;
     let object = message::object(&body)

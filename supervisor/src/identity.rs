@@ -102,8 +102,10 @@ fn standalone(
     now: UnixMs,
 ) -> Result<BTreeMap<PhoneId, PhoneConfig>, IdentityError> {
     let path = state_dir.join(PHONES_FILE);
-    let damaged =
-        |error: serde_json::Error| IdentityError::Damaged { path: path.clone(), detail: error.to_string() };
+    let damaged = |error: serde_json::Error| IdentityError::Damaged {
+        path: path.clone(),
+        detail: error.to_string(),
+    };
     let mut ids: BTreeMap<String, PhoneId> = match files::read(&path) {
         Ok(text) => serde_json::from_str(&text).map_err(damaged)?,
         Err(error) if error.is_missing() => BTreeMap::new(),
@@ -186,7 +188,8 @@ mod tests {
                 })
                 .collect(),
         };
-        enrolment::store(dir.path(), &enrolled(&["+15550100001"], "http://127.0.0.1:7070")).unwrap();
+        enrolment::store(dir.path(), &enrolled(&["+15550100001"], "http://127.0.0.1:7070"))
+            .unwrap();
         assert!(matches!(identify(&config, UnixMs(1)), Err(IdentityError::NotEnrolled { .. })));
 
         let both = ["+15550100001", "+15550100002"];

@@ -9,10 +9,13 @@ use std::time::Duration;
 use data_encoding::HEXLOWER;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use protocol::HostId;
+use protocol::link::{PhoneReport, PhoneState};
+use protocol::{HostId, PhoneId};
 use router_client::clock::wall_now;
 use router_client::key::HostKey;
-use router_client::link::{INPUT_QUEUE, Link, LinkConfig, LinkStats, OUTPUT_QUEUE};
+use router_client::link::{
+    INPUT_QUEUE, Link, LinkConfig, LinkInput, LinkOutput, LinkStats, OUTPUT_QUEUE,
+};
 use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -109,6 +112,9 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
     let (stopping, killing, closing) =
         (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
     let linked = link(&config, host)?;
+    if let Some(linked) = &linked {
+        announce_phones(linked, phones.keys());
+    }
     let surroundings = Surroundings {
         bridge: config.bridge.clone(),
         state_dir: config.state_dir.clone(),
@@ -122,8 +128,7 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
     };
     // The owners get a tracker of their own: a stop waits for them first, then for the rest.
     let owners = TaskTracker::new();
-    let pool =
-        Pool::start(&phones, &Surroundings { tracker: owners.clone(), ..surroundings });
+    let pool = Pool::start(&phones, &Surroundings { tracker: owners.clone(), ..surroundings });
     let (state, link_state) = watch::channel(match &linked {
         Some(_) => LinkState::Disconnected,
         None => LinkState::Standalone,
@@ -132,13 +137,7 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
     if let Some(Linked { link, inputs, outputs }) = linked {
         stats = Some(link.stats());
         tracker.spawn(link.run(closing.clone()));
-        tracker.spawn(switchboard::forward(
-            pool.clone(),
-            outputs,
-            inputs,
-            state,
-            closing.clone(),
-        ));
+        tracker.spawn(switchboard::forward(pool.clone(), outputs, inputs, state, closing.clone()));
     }
     let routes = dispatch::routes(Dispatch::new(
         pool.clone(),
@@ -206,14 +205,11 @@ fn announce(dispatch: SocketAddr) {
 
 struct Linked {
     link: Link,
-    inputs: mpsc::Sender<router_client::link::LinkInput>,
-    outputs: mpsc::Receiver<router_client::link::LinkOutput>,
+    inputs: mpsc::Sender<LinkInput>,
+    outputs: mpsc::Receiver<LinkOutput>,
 }
 
-fn link(
-    config: &Config,
-    host: Option<(HostId, HostKey)>,
-) -> Result<Option<Linked>, Failed> {
+fn link(config: &Config, host: Option<(HostId, HostKey)>) -> Result<Option<Linked>, Failed> {
     let (Some(router), Some((host, key))) = (&config.router, host) else {
         return Ok(None);
     };
@@ -229,9 +225,26 @@ fn link(
         boot: HEXLOWER.encode(&boot),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let link =
-        Link::new(link_config, taken, given).map_err(|error| Failed::config(&error))?;
+    let link = Link::new(link_config, taken, given).map_err(|error| Failed::config(&error))?;
     Ok(Some(Linked { link, inputs, outputs }))
+}
+
+/// Tells the link of every phone before it dials, so that its first hello names them all and each gets its lease.
+fn announce_phones<'a>(linked: &Linked, phones: impl Iterator<Item = &'a PhoneId>) {
+    for phone in phones {
+        let report = PhoneReport {
+            phone: phone.clone(),
+            journal: None,
+            last_seq: 0,
+            epoch: None,
+            state: PhoneState::Starting,
+            reasons: Vec::new(),
+        };
+        // The queue is empty and longer than the largest set of phones; what did not fit would follow a moment later.
+        if linked.inputs.try_send(LinkInput::Phone { report, started: false }).is_err() {
+            tracing::debug!(%phone, "the link takes no more phones before it runs");
+        }
+    }
 }
 
 /// Takes the lock that only one supervisor can hold. The system frees it when we end, however we end.
@@ -262,8 +275,7 @@ fn dispatch_token(path: &Path) -> Result<SecretString, Failed> {
         Err(error) if error.is_missing() => {}
         Err(error) => return Err(Failed::system("the dispatch token", &error)),
     }
-    let bytes: [u8; 32] =
-        random().map_err(|error| Failed::system("a dispatch token", &error))?;
+    let bytes: [u8; 32] = random().map_err(|error| Failed::system("a dispatch token", &error))?;
     let token = HEXLOWER.encode(&bytes);
     files::write_private(path, &format!("{token}\n"))
         .map_err(|error| Failed::system("the dispatch token", &error))?;
@@ -297,9 +309,8 @@ struct Signals {
 
 impl Signals {
     fn listen() -> Result<Self, Failed> {
-        let listen = |kind| {
-            signal(kind).map_err(|error| Failed::system("listening to signals", &error))
-        };
+        let listen =
+            |kind| signal(kind).map_err(|error| Failed::system("listening to signals", &error));
         Ok(Self {
             term: listen(SignalKind::terminate())?,
             int: listen(SignalKind::interrupt())?,

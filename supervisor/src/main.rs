@@ -47,7 +47,8 @@ fn main() -> ExitCode {
             Ok(())
         }
         Command::CheckConfig { config, print_default: false } => {
-            supervisor::check_config(&config.unwrap_or_default()).map(|summary| say(&format!("{summary}\n")))
+            supervisor::check_config(&config.unwrap_or_default())
+                .map(|summary| say(&format!("{summary}\n")))
         }
     };
     match done {
@@ -61,9 +62,10 @@ fn main() -> ExitCode {
 }
 
 fn run(config: &std::path::Path) -> Result<(), Failed> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| {
-        Failed { status: 71, message: format!("starting the runtime: {error}") }
-    })?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| {
+            Failed { status: 71, message: format!("starting the runtime: {error}") }
+        })?;
     let done = runtime.block_on(supervisor::run(config));
     // Tasks that did not end in time are not waited for; a child that is dropped is killed with its group.
     runtime.shutdown_background();

@@ -208,7 +208,9 @@ fn start_owner(id: PhoneId, config: PhoneConfig, surroundings: &Surroundings) ->
         surroundings: surroundings.clone(),
         began: Instant::now(),
         random: SystemRandom::new(),
+        last_seq: 0,
         told_link: None,
+        greeting: false,
         link_slow: false,
         refused: Refused::default(),
     };
@@ -240,7 +242,11 @@ struct Owner {
     surroundings: Surroundings,
     began: Instant,
     random: SystemRandom,
+    /// The newest event seen, in this journal.
+    last_seq: u64,
     told_link: Option<Told>,
+    /// A hello that the link has not taken yet.
+    greeting: bool,
     link_slow: bool,
     refused: Refused,
 }
@@ -328,14 +334,12 @@ impl Owner {
         let mut inputs = VecDeque::from([input]);
         while let Some(input) = inputs.pop_front() {
             let (now, chance) = (self.now(), self.chance());
-            let mut greeted = false;
             for effect in self.phone.step(input, now, chance) {
-                greeted |= effect == Effect::Greeted;
                 if let Some(next) = self.perform(effect) {
                     inputs.push_back(next);
                 }
             }
-            self.tell(greeted).await;
+            self.tell().await;
         }
     }
 
@@ -343,11 +347,14 @@ impl Owner {
         match effect {
             Effect::Spawn => {
                 self.journal = None;
+                self.greeting = false;
                 return Some(self.spawn());
             }
             Effect::Greeted => {
                 self.journal = self.phone.journal().map(str::to_owned);
+                self.greeting = true;
                 if let Some(hello) = self.phone.report().bridge {
+                    self.last_seq = hello.last_seq;
                     tracing::info!(phone = %self.id, pid = hello.pid, version = hello.version,
                         journal = hello.journal, last_seq = hello.last_seq, "the bridge is there");
                 }
@@ -372,7 +379,8 @@ impl Owner {
                 tracing::warn!(phone = %self.id, ?exit, delay_ms = ms(delay), "the bridge ended; it is started again");
             }
             Effect::Parked { exit } => {
-                metrics::counter!("switchboard_parked_total", "phone" => self.id.to_string()).increment(1);
+                metrics::counter!("switchboard_parked_total", "phone" => self.id.to_string())
+                    .increment(1);
                 tracing::error!(phone = %self.id, ?exit,
                     "the bridge ended too often and is parked; see GET /v1/phones/{}/log", self.id);
             }
@@ -391,7 +399,8 @@ impl Owner {
                 return Input::NotStarted;
             }
         };
-        metrics::counter!("switchboard_bridge_starts_total", "phone" => self.id.to_string()).increment(1);
+        metrics::counter!("switchboard_bridge_starts_total", "phone" => self.id.to_string())
+            .increment(1);
         match child::start(&spec, &self.logs, &self.surroundings.tracker) {
             Ok(child) => {
                 tracing::info!(phone = %self.id, pid = child.pid(), "the bridge is started");
@@ -423,8 +432,12 @@ impl Owner {
     fn signal(&self, signal: Signal) {
         let Some(child) = &self.child else { return };
         match child.signal(signal) {
-            Signalled::Sent => tracing::info!(phone = %self.id, group = child.pid(), %signal, "signalled the bridge"),
-            Signalled::Gone => tracing::debug!(phone = %self.id, %signal, "the bridge's group is gone already"),
+            Signalled::Sent => {
+                tracing::info!(phone = %self.id, group = child.pid(), %signal, "signalled the bridge");
+            }
+            Signalled::Gone => {
+                tracing::debug!(phone = %self.id, %signal, "the bridge's group is gone already");
+            }
             Signalled::Refused => {
                 tracing::warn!(phone = %self.id, %signal, "the bridge's group may not be signalled; asked again later");
             }
@@ -517,7 +530,9 @@ impl Owner {
     async fn happened(&mut self, happened: Happened) {
         match happened {
             Happened::Line(Line::Whole(line)) => self.line(&line).await,
-            Happened::Line(Line::TooLong { bytes }) => self.refuse("too_long", &format!("{bytes} bytes")),
+            Happened::Line(Line::TooLong { bytes }) => {
+                self.refuse("too_long", &format!("{bytes} bytes"));
+            }
             Happened::Line(Line::NotText) => self.refuse("not_text", "not UTF-8"),
             Happened::Line(Line::Cut { bytes }) => {
                 self.refuse("cut", &format!("half a line of {bytes} bytes"));
@@ -561,6 +576,7 @@ impl Owner {
             return;
         };
         let seq = line.seq;
+        self.last_seq = self.last_seq.max(seq);
         self.stream.publish(&EventFrame {
             phone: self.id.clone(),
             journal: journal.clone(),
@@ -612,7 +628,7 @@ impl Owner {
     }
 
     /// Publishes the report, and tells the router what concerns it.
-    async fn tell(&mut self, greeted: bool) {
+    async fn tell(&mut self) {
         let report = self.phone.report();
         let told: Told = (
             report.state,
@@ -631,24 +647,27 @@ impl Owner {
         });
         metrics::gauge!("switchboard_phone_ready", "phone" => self.id.to_string())
             .set(if report.state == PhoneState::Ready { 1.0 } else { 0.0 });
-        metrics::gauge!("switchboard_restarts", "phone" => self.id.to_string())
-            .set(u32::try_from(report.restarts).unwrap_or(u32::MAX));
-        if self.surroundings.link.is_none() || (!greeted && self.told_link.as_ref() == Some(&told)) {
+        metrics::counter!("switchboard_bridge_restarts_total", "phone" => self.id.to_string())
+            .absolute(report.restarts);
+        let news = self.greeting || self.told_link.as_ref() != Some(&told);
+        if self.surroundings.link.is_none() || !news {
             return;
         }
         let update = LinkInput::Phone {
             report: PhoneReport {
                 phone: self.id.clone(),
                 journal: self.journal.clone(),
-                last_seq: report.bridge.as_ref().map_or(0, |hello| hello.last_seq),
+                last_seq: if self.journal.is_some() { self.last_seq } else { 0 },
                 epoch: None,
                 state: told.0,
                 reasons: told.1.clone(),
             },
-            started: greeted,
+            started: self.greeting,
         };
         // What was not taken is told again with the next step, at the latest with the next heartbeat.
-        self.told_link = self.hand_up(update).await.then_some(told);
+        let taken = self.hand_up(update).await;
+        self.greeting &= !taken;
+        self.told_link = taken.then_some(told);
     }
 }
 
@@ -669,7 +688,9 @@ pub(crate) fn bridge_config(
     if let Some(osascript) = &config.osascript {
         set("osascript", osascript.display().to_string());
     }
-    format!("# Written by the supervisor at each start of the bridge; changes here are lost.\n{table}")
+    format!(
+        "# Written by the supervisor at each start of the bridge; changes here are lost.\n{table}"
+    )
 }
 
 fn exit_of(status: ExitStatus) -> Exit {
@@ -708,4 +729,211 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         cause = inner.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use protocol::pipe::Event;
+    use protocol::{MessageId, UnixMs};
+
+    use super::*;
+
+    /// Every wait of these tests ends by then.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    struct House {
+        dir: tempfile::TempDir,
+        pool: Pool,
+        id: PhoneId,
+        up: mpsc::Receiver<LinkInput>,
+        surroundings: Surroundings,
+    }
+
+    impl House {
+        fn new(behaviour: &str) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let id = PhoneId::new(1, [3; 10]);
+            let (link, up) = mpsc::channel(64);
+            let surroundings = Surroundings {
+                bridge: Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake_bridge.sh"),
+                state_dir: dir.path().to_owned(),
+                settings: Settings::default(),
+                memory: MemoryLimits { soft: None, hard: None },
+                link: Some(link),
+                local_epoch: 1,
+                stopping: CancellationToken::new(),
+                killing: CancellationToken::new(),
+                tracker: TaskTracker::new(),
+            };
+            let mut extra = toml::Table::new();
+            extra.insert("behaviour".to_owned(), toml::Value::String(behaviour.to_owned()));
+            let config = PhoneConfig {
+                number: "+12025550190".parse().unwrap(),
+                label: None,
+                chat_db: "/db".into(),
+                osascript: None,
+                extra,
+            };
+            let pool = Pool::start(&BTreeMap::from([(id.clone(), config)]), &surroundings);
+            Self { dir, pool, id, up, surroundings }
+        }
+
+        fn handle(&self) -> &Handle {
+            self.pool.get(&self.id).unwrap()
+        }
+
+        /// The next input for the link that `pick` takes.
+        async fn up<T>(&mut self, pick: impl Fn(&LinkInput) -> Option<T>) -> T {
+            let found = async {
+                loop {
+                    let input = self.up.recv().await.expect("the owners are gone");
+                    if let Some(found) = pick(&input) {
+                        return found;
+                    }
+                }
+            };
+            tokio::time::timeout(PATIENCE, found).await.expect("the link was not told")
+        }
+
+        async fn report(&mut self, wanted: PhoneState) -> (PhoneReport, bool) {
+            self.up(|input| match input {
+                LinkInput::Phone { report, started } if report.state == wanted => {
+                    Some((report.clone(), *started))
+                }
+                LinkInput::Phone { .. }
+                | LinkInput::Forget(_)
+                | LinkInput::Event { .. }
+                | LinkInput::Health(_) => None,
+            })
+            .await
+        }
+
+        fn lines(&self) -> String {
+            let file = self.dir.path().join("phones").join(self.id.as_str()).join("lines");
+            std::fs::read_to_string(file).unwrap_or_default()
+        }
+
+        async fn finish(self) {
+            self.surroundings.stopping.cancel();
+            self.surroundings.tracker.close();
+            tokio::time::timeout(PATIENCE, self.surroundings.tracker.wait()).await.unwrap();
+        }
+    }
+
+    fn lease(epoch: u64) -> Command {
+        Command::Lease { epoch, ttl_ms: 60_000, issued_ms: continuous_now() }
+    }
+
+    #[tokio::test]
+    async fn the_link_hears_of_a_new_bridge_and_its_events() {
+        let mut house = House::new("good");
+        let (report, started) = house.report(PhoneState::NotReady).await;
+        assert!(started, "the first word after hello asks for the acknowledged seq");
+        let journal = report.journal.unwrap();
+        let (report, started) = house.report(PhoneState::Ready).await;
+        assert_eq!((report.journal.as_ref(), started), (Some(&journal), false));
+
+        let message = MessageId::new(5, [5; 10]);
+        let send = protocol::pipe::Send {
+            message: message.clone(),
+            attempt: 1,
+            epoch: 4,
+            to: "+12025550100".parse().unwrap(),
+            text: "x".to_owned(),
+            attachments: Vec::new(),
+            route: vec![protocol::Channel::Imessage],
+            class: protocol::Class::Otp,
+            start_before: UnixMs(0),
+            conversation: None,
+        };
+        house.handle().ask(Ask::Command(Command::Send(send))).unwrap();
+        let (from, seq, event) = house
+            .up(|input| match input {
+                LinkInput::Event { journal, line, .. } => {
+                    Some((journal.clone(), line.seq, line.event.clone()))
+                }
+                LinkInput::Phone { .. } | LinkInput::Forget(_) | LinkInput::Health(_) => None,
+            })
+            .await;
+        assert_eq!((from, seq), (journal, 1));
+        assert!(matches!(event, Event::Accepted(attempt) if attempt.message == message));
+        // With a router the supervisor grants nothing and acknowledges nothing itself.
+        assert!(!house.lines().contains("\"lease\"") && !house.lines().contains("\"ack\""));
+        house.finish().await;
+    }
+
+    #[tokio::test]
+    async fn a_restarted_bridge_gets_the_lease_that_still_holds() {
+        let mut house = House::new("good");
+        house.report(PhoneState::Ready).await;
+        house.handle().ask(Ask::Command(lease(7))).unwrap();
+        house.handle().ask(Ask::Order(Order::Restart)).unwrap();
+        house.report(PhoneState::Draining).await;
+        house.report(PhoneState::Ready).await;
+        assert_eq!(house.handle().lease().map(|lease| lease.epoch), Some(7));
+        let until = Instant::now() + PATIENCE;
+        while house.lines().matches("\"epoch\":7").count() < 2 {
+            assert!(Instant::now() < until, "{}", house.lines());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+
+        house.handle().ask(Ask::Command(Command::Revoke { epoch: 7 })).unwrap();
+        house.handle().ask(Ask::Order(Order::Restart)).unwrap();
+        house.report(PhoneState::Draining).await;
+        house.report(PhoneState::Ready).await;
+        assert_eq!(house.handle().lease(), None);
+        assert_eq!(house.lines().matches("\"lease\"").count(), 2, "{}", house.lines());
+        house.finish().await;
+    }
+
+    #[tokio::test]
+    async fn a_link_that_takes_nothing_holds_up_no_bridge() {
+        let mut house = House::new("good");
+        house.report(PhoneState::Ready).await;
+        let handle = house.handle().clone();
+        let mut listener = handle.stream.listen();
+        // Far more than the queue of the link holds, and nobody empties it.
+        for n in 0..100 {
+            let send = protocol::pipe::Send {
+                message: MessageId::new(n, [5; 10]),
+                attempt: 1,
+                epoch: 4,
+                to: "+12025550100".parse().unwrap(),
+                text: "x".to_owned(),
+                attachments: Vec::new(),
+                route: vec![protocol::Channel::Imessage],
+                class: protocol::Class::Otp,
+                start_before: UnixMs(0),
+                conversation: None,
+            };
+            handle.ask(Ask::Command(Command::Send(send))).unwrap();
+        }
+        for _ in 0..200 {
+            tokio::time::timeout(PATIENCE, listener.recv()).await.unwrap().unwrap();
+        }
+        assert_eq!(handle.report().state, PhoneState::Ready);
+        house.finish().await;
+    }
+
+    #[test]
+    fn the_bridges_file_carries_its_own_settings_and_ours() {
+        let mut extra: toml::Table =
+            toml::from_str("osascript_deadline_ms = 5\n[pacing]\nburst = 2").unwrap();
+        extra.insert("x".to_owned(), toml::Value::Boolean(true));
+        let config = PhoneConfig {
+            number: "+12025550190".parse().unwrap(),
+            label: None,
+            chat_db: "/a \"quoted\" place".into(),
+            osascript: Some("/o".into()),
+            extra,
+        };
+        let text = bridge_config(&PhoneId::new(1, [0; 10]), &config, Path::new("/state"));
+        let read: toml::Table = toml::from_str(&text).unwrap();
+        assert_eq!(read["chat_db"].as_str(), Some("/a \"quoted\" place"));
+        assert_eq!(read["pacing"]["burst"].as_integer(), Some(2));
+        assert_eq!(read["osascript_deadline_ms"].as_integer(), Some(5));
+        assert_eq!(read["state_dir"].as_str(), Some("/state"));
+    }
 }

@@ -208,11 +208,7 @@ impl History {
         if let Some((delay, cause)) = cause {
             return Decision::Wait { delay: lengthened(delay, ended.chance), cause };
         }
-        while self
-            .recent
-            .front()
-            .is_some_and(|&at| ended.now.saturating_sub(at) >= policy.window)
-        {
+        while self.recent.front().is_some_and(|&at| ended.now.saturating_sub(at) >= policy.window) {
             self.recent.pop_front();
         }
         if self.parked || self.recent.len() >= policy.intensity {
@@ -274,10 +270,7 @@ mod tests {
         for n in 0..5 {
             assert!(matches!(history.decide(&policy, &crash(secs(n))), Decision::Again { .. }));
         }
-        assert_eq!(
-            history.decide(&policy, &crash(secs(5))),
-            Decision::Park { delay: secs(300) }
-        );
+        assert_eq!(history.decide(&policy, &crash(secs(5))), Decision::Park { delay: secs(300) });
         // Each later try that fails leaves it parked, also when the window has passed.
         assert_eq!(
             history.decide(&policy, &crash(secs(4_000))),

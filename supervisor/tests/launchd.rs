@@ -119,7 +119,9 @@ fn the_agent_runs_at_the_screen_and_for_ever() {
 #[test]
 fn the_arguments_start_with_the_program_and_no_path_has_a_tilde() {
     let plist = template();
-    let Some(Plist::List(arguments)) = plist.get("ProgramArguments") else { panic!("no arguments") };
+    let Some(Plist::List(arguments)) = plist.get("ProgramArguments") else {
+        panic!("no arguments")
+    };
     assert_eq!(arguments.first(), plist.get("Program"));
     assert!(!without_comments(TEMPLATE).contains('~'));
 }

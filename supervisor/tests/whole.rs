@@ -2,11 +2,13 @@
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
+    clippy::indexing_slicing,
     clippy::disallowed_methods,
     clippy::disallowed_types,
     reason = "a test starts processes, waits, and fails loudly"
 )]
 
+use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -44,10 +46,12 @@ fn write_config(dir: &Path, behaviours: &[&str], more: &str) -> PathBuf {
     let fake = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake_bridge.sh");
     let mut text = format!("state_dir = \"state\"\nbridge = {:?}\n", fake.display().to_string());
     for (n, behaviour) in behaviours.iter().enumerate() {
-        text.push_str(&format!(
+        write!(
+            text,
             "[[phones]]\nnumber = \"+1202555019{n}\"\nlabel = \"{behaviour}\"\nchat_db = \"/db{n}\"\n\
              [phones.bridge]\nbehaviour = \"{behaviour}\"\n"
-        ));
+        )
+        .unwrap();
     }
     text.push_str(
         "[dispatch]\nlisten = \"127.0.0.1:0\"\n[heartbeat]\nevery_ms = 300\nmissed = 3\nstart_deadline_ms = 1500\n\
@@ -61,8 +65,8 @@ fn write_config(dir: &Path, behaviours: &[&str], more: &str) -> PathBuf {
 
 fn alive(pid: i32) -> bool {
     // A zombie that nobody reaps still answers; it is dead all the same.
-    let zombie =
-        std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "));
+    let zombie = std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| stat.contains(") Z "));
     kill(Pid::from_raw(pid), None).is_ok() && !zombie
 }
 
@@ -322,7 +326,11 @@ fn the_api_wants_its_token_and_names_what_is_wrong() {
     ];
     for (method, path, body, status, code) in table {
         let answer = house.ask_as(&house.token, method, path, body);
-        assert_eq!((answer.status, &answer.body["code"]), (status, &json!(code)), "{method} {path}");
+        assert_eq!(
+            (answer.status, &answer.body["code"]),
+            (status, &json!(code)),
+            "{method} {path}"
+        );
         assert!(answer.head.contains("content-type: application/problem+json"), "{path}");
         assert!(answer.head.contains(answer.body["request_id"].as_str().unwrap()));
     }

@@ -1,8 +1,8 @@
 //! Notices that the database has changed: file events as a hint, a poll of `PRAGMA data_version` as the truth.
 //!
 //! File events are lost under load and after sleep, and a WAL that was deleted and created again ends a watch on it (imsg#126). So the
-//! events only shorten the wait: a thread of its own polls at least every [`POLL_EVERY`] whatever they say. A file
-//! that was replaced is opened again, and counts as a change.
+//! events only shorten the wait: a thread of its own polls at least every [`POLL_EVERY`] whatever they say, on the connection that
+//! [`super::ChatDb`] reads over. A file that was replaced is opened again, and counts as a change.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
-use rusqlite::Connection;
 use tokio::sync::mpsc::error::TrySendError;
 
-use super::{Files, beside, connect};
+use super::shared::Shared;
+use super::{Files, beside};
 
 /// Longest time between two looks at `data_version`.
 pub(crate) const POLL_EVERY: Duration = Duration::from_millis(250);
@@ -82,7 +82,8 @@ impl Watch {
             changed,
             woken,
             hints: Hints::new(path, &wake, &counters),
-            open: None,
+            shared: Shared::at(path),
+            seen: None,
             files: Files::default(),
         };
         let thread = std::thread::Builder::new()
@@ -161,15 +162,16 @@ struct Worker {
     changed: tokio::sync::mpsc::Sender<()>,
     woken: Receiver<()>,
     hints: Hints,
-    open: Option<(Connection, Option<i64>)>,
+    shared: Arc<Shared>,
+    /// Opening and `data_version` at the last look; none when the database could not be looked at.
+    seen: Option<(u64, i64)>,
     files: Files,
 }
 
 impl Worker {
     fn run(mut self) {
         self.hints.arm();
-        self.files = Files::at(&self.path);
-        self.reopen();
+        self.look();
         self.tell();
         while !self.stop.load(Ordering::Relaxed) && !self.changed.is_closed() {
             match self.woken.recv_timeout(POLL_EVERY) {
@@ -193,36 +195,41 @@ impl Worker {
     /// Whether something has changed since the last look.
     fn look(&mut self) -> bool {
         let polls = self.counters.polls.fetch_add(1, Ordering::Relaxed);
+        // While it cannot be opened, the files are looked at each time and it is tried now and then.
         let files = Files::at(&self.path);
-        if files != self.files {
+        if self.seen.is_none()
+            && files == self.files
+            && !polls.is_multiple_of(REOPEN_EVERY_POLLS)
+        {
+            return false;
+        }
+        let replaced = files != self.files;
+        if replaced {
             self.hints.arm();
-            self.counters.reopened.fetch_add(1, Ordering::Relaxed);
-            self.reopen();
-            return true;
         }
-        match &mut self.open {
-            Some((connection, last)) => match data_version(connection) {
-                Ok(version) => last.replace(version) != Some(version),
-                Err(error) => {
-                    // Locked or failing: whoever reads will meet the same and say so. Start afresh.
-                    tracing::debug!(%error, "data_version");
-                    self.open = None;
-                    true
-                }
-            },
-            None => polls.is_multiple_of(REOPEN_EVERY_POLLS) && self.reopen(),
-        }
-    }
-
-    /// Opens the database if it can be opened.
-    fn reopen(&mut self) -> bool {
-        self.open = connect(&self.path).ok().map(|connection| {
-            let version = data_version(&connection).ok();
-            (connection, version)
+        let seen = self.shared.open().and_then(|generation| {
+            let version = self.shared.run(generation, |connection| {
+                connection
+                    .prepare_cached("PRAGMA data_version")?
+                    .query_row([], |row| row.get::<_, i64>(0))
+            })?;
+            Ok((generation, version))
         });
         // Opening a WAL database may itself have created the WAL.
         self.files = Files::at(&self.path);
-        self.open.is_some()
+        let seen = match seen {
+            Ok(seen) => Some(seen),
+            // Whoever reads will meet the same and say so.
+            Err(error) => {
+                tracing::debug!(%error, "cannot look at the database");
+                None
+            }
+        };
+        let before = std::mem::replace(&mut self.seen, seen);
+        if replaced || seen.map(|(generation, _)| generation) != before.map(|(generation, _)| generation) {
+            self.counters.reopened.fetch_add(1, Ordering::Relaxed);
+        }
+        replaced || seen != before
     }
 
     fn tell(&self) {
@@ -240,8 +247,4 @@ fn nudge(wake: &SyncSender<()>) {
         // Full means that it is about to wake anyway; disconnected means that it has ended.
         Ok(()) | Err(mpsc::TrySendError::Full(()) | mpsc::TrySendError::Disconnected(())) => {}
     }
-}
-
-fn data_version(connection: &Connection) -> rusqlite::Result<i64> {
-    connection.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))
 }

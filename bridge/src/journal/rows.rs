@@ -27,7 +27,8 @@ struct FailedJson {
 }
 
 pub(super) fn to_json<T: Serialize>(value: &T) -> rusqlite::Result<String> {
-    serde_json::to_string(value).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
+    serde_json::to_string(value)
+        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
 }
 
 pub(super) fn json<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
@@ -158,15 +159,21 @@ pub(super) fn put_final(
     .map(drop)
 }
 
-pub(super) fn put_told(tx: &Transaction<'_>, attempt: &Attempt, told: &Told) -> rusqlite::Result<()> {
-    tx.prepare_cached("UPDATE sends SET told_seq = ?3, told = ?4 WHERE message = ?1 AND attempt = ?2")?
-        .execute(params![
-            attempt.message.as_str(),
-            attempt.attempt,
-            int(told.seq),
-            to_json(&told.fact)?
-        ])
-        .map(drop)
+pub(super) fn put_told(
+    tx: &Transaction<'_>,
+    attempt: &Attempt,
+    told: &Told,
+) -> rusqlite::Result<()> {
+    tx.prepare_cached(
+        "UPDATE sends SET told_seq = ?3, told = ?4 WHERE message = ?1 AND attempt = ?2",
+    )?
+    .execute(params![
+        attempt.message.as_str(),
+        attempt.attempt,
+        int(told.seq),
+        to_json(&told.fact)?
+    ])
+    .map(drop)
 }
 
 pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<SendRecord> {

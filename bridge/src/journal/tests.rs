@@ -1,1 +1,234 @@
+use protocol::pipe::Event as Fact;
+use protocol::{Channel, Class, MessageId, Reason, Recipient};
 
+use super::*;
+use crate::osascript::Failure;
+use crate::outbound::{Phase, Stage, Work};
+
+const NOW: Now = Now { wall: UnixMs(1_700_000_000_000), continuous_ms: 5_000 };
+
+fn phone() -> PhoneId {
+    PhoneId::new(1, [1; 10])
+}
+
+fn open(dir: &Path) -> Journal {
+    Journal::open(&dir.join("journal.db"), &phone(), "jrn_new", NOW).unwrap()
+}
+
+fn attempt(n: u8) -> Attempt {
+    Attempt { message: MessageId::new(1, [n; 10]), attempt: 1 }
+}
+
+fn event(seq: u64) -> Change {
+    Change::Event(EventLine {
+        seq,
+        at: NOW.wall,
+        epoch: Some(3),
+        event: Fact::Accepted(attempt(1)),
+    })
+}
+
+fn send(n: u8, phase: Phase) -> SendRecord {
+    let work = Work {
+        epoch: 3,
+        class: Class::Otp,
+        to: Recipient::Number("+12025550143".parse().unwrap()),
+        text: "secret 🎈 \"quoted\"".to_owned(),
+        route: vec![Channel::Imessage, Channel::Sms],
+        index: 1,
+        start_before: NOW.wall.plus_ms(60_000),
+        accepted_at: NOW.wall,
+        failed: Some((
+            Channel::Imessage,
+            Failure {
+                reason: Reason::NotRegistered,
+                detail: "chat.db error 22".to_owned(),
+                retryable: false,
+            },
+        )),
+    };
+    let told = Told { seq: 1, fact: Fact::Accepted(attempt(n)) };
+    SendRecord::live(attempt(n), told, work, phase)
+}
+
+fn put(send: &SendRecord) -> Change {
+    Change::Put(Box::new(send.clone()))
+}
+
+#[test]
+fn every_state_of_a_send_reads_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = NOW.wall;
+    let found = |stage, told_unknown| Phase::Found {
+        rowid: 12,
+        guid: "GUID".to_owned(),
+        at,
+        stage,
+        told_unknown,
+    };
+    let phases = [
+        Phase::Accepted,
+        Phase::Started { mark: 7, at },
+        Phase::Handed { mark: 7, at },
+        Phase::Doubt { mark: 7, at },
+        found(Stage::Pending, true),
+        found(Stage::Sent, false),
+        found(Stage::Delivered, false),
+    ];
+    for phase in phases {
+        let expected = send(1, phase);
+        open(dir.path()).commit(&[put(&expected)], NOW).unwrap();
+        assert_eq!(open(dir.path()).live_sends().unwrap(), [expected]);
+    }
+}
+
+#[test]
+fn what_is_over_keeps_neither_text_nor_recipient() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut journal = open(dir.path());
+    let told = Told { seq: 2, fact: Fact::Canceled(attempt(1)) };
+    let over = SendRecord::finished(attempt(1), told.clone(), NOW.wall);
+    journal.commit(&[put(&send(1, Phase::Accepted)), put(&over)], NOW).unwrap();
+    assert_eq!(journal.live_sends().unwrap(), []);
+    assert_eq!(journal.told(&attempt(1)).unwrap(), Some(told));
+    assert_eq!(journal.told(&attempt(2)).unwrap(), None);
+    journal.connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    let bytes = std::fs::read(dir.path().join("journal.db")).unwrap();
+    for trace in ["secret", "5550143"] {
+        let there = bytes.windows(trace.len()).any(|window| window == trace.as_bytes());
+        assert!(!there, "{trace} is still in the file");
+    }
+}
+
+#[test]
+fn a_turn_is_all_or_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut journal = open(dir.path());
+    journal.commit(&[event(1)], NOW).unwrap();
+    // The second event has a number that is taken: nothing of this turn may stay.
+    let turn = [put(&send(1, Phase::Accepted)), Change::MaxEpoch(9), event(2), event(1)];
+    assert!(matches!(journal.commit(&turn, NOW), Err(JournalError::Sqlite { .. })));
+    drop(journal);
+    let journal = open(dir.path());
+    let meta = journal.meta().unwrap();
+    assert_eq!((meta.last_seq, meta.max_epoch), (1, 0));
+    assert_eq!(journal.live_sends().unwrap(), []);
+    assert_eq!(journal.events(1, 10).unwrap().len(), 1);
+}
+
+#[test]
+fn a_crash_before_the_commit_leaves_the_turn_before_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut journal = open(dir.path());
+    journal.commit(&[event(1)], NOW).unwrap();
+    // The process dies within a transaction: what is on the disk is copied as it is.
+    let tx = journal.connection.transaction().unwrap();
+    write(&tx, &event(2), NOW).unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    for name in ["journal.db", "journal.db-wal"] {
+        std::fs::copy(dir.path().join(name), copy.path().join(name)).unwrap();
+    }
+    drop(tx);
+    let after = open(copy.path());
+    assert_eq!(after.meta().unwrap().last_seq, 1);
+    assert_eq!(after.id(), "jrn_new");
+}
+
+#[test]
+fn acknowledged_events_are_forgotten_and_numbers_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut journal = open(dir.path());
+    journal.commit(&[event(1), event(2), event(3), Change::Acked(2)], NOW).unwrap();
+    journal.commit(&[Change::Acked(1)], NOW).unwrap();
+    let seqs: Vec<u64> = journal.events(1, 10).unwrap().iter().map(|line| line.seq).collect();
+    assert_eq!(seqs, [3]);
+    journal.commit(&[Change::Acked(3)], NOW).unwrap();
+    drop(journal);
+    let meta = open(dir.path()).meta().unwrap();
+    assert_eq!((meta.last_seq, meta.acked_seq), (3, 3), "the count survives its events");
+}
+
+#[test]
+fn epoch_cursor_claims_and_what_was_heard_survive() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut journal = open(dir.path());
+    let changes = [
+        Change::MaxEpoch(7),
+        Change::MaxEpoch(5),
+        Change::Cursor("{}".to_owned()),
+        Change::Account("Ready ".to_owned()),
+        Change::Claim { guid: "A".to_owned() },
+        Change::Claim { guid: "A".to_owned() },
+        Change::Heard { guid: "H".to_owned() },
+        Change::Heard { guid: "H".to_owned() },
+    ];
+    journal.commit(&changes, NOW).unwrap();
+    drop(journal);
+    let journal = open(dir.path());
+    let meta = journal.meta().unwrap();
+    assert_eq!(meta.max_epoch, 7, "an epoch never goes back");
+    assert_eq!(meta.cursor.as_deref(), Some("{}"));
+    assert_eq!(meta.account.as_deref(), Some("Ready "));
+    assert_eq!(journal.claims().unwrap(), BTreeSet::from(["A".to_owned()]));
+    assert_eq!(journal.heard(10).unwrap(), ["H"]);
+}
+
+#[test]
+fn what_is_over_is_remembered_for_a_week() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut journal = open(dir.path());
+    let told = Told { seq: 1, fact: Fact::Canceled(attempt(1)) };
+    let changes = [
+        put(&SendRecord::finished(attempt(1), told, NOW.wall)),
+        put(&send(2, Phase::Accepted)),
+        Change::Claim { guid: "A".to_owned() },
+    ];
+    journal.commit(&changes, NOW).unwrap();
+    let later = |ms| Now { wall: NOW.wall.plus_ms(ms), ..NOW };
+    journal.prune(later(FINAL_KEPT_MS - 1)).unwrap();
+    assert!(journal.told(&attempt(1)).unwrap().is_some());
+    journal.prune(later(FINAL_KEPT_MS + 1)).unwrap();
+    assert_eq!(journal.told(&attempt(1)).unwrap(), None);
+    assert_eq!(journal.claims().unwrap(), BTreeSet::new());
+    assert_eq!(journal.live_sends().unwrap().len(), 1, "what is not over is not pruned");
+}
+
+#[test]
+fn a_journal_is_never_taken_for_another_phone_or_a_newer_program() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal.db");
+    drop(open(dir.path()));
+    let other = PhoneId::new(1, [2; 10]);
+    let error = Journal::open(&path, &other, "jrn_new", NOW).unwrap_err();
+    assert!(error.to_string().contains(phone().as_str()), "{error}");
+    let connection = Connection::open(&path).unwrap();
+    connection.pragma_update(None, "user_version", 99).unwrap();
+    drop(connection);
+    let error = Journal::open(&path, &phone(), "jrn_new", NOW).unwrap_err();
+    assert!(matches!(error, JournalError::Foreign { .. }), "{error}");
+}
+
+#[test]
+fn a_damaged_journal_is_an_error_and_left_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal.db");
+    std::fs::write(&path, "this is not a database, and it is long enough to be looked at".repeat(20))
+        .unwrap();
+    let before = std::fs::read(&path).unwrap();
+    assert!(matches!(
+        Journal::open(&path, &phone(), "jrn_new", NOW),
+        Err(JournalError::Sqlite { .. })
+    ));
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+}
+
+#[test]
+fn only_its_owner_can_read_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut journal = open(dir.path());
+    journal.commit(&[event(1)], NOW).unwrap();
+    for name in ["journal.db", "journal.db-wal", "journal.db-shm"] {
+        let mode = std::fs::metadata(dir.path().join(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+}

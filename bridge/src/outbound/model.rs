@@ -144,33 +144,68 @@ pub(crate) struct RowState {
 #[derive(Debug, Clone)]
 pub(crate) enum Event {
     /// A command; `known` is what the journal has about it when it is no longer in memory.
-    Send { send: Box<Send>, known: Option<Told> },
-    Cancel { attempt: Attempt, known: Option<Told> },
-    Lease { epoch: u64, ttl_ms: u64, issued_ms: u64 },
-    Revoke { epoch: u64 },
+    Send {
+        send: Box<Send>,
+        known: Option<Told>,
+    },
+    Cancel {
+        attempt: Attempt,
+        known: Option<Told>,
+    },
+    Lease {
+        epoch: u64,
+        ttl_ms: u64,
+        issued_ms: u64,
+    },
+    Revoke {
+        epoch: u64,
+    },
     /// The listener has every event up to `seq`.
-    Acked { seq: u64 },
-    Drain { deadline_ms: i64 },
-    Stop { deadline_ms: i64 },
+    Acked {
+        seq: u64,
+    },
+    Drain {
+        deadline_ms: i64,
+    },
+    Stop {
+        deadline_ms: i64,
+    },
     /// Whether database and account allow sending at all.
     Usable(bool),
     /// No osascript of an earlier life runs.
     OrphanGone,
     /// The answer to [`Effect::Prepare`]: a child waits, and this is the newest row.
-    Prepared { attempt: Attempt, mark: i64 },
-    NotPrepared { attempt: Attempt, why: NotPrepared },
+    Prepared {
+        attempt: Attempt,
+        mark: i64,
+    },
+    NotPrepared {
+        attempt: Attempt,
+        why: NotPrepared,
+    },
     /// The answer to [`Effect::Confirm`]: the changes so far are on the disk.
-    Recorded { attempt: Attempt },
+    Recorded {
+        attempt: Attempt,
+    },
     /// The answers to [`Effect::HandOver`].
-    HandedOver { attempt: Attempt },
-    NotHandedOver { attempt: Attempt },
+    HandedOver {
+        attempt: Attempt,
+    },
+    NotHandedOver {
+        attempt: Attempt,
+    },
     /// The osascript of the lane has ended.
-    Ended { disposition: Disposition },
+    Ended {
+        disposition: Disposition,
+    },
     /// A probe takes, and leaves, the lane.
     Probing,
     ProbeEnded,
     /// The answer to [`Effect::Find`], oldest first. Not said while chat.db cannot be read.
-    Rows { attempt: Attempt, rows: Vec<RowState> },
+    Rows {
+        attempt: Attempt,
+        rows: Vec<RowState>,
+    },
     /// The answer to [`Effect::ReadStates`].
     States(Vec<RowState>),
     DatabaseChanged,
@@ -194,12 +229,19 @@ pub(crate) enum Change {
     /// The send as it is now.
     Put(Box<SendRecord>),
     /// What was last told of a send that is otherwise unchanged.
-    Told { attempt: Attempt, told: Told },
+    Told {
+        attempt: Attempt,
+        told: Told,
+    },
     /// This row belongs to one of our sends, for good.
-    Claim { guid: String },
+    Claim {
+        guid: String,
+    },
     Event(EventLine),
     /// What came in under this guid has been told.
-    Heard { guid: String },
+    Heard {
+        guid: String,
+    },
     MaxEpoch(u64),
     /// The listener has every event up to this one; they are forgotten.
     Acked(u64),
@@ -213,18 +255,34 @@ pub(crate) enum Change {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Effect {
     /// Start an osascript that waits for its script, and read the newest row.
-    Prepare { attempt: Attempt, to: Recipient, channel: Channel, text: String },
+    Prepare {
+        attempt: Attempt,
+        to: Recipient,
+        channel: Channel,
+        text: String,
+    },
     /// Say so when the changes are on the disk.
-    Confirm { attempt: Attempt },
+    Confirm {
+        attempt: Attempt,
+    },
     /// Write the script.
-    HandOver { attempt: Attempt },
+    HandOver {
+        attempt: Attempt,
+    },
     /// End the waiting osascript without a script.
     Abandon,
     /// End the running osascript.
     KillOsascript,
     /// Look for the rows of a send above its mark.
-    Find { attempt: Attempt, mark: i64, to: Recipient, text: String },
-    ReadStates { rowids: Vec<i64> },
+    Find {
+        attempt: Attempt,
+        mark: i64,
+        to: Recipient,
+        text: String,
+    },
+    ReadStates {
+        rowids: Vec<i64>,
+    },
     CheckOrphan,
 }
 

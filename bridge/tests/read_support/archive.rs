@@ -1,7 +1,7 @@
 //! A small writer of typedstreams, as `NSArchiver` writes an attributed string.
 
 /// What an attribute may hold here.
-pub enum Value<'v> {
+pub(crate) enum Value<'v> {
     Number(i64),
     Text(&'v str),
 }
@@ -21,7 +21,7 @@ struct Archiver {
 }
 
 /// An attributed string. Each run has a length in UTF-16 code units and its attributes, of which equal sets are not shared.
-pub fn archive(text: &str, runs: &[(usize, &[(&str, Value<'_>)])]) -> Vec<u8> {
+pub(crate) fn archive(text: &str, runs: &[(usize, &[(&str, Value<'_>)])]) -> Vec<u8> {
     let mut archiver = Archiver::default();
     archiver.out.extend_from_slice(b"\x04\x0bstreamtyped\x81\xe8\x03");
     archiver.name("@");

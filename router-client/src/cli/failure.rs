@@ -123,7 +123,9 @@ impl Failure {
             }
             Self::Refused { problem } => match problem.status {
                 404 => Some("list what exists, with the key of the same tenant".to_owned()),
-                409 => Some("look at its present state with `switchboard message ID`".to_owned()),
+                409 if problem.code == "not_cancelable" => {
+                    Some("look at its present state with `switchboard message ID`".to_owned())
+                }
                 429 => Some("wait a little and try again".to_owned()),
                 500.. => Some("the router's log has the cause under the request's id".to_owned()),
                 _ => None,

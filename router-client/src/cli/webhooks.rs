@@ -24,7 +24,9 @@ pub(crate) enum Command {
     /// Adds an endpoint; its secret is shown this once
     Add {
         /// Where events are posted
-        url: url::Url,
+        // Not called `url`: an argument shares its name with the global option of that name.
+        #[arg(value_name = "URL")]
+        endpoint: url::Url,
         /// A type that it gets, such as message.sent; may be repeated; all when left out
         #[arg(long = "event", value_name = "TYPE", value_parser = event_type)]
         events: Vec<String>,
@@ -59,8 +61,8 @@ pub(crate) async fn run(
     command: Command,
 ) -> Result<(), Failure> {
     match command {
-        Command::Add { url, events } => {
-            let body = CreateWebhookEndpoint { url: url.to_string(), events };
+        Command::Add { endpoint, events } => {
+            let body = CreateWebhookEndpoint { url: endpoint.to_string(), events };
             let answer = client.call(&Request::post(Who::Tenant, ENDPOINTS).body(&body)?).await?;
             if screen.is_json() {
                 return screen.json(&answer);

@@ -113,7 +113,9 @@ fn public_key(fields: &mut Fields) -> Option<(String, [u8; 32])> {
 
 fn phones_of(fields: &mut Fields) -> Option<Vec<EnrolPhone>> {
     fields.require("phones");
+    let mut given = 0;
     let phones = fields.objects("phones", limits::PHONES_PER_HOST_MAX, |phone| {
+        given += 1;
         let number: Option<E164> = phone.required_parsed("number", "invalid_number");
         let label = phone.text("label", 1..=NAME_CHARS_MAX);
         let channels = phone.list("channels", Channel::ALL.len(), |phone, index, item| {
@@ -125,7 +127,7 @@ fn phones_of(fields: &mut Fields) -> Option<Vec<EnrolPhone>> {
         });
         Some(EnrolPhone { number: number?, label, channels })
     })?;
-    if phones.is_empty() {
+    if given == 0 {
         fields.wrong("phones", "too_few", "A host serves at least one phone.");
     }
     let mut numbers: Vec<&E164> = phones.iter().map(|phone| &phone.number).collect();

@@ -10,7 +10,7 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use protocol::link::{
     EventFrame, HELLO_WITHIN_MS, HostFrame, HostHello, PING_EVERY_MS, PINGS_MISSED_MAX,
-    PhoneReport, RouterFrame, Welcome, WelcomePhone, close, parse_host,
+    PhoneReport, PhoneState, RouterFrame, Welcome, WelcomePhone, close, parse_host,
 };
 use protocol::{HostId, PROTOCOL_MIN, PhoneId};
 use tokio::sync::{mpsc, watch};
@@ -214,10 +214,17 @@ impl Session {
     async fn hello(&mut self, frames: &mut SplitStream<WebSocket>) -> Result<HostHello, End> {
         let deadline = Instant::now() + Duration::from_millis(HELLO_WITHIN_MS);
         loop {
-            let message = match tokio::time::timeout_at(deadline, frames.next()).await {
-                Err(_elapsed) => return Err(End::Close(PROTOCOL_ERROR, "no hello in time")),
-                Ok(None | Some(Err(_))) => return Err(End::Gone),
-                Ok(Some(Ok(message))) => message,
+            let message = tokio::select! {
+                () = self.app.stop.cancelled() => {
+                    return Err(End::Close(close::DRAINING, "draining"));
+                }
+                () = tokio::time::sleep_until(deadline) => {
+                    return Err(End::Close(PROTOCOL_ERROR, "no hello in time"));
+                }
+                message = frames.next() => match message {
+                    None | Some(Err(_)) => return Err(End::Gone),
+                    Some(Ok(message)) => message,
+                },
             };
             let protocol_only = matches!(message, Message::Ping(_) | Message::Pong(_));
             let frame = match understand(&self.host, message)? {
@@ -244,28 +251,30 @@ impl Session {
     async fn welcome(&mut self, hello: HostHello) -> Result<(), End> {
         let now = self.app.clock.now();
         let (host, id, policy) = (self.host.clone(), self.id.clone(), self.policy());
-        let (own, phones, foreign) = self
+        let (own, phones, ready, foreign) = self
             .app
             .store
             .write(move |tx| {
                 rows::session_began(tx, &host, &id, (&hello.boot, &hello.version), now)?;
                 let own = rows::phones_of(tx, &host)?;
-                let (mut phones, mut foreign) = (Vec::new(), Vec::new());
+                let (mut phones, mut ready, mut foreign) = (Vec::new(), Vec::new(), Vec::new());
                 for report in hello.phones.iter().take(protocol::limits::PHONES_PER_HOST_MAX) {
                     if rows::report(tx, &host, report, now)? == Reported::Foreign {
                         foreign.push(report.phone.clone());
                         continue;
                     }
-                    let decision =
-                        rows::ask(tx, policy, (&report.phone, &host), report.epoch, now)?;
+                    let asked = rows::ask(tx, policy, (&report.phone, &host), report.epoch, now)?;
+                    if report.state == PhoneState::Ready {
+                        ready.push(report.phone.clone());
+                    }
                     phones.push(WelcomePhone {
                         phone: report.phone.clone(),
-                        epoch: epoch_of(&decision),
+                        epoch: epoch_of(&asked.decision),
                         ttl_ms: u64::try_from(policy.ttl_ms).unwrap_or(0),
                         acked_seq: acked(tx, report)?,
                     });
                 }
-                Ok((own, phones, foreign))
+                Ok((own, phones, ready, foreign))
             })
             .await
             .map_err(|error| self.store_failed(&error))?;
@@ -273,14 +282,16 @@ impl Session {
             self.foreign(&phone);
         }
         self.phones = own.into_iter().collect();
-        let announced: Vec<PhoneId> = phones.iter().map(|phone| phone.phone.clone()).collect();
         let welcome = Welcome { session: self.id.clone(), clock: now, phones };
         self.answer(RouterFrame::Welcome(welcome)).await?;
-        self.phones_came(&announced).await
+        self.phones_came(&ready).await
     }
 
     /// Phones may have become able: what waited for one is due, and what was offered to them is offered again.
     async fn phones_came(&self, phones: &[PhoneId]) -> Result<(), End> {
+        if phones.is_empty() {
+            return Ok(());
+        }
         dispatch::phone_became_able(&self.app).await.map_err(|error| self.store_failed(&error))?;
         for phone in phones {
             dispatch::offer_all(&self.app, phone)
@@ -360,7 +371,12 @@ impl Session {
                         events.push(event);
                     }
                     HostFrame::Event(event) => self.foreign(&event.phone),
-                    other => {
+                    other @ (HostFrame::Hello(_)
+                    | HostFrame::Renew { .. }
+                    | HostFrame::Phone(_)
+                    | HostFrame::Ping { .. }
+                    | HostFrame::Pong { .. }
+                    | HostFrame::Bye { .. }) => {
                         // Everything is handled in the order it came.
                         let before = std::mem::take(&mut events);
                         if let Err(end) = self.events(before).await {
@@ -432,12 +448,12 @@ impl Session {
                 let mut answers = Vec::with_capacity(asked.len());
                 for report in asked {
                     let reported = rows::report(tx, &host, &report, now)?;
-                    let decision = if reported == Reported::Foreign {
+                    let asked = if reported == Reported::Foreign {
                         None
                     } else {
                         Some(rows::ask(tx, policy, (&report.phone, &host), report.epoch, now)?)
                     };
-                    answers.push((report, reported, decision));
+                    answers.push((report, reported, asked));
                 }
                 Ok((own, answers))
             })
@@ -445,25 +461,25 @@ impl Session {
             .map_err(|error| self.store_failed(&error))?;
         self.phones = own.into_iter().collect();
         let mut came = Vec::new();
-        for (report, reported, decision) in answers {
-            let PhoneReport { phone, epoch: held, .. } = report;
-            match decision {
-                Some(Decision::Grant(lease) | Decision::Renew(lease)) => {
-                    let ttl_ms = u64::try_from(policy.ttl_ms).unwrap_or(0);
-                    let epoch = lease.epoch;
-                    if reported == Reported::BecameReady || held != Some(epoch) {
-                        came.push(phone.clone());
-                    }
-                    self.answer(RouterFrame::Lease { phone, epoch, ttl_ms, renewal }).await?;
-                }
-                Some(Decision::Refuse { .. }) => self.revoke(phone, held).await?,
-                None => {
-                    self.foreign(&phone);
-                    self.revoke(phone, held).await?;
-                }
+        for (report, reported, asked) in answers {
+            let PhoneReport { phone, epoch: held, state, .. } = report;
+            let Some(asked) = asked else {
+                self.foreign(&phone);
+                self.revoke(phone, held).await?;
+                continue;
+            };
+            let Some(epoch) = epoch_of(&asked.decision) else {
+                self.revoke(phone, held).await?;
+                continue;
+            };
+            let news = reported == Reported::BecameReady || asked.lapsed || held != Some(epoch);
+            if news && state == PhoneState::Ready {
+                came.push(phone.clone());
             }
+            let ttl_ms = u64::try_from(policy.ttl_ms).unwrap_or(0);
+            self.answer(RouterFrame::Lease { phone, epoch, ttl_ms, renewal }).await?;
         }
-        if came.is_empty() { Ok(()) } else { self.phones_came(&came).await }
+        self.phones_came(&came).await
     }
 
     async fn revoke(&mut self, phone: PhoneId, held: Option<u64>) -> Result<(), End> {
@@ -492,7 +508,7 @@ impl Session {
             return Ok(());
         }
         self.phones.insert(report.phone.clone());
-        let ready = report.state == protocol::link::PhoneState::Ready;
+        let ready = report.state == PhoneState::Ready;
         if let Some(journal) = report.journal {
             let phone = report.phone.clone();
             self.answer(RouterFrame::Ack { phone, journal, seq }).await?;

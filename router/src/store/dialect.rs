@@ -35,13 +35,12 @@ fn dollar_parameters(sql: &str) -> String {
     for character in sql.chars() {
         match quote {
             Some(open) if character == open => quote = None,
-            Some(_) => {}
             None if character == '\'' || character == '"' => quote = Some(character),
             None if character == '?' => {
                 out.push('$');
                 continue;
             }
-            None => {}
+            Some(_) | None => {}
         }
         out.push(character);
     }

@@ -168,6 +168,24 @@ fn tell(
     Ok(())
 }
 
+/// Blocks a message whose row cannot be read, without reading it: nobody can be told more than that.
+pub fn block_unread(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    id: &MessageId,
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    let reason = Some(Reason::CheckFailed);
+    let event = NewEvent { reason, ..NewEvent::new(Status::Blocked.as_str(), now) };
+    events::append(tx, tenant, id, &event)?;
+    tx.execute(
+        "UPDATE messages SET status = ?3, reason = ?4, held_reason = NULL, next_at = NULL
+         WHERE id = ?1 AND tenant_id = ?2",
+        params![id, tenant, Status::Blocked, reason],
+    )?;
+    drop_job(tx, tenant, id)
+}
+
 /// A phone's number.
 pub fn number_of(tx: &mut Tx<'_>, phone: &PhoneId) -> Result<Option<E164>, StoreError> {
     tx.query_opt("SELECT number FROM phones WHERE id = ?1", params![phone], |row| row.get(0))

@@ -137,6 +137,19 @@ pub fn current(tx: &mut Tx<'_>, phone: &PhoneId) -> Result<Option<Lease>, StoreE
     )
 }
 
+/// Largest epoch taken over from a host. Epochs grow by one with each change of hands; a larger claim is a fault of the
+/// host's, and must not use up the numbers.
+const EPOCH_MAX: u64 = 1 << 40;
+
+/// An answer to a host that asked for a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// What it gets.
+    pub decision: Decision,
+    /// The phone was without a live lease until now: it may have become able.
+    pub lapsed: bool,
+}
+
 /// Grants or renews the lease of a phone for `host`, or says until when another host has it.
 ///
 /// `at_least` is the newest epoch that the host says it has seen: a router whose store was restored from an old copy
@@ -147,14 +160,16 @@ pub fn ask(
     (phone, host): (&PhoneId, &HostId),
     at_least: Option<u64>,
     now: UnixMs,
-) -> Result<Decision, StoreError> {
+) -> Result<Asked, StoreError> {
     let current = current(tx, phone)?;
+    let lapsed = current.as_ref().is_none_or(|lease| !lease::live(lease, host.as_str(), now.0));
     let decision = lease::decide(policy, current.as_ref(), host.as_str(), now.0);
     let (mut granted, renewed) = match decision {
-        Decision::Refuse { .. } => return Ok(decision),
+        Decision::Refuse { .. } => return Ok(Asked { decision, lapsed }),
         Decision::Grant(lease) => (lease, false),
         Decision::Renew(lease) => (lease, true),
     };
+    let at_least = at_least.filter(|seen| *seen <= EPOCH_MAX);
     let behind = at_least.is_some_and(|seen| seen > granted.epoch);
     if let Some(seen) = at_least.filter(|_| behind) {
         granted.epoch = seen.saturating_add(1);
@@ -167,5 +182,6 @@ pub fn ask(
              expires_at = excluded.expires_at",
         params![phone.as_str(), granted.epoch, host.as_str(), now, granted.expires_ms, renewed],
     )?;
-    Ok(if renewed { Decision::Renew(granted) } else { Decision::Grant(granted) })
+    let decision = if renewed { Decision::Renew(granted) } else { Decision::Grant(granted) };
+    Ok(Asked { decision, lapsed })
 }

@@ -347,3 +347,48 @@ fn read(row: &Row<'_>) -> Result<Message, StoreError> {
         metadata: metadata.map(|json| json.0),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::migrate;
+
+    fn plan(filter: &Filter, tenant: bool) -> String {
+        let mut connection = rusqlite::Connection::open_in_memory().unwrap();
+        migrate(&mut connection).unwrap();
+        let mut wanted = Conditions::default();
+        if tenant {
+            wanted.add("m.tenant_id =", params!["ten"]);
+        }
+        let before = Some("msg_z".to_owned());
+        let (sql, values) = wanted.finish(filter, &Window { before, limit: 10 });
+        let mut tx = Tx::sqlite(&connection);
+        tx.query(&format!("EXPLAIN QUERY PLAN {sql}"), &values, |row| row.text(3))
+            .unwrap()
+            .join("; ")
+    }
+
+    #[test]
+    fn no_list_reads_or_sorts_more_than_its_page() {
+        let recipient = || Some("+12025550143".parse().unwrap());
+        for (filter, tenant, index) in [
+            (Filter::default(), true, "messages_by_tenant "),
+            (
+                Filter { status: Some(Status::Sent), ..Filter::default() },
+                true,
+                "messages_by_tenant_status ",
+            ),
+            (
+                Filter { recipient: recipient(), ..Filter::default() },
+                true,
+                "messages_by_tenant_recipient ",
+            ),
+            (Filter::default(), false, "sqlite_autoindex_messages_1 "),
+        ] {
+            let plan = plan(&filter, tenant);
+            assert!(plan.contains(&format!("SEARCH m USING INDEX {index}")), "{filter:?}: {plan}");
+            assert!(!plan.contains("TEMP B-TREE"), "{filter:?}: {plan}");
+            assert!(!plan.contains("SCAN"), "{filter:?}: {plan}");
+        }
+    }
+}

@@ -9,6 +9,7 @@ use router::server::{self, App, AppState};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use tokio_util::task::TaskTracker;
 
 /// The operator's token of every test.
 pub(crate) const ADMIN: &str = "operator-token-of-the-tests";
@@ -69,7 +70,9 @@ impl Router {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let serving = AppState::clone(&app);
-        let served = app.tasks.spawn(async move { server::serve(&serving, listener).await });
+        // Not on the router's own tasks: its drain waits for those.
+        let served =
+            TaskTracker::new().spawn(async move { server::serve(&serving, listener).await });
         let client = reqwest::Client::builder()
             .timeout(Duration::from_secs(20))
             .redirect(reqwest::redirect::Policy::none())

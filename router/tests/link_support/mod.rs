@@ -11,13 +11,15 @@ use data_encoding::BASE64URL_NOPAD;
 use futures_util::{SinkExt as _, StreamExt as _};
 use protocol::api::{MessageEvent, Tenant, WebhookEndpoint};
 use protocol::link::{
-    Authorization, EnrolPhone, EnrolRequest, EventFrame, HostFrame, HostHello, PATH, PhoneReport, PhoneState,
-    RouterFrame, Welcome,
+    Authorization, EnrolPhone, EnrolRequest, EventFrame, HostFrame, HostHello, PATH, PhoneReport,
+    PhoneState, RouterFrame, Welcome,
 };
-use protocol::pipe::{Attempt, AttemptReason, Command, Conversation, ConversationKind, Event, Received, Send};
+use protocol::pipe::{
+    Attempt, AttemptReason, Command, Conversation, ConversationKind, Event, Received, Send,
+};
 use protocol::{
-    Channel, ChannelChoice, Class, EndpointId, HostId, MessageId, PhoneId, Reason, Recipient, Status, TenantId,
-    UnixMs,
+    Channel, ChannelChoice, Class, EndpointId, HostId, MessageId, PhoneId, Reason, Recipient,
+    Status, TenantId, UnixMs,
 };
 use router::clock::{Clock, random};
 use router::config::Config;
@@ -31,13 +33,13 @@ use tokio_tungstenite::tungstenite::{self, client::IntoClientRequest as _};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 /// Nothing here takes longer; a wait that does is a failure.
-pub const DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 
 /// A router with its store in a temporary folder.
-pub struct Router {
-    pub app: AppState,
-    pub address: SocketAddr,
-    folder: tempfile::TempDir,
+pub(crate) struct Router {
+    pub(crate) app: AppState,
+    pub(crate) address: SocketAddr,
+    folder: Option<tempfile::TempDir>,
 }
 
 impl Drop for Router {
@@ -47,50 +49,66 @@ impl Drop for Router {
 }
 
 /// A router as it is served, with `settings` on top of what suits tests.
-pub async fn router(settings: &str) -> Router {
+pub(crate) async fn router(settings: &str) -> Router {
     let folder = tempfile::tempdir().unwrap();
     router_in(folder, settings).await
 }
 
 /// The same on the store of an earlier one.
-pub async fn router_in(folder: tempfile::TempDir, settings: &str) -> Router {
+pub(crate) async fn router_in(folder: tempfile::TempDir, settings: &str) -> Router {
     let app = open(folder.path(), settings).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let serving = AppState::clone(&app);
     app.tasks.spawn(async move { server::serve(&serving, listener).await.unwrap() });
-    Router { app, address, folder }
+    Router { app, address, folder: Some(folder) }
 }
 
 impl Router {
     /// Stops it and gives its folder to the next.
-    pub async fn stop(self) -> tempfile::TempDir {
+    pub(crate) async fn stop(mut self) -> tempfile::TempDir {
         self.app.stop.cancel();
         self.app.tasks.close();
         tokio::time::timeout(DEADLINE, self.app.tasks.wait()).await.expect("the router stops");
-        let mut this = std::mem::ManuallyDrop::new(self);
-        let empty = tempfile::tempdir().unwrap();
-        std::mem::replace(&mut this.folder, empty)
+        self.folder.take().unwrap()
     }
 }
 
 /// The parts without any worker or socket, for tests that turn the crank themselves.
-pub async fn open(folder: &Path, settings: &str) -> AppState {
+pub(crate) async fn open(folder: &Path, settings: &str) -> AppState {
     let text = format!("database = \"switchboard.db\"\ndrain_ms = 2000\n{settings}");
-    let config = Config::parse(&text, &folder.join("router.toml"), Some("an-admin-token-for-tests".to_owned())).unwrap();
-    App::open(config, Clock::system()).await.unwrap()
+    let config = Config::parse(
+        &text,
+        &folder.join("router.toml"),
+        Some("an-admin-token-for-tests".to_owned()),
+    )
+    .unwrap();
+    // The router before this one lets go of its files when its threads have ended.
+    let opened = tokio::time::timeout(DEADLINE, async {
+        loop {
+            match App::open(config.clone(), Clock::system()).await {
+                Ok(app) => return app,
+                Err(_locked) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    });
+    opened.await.expect("the store opens")
 }
 
-pub async fn tenant(app: &App, name: &str) -> TenantId {
+pub(crate) async fn tenant(app: &App, name: &str) -> TenantId {
     let now = app.clock.now();
-    let tenant =
-        Tenant { id: TenantId::new(now.0, random()), name: name.to_owned(), brand: name.to_owned(), created_at: now };
+    let tenant = Tenant {
+        id: TenantId::new(now.0, random()),
+        name: name.to_owned(),
+        brand: name.to_owned(),
+        created_at: now,
+    };
     let id = tenant.id.clone();
     app.store.write(move |tx| admin::insert_tenant(tx, &tenant)).await.unwrap();
     id
 }
 
-pub async fn endpoint(app: &App, tenant: &TenantId, url: &str, secret: &str) -> EndpointId {
+pub(crate) async fn endpoint(app: &App, tenant: &TenantId, url: &str, secret: &str) -> EndpointId {
     let now = app.clock.now();
     let endpoint = WebhookEndpoint {
         id: EndpointId::new(now.0, random()),
@@ -102,23 +120,26 @@ pub async fn endpoint(app: &App, tenant: &TenantId, url: &str, secret: &str) -> 
     };
     let id = endpoint.id.clone();
     let (tenant, secret) = (tenant.clone(), secret.to_owned());
-    app.store.write(move |tx| webhook_endpoints::insert(tx, &tenant, &endpoint, &secret)).await.unwrap();
+    app.store
+        .write(move |tx| webhook_endpoints::insert(tx, &tenant, &endpoint, &secret))
+        .await
+        .unwrap();
     id
 }
 
 /// An enrolled host with its key and phones.
-pub struct Host {
-    pub id: HostId,
-    pub key: Ed25519KeyPair,
-    pub phones: Vec<PhoneId>,
+pub(crate) struct Host {
+    pub(crate) id: HostId,
+    pub(crate) key: Ed25519KeyPair,
+    pub(crate) phones: Vec<PhoneId>,
 }
 
-pub async fn host(app: &App, numbers: &[&str]) -> Host {
+pub(crate) async fn host(app: &App, numbers: &[&str]) -> Host {
     let key = Ed25519KeyPair::from_seed_unchecked(&random::<32>()).unwrap();
     enrol(app, key, numbers).await
 }
 
-pub async fn enrol(app: &App, key: Ed25519KeyPair, numbers: &[&str]) -> Host {
+pub(crate) async fn enrol(app: &App, key: Ed25519KeyPair, numbers: &[&str]) -> Host {
     let token = random::<32>();
     let public: [u8; 32] = key.public_key().as_ref().try_into().unwrap();
     let request = EnrolRequest {
@@ -127,7 +148,11 @@ pub async fn enrol(app: &App, key: Ed25519KeyPair, numbers: &[&str]) -> Host {
         public_key: String::new(),
         phones: numbers
             .iter()
-            .map(|number| EnrolPhone { number: number.parse().unwrap(), label: None, channels: None })
+            .map(|number| EnrolPhone {
+                number: number.parse().unwrap(),
+                label: None,
+                channels: None,
+            })
             .collect(),
     };
     let now = app.clock.now();
@@ -140,11 +165,15 @@ pub async fn enrol(app: &App, key: Ed25519KeyPair, numbers: &[&str]) -> Host {
         .await
         .unwrap()
         .unwrap();
-    Host { id: answer.host, key, phones: answer.phones.into_iter().map(|phone| phone.phone).collect() }
+    Host {
+        id: answer.host,
+        key,
+        phones: answer.phones.into_iter().map(|phone| phone.phone).collect(),
+    }
 }
 
 /// The header that opens the link.
-pub fn authorization(host: &Host, ts: i64, nonce: &str) -> String {
+pub(crate) fn authorization(host: &Host, ts: i64, nonce: &str) -> String {
     let sig = host.key.sign(Authorization::signed("GET", PATH, &host.id, ts, nonce).as_bytes());
     Authorization {
         host: host.id.clone(),
@@ -155,16 +184,19 @@ pub fn authorization(host: &Host, ts: i64, nonce: &str) -> String {
     .to_string()
 }
 
-pub fn nonce() -> String {
+pub(crate) fn nonce() -> String {
     BASE64URL_NOPAD.encode(&random::<16>())
 }
 
 /// The host's end of a link.
-pub struct Wire {
+pub(crate) struct Wire {
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
 }
 
-pub async fn dial(address: SocketAddr, header: Option<&str>) -> Result<Wire, tungstenite::Error> {
+pub(crate) async fn dial(
+    address: SocketAddr,
+    header: Option<&str>,
+) -> Result<Wire, tungstenite::Error> {
     let mut request = format!("ws://{address}{PATH}").into_client_request()?;
     if let Some(header) = header {
         request.headers_mut().insert("authorization", header.parse().unwrap());
@@ -175,7 +207,7 @@ pub async fn dial(address: SocketAddr, header: Option<&str>) -> Result<Wire, tun
     Ok(Wire { socket })
 }
 
-pub fn report(phone: &PhoneId, state: PhoneState) -> PhoneReport {
+pub(crate) fn report(phone: &PhoneId, state: PhoneState) -> PhoneReport {
     PhoneReport {
         phone: phone.clone(),
         journal: Some("journal-1".to_owned()),
@@ -186,7 +218,7 @@ pub fn report(phone: &PhoneId, state: PhoneState) -> PhoneReport {
     }
 }
 
-pub fn hello(phones: Vec<PhoneReport>) -> HostFrame {
+pub(crate) fn hello(phones: Vec<PhoneReport>) -> HostFrame {
     HostFrame::Hello(HostHello {
         protocol: protocol::PROTOCOL,
         version: "0.1.0".to_owned(),
@@ -198,30 +230,34 @@ pub fn hello(phones: Vec<PhoneReport>) -> HostFrame {
 
 /// What came, or how it ended.
 #[derive(Debug)]
-pub enum Came {
-    Frame(RouterFrame),
+pub(crate) enum Came {
+    Frame(Box<RouterFrame>),
     Closed(Option<u16>),
 }
 
 impl Wire {
-    pub async fn say(&mut self, frame: &HostFrame) {
+    pub(crate) async fn say(&mut self, frame: &HostFrame) {
         self.say_text(serde_json::to_string(frame).unwrap()).await;
     }
 
-    pub async fn say_text(&mut self, text: String) {
+    pub(crate) async fn say_text(&mut self, text: String) {
         self.socket.send(Ws::Text(text.into())).await.unwrap();
     }
 
-    pub async fn say_raw(&mut self, message: Ws) -> Result<(), tungstenite::Error> {
+    pub(crate) async fn say_raw(&mut self, message: Ws) -> Result<(), tungstenite::Error> {
         self.socket.send(message).await
     }
 
-    pub async fn next(&mut self) -> Came {
+    pub(crate) async fn next(&mut self) -> Came {
         loop {
-            let message = tokio::time::timeout(DEADLINE, self.socket.next()).await.expect("the router says something");
+            let message = tokio::time::timeout(DEADLINE, self.socket.next())
+                .await
+                .expect("the router says something");
             match message {
                 Some(Ok(Ws::Text(text))) => {
-                    return Came::Frame(protocol::link::parse_router(text.as_str()).unwrap());
+                    return Came::Frame(Box::new(
+                        protocol::link::parse_router(text.as_str()).unwrap(),
+                    ));
                 }
                 Some(Ok(Ws::Close(frame))) => {
                     return Came::Closed(frame.map(|CloseFrame { code, .. }| code.into()));
@@ -233,7 +269,7 @@ impl Wire {
     }
 
     /// The next frame that `want` takes; others (leases, pings) are passed over.
-    pub async fn until<T>(&mut self, mut want: impl FnMut(&RouterFrame) -> Option<T>) -> T {
+    pub(crate) async fn until<T>(&mut self, mut want: impl FnMut(&RouterFrame) -> Option<T>) -> T {
         loop {
             match self.next().await {
                 Came::Frame(frame) => {
@@ -246,7 +282,7 @@ impl Wire {
         }
     }
 
-    pub async fn closed(&mut self) -> Option<u16> {
+    pub(crate) async fn closed(&mut self) -> Option<u16> {
         loop {
             if let Came::Closed(code) = self.next().await {
                 return code;
@@ -254,7 +290,17 @@ impl Wire {
         }
     }
 
-    pub async fn welcome(&mut self) -> Welcome {
+    /// Waits, without a deadline of its own, until the router closes; the code.
+    pub(crate) async fn hung_up(&mut self) -> Option<u16> {
+        while let Some(Ok(message)) = self.socket.next().await {
+            if let Ws::Close(frame) = message {
+                return frame.map(|CloseFrame { code, .. }| code.into());
+            }
+        }
+        None
+    }
+
+    pub(crate) async fn welcome(&mut self) -> Welcome {
         self.until(|frame| match frame {
             RouterFrame::Welcome(welcome) => Some(welcome.clone()),
             _ => None,
@@ -262,7 +308,7 @@ impl Wire {
         .await
     }
 
-    pub async fn send_command(&mut self) -> Send {
+    pub(crate) async fn send_command(&mut self) -> Send {
         self.until(|frame| match frame {
             RouterFrame::Command { command: Command::Send(send), .. } => Some(send.clone()),
             _ => None,
@@ -270,7 +316,7 @@ impl Wire {
         .await
     }
 
-    pub async fn cancel_command(&mut self) -> (MessageId, u32) {
+    pub(crate) async fn cancel_command(&mut self) -> (MessageId, u32) {
         self.until(|frame| match frame {
             RouterFrame::Command { command: Command::Cancel { message, attempt }, .. } => {
                 Some((message.clone(), *attempt))
@@ -280,7 +326,7 @@ impl Wire {
         .await
     }
 
-    pub async fn ack(&mut self, seq: u64) {
+    pub(crate) async fn ack(&mut self, seq: u64) {
         self.until(|frame| match frame {
             RouterFrame::Ack { seq: acked, .. } if *acked >= seq => Some(()),
             _ => None,
@@ -290,20 +336,20 @@ impl Wire {
 }
 
 /// A host whose one bridge journals, says, and is acknowledged.
-pub struct Bridge {
-    pub wire: Wire,
-    pub phone: PhoneId,
-    pub seq: u64,
-    pub epoch: u64,
+pub(crate) struct Bridge {
+    pub(crate) wire: Wire,
+    pub(crate) phone: PhoneId,
+    pub(crate) seq: u64,
+    pub(crate) epoch: u64,
 }
 
 impl Bridge {
     /// Dials, says hello with its first phone ready, and is welcomed.
-    pub async fn connect(router: &Router, host: &Host) -> Self {
+    pub(crate) async fn connect(router: &Router, host: &Host) -> Self {
         Self::connect_at(router, host, 0).await
     }
 
-    pub async fn connect_at(router: &Router, host: &Host, seq: u64) -> Self {
+    pub(crate) async fn connect_at(router: &Router, host: &Host, seq: u64) -> Self {
         let now_s = router.app.clock.now().0 / 1_000;
         let header = authorization(host, now_s, &nonce());
         let mut wire = dial(router.address, Some(&header)).await.unwrap();
@@ -315,7 +361,7 @@ impl Bridge {
         Self { wire, phone, seq, epoch: welcome.phones[0].epoch.expect("the lease is granted") }
     }
 
-    pub fn frame(&self, seq: u64, event: Event) -> HostFrame {
+    pub(crate) fn frame(&self, seq: u64, event: Event) -> HostFrame {
         HostFrame::Event(EventFrame {
             phone: self.phone.clone(),
             journal: "journal-1".to_owned(),
@@ -327,7 +373,7 @@ impl Bridge {
     }
 
     /// Says an event and waits until it is acknowledged.
-    pub async fn event(&mut self, event: Event) {
+    pub(crate) async fn event(&mut self, event: Event) {
         self.seq += 1;
         let frame = self.frame(self.seq, event);
         self.wire.say(&frame).await;
@@ -335,7 +381,7 @@ impl Bridge {
     }
 
     /// What a phone says of a message that goes well.
-    pub async fn sends(&mut self, send: &Send) {
+    pub(crate) async fn sends(&mut self, send: &Send) {
         let attempt = Attempt { message: send.message.clone(), attempt: send.attempt };
         let channel = send.route[0];
         self.event(Event::Accepted(attempt.clone())).await;
@@ -344,7 +390,7 @@ impl Bridge {
     }
 }
 
-pub fn about(send: &Send, reason: Reason, retryable: bool) -> AttemptReason {
+pub(crate) fn about(send: &Send, reason: Reason, retryable: bool) -> AttemptReason {
     AttemptReason {
         attempt: Attempt { message: send.message.clone(), attempt: send.attempt },
         reason,
@@ -354,7 +400,7 @@ pub fn about(send: &Send, reason: Reason, retryable: bool) -> AttemptReason {
     }
 }
 
-pub fn received(from: &str, guid: &str, text: &str, at: UnixMs) -> Event {
+pub(crate) fn received(from: &str, guid: &str, text: &str, at: UnixMs) -> Event {
     let from: Recipient = from.parse().unwrap();
     Event::Received(Received {
         guid: guid.to_owned(),
@@ -369,7 +415,12 @@ pub fn received(from: &str, guid: &str, text: &str, at: UnixMs) -> Event {
 }
 
 /// A message as the API accepts it.
-pub async fn accept(app: &App, tenant: &TenantId, to: &str, change: impl FnOnce(&mut NewMessage)) -> MessageId {
+pub(crate) async fn accept(
+    app: &App,
+    tenant: &TenantId,
+    to: &str,
+    change: impl FnOnce(&mut NewMessage),
+) -> MessageId {
     let now = app.clock.now();
     let mut new = NewMessage {
         id: MessageId::new(now.0, random()),
@@ -392,22 +443,31 @@ pub async fn accept(app: &App, tenant: &TenantId, to: &str, change: impl FnOnce(
     id
 }
 
-pub async fn message(app: &App, tenant: &TenantId, id: &MessageId) -> protocol::api::Message {
+pub(crate) async fn message(
+    app: &App,
+    tenant: &TenantId,
+    id: &MessageId,
+) -> protocol::api::Message {
     let (tenant, id) = (tenant.clone(), id.clone());
     app.store.read(move |tx| messages::get(tx, &tenant, &id)).await.unwrap().unwrap()
 }
 
-pub async fn story(app: &App, tenant: &TenantId, id: &MessageId) -> Vec<MessageEvent> {
+pub(crate) async fn story(app: &App, tenant: &TenantId, id: &MessageId) -> Vec<MessageEvent> {
     let (tenant, id) = (tenant.clone(), id.clone());
     app.store.read(move |tx| events::list(tx, &tenant, &id, 0, 100)).await.unwrap()
 }
 
-pub async fn kinds(app: &App, tenant: &TenantId, id: &MessageId) -> Vec<String> {
+pub(crate) async fn kinds(app: &App, tenant: &TenantId, id: &MessageId) -> Vec<String> {
     story(app, tenant, id).await.into_iter().map(|event| event.kind).collect()
 }
 
 /// Waits for a status; the message as it then stands.
-pub async fn reaches(app: &App, tenant: &TenantId, id: &MessageId, status: Status) -> protocol::api::Message {
+pub(crate) async fn reaches(
+    app: &App,
+    tenant: &TenantId,
+    id: &MessageId,
+    status: Status,
+) -> protocol::api::Message {
     let mut last = None;
     let waited = tokio::time::timeout(DEADLINE, async {
         loop {
@@ -424,12 +484,12 @@ pub async fn reaches(app: &App, tenant: &TenantId, id: &MessageId, status: Statu
 }
 
 /// One number, asked of the store.
-pub async fn count(app: &App, sql: &'static str) -> i64 {
+pub(crate) async fn count(app: &App, sql: &'static str) -> i64 {
     app.store.read(move |tx| tx.query_row(sql, params![], |row| row.int(0))).await.unwrap()
 }
 
 /// Waits until `holds` does.
-pub async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
     let waited = tokio::time::timeout(DEADLINE, async {
         while !holds().await {
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -1,0 +1,107 @@
+//! The one connection of this process to one database.
+//!
+//! SQLite keeps the WAL index once per process and inode, not per connection. When the WAL and its index were
+//! deleted and created again by Messages, a connection that is opened while another one of this process still holds the old
+//! index gets that old index, and reads stale or wrong pages for ever. So all users of a path share one connection,
+//! and it is closed before it is opened again.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
+
+use rusqlite::Connection;
+
+use super::{Cause, Files, NotReady, connect};
+
+/// Every path that is open, by its absolute form.
+static OPEN: LazyLock<Mutex<HashMap<PathBuf, Weak<Shared>>>> = LazyLock::new(Mutex::default);
+
+/// The connection to one path; closed when the last user lets go.
+#[derive(Debug)]
+pub(super) struct Shared {
+    path: PathBuf,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Counts openings, so that a user notices that the database under it is another one.
+    generation: u64,
+    open: Option<(Connection, Files)>,
+}
+
+impl Shared {
+    /// The shared connection for a path, not necessarily open.
+    pub(super) fn at(path: &Path) -> Arc<Self> {
+        let key = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let mut all = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shared) = all.get(&key).and_then(Weak::upgrade) {
+            return shared;
+        }
+        all.retain(|_, shared| shared.strong_count() > 0);
+        let shared = Arc::new(Self { path: path.to_owned(), state: Mutex::default() });
+        all.insert(key, Arc::downgrade(&shared));
+        shared
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic while reading leaves a connection that can read again.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes sure that the files that are at the path now are the ones that are open, and gives the number of the opening.
+    pub(super) fn open(&self) -> Result<u64, NotReady> {
+        let mut state = self.state();
+        match &state.open {
+            Some((_, files)) if *files == Files::at(&self.path) => {}
+            Some(_) | None => {
+                // Closed first; see above.
+                state.open = None;
+                let connection = connect(&self.path)?;
+                // The first read opens the WAL, and may create it: only then are the files known.
+                connection
+                    .query_row("SELECT COUNT(*) FROM sqlite_master", [], |row| row.get::<_, i64>(0))
+                    .map_err(|error| NotReady::of_sqlite(&self.path, &error))?;
+                state.open = Some((connection, Files::at(&self.path)));
+                state.generation += 1;
+            }
+        }
+        Ok(state.generation)
+    }
+
+    /// Whether this opening is over, or the files at the path are no longer the ones that are open.
+    pub(super) fn is_stale(&self, generation: u64) -> bool {
+        let state = self.state();
+        state.generation != generation
+            || state.open.as_ref().is_none_or(|(_, files)| *files != Files::at(&self.path))
+    }
+
+    /// Device and inode of the database that is open.
+    pub(super) fn database(&self) -> (u64, u64) {
+        self.state().open.as_ref().and_then(|(_, files)| files.database).unwrap_or_default()
+    }
+
+    /// One short read in this opening.
+    pub(super) fn run<T>(
+        &self,
+        generation: u64,
+        read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, NotReady> {
+        let mut state = self.state();
+        let connection = match &state.open {
+            Some((connection, _)) if state.generation == generation => connection,
+            Some(_) | None => {
+                let detail = "the file was replaced: open it again";
+                return Err(NotReady::new(&self.path, Cause::Failing, detail));
+            }
+        };
+        read(connection).map_err(|error| {
+            let why = NotReady::of_sqlite(&self.path, &error);
+            // A lock passes. Anything else may come from files that changed under the connection.
+            if why.cause != Cause::Locked {
+                state.open = None;
+            }
+            why
+        })
+    }
+}
