@@ -1,16 +1,18 @@
 //! Every query on Apple's database.
 //!
-//! [`ChatDb`] reads over one long-lived, read-only connection to a `chat.db`, which it shares with [`Watch`]; every call is one short read that holds no
-//! transaction afterwards, so that Messages can checkpoint its WAL. What comes out are our own types:
-//! [`Row`] for a message with its conversation, [`SendState`] for what may still change about an own send.
-//! Columns differ between macOS versions and even between two Macs of one version, so [`schema`] probes them and
-//! what is missing reads as NULL.
+//! [`ChatDb`] reads over one long-lived, read-only connection to a `chat.db`, which it shares with
+//! [`Watch`]; every call is one short read that holds no transaction afterwards, so that Messages
+//! can checkpoint its WAL. What comes out are our own types: [`Row`] for a message with its
+//! conversation, [`SendState`] for what may still change about an own send. Columns differ between
+//! macOS versions and even between two Macs of one version, so [`schema`] probes them and what is
+//! missing reads as NULL.
 //!
-//! Nothing here writes: the connection is opened read-only, `query_only` is set, and closing it makes no checkpoint. SQLite
-//! itself touches `-shm` (the WAL index), which is how a reader of a WAL database announces itself.
+//! Nothing here writes: the connection is opened read-only, `query_only` is set, and closing it
+//! makes no checkpoint. SQLite itself touches `-shm` (the WAL index), which is how a reader of a
+//! WAL database announces itself.
 //!
-//! Every failure is a [`NotReady`] with the reason and its remedy: a missing, locked, damaged or forbidden
-//! database is a state that the bridge reports and waits out, never a crash.
+//! Every failure is a [`NotReady`] with the reason and its remedy: a missing, locked, damaged or
+//! forbidden database is a state that the bridge reports and waits out, never a crash.
 
 mod cursor;
 mod error;
@@ -31,8 +33,8 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 pub use cursor::{Cursor, CursorFacts, RESYNC_WINDOW_MS, ResyncReason, Verified, verify};
 pub use error::{Cause, NotReady};
 pub use rows::{
-    Attachment, Place, Row, SendState, SentQuery, SentRow, StatusBits, apple_ms, chat_place,
-    fold, same_address,
+    Attachment, Place, Row, SendState, SentQuery, SentRow, StatusBits, apple_ms, chat_place, fold,
+    same_address,
 };
 pub use watch::{Watch, WatchCounters};
 
@@ -40,23 +42,27 @@ use rows::{Cells, attach, join_places, sent_row};
 use schema::Schema;
 use shared::Shared;
 
-/// How long SQLite waits for a lock. Readers of a WAL database hardly ever wait; two seconds is long for that and short
-/// enough that a bridge waiting here still sends its heartbeats.
+/// How long SQLite waits for a lock. Readers of a WAL database hardly ever wait; two seconds is
+/// long for that and short enough that a bridge waiting here still sends its heartbeats.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
-/// Page cache in KiB (negative, as SQLite takes it): reads are by rowid, one pass, so a large cache holds memory for nothing.
+/// Page cache in KiB (negative, as SQLite takes it): reads are by rowid, one pass, so a large cache
+/// holds memory for nothing.
 const CACHE_KIB: i64 = -2048;
 /// Prepared statements kept; there are about twenty different ones.
 const STATEMENTS: usize = 32;
-/// Most own rows above the mark that are looked at for one send: sends are serial, so there are one or two.
+/// Most own rows above the mark that are looked at for one send: sends are serial, so there are one
+/// or two.
 const SENT_CANDIDATES: usize = 200;
 /// How far back from the newest row unjoined rows are looked for.
 const UNJOINED_ROWS: i64 = 500;
-/// Rows below a cursor whose dates give the running maximum for `late`. Backfills come in blocks of up to some hundred rows.
+/// Rows below a cursor whose dates give the running maximum for `late`. Backfills come in blocks of
+/// up to some hundred rows.
 const NEWEST_DATE_ROWS: i64 = 500;
 /// Most ids in one call; callers pass what is in flight, or what is held.
 pub const IDS_MAX: usize = 1000;
 
-/// Which database this is. After a restore or a rebuild the path is the same and the content is not.
+/// Which database this is. After a restore or a rebuild the path is the same and the content is
+/// not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// Device of the file.
@@ -83,19 +89,25 @@ impl Identity {
     }
 }
 
-/// Device and inode of the database and its WAL: a connection goes on reading the files that it opened, also after they
-/// were replaced.
+/// Device and inode of the database, its WAL and the WAL's index: a connection goes on reading the
+/// files that it opened, also after they were replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Files {
     database: Option<(u64, u64)>,
     wal: Option<(u64, u64)>,
+    index: Option<(u64, u64)>,
 }
 
 impl Files {
     pub(crate) fn at(path: &Path) -> Self {
-        // A stat that fails is the same to us as a file that is not there: both mean that the connection is stale.
+        // A stat that fails is the same to us as a file that is not there: both mean that the
+        // connection is stale.
         let id = |path: &Path| std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
-        Self { database: id(path), wal: id(&beside(path, "-wal")) }
+        Self {
+            database: id(path),
+            wal: id(&beside(path, "-wal")),
+            index: id(&beside(path, "-shm")),
+        }
     }
 }
 
@@ -146,7 +158,8 @@ impl ChatDb {
         &self.path
     }
 
-    /// Whether the files at the path are no longer the ones that are open here: open again. Costs two `stat`s.
+    /// Whether the files at the path are no longer the ones that are open here: open again. Costs
+    /// three `stat`s.
     pub fn is_stale(&self) -> bool {
         self.shared.is_stale(self.generation)
     }
@@ -170,7 +183,8 @@ impl ChatDb {
         Ok(Identity { device, inode, unique })
     }
 
-    /// Changes whenever another connection has committed since the last call on this one; microseconds.
+    /// Changes whenever another connection has committed since the last call on this one;
+    /// microseconds.
     pub fn data_version(&self) -> Result<i64, NotReady> {
         self.one("PRAGMA data_version", [])
     }
@@ -190,8 +204,8 @@ impl ChatDb {
         })
     }
 
-    /// The largest rowid that was ever given out: SQLite keeps it for AUTOINCREMENT tables, so it does not go down when rows
-    /// are deleted.
+    /// The largest rowid that was ever given out: SQLite keeps it for AUTOINCREMENT tables, so it
+    /// does not go down when rows are deleted.
     pub fn highest_rowid_ever(&self) -> Result<i64, NotReady> {
         let sequence: Option<i64> = self.run(|connection| {
             connection
@@ -225,7 +239,8 @@ impl ChatDb {
         Ok(Cursor { identity: self.identity()?, rowid, guid })
     }
 
-    /// The newest date among the rows just below and at this rowid: what `late` is measured against.
+    /// The newest date among the rows just below and at this rowid: what `late` is measured
+    /// against.
     pub fn newest_date_at(&self, rowid: i64) -> Result<Option<UnixMs>, NotReady> {
         let date: Option<i64> = self.one(
             "SELECT MAX(date) FROM (SELECT date FROM message WHERE ROWID <= ?1 ORDER BY ROWID DESC LIMIT ?2)",
@@ -234,11 +249,12 @@ impl ChatDb {
         Ok(date.and_then(apple_ms))
     }
 
-    /// The newest row older than an instant (by date); rows after it are read from there. 0 when there is none.
+    /// The newest row older than an instant (by date); rows after it are read from there. 0 when
+    /// there is none.
     pub fn rowid_before(&self, at: UnixMs) -> Result<i64, NotReady> {
         let (nanoseconds, seconds) = rows::apple_dates(at);
-        // The smallest rowid at or after the instant, not the largest before it: iCloud inserts old messages late,
-        // and those stand behind newer ones.
+        // The smallest rowid at or after the instant, not the largest before it: iCloud inserts old
+        // messages late, and those stand behind newer ones.
         let first: Option<i64> = self.one(
             "SELECT MIN(ROWID) FROM message WHERE date >= ?1 OR (date >= ?2 AND date < 1000000000000)",
             [nanoseconds, seconds],
@@ -249,8 +265,8 @@ impl ChatDb {
         }
     }
 
-    /// Rows above a rowid in order, at most `limit`: three queries for the whole batch. Every kind of row is in it;
-    /// [`crate::inbound`] says which become events.
+    /// Rows above a rowid in order, at most `limit`: three queries for the whole batch. Every kind
+    /// of row is in it; [`crate::inbound`] says which become events.
     pub fn rows_after(&self, rowid: i64, limit: usize) -> Result<Vec<Row>, NotReady> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let mut rows = self.read_rows(&self.schema.rows_after, params![rowid, limit])?;
@@ -260,7 +276,8 @@ impl ChatDb {
         Ok(rows)
     }
 
-    /// Rows by rowid, in order; those that do not exist (any more) are left out. At most [`IDS_MAX`] ids are looked at.
+    /// Rows by rowid, in order; those that do not exist (any more) are left out. At most
+    /// [`IDS_MAX`] ids are looked at.
     pub fn rows_by_ids(&self, rowids: &[i64]) -> Result<Vec<Row>, NotReady> {
         if rowids.is_empty() {
             return Ok(Vec::new());
@@ -271,7 +288,8 @@ impl ChatDb {
         Ok(rows)
     }
 
-    /// Rows above a rowid whose date is at or after an instant: the window of a resynchronisation. Page on with the last rowid.
+    /// Rows above a rowid whose date is at or after an instant: the window of a resynchronisation.
+    /// Page on with the last rowid.
     pub fn rows_dated_after(
         &self,
         at: UnixMs,
@@ -300,10 +318,10 @@ impl ChatDb {
         Ok(rows)
     }
 
-    /// Own rows above the mark that are this send, best match first: same text before text that Messages has rewritten
-    /// (quotes, spaces, ellipsis, dashes), then by age. Rows in another chat or to another address are never returned;
-    /// rows that are in no chat yet are, when their handle or the lack of one does not speak against it
-    /// ([`SentRow::placed`] is false then).
+    /// Own rows above the mark that are this send, best match first: same text before text that
+    /// Messages has rewritten (quotes, spaces, ellipsis, dashes), then by age. Rows in another chat
+    /// or to another address are never returned; rows that are in no chat yet are, when their
+    /// handle or the lack of one does not speak against it ([`SentRow::placed`] is false then).
     pub fn find_sent(&self, query: &SentQuery<'_>) -> Result<Vec<SentRow>, NotReady> {
         let rows = self.own_rows_above(query.above_rowid)?;
         let mut found: Vec<SentRow> =
@@ -312,15 +330,17 @@ impl ChatDb {
         Ok(found)
     }
 
-    /// Ghost rows: own, above the mark, without text, files or chat, to this recipient. macOS 26 writes one when a group is addressed
-    /// by a guid that it does not really resolve, and reports success (imsg#90).
+    /// Ghost rows: own, above the mark, without text, files or chat, to this recipient. macOS 26
+    /// writes one when a group is addressed by a guid that it does not really resolve, and reports
+    /// success (imsg#90).
     pub fn ghost_rows(&self, above_rowid: i64, to: &Recipient) -> Result<Vec<Row>, NotReady> {
         let mut rows = self.own_rows_above(above_rowid)?;
         rows.retain(|row| row.is_ghost() && rows::may_be_to(row, to));
         Ok(rows)
     }
 
-    /// What Messages says about these rows now, in the order of rowid; rows that are gone are left out.
+    /// What Messages says about these rows now, in the order of rowid; rows that are gone are left
+    /// out.
     pub fn send_states(&self, rowids: &[i64]) -> Result<Vec<SendState>, NotReady> {
         if rowids.is_empty() {
             return Ok(Vec::new());
@@ -334,7 +354,8 @@ impl ChatDb {
         })
     }
 
-    /// An existing chat with this recipient, the newest one of this channel. For a group, in whatever service the group is.
+    /// An existing chat with this recipient, the newest one of this channel. For a group, in
+    /// whatever service the group is.
     pub fn existing_chat_for(
         &self,
         to: &Recipient,
@@ -372,12 +393,7 @@ impl ChatDb {
         let ids: Vec<i64> = rows.iter().map(|row| row.rowid).collect();
         if !ids.is_empty() {
             let ids = ids_json(&ids);
-            self.complete(
-                &mut rows,
-                &self.schema.joins_by_ids,
-                &self.schema.files_by_ids,
-                [&ids],
-            )?;
+            self.complete(&mut rows, &self.schema.joins_by_ids, &self.schema.files_by_ids, [&ids])?;
         }
         Ok(rows)
     }
@@ -420,10 +436,7 @@ impl ChatDb {
         self.run(|connection| connection.prepare_cached(sql)?.query_row(params, |row| row.get(0)))
     }
 
-    fn run<T>(
-        &self,
-        read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
-    ) -> Result<T, NotReady> {
+    fn run<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, NotReady> {
         self.shared.run(self.generation, read)
     }
 }
@@ -435,7 +448,8 @@ pub(crate) fn connect(path: &Path) -> Result<Connection, NotReady> {
         return Err(NotReady::new(path, Cause::Empty, "not a file, or an empty one"));
     }
     let sqlite = |error: rusqlite::Error| NotReady::of_sqlite(path, &error);
-    // The file is never opened beside SQLite: closing a second descriptor would drop SQLite's locks (POSIX).
+    // The file is never opened beside SQLite: closing a second descriptor would drop SQLite's locks
+    // (POSIX).
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(sqlite)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(sqlite)?;

@@ -214,8 +214,12 @@ mod tests {
     use super::*;
 
     fn report(outcome: Outcome) -> Report {
-        let check =
-            Check { subject: "chat.db", outcome, found: "seen".to_owned(), remedy: "do".to_owned() };
+        let check = Check {
+            subject: "chat.db",
+            outcome,
+            found: "seen".to_owned(),
+            remedy: "do".to_owned(),
+        };
         Report { ready: outcome != Outcome::Bad, checks: vec![check] }
     }
 

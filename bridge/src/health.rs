@@ -17,7 +17,8 @@ const REMEDY_MESSAGES: &str = "open Messages in this login session";
 const REMEDY_ACCOUNT: &str = "Messages → Settings → iMessage: sign in, and check the network";
 const REMEDY_TIMEOUT: &str = "Messages does not answer: look at its windows on the screen for a question, or quit and \
      open it again";
-const REMEDY_SCRIPT: &str = "run `switchboard-bridge doctor`: osascript cannot be started or does not take our scripts";
+const REMEDY_SCRIPT: &str =
+    "run `switchboard-bridge doctor`: osascript cannot be started or does not take our scripts";
 const REMEDY_ORPHAN: &str =
     "an osascript of an earlier run still works; it is waited for. End it if it hangs";
 

@@ -1,10 +1,11 @@
 //! Rows of chat.db → events: what came in, in which order, and what is passed over and why. Pure.
 //!
-//! [`Inbox`] is the reading position. It is fed with the rows above [`Inbox::read_to`] and with those that it holds
-//! ([`Inbox::held`]), read again. A row is held while it is not complete: Messages writes a message first, and its
-//! place in a chat, its attachments and sometimes its text a little later. After [`HOLD_MS`] it is taken as it is; a message is
-//! never dropped for what is missing beside it. Other rows do not wait for it, but [`Inbox::safe_rowid`], the position
-//! to remember, stays below it: after a crash it is read again, and guids show the repeated ones.
+//! [`Inbox`] is the reading position. It is fed with the rows above [`Inbox::read_to`] and with
+//! those that it holds ([`Inbox::held`]), read again. A row is held while it is not complete:
+//! Messages writes a message first, and its place in a chat, its attachments and sometimes its text
+//! a little later. After [`HOLD_MS`] it is taken as it is; a message is never dropped for what is
+//! missing beside it. Other rows do not wait for it, but [`Inbox::safe_rowid`], the position to
+//! remember, stays below it: after a crash it is read again, and guids show the repeated ones.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 
@@ -15,13 +16,15 @@ use protocol::{Channel, Recipient, UnixMs};
 
 use crate::chatdb::{Place, Row};
 
-/// How long an incomplete row is held. Joins follow within milliseconds; peers that gave up after 5 s dropped messages
-/// (imsg#118).
+/// How long an incomplete row is held. Joins follow within milliseconds; peers that gave up after 5
+/// s dropped messages (imsg#118).
 pub const HOLD_MS: i64 = 10_000;
-/// Most rows held at a time; more than that is a database without joins, and nothing is gained by waiting.
+/// Most rows held at a time; more than that is a database without joins, and nothing is gained by
+/// waiting.
 pub const HELD_MAX: usize = 1000;
-/// A row that is so much older than one before it was put in by iCloud later. Replayed rows were seen from 82 minutes old on, but
-/// phones that were offline deliver late as well: the mark is a hint, not a reason to drop.
+/// A row that is so much older than one before it was put in by iCloud later. Replayed rows were
+/// seen from 82 minutes old on, but phones that were offline deliver late as well: the mark is a
+/// hint, not a reason to drop.
 pub const LATE_MS: i64 = 6 * 3_600_000;
 /// Guids remembered, so that a resynchronisation does not repeat what was just said.
 pub const KNOWN_MAX: usize = 20_000;
@@ -131,7 +134,8 @@ pub struct Inbox {
 }
 
 impl Inbox {
-    /// An inbox that has read up to and including `rowid`; `newest` is [`crate::chatdb::ChatDb::newest_date_at`] there.
+    /// An inbox that has read up to and including `rowid`; `newest` is
+    /// [`crate::chatdb::ChatDb::newest_date_at`] there.
     pub fn new(rowid: i64, newest: Option<UnixMs>, patience: Patience) -> Self {
         Self {
             patience,
@@ -146,8 +150,9 @@ impl Inbox {
         }
     }
 
-    /// Starts over at `rowid` in a database whose rowids mean something else now: rows up to `up_to` are told only when
-    /// their date is not before `since`, and nothing whose guid is known is told again.
+    /// Starts over at `rowid` in a database whose rowids mean something else now: rows up to
+    /// `up_to` are told only when their date is not before `since`, and nothing whose guid is known
+    /// is told again.
     pub fn resync(&mut self, rowid: i64, since: UnixMs, up_to: i64) {
         self.read_to = rowid;
         self.held.clear();
@@ -190,8 +195,8 @@ impl Inbox {
         self.known_order.push_back(guid.to_owned());
     }
 
-    /// Takes the rows above [`Inbox::read_to`], in order, and the rows of [`Inbox::held`] as they are now. Gives what is to be told, in
-    /// the order of rowid within each.
+    /// Takes the rows above [`Inbox::read_to`], in order, and the rows of [`Inbox::held`] as they
+    /// are now. Gives what is to be told, in the order of rowid within each.
     pub fn take(&mut self, rows: &[Row], held_rows: &[Row], now: UnixMs) -> Vec<Heard> {
         let mut heard = Vec::new();
         for row in held_rows {
@@ -245,7 +250,8 @@ impl Inbox {
         }
     }
 
-    /// Old beside a row before it. The sender's clock may be wrong: a date ahead of ours must not make all that follows late.
+    /// Old beside a row before it. The sender's clock may be wrong: a date ahead of ours must not
+    /// make all that follows late.
     fn is_late(&mut self, row: &Row, now: UnixMs) -> bool {
         let Some(at) = row.at else { return false };
         let late = self.newest.is_some_and(|newest| newest.since(at) > LATE_MS);
@@ -301,7 +307,8 @@ pub fn understand(row: &Row, out_of_time: bool, late: bool, now: UnixMs) -> Unde
     match row.associated_type {
         0 => received(row, out_of_time, late, at),
         2000..=2007 | 3000..=3007 => reaction(row, out_of_time, at),
-        // An app's message that updates an earlier one of its session; its text, where there is one, is a message.
+        // An app's message that updates an earlier one of its session; its text, where there is
+        // one, is a message.
         2 | 3 if has_text(row) => received(row, out_of_time, late, at),
         2 | 3 => Understood::Skip(Skip::App),
         _ => Understood::Skip(Skip::Association),
@@ -454,7 +461,8 @@ fn sender(row: &Row) -> Option<(Recipient, Conversation)> {
     Some((from, conversation))
 }
 
-/// An address of chat.db as a recipient. Some handles keep the punctuation that a contact was typed with.
+/// An address of chat.db as a recipient. Some handles keep the punctuation that a contact was typed
+/// with.
 fn address(handle: &str) -> Option<Recipient> {
     let parsed = |text: &str| match text.parse::<Recipient>() {
         Ok(recipient @ (Recipient::Number(_) | Recipient::Email(_))) => Some(recipient),

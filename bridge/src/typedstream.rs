@@ -1,14 +1,16 @@
 //! `attributedBody` → text and attribute runs.
 //!
-//! Since macOS 13 the column `text` of most rows is NULL and the message is only in `attributedBody`: an
-//! `NSAttributedString` written by `NSArchiver` as a *typedstream* (header `04 0B "streamtyped"`). The format is
-//! a sequence of typed values; objects, classes and C strings share one table of back-references, type strings
-//! and class names another, both counted from 0x92.
+//! Since macOS 13 the column `text` of most rows is NULL and the message is only in
+//! `attributedBody`: an `NSAttributedString` written by `NSArchiver` as a *typedstream* (header `04
+//! 0B "streamtyped"`). The format is a sequence of typed values; objects, classes and C strings
+//! share one table of back-references, type strings and class names another, both counted from
+//! 0x92.
 //!
-//! [`reader`] parses the stream into an arena of objects that borrow from the blob; this module reads the
-//! attributed string out of it. Everything is bounded (see the constants below), nothing panics, and an error
-//! says what was wrong at which byte. Because new macOS versions add attributes, an error after the text was
-//! complete still carries it in [`DecodeError::salvaged`]: a message is not lost because of its decoration.
+//! [`reader`] parses the stream into an arena of objects that borrow from the blob; this module
+//! reads the attributed string out of it. Everything is bounded (see the constants below), nothing
+//! panics, and an error says what was wrong at which byte. Because new macOS versions add
+//! attributes, an error after the text was complete still carries it in [`DecodeError::salvaged`]:
+//! a message is not lost because of its decoration.
 //!
 //! Not in here: `NSKeyedArchiver` (that is a property list) and writing.
 
@@ -18,18 +20,22 @@ use std::{ops::Range, sync::Arc};
 
 use reader::{Arena, Slot, Value};
 
-/// Longest blob that is looked at. The longest text Messages sends is some 20,000 characters; data detectors add a few
-/// hundred bytes a link. Four megabytes is far beyond both and still decodes in milliseconds.
+/// Longest blob that is looked at. The longest text Messages sends is some 20,000 characters; data
+/// detectors add a few hundred bytes a link. Four megabytes is far beyond both and still decodes in
+/// milliseconds.
 pub const BLOB_BYTES_MAX: usize = 4 << 20;
 /// Deepest nesting of objects. Real blobs use five levels.
 pub const DEPTH_MAX: usize = 48;
 /// Most objects, classes and C strings in one blob; real ones have tens. Bounds the arena.
 pub const OBJECTS_MAX: usize = 65_536;
-/// Most values in one blob. Bounds the time for types that take no bytes, such as an array of empty structures.
+/// Most values in one blob. Bounds the time for types that take no bytes, such as an array of empty
+/// structures.
 pub const VALUES_MAX: usize = 262_144;
-/// Longest type string; the longest real one is `[607c]`. With [`VALUES_MAX`] it bounds the time spent on scanning them.
+/// Longest type string; the longest real one is `[607c]`. With [`VALUES_MAX`] it bounds the time
+/// spent on scanning them.
 pub const TYPES_BYTES_MAX: usize = 256;
-/// Most bytes of attribute names and values that are copied out. A blob may refer to one long string many times.
+/// Most bytes of attribute names and values that are copied out. A blob may refer to one long
+/// string many times.
 pub const ATTRIBUTE_BYTES_MAX: usize = 2 * BLOB_BYTES_MAX;
 /// Longest chain of superclasses; `NSMutableAttributedString` has three links.
 pub const INHERITANCE_MAX: usize = 16;
@@ -178,7 +184,9 @@ pub enum Problem {
 pub fn decode(blob: &[u8]) -> Result<Attributed, DecodeError> {
     let mut arena = Arena::default();
     let parsed = reader::parse(blob, reader::Until::End, &mut arena);
-    let text_of = |arena: &Arena<'_>| arena.first_text.map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+    let text_of = |arena: &Arena<'_>| {
+        arena.first_text.map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+    };
     let root = match parsed {
         Ok(root) => root,
         Err((at, problem)) => {
@@ -234,7 +242,8 @@ fn attributed(arena: &Arena<'_>, root: usize) -> Result<Attributed, Problem> {
     Ok(Attributed { text, runs })
 }
 
-/// Runs are pairs (number of the attribute set, length); a number that is met for the first time is followed by its dictionary.
+/// Runs are pairs (number of the attribute set, length); a number that is met for the first time is
+/// followed by its dictionary.
 fn runs<'v>(
     arena: &Arena<'_>,
     text: &str,
@@ -248,7 +257,8 @@ fn runs<'v>(
     while let Some(value) = values.next() {
         let Value::Integer(number) = value else { return Err(Problem::Run) };
         let Some(Value::Integer(length)) = values.next() else { return Err(Problem::Run) };
-        let number = usize::try_from(*number).ok().and_then(|n| n.checked_sub(1)).ok_or(Problem::Run)?;
+        let number =
+            usize::try_from(*number).ok().and_then(|n| n.checked_sub(1)).ok_or(Problem::Run)?;
         let length = usize::try_from(*length).ok().ok_or(Problem::Run)?;
         if number > sets.len() {
             return Err(Problem::Run);
@@ -281,7 +291,8 @@ fn runs<'v>(
     Ok(runs)
 }
 
-/// `NSDictionary`: a count, then keys and values in turn. Keys that are not strings are passed over.
+/// `NSDictionary`: a count, then keys and values in turn. Keys that are not strings are passed
+/// over.
 fn dictionary(
     arena: &Arena<'_>,
     at: usize,
@@ -360,12 +371,11 @@ fn string_at(arena: &Arena<'_>, at: usize, budget: &mut usize) -> Result<Option<
     match arena.string_bytes(at) {
         None => Ok(None),
         Some(bytes) => {
-        *budget = budget.checked_sub(bytes.len()).ok_or(Problem::TooMany)?;
-        match str::from_utf8(bytes) {
-            Ok(text) => Ok(Some(text.to_owned())),
-            Err(_) => Err(Problem::NotUtf8),
-        }
+            *budget = budget.checked_sub(bytes.len()).ok_or(Problem::TooMany)?;
+            match str::from_utf8(bytes) {
+                Ok(text) => Ok(Some(text.to_owned())),
+                Err(_) => Err(Problem::NotUtf8),
+            }
         }
     }
 }
-

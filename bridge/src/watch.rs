@@ -1,8 +1,10 @@
-//! `switchboard-bridge watch`: what happens in a chat.db, one JSON object a line, read-only and without a journal.
+//! `switchboard-bridge watch`: what happens in a chat.db, one JSON object a line, read-only and
+//! without a journal.
 //!
-//! Inbound messages are told as the protocol's events. Own messages are told in the same words (`sent`, `delivered`, `read`,
-//! `failed`) with the row's guid, since a foreign chat.db knows nothing of our messages and attempts. Useful to look at a
-//! Mac before it joins the shelf, and to measure reading: `--once --since start` reads everything and ends.
+//! Inbound messages are told as the protocol's events. Own messages are told in the same words
+//! (`sent`, `delivered`, `read`, `failed`) with the row's guid, since a foreign chat.db knows
+//! nothing of our messages and attempts. Useful to look at a Mac before it joins the shelf, and to
+//! measure reading: `--once --since start` reads everything and ends.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
@@ -20,14 +22,15 @@ use crate::chatdb::{
 use crate::clock;
 use crate::inbound::{Heard, Inbox, Patience};
 
-/// Rows of one read. Large enough that the three queries of a batch cost nothing beside its rows, small enough that a batch
-/// of long texts stays within a few megabytes.
+/// Rows of one read. Large enough that the three queries of a batch cost nothing beside its rows,
+/// small enough that a batch of long texts stays within a few megabytes.
 const BATCH_ROWS: usize = 1000;
 /// How often held rows are looked at again, and a database that could not be opened is tried again.
 const TICK: Duration = Duration::from_secs(1);
 /// How often the cursor is verified.
 const VERIFY_EVERY_MS: i64 = 60_000;
-/// Most own rows followed for receipts; with more, the oldest are let go. Also the most ids of one query.
+/// Most own rows followed for receipts; with more, the oldest are let go. Also the most ids of one
+/// query.
 const FOLLOWED_MAX: usize = 1000;
 /// How long an own row is followed.
 const FOLLOW_MS: i64 = 48 * 3_600_000;
@@ -132,7 +135,10 @@ enum Own<'r> {
 
 /// What has been told of an own row. Each word once, and never backwards.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "each word is told once, and failed may come after sent")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each word is told once, and failed may come after sent"
+)]
 struct Told {
     sent: bool,
     delivered: bool,
@@ -210,8 +216,8 @@ struct Watching<W: Write> {
     verified: UnixMs,
 }
 
-/// Tells what happens in the database until the process is stopped, the reader of `out` goes away, or, with
-/// [`Args::once`], everything has been told.
+/// Tells what happens in the database until the process is stopped, the reader of `out` goes away,
+/// or, with [`Args::once`], everything has been told.
 pub async fn run(args: Args, out: impl Write) -> Result<(), WatchError> {
     let ended = if args.once {
         Watching::new(args, out).turn(clock::now().wall)
@@ -237,7 +243,8 @@ async fn follow(args: Args, out: impl Write) -> Result<(), WatchError> {
             }
             Err(other) => return Err(other),
         }
-        // A tick without a change still looks at held rows. The watch cannot end before we do; if it did, the ticks go on.
+        // A tick without a change still looks at held rows. The watch cannot end before we do; if
+        // it did, the ticks go on.
         if let Ok(None) = tokio::time::timeout(TICK, changes.recv()).await {
             tokio::time::sleep(TICK).await;
         }

@@ -1,4 +1,7 @@
-//! Reading real SQLite files with Apple's schemas: every version, every state of a file, and never a write.
+//! Reading real SQLite files with Apple's schemas: every version, every state of a file, and never
+//! a write.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a failed assumption fails the test")]
 
 #[path = "read_support/archive.rs"]
 mod archive;
@@ -11,9 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use archive::{Value, archive};
-use bridge::chatdb::{
-    Cause, ChatDb, Identity, Place, SentQuery, Verified, Watch, verify,
-};
+use bridge::chatdb::{Cause, ChatDb, Identity, Place, SentQuery, Verified, Watch, verify};
 use bridge::inbound::{Inbox, Patience, Skip};
 use bridge::typedstream::{FILE_TRANSFER_GUID, MESSAGE_PART};
 use bridge::watch::{Args, Since, WatchError};
@@ -109,7 +110,11 @@ impl Messages {
             .execute("INSERT OR IGNORE INTO handle (id, service) VALUES (?1, ?2)", [id, service])
             .unwrap();
         self.connection
-            .query_row("SELECT ROWID FROM handle WHERE id = ?1 AND service = ?2", [id, service], |row| row.get(0))
+            .query_row(
+                "SELECT ROWID FROM handle WHERE id = ?1 AND service = ?2",
+                [id, service],
+                |row| row.get(0),
+            )
             .unwrap()
     }
 
@@ -220,10 +225,8 @@ fn number(text: &str) -> Recipient {
 }
 
 fn received(event: &Event) -> &protocol::pipe::Received {
-    match event {
-        Event::Received(received) => received,
-        other => panic!("not received: {other:?}"),
-    }
+    let Event::Received(received) = event else { panic!("not received: {event:?}") };
+    received
 }
 
 #[test]
@@ -244,8 +247,10 @@ fn rows_of_every_macos_version_are_read_alike() {
         messages.set(own, "date_delivered", apple(NOON));
         let db = messages.open();
         let rows = db.rows_after(0, 1000).unwrap();
-        let seen: Vec<_> =
-            rows.iter().map(|row| (row.rowid, row.guid.as_str(), row.text.as_str(), row.from_me)).collect();
+        let seen: Vec<_> = rows
+            .iter()
+            .map(|row| (row.rowid, row.guid.as_str(), row.text.as_str(), row.from_me))
+            .collect();
         assert_eq!(
             seen,
             [
@@ -256,14 +261,21 @@ fn rows_of_every_macos_version_are_read_alike() {
             ],
             "macOS {version}"
         );
-        assert!(rows.iter().all(|row| row.at == Some(NOON) && row.status.service == Some(Channel::Imessage)));
+        assert!(
+            rows.iter()
+                .all(|row| row.at == Some(NOON) && row.status.service == Some(Channel::Imessage))
+        );
         let Place::In(place) = &rows[2].place else { panic!("macOS {version}: no chat") };
         assert_eq!((place.kind, place.id.as_str()), (ConversationKind::Group, "chat831"));
         assert_eq!(rows[2].handle.as_deref(), Some(BERT));
         assert!(rows[3].status.is_sent);
         assert_eq!(rows[3].status.date_delivered, Some(NOON));
         let ids: Vec<i64> = rows.iter().map(|row| row.rowid).collect();
-        assert_eq!(db.rows_by_ids(&ids).unwrap(), rows, "macOS {version}: both ways of reading agree");
+        assert_eq!(
+            db.rows_by_ids(&ids).unwrap(),
+            rows,
+            "macOS {version}: both ways of reading agree"
+        );
         assert_eq!(db.rows_after(inbound, 2).unwrap(), rows[1..3]);
         assert_eq!(db.rows_by_ids(&[own, 999]).unwrap(), rows[3..]);
         assert_eq!(db.max_rowid().unwrap(), own);
@@ -306,7 +318,8 @@ fn a_send_is_found_by_chat_and_text_above_the_mark_only() {
         let db = messages.open();
         let mark = db.max_rowid().unwrap();
         let anna = number(ANNA);
-        let query = |text: &'static str| SentQuery { above_rowid: mark, to: &anna, text, channel: None };
+        let query =
+            |text: &'static str| SentQuery { above_rowid: mark, to: &anna, text, channel: None };
         let guids = |query: &SentQuery<'_>| -> Vec<String> {
             db.find_sent(query).unwrap().into_iter().map(|row| row.guid).collect()
         };
@@ -331,7 +344,10 @@ fn a_send_is_found_by_chat_and_text_above_the_mark_only() {
             ..New::default()
         });
         let found = db.find_sent(&query(" hello\n")).unwrap();
-        assert_eq!((found[0].guid.as_str(), found[0].exact, found[0].placed), ("MINE", true, false));
+        assert_eq!(
+            (found[0].guid.as_str(), found[0].exact, found[0].placed),
+            ("MINE", true, false)
+        );
         messages.join("any;-;+12025550101", pending);
         assert!(db.find_sent(&query("hello")).unwrap()[0].placed);
         // Rewritten by Messages, and sent as SMS in a chat of its own.
@@ -397,7 +413,13 @@ fn a_ghost_row_is_own_empty_and_in_no_chat() {
         ..New::default()
     });
     messages.write(&New { guid: "IN CHAT", from_me: true, ..New::default() });
-    messages.write(&New { guid: "TEXT", from_me: true, chat: None, text: Some("x"), ..New::default() });
+    messages.write(&New {
+        guid: "TEXT",
+        from_me: true,
+        chat: None,
+        text: Some("x"),
+        ..New::default()
+    });
     messages.write(&New { guid: "INBOUND", chat: None, ..New::default() });
     let db = messages.open();
     let guids = |above, to: &str| -> Vec<String> {
@@ -421,15 +443,26 @@ fn states_follow_the_columns() {
         assert!(!state().status.is_sent && state().status.error == 0);
         let version_before = db.data_version().unwrap();
         assert_eq!(db.data_version().unwrap(), version_before);
-        for (column, value) in [("is_sent", 1), ("is_finished", 1), ("is_delivered", 1), ("error", 22), ("was_downgraded", 1)] {
+        for (column, value) in [
+            ("is_sent", 1),
+            ("is_finished", 1),
+            ("is_delivered", 1),
+            ("error", 22),
+            ("was_downgraded", 1),
+        ] {
             messages.set(rowid, column, value);
         }
         assert_ne!(db.data_version().unwrap(), version_before);
         messages.set(rowid, "date_read", apple(NOON));
         messages.set(rowid, "service", "rcs");
         let status = state().status;
-        assert!(status.is_sent && status.is_finished && status.is_delivered && status.was_downgraded);
-        assert_eq!((status.error, status.date_read, status.service), (22, Some(NOON), Some(Channel::Rcs)));
+        assert!(
+            status.is_sent && status.is_finished && status.is_delivered && status.was_downgraded
+        );
+        assert_eq!(
+            (status.error, status.date_read, status.service),
+            (22, Some(NOON), Some(Channel::Rcs))
+        );
         messages.set(rowid, "date_read", i64::MAX);
         assert_eq!(state().status.date_read, None, "bogus dates are none");
     }
@@ -439,11 +472,18 @@ fn states_follow_the_columns() {
 fn an_existing_chat_is_found_in_the_form_of_the_database() {
     let messages = Messages::new(26);
     for chat in ["iMessage;-;+12025550101", "SMS;-;+12025550101", "any;+;chat831"] {
-        let rowid = messages.write(&New { guid: chat, chat: Some(chat), text: Some("x"), ..New::default() });
+        let rowid = messages.write(&New {
+            guid: chat,
+            chat: Some(chat),
+            text: Some("x"),
+            ..New::default()
+        });
         assert!(rowid > 0);
     }
     let db = messages.open();
-    let chat = |to: &str, channel| db.existing_chat_for(&number(to), channel).unwrap().map(|chat| chat.guid);
+    let chat = |to: &str, channel| {
+        db.existing_chat_for(&number(to), channel).unwrap().map(|chat| chat.guid)
+    };
     assert_eq!(chat(ANNA, Channel::Imessage).as_deref(), Some("iMessage;-;+12025550101"));
     assert_eq!(chat(ANNA, Channel::Sms).as_deref(), Some("SMS;-;+12025550101"));
     assert_eq!(chat(ANNA, Channel::Rcs), None);
@@ -483,7 +523,11 @@ fn reading_never_changes_the_database_or_its_wal() {
         // As the last one to close: a copy of both files that nobody else has open.
         let copy = messages.folder.path().join("copy.db");
         std::fs::copy(&path, &copy).unwrap();
-        std::fs::copy(messages.folder.path().join("chat.db-wal"), messages.folder.path().join("copy.db-wal")).unwrap();
+        std::fs::copy(
+            messages.folder.path().join("chat.db-wal"),
+            messages.folder.path().join("copy.db-wal"),
+        )
+        .unwrap();
         let before = bytes(&copy);
         read(&copy);
         assert!(before == bytes(&copy), "macOS {version}: as the last one to close");
@@ -513,9 +557,8 @@ fn a_database_that_cannot_be_read_says_why_and_what_to_do() {
     let foreign = folder.path().join("foreign.db");
     Connection::open(&foreign).unwrap().execute_batch("CREATE TABLE message (guid TEXT)").unwrap();
     assert_eq!(cause(&foreign), Cause::Foreign);
-    let reasons: BTreeSet<_> = [Cause::Missing, Cause::Denied, Cause::Locked, Cause::Foreign]
-        .map(Cause::reason)
-        .into();
+    let reasons: BTreeSet<_> =
+        [Cause::Missing, Cause::Denied, Cause::Locked, Cause::Foreign].map(Cause::reason).into();
     assert_eq!(
         reasons,
         BTreeSet::from([
@@ -526,7 +569,8 @@ fn a_database_that_cannot_be_read_says_why_and_what_to_do() {
         ])
     );
 
-    // A whole database, folded into one file, cut at many places: an error or fewer rows, never a panic.
+    // A whole database, folded into one file, cut at many places: an error or fewer rows, never a
+    // panic.
     let messages = Messages::new(15);
     for at in 0..200 {
         messages.text(&format!("G{at}"), &"long text ".repeat(20));
@@ -613,10 +657,18 @@ fn a_row_before_its_join_is_held_and_then_told_anyway() {
     let messages = Messages::new(26);
     let db = messages.open();
     let mut inbox = inbox();
-    let joined_later = messages.write(&New { guid: "LATER", chat: None, text: Some("1"), ..New::default() });
-    let never = messages.write(&New { guid: "NEVER", chat: None, text: Some("2"), handle: Some(BERT), ..New::default() });
+    let joined_later =
+        messages.write(&New { guid: "LATER", chat: None, text: Some("1"), ..New::default() });
+    let never = messages.write(&New {
+        guid: "NEVER",
+        chat: None,
+        text: Some("2"),
+        handle: Some(BERT),
+        ..New::default()
+    });
     messages.text("WHOLE", "3");
-    let told: Vec<_> = hear(&db, &mut inbox, NOON).iter().map(|e| received(e).guid.clone()).collect();
+    let told: Vec<_> =
+        hear(&db, &mut inbox, NOON).iter().map(|e| received(e).guid.clone()).collect();
     assert_eq!(told, ["WHOLE"], "others do not wait");
     assert_eq!(inbox.held(), [joined_later, never]);
     assert_eq!(inbox.safe_rowid(), joined_later - 1, "what is remembered stays below");
@@ -648,7 +700,10 @@ fn text_and_files_that_come_by_a_later_update_are_waited_for() {
     messages.delete(gone);
     let events = hear(&db, &mut inbox, NOON.plus_ms(500));
     assert_eq!(received(&events[0]).text, "here");
-    assert_eq!((received(&events[1]).text.as_str(), received(&events[1]).attachments.len()), ("", 1));
+    assert_eq!(
+        (received(&events[1]).text.as_str(), received(&events[1]).attachments.len()),
+        ("", 1)
+    );
     assert_eq!(inbox.held(), [gone]);
     assert_eq!(hear(&db, &mut inbox, NOON.plus_ms(10_500)), []);
     assert_eq!(inbox.held(), [0; 0], "a row that is gone is not waited for");
@@ -702,13 +757,28 @@ fn kinds_of_rows_become_their_events() {
         messages.write(&New { guid, chat: Some(chat), from_me: true, more, ..New::default() });
     };
     let bert = messages.handle(BERT, "iMessage");
-    notice("N1", "any;+;chat1", &[("item_type", 2.into()), ("group_title", "Friends".to_owned().into())]);
+    notice(
+        "N1",
+        "any;+;chat1",
+        &[("item_type", 2.into()), ("group_title", "Friends".to_owned().into())],
+    );
     notice("N2", "any;+;chat1", &[("item_type", 1.into()), ("other_handle", bert.into())]);
     notice("N3", "any;-;+12025550101", &[("item_type", 2.into())]);
     notice("N4", "any;+;chat1", &[("item_type", 6.into())]);
     messages.sent("OWN", "own");
-    messages.write(&New { guid: "SHORT", handle: Some("22395"), chat: Some("SMS;-;22395"), text: Some("code"), ..New::default() });
-    messages.write(&New { guid: "TYPED", handle: Some("+1 (202) 555-0102"), text: Some("x"), ..New::default() });
+    messages.write(&New {
+        guid: "SHORT",
+        handle: Some("22395"),
+        chat: Some("SMS;-;22395"),
+        text: Some("code"),
+        ..New::default()
+    });
+    messages.write(&New {
+        guid: "TYPED",
+        handle: Some("+1 (202) 555-0102"),
+        text: Some("x"),
+        ..New::default()
+    });
     messages.text("LINK", "look https://example.org");
     messages.write(&New {
         guid: "PREVIEW",
@@ -721,11 +791,16 @@ fn kinds_of_rows_become_their_events() {
     let events = hear(&messages.open(), &mut inbox, NOON);
     let told: Vec<String> = events
         .iter()
-        .map(|event| match event {
-            Event::Reaction(r) => format!("{} {} {} {} {}", r.guid, r.kind, r.part, r.removed, r.target == target),
-            Event::Group(g) => format!("{} {} {:?} {}", g.guid, g.change, g.subject, g.conversation.id),
-            Event::Received(r) => format!("{} {} {}", r.guid, r.from, r.text),
-            other => panic!("{other:?}"),
+        .map(|event| {
+            if let Event::Reaction(r) = event {
+                let about = r.target == target;
+                format!("{} {} {} {} {about}", r.guid, r.kind, r.part, r.removed)
+            } else if let Event::Group(g) = event {
+                format!("{} {} {:?} {}", g.guid, g.change, g.subject, g.conversation.id)
+            } else {
+                let r = received(event);
+                format!("{} {} {}", r.guid, r.from, r.text)
+            }
         })
         .collect();
     assert_eq!(
@@ -760,13 +835,19 @@ fn a_resynchronisation_tells_the_window_once() {
     let mut inbox = inbox();
     assert_eq!(hear(&messages.open(), &mut inbox, NOON).len(), 1);
     let other = Messages::new(15);
-    other.write(&New { guid: "ANCIENT", text: Some("0"), at: NOON.plus_ms(-9 * 86_400_000), ..New::default() });
+    other.write(&New {
+        guid: "ANCIENT",
+        text: Some("0"),
+        at: NOON.plus_ms(-9 * 86_400_000),
+        ..New::default()
+    });
     other.text("MISSED", "2");
     other.text("KNOWN", "1");
     let db = other.open();
     let since = NOON.plus_ms(-7 * 86_400_000);
     inbox.resync(0, since, db.max_rowid().unwrap());
-    let told: Vec<_> = hear(&db, &mut inbox, NOON).iter().map(|e| received(e).guid.clone()).collect();
+    let told: Vec<_> =
+        hear(&db, &mut inbox, NOON).iter().map(|e| received(e).guid.clone()).collect();
     assert_eq!(told, ["MISSED"]);
     other.write(&New { guid: "AFTER", text: Some("3"), at: since.plus_ms(-1), ..New::default() });
     assert_eq!(hear(&db, &mut inbox, NOON).len(), 1, "the window is for the old rows only");
@@ -803,7 +884,13 @@ async fn a_watch_sees_commits_and_a_new_file() {
     let db = messages.open();
     assert!(!db.is_stale());
     let guids = |path: &Path| -> Vec<String> {
-        ChatDb::open(path).unwrap().rows_after(0, 9).unwrap().into_iter().map(|row| row.guid).collect()
+        ChatDb::open(path)
+            .unwrap()
+            .rows_after(0, 9)
+            .unwrap()
+            .into_iter()
+            .map(|row| row.guid)
+            .collect()
     };
     assert_eq!(guids(&path), ["A"]);
 
@@ -816,7 +903,9 @@ async fn a_watch_sees_commits_and_a_new_file() {
     assert!(db.is_stale());
     assert_eq!(guids(&path), ["X"]);
     drop(watch);
-    let end = tokio::time::timeout(Duration::from_secs(5), async { while changes.recv().await.is_some() {} });
+    let end = tokio::time::timeout(Duration::from_secs(5), async {
+        while changes.recv().await.is_some() {}
+    });
     end.await.expect("the thread ends with its watch");
 }
 
@@ -875,7 +964,14 @@ async fn watching_once_tells_everything_in_order_and_ends() {
         bridge::watch::run(args(Since::Start), out.clone()).await.unwrap();
         assert_eq!(
             out.words(),
-            ["received IN", "sent OWN", "delivered OWN", "read OWN", "failed BAD", "received UNJOINED"],
+            [
+                "received IN",
+                "sent OWN",
+                "delivered OWN",
+                "read OWN",
+                "failed BAD",
+                "received UNJOINED"
+            ],
             "macOS {version}"
         );
         assert_eq!(out.lines()[0]["text"], "hé");
@@ -924,7 +1020,7 @@ async fn watching_follows_receipts_and_a_replaced_database() {
 
             // A rebuilt database: other numbers, one known message, one missed.
             let other = Messages::new(27);
-            for (guid, at) in [("OLD", UnixMs(now.0 - 30 * 86_400_000)), ("MISSED", now), ("IN", now)] {
+            for (guid, at) in [("OLD", UnixMs(now.0 - 30 * 86_400_000)), ("IN", now), ("MISSED", now)] {
                 other.write(&New { guid, text: Some("x"), at, ..New::default() });
             }
             other.replace(&messages.path());

@@ -1,5 +1,11 @@
 //! Real blobs decode right, corrupt ones are errors, and nothing panics or takes long.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a failed assumption fails the test"
+)]
+
 #[path = "read_support/archive.rs"]
 mod archive;
 
@@ -8,8 +14,8 @@ use std::time::Duration;
 
 use archive::{Value, archive};
 use bridge::typedstream::{
-    Attribute, Attributed, BLOB_BYTES_MAX, FILE_TRANSFER_GUID, LINK, MENTION, MESSAGE_PART, Problem,
-    decode, decode_text,
+    Attribute, Attributed, BLOB_BYTES_MAX, FILE_TRANSFER_GUID, LINK, MENTION, MESSAGE_PART,
+    Problem, decode, decode_text,
 };
 use data_encoding::BASE64;
 use proptest::prelude::*;
@@ -58,7 +64,9 @@ fn row_bodies() -> Vec<(String, Vec<u8>)> {
 }
 
 /// Runs as (UTF-16 from, to, names and short forms of the values).
-fn shape(decoded: &Attributed) -> Vec<(usize, usize, Vec<String>)> {
+type Shape = (usize, usize, Vec<String>);
+
+fn shape(decoded: &Attributed) -> Vec<Shape> {
     let short = |value: &Attribute| match value {
         Attribute::Text(text) => format!("{text:?}"),
         Attribute::Integer(number) => number.to_string(),
@@ -78,7 +86,8 @@ fn shape(decoded: &Attributed) -> Vec<(usize, usize, Vec<String>)> {
         .collect()
 }
 
-const RINGS: &str = "$(kIMTranscriptPluginBreadcrumbTextReceiverIdentifier) closed all three Activity rings.";
+const RINGS: &str =
+    "$(kIMTranscriptPluginBreadcrumbTextReceiverIdentifier) closed all three Activity rings.";
 const WORKOUT: &str = "$(kIMTranscriptPluginBreadcrumbTextReceiverIdentifier) completed a workout.";
 const TWEET: &str = "https://twitter.com/chrismessina/status/1423827232510812167";
 
@@ -88,11 +97,7 @@ fn real_blobs_decode_to_their_text_and_runs() {
     let part = |n: i64| format!("{MESSAGE_PART}={n}");
     let breadcrumb = |text: &str| {
         vec![
-            (
-                0,
-                2,
-                vec!["__kIMBaseWritingDirectionAttributeName=-1".to_owned(), part(0)],
-            ),
+            (0, 2, vec!["__kIMBaseWritingDirectionAttributeName=-1".to_owned(), part(0)]),
             (
                 2,
                 3,
@@ -104,7 +109,7 @@ fn real_blobs_decode_to_their_text_and_runs() {
             ),
         ]
     };
-    let cases: Vec<(&str, &str, Vec<(usize, usize, Vec<String>)>)> = vec![
+    let cases: Vec<(&str, &str, Vec<Shape>)> = vec![
         ("closed-rings-1.bin", RINGS, vec![(0, 87, vec![flags.clone()])]),
         ("closed-rings-2.bin", "\u{1f4aa}\u{fffd}", breadcrumb(RINGS)),
         ("completed-workout-1.bin", WORKOUT, vec![(0, 75, vec![flags.clone()])]),
@@ -144,8 +149,12 @@ fn real_blobs_decode_to_their_text_and_runs() {
 #[test]
 fn the_mention_is_the_text_of_its_run() {
     let decoded = decode(&blob("user-mention.bin")).unwrap();
-    let mentions: Vec<_> =
-        decoded.runs.iter().filter(|run| run.get(MENTION).is_some()).map(|run| decoded.text_of(run)).collect();
+    let mentions: Vec<_> = decoded
+        .runs
+        .iter()
+        .filter(|run| run.get(MENTION).is_some())
+        .map(|run| decoded.text_of(run))
+        .collect();
     assert_eq!(mentions, ["Kunal"]);
 }
 
@@ -268,7 +277,8 @@ fn what_is_not_understood_is_said_with_its_place() {
 
 /// Header, then a root object of class `NSString` whose first values have these types.
 fn hostile(types: &[u8], rest: &[u8]) -> Vec<u8> {
-    let mut blob = b"\x04\x0bstreamtyped\x81\xe8\x03\x84\x01@\x84\x84\x84\x08NSString\x01\x85\x84".to_vec();
+    let mut blob =
+        b"\x04\x0bstreamtyped\x81\xe8\x03\x84\x01@\x84\x84\x84\x08NSString\x01\x85\x84".to_vec();
     blob.push(0x81);
     blob.extend_from_slice(&u16::try_from(types.len()).unwrap().to_le_bytes());
     blob.extend_from_slice(types);
@@ -300,7 +310,7 @@ fn hostile_blobs_end_soon() {
         ("arrays in arrays", hostile(&b"[9999".repeat(40), b"\x86")),
         ("arrays in arrays of nothing", hostile(b"[9999[9999[9999[9999!]]]]", b"\x86")),
         ("structures in structures", hostile(&b"{a=".repeat(80), b"\x86")),
-        ("a long type string", hostile(&b"i".repeat(60_000), &[0; 60_000])),
+        ("a long type string", hostile(&b"i".repeat(60_000), &b"\0".repeat(60_000))),
         ("a length beyond the end", hostile(b"+", b"\x82\xff\xff\xff\xff")),
         ("a negative count", hostile(b"[-1c]", b"\x86")),
     ];

@@ -29,13 +29,27 @@ pub(crate) enum Cause {
 }
 
 /// What the dialler remembers between attempts.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Backoff {
+    /// Longest delay of the jittered redials, in milliseconds.
+    delay_max_ms: u64,
     /// Redials since the last session that lived long enough.
     redials: u32,
 }
 
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { delay_max_ms: DELAY_MAX_MS, redials: 0 }
+    }
+}
+
 impl Backoff {
+    /// Nothing lost yet; jittered redials wait for at most `delay_max`.
+    pub(crate) fn new(delay_max: std::time::Duration) -> Self {
+        let delay_max_ms = u64::try_from(delay_max.as_millis()).unwrap_or(DELAY_MAX_MS);
+        Self { delay_max_ms: delay_max_ms.max(1), redials: 0 }
+    }
+
     /// The delay before the next attempt, in milliseconds.
     ///
     /// `lived_ms` is how long the session was welcome, zero if it never was. `random` is any 64 bits.
@@ -48,8 +62,8 @@ impl Backoff {
         match cause {
             // A router that drains for ever would be dialled in a tight loop, so the welcome is asked for only once.
             Cause::Lost | Cause::Draining if redials == 0 => 0,
-            Cause::Draining if lived_ms > 0 => DELAY_MIN_MS,
-            Cause::Lost | Cause::Draining => jittered(redials, random),
+            Cause::Draining if lived_ms > 0 => DELAY_MIN_MS.min(self.delay_max_ms),
+            Cause::Lost | Cause::Draining => jittered(redials, self.delay_max_ms, random),
             Cause::Refused => REFUSED_MS + random % (REFUSED_MS / 10),
             Cause::Replaced => REPLACED_MS + random % (REPLACED_MS / 2),
         }
@@ -57,10 +71,11 @@ impl Backoff {
 }
 
 /// Full jitter: anything between the minimum and a ceiling that doubles with every redial.
-fn jittered(redials: u32, random: u64) -> u64 {
+fn jittered(redials: u32, delay_max_ms: u64, random: u64) -> u64 {
     let doublings = redials.min(16);
-    let ceiling = (DELAY_MIN_MS << doublings).min(DELAY_MAX_MS);
-    DELAY_MIN_MS + random % (ceiling - DELAY_MIN_MS + 1)
+    let floor = DELAY_MIN_MS.min(delay_max_ms);
+    let ceiling = (DELAY_MIN_MS << doublings).min(delay_max_ms).max(floor);
+    floor + random % (ceiling - floor + 1)
 }
 
 #[cfg(test)]
@@ -74,6 +89,15 @@ mod tests {
         let mut backoff = Backoff::default();
         assert_eq!(backoff.next(Cause::Lost, 0, 7), 0);
         assert!(backoff.next(Cause::Lost, 0, 7) >= DELAY_MIN_MS);
+    }
+
+    #[test]
+    fn an_operator_may_lower_the_ceiling_below_the_usual_minimum() {
+        let mut backoff = Backoff::new(std::time::Duration::from_millis(200));
+        assert_eq!(backoff.next(Cause::Lost, 0, 7), 0);
+        for random in [0, 7, u64::MAX] {
+            assert_eq!(backoff.next(Cause::Lost, 0, random), 200);
+        }
     }
 
     #[test]

@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::{
-    backoff::Backoff,
+    backoff::{self, Backoff},
     clock::{Clock, ContinuousMs},
     dialler::{self, Dialler},
     key::HostKey,
@@ -61,6 +61,8 @@ pub struct LinkConfig {
     pub key: HostKey,
     /// Which certificates the router may show.
     pub roots: TlsRoots,
+    /// Longest delay before a lost link is dialled again; [`REDIAL_MAX`] unless an operator knows better.
+    pub redial_max: Duration,
     /// A new one each time the supervisor starts.
     pub boot: String,
     /// Version of the supervisor, for the router's table of hosts.
@@ -82,6 +84,9 @@ pub enum LinkConfigError {
     #[error("TLS for the router")]
     Tls(#[from] TlsError),
 }
+
+/// Longest delay before a lost link is dialled again, where the operator says nothing else.
+pub const REDIAL_MAX: Duration = Duration::from_millis(backoff::DELAY_MAX_MS);
 
 /// What the supervisor tells the link.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -232,6 +237,7 @@ impl LinkStats {
 #[derive(Debug)]
 pub struct Link {
     dialler: Dialler,
+    redial_max: Duration,
     inputs: mpsc::Receiver<LinkInput>,
     outputs: mpsc::Sender<LinkOutput>,
     stats: Arc<LinkStats>,
@@ -246,6 +252,7 @@ impl Link {
         outputs: mpsc::Sender<LinkOutput>,
     ) -> Result<Self, LinkConfigError> {
         Ok(Self {
+            redial_max: config.redial_max,
             dialler: Dialler::new(config)?,
             inputs,
             outputs,
@@ -263,7 +270,7 @@ impl Link {
     /// session is ended with `bye` and a close, within a few seconds.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut phones = Phones::default();
-        let mut backoff = Backoff::default();
+        let mut backoff = Backoff::new(self.redial_max);
         loop {
             let mut desk = dialler::Desk {
                 inputs: &mut self.inputs,

@@ -17,14 +17,15 @@ fn program(subcommand: &str, config: &Path) -> Command {
 }
 
 fn run(subcommand: &str, config: &Path) -> (Option<i32>, String) {
-    let Output { status, stdout, stderr } = program(subcommand, config).output().unwrap();
+    let Output { status, stdout, stderr } =
+        program(subcommand, config).output().expect("the program can be run");
     let text = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
     (status.code(), text)
 }
 
 fn config(folder: &Path, text: &str) -> PathBuf {
     let path = folder.join("router.toml");
-    std::fs::write(&path, text).unwrap();
+    std::fs::write(&path, text).expect("the program can be run");
     path
 }
 
@@ -36,21 +37,33 @@ struct Serving {
 
 impl Serving {
     fn start(config: &Path) -> Self {
-        let mut child =
-            program("serve", config).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = program("serve", config)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the program can be run");
         let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        BufReader::new(child.stdout.take().expect("the program can be run"))
+            .read_line(&mut line)
+            .expect("the program can be run");
         let url = line.trim().strip_prefix("listening on ").expect("it says where").to_owned();
         Self { child, url }
     }
 
     fn signal(&self, name: &str) {
         let id = self.child.id().to_string();
-        assert!(Command::new("kill").arg(name).arg(id).status().unwrap().success());
+        assert!(
+            Command::new("kill")
+                .arg(name)
+                .arg(id)
+                .status()
+                .expect("the program can be run")
+                .success()
+        );
     }
 
     fn wait(&mut self) -> Option<i32> {
-        self.child.wait().unwrap().code()
+        self.child.wait().expect("the program can be run").code()
     }
 }
 

@@ -14,8 +14,8 @@ fn errors(problem: &Value) -> Vec<(String, String)> {
                 .iter()
                 .map(|error| {
                     (
-                        error["pointer"].as_str().unwrap().to_owned(),
-                        error["code"].as_str().unwrap().to_owned(),
+                        error["pointer"].as_str().expect("it is text").to_owned(),
+                        error["code"].as_str().expect("it is text").to_owned(),
                     )
                 })
                 .collect()
@@ -59,7 +59,7 @@ async fn every_bad_field_is_named_with_its_pointer() {
     let router = Router::start().await;
     let key = router.tenant("Acme").await.live;
     let long = "x".repeat(20_001);
-    let big: String = "y".repeat(4_096);
+    let big = "y".repeat(4_096);
     let to = "+12025550143";
     for (body, expected) in [
         (json!({}), vec![("/to", "required"), ("/text", "required")]),

@@ -22,11 +22,11 @@ async fn recipients(store: &Store) -> Vec<String> {
             })
         })
         .await
-        .unwrap()
+        .expect("the store reads")
 }
 
 fn open(folder: &Path) -> Store {
-    Store::open(&folder.join("store.db")).unwrap()
+    Store::open(&folder.join("store.db")).expect("the store opens")
 }
 
 #[tokio::test(flavor = "multi_thread")]

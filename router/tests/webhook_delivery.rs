@@ -183,11 +183,12 @@ async fn a_webhook_is_signed_and_delivered_once() {
     // Nothing more comes of it.
     enqueue(app, &tenant, "message.delivered").await;
     assert_eq!(sink.wait_for("/ok", 2).await.len(), 2);
-    assert_eq!(
+    eventually("both attempts are written down", || async {
         count(app, "SELECT COUNT(*) FROM webhook_attempts WHERE status = 204 AND error IS NULL")
-            .await,
-        2
-    );
+            .await
+            == 2
+    })
+    .await;
 }
 
 #[tokio::test]

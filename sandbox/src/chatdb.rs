@@ -152,6 +152,8 @@ pub struct ChatDb {
     path: PathBuf,
     macos: MacOs,
     number: String,
+    /// The same in every row of this phone.
+    account_guid: String,
     columns: Columns,
     /// The newest guid per chat, which the next row names in `reply_to_guid`.
     newest: HashMap<i64, String>,
@@ -171,9 +173,10 @@ pub fn new_guid() -> String {
 
 impl ChatDb {
     fn new(conn: Connection, columns: Columns, path: &Path, macos: MacOs, number: &str) -> Self {
+        let account_guid = account_guid(number);
         let (path, number) = (path.to_owned(), number.to_owned());
         let (newest, correspondents) = (HashMap::new(), HashMap::new());
-        Self { conn, path, macos, number, columns, newest, correspondents }
+        Self { conn, path, macos, number, account_guid, columns, newest, correspondents }
     }
 
     /// Opens a phone's chat.db, or makes it with the schema of that macOS. An existing file keeps
@@ -307,7 +310,7 @@ impl ChatDb {
                     ("guid", Sql::Text(guid)),
                     ("style", style.into()),
                     ("state", 3.into()),
-                    ("account_id", Sql::Text(self.account_guid())),
+                    ("account_id", Sql::Text(self.account_guid.clone())),
                     ("chat_identifier", Sql::Text(identifier.into())),
                     ("service_name", Sql::Text(service.as_str().into())),
                     ("room_name", room),
@@ -336,16 +339,6 @@ impl ChatDb {
         Ok(rowid)
     }
 
-    /// A guid that is the same for every row of this phone, made from its number.
-    fn account_guid(&self) -> String {
-        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, self.number.as_bytes());
-        let mut bytes = [0_u8; 16];
-        for (to, from) in bytes.iter_mut().zip(digest.as_ref()) {
-            *to = *from;
-        }
-        uuid::Builder::from_random_bytes(bytes).into_uuid().to_string().to_uppercase()
-    }
-
     /// What the columns `text` and `attributedBody` hold. macOS 12 fills both; from 13 on `text`
     /// is NULL in most rows, so it is in all of these.
     fn body(&self, text: &str) -> (Sql, Sql) {
@@ -370,7 +363,7 @@ impl ChatDb {
             ("version", 10.into()),
             ("service", Sql::Text(service.as_str().into())),
             ("account", Sql::Text(format!("P:{}", self.number))),
-            ("account_guid", Sql::Text(self.account_guid())),
+            ("account_guid", Sql::Text(self.account_guid.clone())),
             ("destination_caller_id", Sql::Text(self.number.clone())),
             ("date", date.0.into()),
             ("date_read", 0.into()),
@@ -649,6 +642,16 @@ impl ChatDb {
         (self.conn, self.columns) = connect(&self.path, self.macos)?;
         Ok(())
     }
+}
+
+/// A guid made from the phone's number.
+fn account_guid(number: &str) -> String {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, number.as_bytes());
+    let mut bytes = [0_u8; 16];
+    for (to, from) in bytes.iter_mut().zip(digest.as_ref()) {
+        *to = *from;
+    }
+    uuid::Builder::from_random_bytes(bytes).into_uuid().to_string().to_uppercase()
 }
 
 fn connect(path: &Path, macos: MacOs) -> Result<(Connection, Columns)> {

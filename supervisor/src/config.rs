@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use protocol::{E164, limits};
+use router_client::link::REDIAL_MAX;
 use router_client::tls::TlsRoots;
 use serde::Deserialize;
 use toml::Spanned;
@@ -93,6 +94,7 @@ struct RawPhone {
 struct RawRouter {
     url: Spanned<String>,
     roots: Option<Spanned<String>>,
+    redial_max_ms: Option<Spanned<u64>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -116,6 +118,7 @@ struct RawHeartbeat {
 struct RawRestart {
     intensity: Option<Spanned<u32>>,
     window_s: Option<Spanned<u64>>,
+    delay_max_ms: Option<Spanned<u64>>,
     parked_retry_s: Option<Spanned<u64>>,
     forgive_after_s: Option<Spanned<u64>>,
 }
@@ -170,6 +173,8 @@ pub(crate) struct RouterConfig {
     pub(crate) url: Url,
     /// Which certificates it may show.
     pub(crate) roots: TlsRoots,
+    /// Longest delay before it is dialled again.
+    pub(crate) redial_max: Duration,
 }
 
 /// The local dispatch API.
@@ -306,6 +311,12 @@ impl Config {
                     policy.window,
                     seconds,
                 )?,
+                delay_max: source.period(
+                    "delay_max_ms",
+                    again.delay_max_ms.as_ref(),
+                    policy.delay_max,
+                    ms,
+                )?,
                 parked_retry: source.period(
                     "parked_retry_s",
                     again.parked_retry_s.as_ref(),
@@ -394,7 +405,8 @@ fn router(source: &Source<'_>, raw: &RawRouter) -> Result<RouterConfig, ConfigEr
             TlsRoots::File(source.absolute("roots", &path)?)
         }
     };
-    Ok(RouterConfig { url, roots })
+    let redial_max = source.period("redial_max_ms", raw.redial_max_ms.as_ref(), REDIAL_MAX, 1)?;
+    Ok(RouterConfig { url, roots, redial_max })
 }
 
 fn dispatch(

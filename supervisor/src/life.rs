@@ -222,6 +222,7 @@ fn link(config: &Config, host: Option<(HostId, HostKey)>) -> Result<Option<Linke
         host,
         key,
         roots: router.roots.clone(),
+        redial_max: router.redial_max,
         boot: HEXLOWER.encode(&boot),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };

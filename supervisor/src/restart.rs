@@ -31,6 +31,8 @@ pub(crate) struct Policy {
     pub(crate) intensity: usize,
     /// The window in which restarts are counted.
     pub(crate) window: Duration,
+    /// Longest delay before a restart that is not parked.
+    pub(crate) delay_max: Duration,
     /// How often a parked phone is tried.
     pub(crate) parked_retry: Duration,
     /// This long ready forgives all earlier restarts.
@@ -49,6 +51,7 @@ impl Default for Policy {
         Self {
             intensity: 5,
             window: Duration::from_mins(10),
+            delay_max: Duration::from_mins(1),
             parked_retry: Duration::from_mins(5),
             forgive_after: Duration::from_mins(10),
             permission_retry: Duration::from_mins(1),
@@ -217,7 +220,7 @@ impl History {
         }
         self.recent.push_back(ended.now);
         let step = usize::try_from(self.tries).unwrap_or(usize::MAX).min(LADDER.len() - 1);
-        let delay = LADDER.get(step).copied().unwrap_or(Duration::from_mins(1));
+        let delay = LADDER.get(step).copied().unwrap_or(policy.delay_max).min(policy.delay_max);
         self.tries = self.tries.saturating_add(1);
         Decision::Again { delay: lengthened(delay, ended.chance), nth: self.tries }
     }

@@ -156,7 +156,7 @@ allow_private = true
 [router]
 url = "http://{host_side}"
 # Stories break the wire hundreds of times; life waits longer.
-# redial_max_ms = 200
+redial_max_ms = 200
 
 [dispatch]
 listen = "{dispatch_addr}"
@@ -165,6 +165,7 @@ listen = "{dispatch_addr}"
 # Stories kill a bridge far more often than life does.
 intensity = 1000
 forgive_after_s = 1
+delay_max_ms = 200
 "#,
             root.join("host").display(),
         );

@@ -2,7 +2,8 @@
 
 use super::Identity;
 
-/// How far back a resynchronisation reads by date. Replays by iCloud were seen up to 14.5 hours old, phones are off for days.
+/// How far back a resynchronisation reads by date. Replays by iCloud were seen up to 14.5 hours
+/// old, phones are off for days.
 pub const RESYNC_WINDOW_MS: i64 = 7 * 24 * 3_600_000;
 
 /// Up to where a database has been read. Moved only after the events are journaled.
@@ -32,7 +33,8 @@ pub struct CursorFacts {
 pub enum Verified {
     /// Go on from it.
     Good,
-    /// Rowids no longer mean what they meant: read the last [`RESYNC_WINDOW_MS`] by date, pass over known guids, and set the cursor anew.
+    /// Rowids no longer mean what they meant: read the last [`RESYNC_WINDOW_MS`] by date, pass over
+    /// known guids, and set the cursor anew.
     Resync(ResyncReason),
 }
 
@@ -60,8 +62,9 @@ impl ResyncReason {
 
 /// Decides whether a cursor still holds.
 ///
-/// The guid decides: where the same guid stands at the same number, the numbers still mean the same, also in a copy of the
-/// file. Where the row is gone, the same file may go on (rows are deleted, numbers are not reused); another may not.
+/// The guid decides: where the same guid stands at the same number, the numbers still mean the
+/// same, also in a copy of the file. Where the row is gone, the same file may go on (rows are
+/// deleted, numbers are not reused); another may not.
 pub fn verify(cursor: &Cursor, facts: &CursorFacts) -> Verified {
     if facts.highest_rowid_ever < cursor.rowid {
         return Verified::Resync(ResyncReason::Younger);

@@ -51,7 +51,9 @@ impl Cause {
             Self::Missing => {
                 "sign in to Messages in this user's session, or correct `chat_db` in the configuration"
             }
-            Self::Empty => "open Messages once in this user's session, so that it creates its database",
+            Self::Empty => {
+                "open Messages once in this user's session, so that it creates its database"
+            }
             Self::Denied => {
                 "grant Full Disk Access to switchboard-bridge in System Settings, Privacy & Security, and start it again"
             }
@@ -111,7 +113,8 @@ impl NotReady {
     pub(crate) fn of_sqlite(path: &Path, error: &rusqlite::Error) -> Self {
         let detail = error.to_string();
         let rusqlite::Error::SqliteFailure(failure, _) = error else {
-            // A column of another type or a query that returns nothing: not the tables that Messages makes.
+            // A column of another type or a query that returns nothing: not the tables that
+            // Messages makes.
             return Self::new(path, Cause::Foreign, detail);
         };
         let is = |codes: &[ErrorCode]| codes.contains(&failure.code);

@@ -11,8 +11,8 @@ use crate::typedstream;
 
 /// 2001-01-01T00:00:00Z, from where Apple counts, in milliseconds since 1970.
 const APPLE_EPOCH_MS: i64 = 978_307_200_000;
-/// Dates from here on are nanoseconds (macOS 10.13 and later), smaller ones seconds. In nanoseconds it is 17 minutes into
-/// 2001, in seconds the year 33,658.
+/// Dates from here on are nanoseconds (macOS 10.13 and later), smaller ones seconds. In nanoseconds
+/// it is 17 minutes into 2001, in seconds the year 33,658.
 const NANOSECONDS_FROM: i64 = 1_000_000_000_000;
 /// 2100-01-01. Messages uses dates thousands of years ahead for "never".
 const PLAUSIBLE_MS_MAX: i64 = 4_102_444_800_000;
@@ -36,15 +36,15 @@ pub fn apple_ms(date: i64) -> Option<UnixMs> {
     (ms <= PLAUSIBLE_MS_MAX).then_some(UnixMs(ms))
 }
 
-/// An instant as chat.db would write it: in nanoseconds, and in seconds as macOS 10.12 did. Never below the smallest
-/// number that reads as nanoseconds.
+/// An instant as chat.db would write it: in nanoseconds, and in seconds as macOS 10.12 did. Never
+/// below the smallest number that reads as nanoseconds.
 pub(super) fn apple_dates(at: UnixMs) -> (i64, i64) {
     let ms = at.0.saturating_sub(APPLE_EPOCH_MS).max(0);
     (ms.saturating_mul(1_000_000).max(NANOSECONDS_FROM), ms / 1000)
 }
 
-/// The columns of a row, read leniently: a NULL or a value of another type is the type's zero. Apple's columns are
-/// not ours to be strict about.
+/// The columns of a row, read leniently: a NULL or a value of another type is the type's zero.
+/// Apple's columns are not ours to be strict about.
 pub(super) struct Cells<'r, 's>(pub(super) &'r rusqlite::Row<'s>);
 
 impl<'r> Cells<'r, '_> {
@@ -100,7 +100,10 @@ pub enum Place {
 
 /// What may still change about a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[expect(clippy::struct_excessive_bools, reason = "they are Apple's columns, each independent of the others")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "they are Apple's columns, each independent of the others"
+)]
 pub struct StatusBits {
     /// The service really used; none for one that we do not know.
     pub service: Option<Channel>,
@@ -179,7 +182,10 @@ pub struct Attachment {
 
 /// A message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "they are Apple's columns, each independent of the others")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "they are Apple's columns, each independent of the others"
+)]
 pub struct Row {
     /// Number of the row.
     pub rowid: i64,
@@ -195,7 +201,8 @@ pub struct Row {
     pub other_handle: Option<String>,
     /// Its chat.
     pub place: Place,
-    /// The text, from `text` or `attributedBody`, with U+FFFC for each attachment; empty when there is none.
+    /// The text, from `text` or `attributedBody`, with U+FFFC for each attachment; empty when there
+    /// is none.
     pub text: String,
     /// There is a body, and it could not be decoded.
     pub undecodable: bool,
@@ -313,7 +320,8 @@ impl Row {
     }
 }
 
-/// A chat's guid (`iMessage;-;+1…`, `any;+;chat…`) as a conversation: the service in front says nothing reliable since macOS 26.
+/// A chat's guid (`iMessage;-;+1…`, `any;+;chat…`) as a conversation: the service in front says
+/// nothing reliable since macOS 26.
 pub fn chat_place(guid: &str, style: Option<i64>) -> Conversation {
     let mut parts = guid.splitn(3, ';');
     let (kind, id) = match (parts.next(), parts.next(), parts.next()) {
@@ -327,7 +335,10 @@ pub fn chat_place(guid: &str, style: Option<i64>) -> Conversation {
 }
 
 /// Sets the chat of each row. Rows come in the order of rowid, joins in any.
-pub(super) fn join_places(rows: &mut [Row], joins: &mut rusqlite::Rows<'_>) -> rusqlite::Result<()> {
+pub(super) fn join_places(
+    rows: &mut [Row],
+    joins: &mut rusqlite::Rows<'_>,
+) -> rusqlite::Result<()> {
     let mut at = 0_usize;
     while let Some(join) = joins.next()? {
         let cells = Cells(join);
@@ -387,7 +398,8 @@ pub struct SentQuery<'q> {
     pub to: &'q Recipient,
     /// What was sent.
     pub text: &'q str,
-    /// Only rows of this service; none for any, which is right where Messages may have fallen back to SMS itself.
+    /// Only rows of this service; none for any, which is right where Messages may have fallen back
+    /// to SMS itself.
     pub channel: Option<Channel>,
 }
 
@@ -465,8 +477,8 @@ pub fn same_address(left: &str, right: &str) -> bool {
     left.starts_with('+') && right.starts_with('+') && digits(left) == digits(right)
 }
 
-/// A text with everything made equal that Messages is known to rewrite: quotes, dashes, the ellipsis, spaces, invisible
-/// characters.
+/// A text with everything made equal that Messages is known to rewrite: quotes, dashes, the
+/// ellipsis, spaces, invisible characters.
 pub fn fold(text: &str) -> String {
     let mut folded = String::with_capacity(text.len());
     for c in text.chars() {
@@ -545,7 +557,8 @@ mod tests {
         ] {
             assert_eq!(fold(sent), fold(stored));
         }
-        for (left, right) in [("Hi", "hi"), ("a b", "ab"), ("1.5", "15"), ("a-b", "ab"), ("é", "e")] {
+        for (left, right) in [("Hi", "hi"), ("a b", "ab"), ("1.5", "15"), ("a-b", "ab"), ("é", "e")]
+        {
             assert_ne!(fold(left), fold(right));
         }
     }

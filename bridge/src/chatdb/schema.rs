@@ -64,7 +64,8 @@ const STATUS_COLUMNS: &[&str] = &[
     "date_read",
 ];
 
-/// Where the status columns begin in a row query: rowid, handle, other handle, body, then [`ROW_COLUMNS`].
+/// Where the status columns begin in a row query: rowid, handle, other handle, body, then
+/// [`ROW_COLUMNS`].
 pub(super) const STATUS_AT: usize = 4 + 16;
 
 const IN_IDS: &str = "IN (SELECT value FROM json_each(?1))";
@@ -111,8 +112,8 @@ impl Schema {
         let list = |names: &[&str]| {
             names.iter().map(|name| column(message, "m", name)).collect::<Vec<_>>().join(", ")
         };
-        // The body is long and mostly on overflow pages: it is fetched where the text is not in `text`, and where the order of
-        // attachments is only in there.
+        // The body is long and mostly on overflow pages: it is fetched where the text is not in
+        // `text`, and where the order of attachments is only in there.
         let body = if message.contains("attributedBody") {
             let has_files = column(message, "m", "cache_has_attachments");
             format!(
@@ -133,8 +134,8 @@ impl Schema {
             list(STATUS_COLUMNS),
         );
         let chat_columns = format!("c.guid, {}", column(chat, "c", "style"));
-        // Without an index that begins with message_id, the primary key (chat_id, message_id) serves, one seek a chat; a plain join
-        // would read the whole table for every batch.
+        // Without an index that begins with message_id, the primary key (chat_id, message_id)
+        // serves, one seek a chat; a plain join would read the whole table for every batch.
         let (between, by_ids) = if indexed {
             (
                 "chat_message_join j CROSS JOIN chat c ON c.ROWID = j.chat_id",
@@ -149,9 +150,10 @@ impl Schema {
             )
         };
         let (files_between, files_by_ids) = if files {
-            let names = ["guid", "transfer_name", "mime_type", "total_bytes", "transfer_state", "filename"]
-                .map(|name| column(attachment, "a", name))
-                .join(", ");
+            let names =
+                ["guid", "transfer_name", "mime_type", "total_bytes", "transfer_state", "filename"]
+                    .map(|name| column(attachment, "a", name))
+                    .join(", ");
             let from = |which: &str| {
                 format!(
                     "SELECT j.message_id, {names} FROM message_attachment_join j \
@@ -166,7 +168,8 @@ impl Schema {
         Self {
             rows_after: format!("{select} WHERE m.ROWID > ?1 ORDER BY m.ROWID LIMIT ?2"),
             rows_by_ids: format!("{select} WHERE m.ROWID {IN_IDS} ORDER BY m.ROWID"),
-            // `+` keeps the planner on the rowid: an index on is_from_me would visit every own row there ever was.
+            // `+` keeps the planner on the rowid: an index on is_from_me would visit every own row
+            // there ever was.
             own_rows_after: format!(
                 "{select} WHERE m.ROWID > ?1 AND +m.is_from_me = 1 ORDER BY m.ROWID LIMIT ?2"
             ),

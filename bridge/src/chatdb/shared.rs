@@ -1,9 +1,10 @@
 //! The one connection of this process to one database.
 //!
-//! SQLite keeps the WAL index once per process and inode, not per connection. When the WAL and its index were
-//! deleted and created again by Messages, a connection that is opened while another one of this process still holds the old
-//! index gets that old index, and reads stale or wrong pages for ever. So all users of a path share one connection,
-//! and it is closed before it is opened again.
+//! SQLite keeps the WAL index once per process and inode, not per connection. When the WAL and its
+//! index were deleted and created again by Messages, a connection that is opened while another one
+//! of this process still holds the old index gets that old index, and reads stale or wrong pages
+//! for ever. So all users of a path share one connection, and it is closed before it is opened
+//! again.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -49,7 +50,8 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes sure that the files that are at the path now are the ones that are open, and gives the number of the opening.
+    /// Makes sure that the files that are at the path now are the ones that are open, and gives the
+    /// number of the opening.
     pub(super) fn open(&self) -> Result<u64, NotReady> {
         let mut state = self.state();
         match &state.open {

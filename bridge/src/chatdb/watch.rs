@@ -1,8 +1,10 @@
-//! Notices that the database has changed: file events as a hint, a poll of `PRAGMA data_version` as the truth.
+//! Notices that the database has changed: file events as a hint, a poll of `PRAGMA data_version` as
+//! the truth.
 //!
-//! File events are lost under load and after sleep, and a WAL that was deleted and created again ends a watch on it (imsg#126). So the
-//! events only shorten the wait: a thread of its own polls at least every [`POLL_EVERY`] whatever they say, on the connection that
-//! [`super::ChatDb`] reads over. A file that was replaced is opened again, and counts as a change.
+//! File events are lost under load and after sleep, and a WAL that was deleted and created again
+//! ends a watch on it (imsg#126). So the events only shorten the wait: a thread of its own polls at
+//! least every [`POLL_EVERY`] whatever they say, on the connection that [`super::ChatDb`] reads
+//! over. A file that was replaced is opened again, and counts as a change.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -65,8 +67,9 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Starts a watch on the database at `path`, which need not exist yet, and gives the end on which one `()` arrives after a change.
-    /// Changes coalesce: whoever takes one reads all that is new. The first one comes at once.
+    /// Starts a watch on the database at `path`, which need not exist yet, and gives the end on
+    /// which one `()` arrives after a change. Changes coalesce: whoever takes one reads all that is
+    /// new. The first one comes at once.
     ///
     /// The receiver should ask [`super::ChatDb::is_stale`] and open again when it says so.
     pub fn start(path: &Path) -> std::io::Result<(Self, tokio::sync::mpsc::Receiver<()>)> {
@@ -119,8 +122,8 @@ impl Hints {
     fn new(path: &Path, wake: &SyncSender<()>, counters: &Arc<WatchCounters>) -> Self {
         let (wake, counters) = (wake.clone(), Arc::clone(counters));
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // That somebody opens or reads the files is no change, and we do so ourselves. An error is as good a reason to look
-            // as an event: it may be about events that were lost.
+            // That somebody opens or reads the files is no change, and we do so ourselves. An error
+            // is as good a reason to look as an event: it may be about events that were lost.
             if event.is_ok_and(|event| event.kind.is_access()) {
                 return;
             }
@@ -195,12 +198,10 @@ impl Worker {
     /// Whether something has changed since the last look.
     fn look(&mut self) -> bool {
         let polls = self.counters.polls.fetch_add(1, Ordering::Relaxed);
-        // While it cannot be opened, the files are looked at each time and it is tried now and then.
+        // While it cannot be opened, the files are looked at each time and it is tried now and
+        // then.
         let files = Files::at(&self.path);
-        if self.seen.is_none()
-            && files == self.files
-            && !polls.is_multiple_of(REOPEN_EVERY_POLLS)
-        {
+        if self.seen.is_none() && files == self.files && !polls.is_multiple_of(REOPEN_EVERY_POLLS) {
             return false;
         }
         let replaced = files != self.files;
@@ -226,7 +227,9 @@ impl Worker {
             }
         };
         let before = std::mem::replace(&mut self.seen, seen);
-        if replaced || seen.map(|(generation, _)| generation) != before.map(|(generation, _)| generation) {
+        if replaced
+            || seen.map(|(generation, _)| generation) != before.map(|(generation, _)| generation)
+        {
             self.counters.reopened.fetch_add(1, Ordering::Relaxed);
         }
         replaced || seen != before
@@ -234,8 +237,8 @@ impl Worker {
 
     fn tell(&self) {
         match self.changed.try_send(()) {
-            // Full: the change before has not been taken yet, and reading it will show this one as well. Closed: the
-            // loop ends by itself.
+            // Full: the change before has not been taken yet, and reading it will show this one as
+            // well. Closed: the loop ends by itself.
             Ok(()) | Err(TrySendError::Full(()) | TrySendError::Closed(())) => {}
         }
     }

@@ -1,1 +1,466 @@
+//! The loop with a real journal and a real child in the place of osascript, over in-memory pipes
+//! and with a fake chat.db.
 
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::{Arc, Mutex};
+
+use protocol::pipe::{
+    AccountState, Conversation, ConversationKind, EventLine, Received, Send, parse_up,
+};
+use protocol::{Channel, Class, E164, MessageId, PhoneId, UnixMs};
+
+use super::*;
+use crate::config::Pacing;
+use crate::evidence::News;
+use crate::outbound::RowState;
+
+/// What a test may change while the loop runs.
+#[derive(Debug, Default)]
+struct Shelf {
+    rows: Vec<(i64, String, RowState)>,
+    inbound: Vec<Fact>,
+    told: usize,
+    broken: Option<Reason>,
+    /// A row appears for every send that is looked for.
+    obliging: bool,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Fake(Arc<Mutex<Shelf>>);
+
+impl Fake {
+    fn shelf(&self) -> Result<std::sync::MutexGuard<'_, Shelf>, protocol::pipe::NotReady> {
+        let shelf = self.0.lock().unwrap();
+        match shelf.broken {
+            Some(reason) => {
+                Err(protocol::pipe::NotReady { reason, remedy: "repair it".to_owned() })
+            }
+            None => Ok(shelf),
+        }
+    }
+}
+
+impl Evidence for Fake {
+    fn refresh(&mut self) -> Result<(), protocol::pipe::NotReady> {
+        self.shelf().map(drop)
+    }
+    fn mark(&mut self) -> Result<i64, protocol::pipe::NotReady> {
+        Ok(self.shelf()?.rows.iter().map(|row| row.0).max().unwrap_or(0))
+    }
+    fn rows(
+        &mut self,
+        mark: i64,
+        _to: &Recipient,
+        text: &str,
+    ) -> Result<Vec<RowState>, protocol::pipe::NotReady> {
+        let mut shelf = self.shelf()?;
+        if shelf.obliging && !shelf.rows.iter().any(|row| row.1 == text) {
+            let rowid = shelf.rows.iter().map(|row| row.0).max().unwrap_or(0) + 1;
+            shelf.rows.push((rowid, text.to_owned(), sent_row(rowid)));
+        }
+        let fits = |row: &&(i64, String, RowState)| row.0 > mark && row.1 == text;
+        Ok(shelf.rows.iter().filter(fits).map(|row| row.2.clone()).collect())
+    }
+    fn states(&mut self, rowids: &[i64]) -> Result<Vec<RowState>, protocol::pipe::NotReady> {
+        let shelf = self.shelf()?;
+        Ok(shelf
+            .rows
+            .iter()
+            .filter(|row| rowids.contains(&row.0))
+            .map(|row| row.2.clone())
+            .collect())
+    }
+    fn group_guid(&mut self, _to: &Recipient) -> Result<Option<String>, protocol::pipe::NotReady> {
+        self.shelf().map(|_| None)
+    }
+    fn news(&mut self, _now: Now) -> Result<News, protocol::pipe::NotReady> {
+        let mut shelf = self.shelf()?;
+        let facts = std::mem::take(&mut shelf.inbound);
+        if facts.is_empty() {
+            return Ok(News::default());
+        }
+        shelf.told += facts.len();
+        Ok(News { facts, cursor: Some(format!("{{\"told\":{}}}", shelf.told)), more: false })
+    }
+    fn hints(&mut self) -> Option<mpsc::Receiver<()>> {
+        None
+    }
+}
+
+fn sent_row(rowid: i64) -> RowState {
+    RowState {
+        rowid,
+        guid: format!("GUID-{rowid}"),
+        channel: Some(Channel::Imessage),
+        error: 0,
+        is_sent: true,
+        delivered: false,
+        delivered_at: None,
+        read_at: None,
+        ghost: false,
+    }
+}
+
+/// An osascript that is connected when asked and otherwise does `body`; what it sends is counted.
+fn program(dir: &Path, body: &str) {
+    let path = dir.join("osascript");
+    let script = format!(
+        "#!/bin/sh\nscript=$(cat)\ncase $script in '') exit 0;; *'connection status'*) {probe};; esac\n\
+         echo \"$6\" >> {log}\n{body}\n",
+        probe = "if [ -f \"$0.denied\" ]; then echo 'x (-1743)' >&2; exit 1; fi; echo connected; exit 0",
+        log = dir.join("sends").display(),
+    );
+    std::fs::write(&path, script).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+struct Bridge {
+    dir: tempfile::TempDir,
+    fake: Fake,
+    input: mpsc::Sender<Input>,
+    lines: mpsc::Receiver<String>,
+    task: tokio::task::JoinHandle<Result<Exit, DaemonError>>,
+    journal: String,
+    heard: Vec<Up>,
+}
+
+fn config(dir: &Path) -> Config {
+    Config {
+        phone: PhoneId::new(1, [1; 10]),
+        number: "+15550100001".parse::<E164>().unwrap(),
+        state_dir: dir.to_owned(),
+        chat_db: dir.join("chat.db"),
+        osascript: dir.join("osascript"),
+        osascript_deadline: Duration::from_millis(1_500),
+        default_channels: vec![Channel::Imessage, Channel::Sms],
+        match_window: Duration::from_millis(500),
+        settle_window: Duration::from_millis(500),
+        sent_window: Duration::from_secs(20),
+        probe_interval: Duration::from_secs(60),
+        pacing: Pacing::Unlimited,
+    }
+}
+
+impl Bridge {
+    fn start(dir: tempfile::TempDir, fake: Fake) -> Self {
+        let config = config(dir.path());
+        let journal = Journal::open(
+            &dir.path().join("journal.db"),
+            &config.phone,
+            "jrn_test",
+            crate::clock::now(),
+        )
+        .unwrap();
+        let id = journal.id().to_owned();
+        let (input, inputs) = mpsc::channel(64);
+        let (out, lines) = mpsc::channel(LINES_QUEUED_MAX);
+        let daemon = Daemon::new(
+            config,
+            journal,
+            fake.clone(),
+            Ports { inputs, lines: out },
+            crate::clock::now,
+        )
+        .unwrap();
+        let tracker = TaskTracker::new();
+        let task = tracker.spawn(daemon.run());
+        Self { dir, fake, input, lines, task, journal: id, heard: Vec::new() }
+    }
+
+    fn new(body: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        program(dir.path(), body);
+        let fake = Fake::default();
+        fake.0.lock().unwrap().obliging = true;
+        Self::start(dir, fake)
+    }
+
+    async fn say(&self, command: &Command) {
+        let line = serde_json::to_string(command).unwrap();
+        self.input.send(Input::Line(line)).await.unwrap();
+    }
+
+    async fn lease(&self) {
+        let issued_ms = u64::try_from(crate::clock::now().continuous_ms).unwrap();
+        self.say(&Command::Lease { epoch: 1, ttl_ms: 60_000, issued_ms }).await;
+    }
+
+    /// The next line that fits; what came before it is kept.
+    async fn until(&mut self, fits: impl Fn(&Up) -> bool) -> Up {
+        let waiting = async {
+            loop {
+                let line = self.lines.recv().await.expect("the bridge has ended");
+                let up = parse_up(&line).unwrap();
+                self.heard.push(up.clone());
+                if fits(&up) {
+                    return up;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), waiting)
+            .await
+            .unwrap_or_else(|_| panic!("not heard; heard only {:?}", self.heard))
+    }
+
+    async fn event(&mut self, kind: &str) -> EventLine {
+        let up = self.until(|up| matches!(up, Up::Event(line) if line.event.kind() == kind)).await;
+        match up {
+            Up::Event(line) => line,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn ready(&mut self) {
+        self.until(|up| *up == Up::Ready).await;
+    }
+
+    async fn end(self) -> (Exit, tempfile::TempDir, Fake) {
+        self.input.send(Input::Eof).await.unwrap();
+        let exit = tokio::time::timeout(Duration::from_secs(10), self.task).await.unwrap();
+        (exit.unwrap().unwrap(), self.dir, self.fake)
+    }
+
+    fn sends(&self) -> Vec<String> {
+        sends(self.dir.path())
+    }
+}
+
+fn sends(dir: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(dir.join("sends")).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+fn command(n: u8) -> Command {
+    Command::Send(Send {
+        message: MessageId::new(1, [n; 10]),
+        attempt: 1,
+        epoch: 1,
+        to: "+12025550143".parse().map(Recipient::Number).unwrap(),
+        text: format!("text {n}"),
+        attachments: Vec::new(),
+        route: vec![Channel::Imessage, Channel::Sms],
+        class: Class::Otp,
+        start_before: crate::clock::now().wall.plus_ms(60_000),
+        conversation: None,
+    })
+}
+
+fn received(n: u8) -> Fact {
+    Fact::Received(Received {
+        guid: format!("IN-{n}"),
+        from: "+12025550177".parse().map(Recipient::Number).unwrap(),
+        conversation: Conversation {
+            kind: ConversationKind::Direct,
+            id: "+12025550177".to_owned(),
+        },
+        text: "hello".to_owned(),
+        attachments: Vec::new(),
+        service: Channel::Imessage,
+        at: UnixMs(1),
+        late: false,
+    })
+}
+
+#[tokio::test]
+async fn a_message_goes_out_and_its_story_comes_back() {
+    let mut bridge = Bridge::new("");
+    let first = bridge.until(|_| true).await;
+    assert!(
+        matches!(first, Up::Hello(ref hello) if hello.last_seq == 0 && hello.journal == "jrn_test")
+    );
+    bridge.ready().await;
+    bridge.say(&command(1)).await;
+    bridge.event("accepted").await;
+    bridge.lease().await;
+    bridge.event("started").await;
+    let sent = bridge.event("sent").await;
+    assert_eq!(sent.epoch, Some(1));
+    let seqs: Vec<u64> = bridge
+        .heard
+        .iter()
+        .filter_map(|up| if let Up::Event(line) = up { Some(line.seq) } else { None })
+        .collect();
+    assert_eq!(seqs, (1..=sent.seq).collect::<Vec<_>>());
+    assert_eq!(bridge.sends(), ["text 1"]);
+    assert_eq!(bridge.end().await.0, Exit::Asked);
+}
+
+#[tokio::test]
+async fn without_a_lease_nothing_starts() {
+    let mut bridge = Bridge::new("");
+    bridge.ready().await;
+    bridge.say(&command(1)).await;
+    bridge.event("accepted").await;
+    // Two heartbeats' worth of ticks would be slow; the gate is asked on every one of them.
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(bridge.sends(), Vec::<String>::new());
+    assert_eq!(bridge.end().await.0, Exit::Asked);
+}
+
+#[tokio::test]
+async fn a_repeated_send_is_sent_once() {
+    let mut bridge = Bridge::new("");
+    bridge.ready().await;
+    bridge.lease().await;
+    let send = command(1);
+    for _ in 0..5 {
+        bridge.say(&send).await;
+    }
+    let sent = bridge.event("sent").await;
+    bridge.say(&Command::Ack { journal: bridge.journal.clone(), seq: sent.seq }).await;
+    bridge.say(&send).await;
+    let again = bridge.event("sent").await;
+    assert_eq!(again.seq, sent.seq + 1, "its present state, as a new event");
+    assert_eq!(bridge.sends(), ["text 1"]);
+}
+
+#[tokio::test]
+async fn events_are_repeated_on_replay_from_the_first_that_is_not_acknowledged() {
+    let mut bridge = Bridge::new("");
+    bridge.ready().await;
+    bridge.lease().await;
+    bridge.say(&command(1)).await;
+    let sent = bridge.event("sent").await;
+    bridge.say(&Command::Ack { journal: "jrn_other".to_owned(), seq: sent.seq }).await;
+    bridge.say(&Command::Ack { journal: bridge.journal.clone(), seq: 1 }).await;
+    bridge.say(&Command::Ack { journal: bridge.journal.clone(), seq: sent.seq + 100 }).await;
+    bridge.heard.clear();
+    bridge.say(&Command::Replay).await;
+    let last = bridge.event("sent").await;
+    assert_eq!(last, sent);
+    let Some(Up::Event(first)) = bridge.heard.iter().find(|up| matches!(up, Up::Event(_))) else {
+        panic!()
+    };
+    assert_eq!(first.seq, 2);
+}
+
+#[tokio::test]
+async fn lines_that_make_no_sense_are_counted_and_the_session_goes_on() {
+    let mut bridge = Bridge::new("");
+    bridge.ready().await;
+    for line in ["", "{", "[]", "{\"type\":\"fly\"}", "{\"type\":\"send\"}", "\u{0}"] {
+        bridge.input.send(Input::Line(line.to_owned())).await.unwrap();
+    }
+    bridge.lease().await;
+    bridge.say(&command(1)).await;
+    bridge.event("sent").await;
+    let beat = bridge.until(|up| matches!(up, Up::Heartbeat(_))).await;
+    assert!(matches!(beat, Up::Heartbeat(Heartbeat { refused_lines: 6, .. })), "{beat:?}");
+}
+
+#[tokio::test]
+async fn a_database_that_cannot_be_read_is_told_and_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    program(dir.path(), "");
+    let fake = Fake::default();
+    fake.0.lock().unwrap().broken = Some(Reason::DatabasePermission);
+    let mut bridge = Bridge::start(dir, fake);
+    let up = bridge
+        .until(|up| {
+            matches!(up, Up::NotReady { reasons } if reasons.iter().any(|why| why.reason == Reason::DatabasePermission))
+        })
+        .await;
+    assert!(matches!(up, Up::NotReady { reasons } if reasons[0].remedy == "repair it"));
+    bridge.lease().await;
+    bridge.say(&command(1)).await;
+    bridge.event("accepted").await;
+    {
+        let mut shelf = bridge.fake.0.lock().unwrap();
+        shelf.broken = None;
+        shelf.obliging = true;
+    }
+    bridge.ready().await;
+    bridge.event("sent").await;
+}
+
+#[tokio::test]
+async fn what_comes_in_is_told_with_its_cursor() {
+    let mut bridge = Bridge::new("");
+    bridge.ready().await;
+    bridge.fake.0.lock().unwrap().inbound = vec![received(1), received(2)];
+    bridge.event("received").await;
+    bridge.event("received").await;
+    let (_, dir, _) = bridge.end().await;
+    let journal = Journal::open(
+        &dir.path().join("journal.db"),
+        &config(dir.path()).phone,
+        "jrn_other",
+        crate::clock::now(),
+    )
+    .unwrap();
+    assert_eq!(journal.meta().unwrap().cursor.as_deref(), Some("{\"told\":2}"));
+    assert_eq!(journal.heard(10).unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_denied_permission_ends_the_bridge_with_its_own_exit_code() {
+    let dir = tempfile::tempdir().unwrap();
+    program(dir.path(), "");
+    std::fs::write(dir.path().join("osascript.denied"), "").unwrap();
+    let mut bridge = Bridge::start(dir, Fake::default());
+    let account = bridge.event("account").await;
+    assert!(matches!(account.event, Fact::Account { state: AccountState::NoPermission, .. }));
+    bridge
+        .until(|up| {
+            matches!(up, Up::NotReady { reasons } if reasons.iter().any(|why| why.reason == Reason::AutomationDenied))
+        })
+        .await;
+    assert_eq!(bridge.task.await.unwrap().unwrap(), Exit::NoPermission);
+}
+
+#[tokio::test]
+async fn the_end_of_stdin_kills_a_hanging_osascript_and_the_next_life_settles_it() {
+    let mut bridge = Bridge::new("sleep 60");
+    bridge.fake.0.lock().unwrap().obliging = false;
+    bridge.ready().await;
+    bridge.lease().await;
+    bridge.say(&command(1)).await;
+    bridge.event("started").await;
+    let began = tokio::time::Instant::now();
+    let (exit, dir, fake) = bridge.end().await;
+    assert_eq!(exit, Exit::Asked);
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    let mut bridge = Bridge::start(dir, fake);
+    bridge.lease().await;
+    let unknown = bridge.event("unknown").await;
+    assert!(
+        matches!(unknown.event, Fact::Unknown(about) if about.reason == Reason::BridgeInterrupted)
+    );
+    bridge.say(&command(1)).await;
+    // A second message shows that the lane is free and the first still not started again.
+    bridge.fake.0.lock().unwrap().obliging = true;
+    bridge.say(&command(2)).await;
+    bridge
+        .until(|up| matches!(up, Up::Event(line) if line.event.kind() == "started" && line.seq > 3))
+        .await;
+    assert!(!bridge.sends().iter().skip(1).any(|text| text == "text 1"), "never a second time");
+}
+
+#[tokio::test]
+async fn many_messages_are_each_sent_once_and_in_order_of_acceptance() {
+    let mut bridge = Bridge::new("");
+    bridge.ready().await;
+    bridge.lease().await;
+    for n in 0..30 {
+        bridge.say(&command(n)).await;
+    }
+    let mut sent = BTreeMap::new();
+    while sent.len() < 30 {
+        let line = bridge.event("sent").await;
+        *sent.entry(line.event.attempt().unwrap().message.clone()).or_insert(0) += 1;
+    }
+    assert!(sent.values().all(|times| *times == 1));
+    let expected: Vec<String> = (0..30).map(|n| format!("text {n}")).collect();
+    assert_eq!(bridge.sends(), expected);
+}
+
+#[test]
+fn one_bridge_a_phone() {
+    let dir = tempfile::tempdir().unwrap();
+    let lock = Lock::take(dir.path()).unwrap();
+    let error = Lock::take(dir.path()).unwrap_err();
+    assert_eq!(error.exit(), Exit::TryAgain);
+    drop(lock);
+    Lock::take(dir.path()).unwrap();
+}

@@ -212,8 +212,11 @@ fn a_journal_is_never_taken_for_another_phone_or_a_newer_program() {
 fn a_damaged_journal_is_an_error_and_left_as_it_is() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("journal.db");
-    std::fs::write(&path, "this is not a database, and it is long enough to be looked at".repeat(20))
-        .unwrap();
+    std::fs::write(
+        &path,
+        "this is not a database, and it is long enough to be looked at".repeat(20),
+    )
+    .unwrap();
     let before = std::fs::read(&path).unwrap();
     assert!(matches!(
         Journal::open(&path, &phone(), "jrn_new", NOW),

@@ -42,7 +42,10 @@ fn is_alive(pid: &str) -> bool {
 
 #[tokio::test]
 async fn arguments_and_script_arrive_exactly_and_the_result_comes_back() {
-    let stage = stage("cat > script; for a in \"$@\"; do printf '[%s]' \"$a\"; done > args; echo connected", 5_000);
+    let stage = stage(
+        "cat > script; for a in \"$@\"; do printf '[%s]' \"$a\"; done > args; echo connected",
+        5_000,
+    );
     let text = "it's \"quoted\" $HOME `id` \\ 🎈\nsecond line";
     let disposition = stage.run(&["iMessage", "+12025550143", text], SEND_TO_PARTICIPANT).await;
     assert_eq!(disposition, Disposition::Succeeded { output: "connected".to_owned() });
@@ -61,8 +64,14 @@ async fn the_longest_text_arrives_as_one_argument() {
 #[tokio::test]
 async fn error_numbers_decide_and_words_do_not() {
     let cases = [
-        ("stdin:1:2: execution error: Messages got an error: Can’t get participant. (-1728)", Some(Reason::NotResolved)),
-        ("0:1: execution error: „Messages“ hat einen Fehler (1) erhalten. (-1743)", Some(Reason::AutomationDenied)),
+        (
+            "stdin:1:2: execution error: Messages got an error: Can’t get participant. (-1728)",
+            Some(Reason::NotResolved),
+        ),
+        (
+            "0:1: execution error: „Messages“ hat einen Fehler (1) erhalten. (-1743)",
+            Some(Reason::AutomationDenied),
+        ),
         ("execution error: Application isn’t running. (-600)", Some(Reason::MessagesNotRunning)),
         ("script error: A identifier can’t go after this. (-2741)", Some(Reason::ScriptFault)),
         ("execution error: AppleEvent timed out. (-1712)", None),
@@ -71,7 +80,10 @@ async fn error_numbers_decide_and_words_do_not() {
         ("no number at all", None),
     ];
     for (words, not_started) in cases {
-        let stage = stage(&format!("cat > /dev/null; echo '{}' >&2; exit 1", words.replace('\'', "")), 5_000);
+        let stage = stage(
+            &format!("cat > /dev/null; echo '{}' >&2; exit 1", words.replace('\'', "")),
+            5_000,
+        );
         match (stage.run(&[], PROBE).await, not_started) {
             (Disposition::NotStarted(failure), Some(reason)) => {
                 assert_eq!(failure.reason, reason, "{words}");
@@ -99,7 +111,8 @@ async fn a_hanging_osascript_is_killed_at_its_deadline_and_is_in_doubt() {
 
 #[tokio::test]
 async fn one_that_ignores_term_is_killed() {
-    let stage = stage("trap '' TERM; cat > /dev/null; echo $$ > pid; while :; do sleep 1; done", 300);
+    let stage =
+        stage("trap '' TERM; cat > /dev/null; echo $$ > pid; while :; do sleep 1; done", 300);
     stage.run(&[], PROBE).await;
     assert!(!is_alive(&stage.read("pid")));
 }
@@ -171,7 +184,8 @@ async fn a_missing_program_is_named() {
 
 #[tokio::test]
 async fn a_flood_of_output_does_not_hang_it() {
-    let stage = stage("cat > /dev/null; head -c 300000 /dev/zero; echo '(-600)' >&2; exit 1", 5_000);
+    let stage =
+        stage("cat > /dev/null; head -c 300000 /dev/zero; echo '(-600)' >&2; exit 1", 5_000);
     assert!(matches!(
         stage.run(&[], PROBE).await,
         Disposition::NotStarted(_) | Disposition::MayHaveCompleted(_)

@@ -1,8 +1,8 @@
 use std::collections::BTreeMap;
 
+use proptest::prelude::*;
 use protocol::pipe::EventLine;
 use protocol::{Class, MessageId};
-use proptest::prelude::*;
 
 use super::*;
 use crate::config::Pacing;
@@ -132,7 +132,10 @@ impl World {
                     assert!(epoch > self.max_epoch);
                     self.max_epoch = epoch;
                 }
-                Change::Heard { .. } | Change::Acked(_) | Change::Cursor(_) | Change::Account(_) => {
+                Change::Heard { .. }
+                | Change::Acked(_)
+                | Change::Cursor(_)
+                | Change::Account(_) => {
                     panic!("not a change of a send")
                 }
             }
@@ -259,7 +262,9 @@ fn a_send_goes_from_accepted_to_read() {
 fn one_osascript_at_a_time_and_the_urgent_first() {
     let mut world = World::new();
     world.step(Event::Usable(false));
-    for (n, class) in [(1, Class::Marketing), (2, Class::Conversational), (3, Class::Otp), (4, Class::Otp)] {
+    for (n, class) in
+        [(1, Class::Marketing), (2, Class::Conversational), (3, Class::Otp), (4, Class::Otp)]
+    {
         world.send(Send { class, ..command(n) });
     }
     world.step(Event::Usable(true));
@@ -295,7 +300,11 @@ fn the_gate_is_asked_again_after_the_fsync() {
         assert_eq!(world.take_effects(), [Effect::Abandon], "{name}");
         assert_eq!(world.kinds(), expected, "{name}");
         if expected.len() == 1 {
-            assert_eq!(world.phase(1), Some(Phase::Accepted), "{name}: it was provably not started");
+            assert_eq!(
+                world.phase(1),
+                Some(Phase::Accepted),
+                "{name}: it was provably not started"
+            );
         }
     }
 }
@@ -371,7 +380,9 @@ fn a_number_without_imessage_gets_an_sms_after_a_grace() {
     // The failed row fits the same words; it is taken.
     world.rows(1, vec![unregistered(11), RowState { channel: Some(Channel::Sms), ..sent(12) }]);
     assert_eq!(world.kinds(), ["accepted", "started", "fallback", "started", "sent"]);
-    assert!(matches!(world.told.last(), Some(Fact::Sent { channel: Channel::Sms, guid, .. }) if guid == "GUID-12"));
+    assert!(
+        matches!(world.told.last(), Some(Fact::Sent { channel: Channel::Sms, guid, .. }) if guid == "GUID-12")
+    );
     assert_eq!(world.phase(1), None, "no receipt ever comes for an SMS");
 }
 
@@ -504,7 +515,10 @@ fn the_same_words_twice_never_share_a_row() {
     world.send(twin);
     world.start(2, 10);
     world.rows(1, vec![sent(11)]);
-    assert!(matches!(world.phase(1), Some(Phase::Doubt { .. })), "the newer one has the first right");
+    assert!(
+        matches!(world.phase(1), Some(Phase::Doubt { .. })),
+        "the newer one has the first right"
+    );
     world.rows(2, vec![sent(11)]);
     world.rows(1, vec![sent(11)]);
     assert!(matches!(world.phase(1), Some(Phase::Doubt { .. })));
@@ -539,7 +553,12 @@ fn what_a_crash_left_is_settled_and_never_started_again() {
                 "{name}: while the orphan runs nothing is settled"
             );
             world.step(Event::OrphanGone);
-            assert!(world.take_effects().iter().any(|effect| matches!(effect, Effect::Find { mark: 10, .. })));
+            assert!(
+                world
+                    .take_effects()
+                    .iter()
+                    .any(|effect| matches!(effect, Effect::Find { mark: 10, .. }))
+            );
             if found {
                 world.rows(1, vec![sent(11)]);
                 assert_eq!(world.kinds().last(), Some(&"sent"), "{name}");
@@ -794,12 +813,13 @@ fn shaped(rowid: i64, shape: u8) -> RowState {
 }
 
 fn end(which: usize) -> Disposition {
-    [0, -1728, -1712, -600, -1743, -609, -2753, -1700]
-        .get(which)
-        .map_or(Disposition::Succeeded { output: String::new() }, |number| match number {
+    [0, -1728, -1712, -600, -1743, -609, -2753, -1700].get(which).map_or(
+        Disposition::Succeeded { output: String::new() },
+        |number| match number {
             0 => Disposition::Succeeded { output: String::new() },
             number => of_number(*number),
-        })
+        },
+    )
 }
 
 /// A model of the outside: which script was handed over, and when a lease allowed it.
@@ -832,6 +852,7 @@ fn play(steps: Vec<Step>) -> Result<(), TestCaseError> {
                 let before = world.max_epoch;
                 world.lease(epoch);
                 if epoch >= before {
+                    // A lease of the same epoch is never shortened; here they only grow.
                     lease = Some((epoch, world.now.continuous_ms + 500_000 - 3_000));
                 }
             }
@@ -843,22 +864,32 @@ fn play(steps: Vec<Step>) -> Result<(), TestCaseError> {
             Step::Usable(usable) => world.step(Event::Usable(usable)),
             // The loop answers what it was asked, well or badly.
             Step::Answer(well) => {
-                for effect in world.take_effects() {
+                let mut effects: std::collections::VecDeque<_> = world.take_effects().into();
+                while let Some(effect) = effects.pop_front() {
                     match effect {
                         Effect::Prepare { attempt, .. } => world.step(if well {
                             Event::Prepared { attempt, mark: 5 }
                         } else {
                             Event::NotPrepared { attempt, why: NotPrepared::Held }
                         }),
-                        Effect::Confirm { attempt } => world.step(Event::Recorded { attempt }),
+                        Effect::Confirm { attempt } => {
+                            world.step(Event::Recorded { attempt });
+                            // As the loop does: what follows from the gate's answer comes first.
+                            for effect in world.take_effects().into_iter().rev() {
+                                effects.push_front(effect);
+                            }
+                        }
                         Effect::HandOver { attempt } => {
                             let work = world.outbound.sends[&attempt].work().unwrap().clone();
-                            let (epoch, until) = lease.expect("a start without a lease");
+                            let Some((epoch, until)) = lease else {
+                                return Err(TestCaseError::fail("a start without a lease"));
+                            };
                             prop_assert_eq!(epoch, work.epoch);
                             prop_assert!(world.now.continuous_ms < until);
                             prop_assert!(world.now.wall < work.start_before);
                             if well {
-                                let starts = handed.entry((attempt.clone(), work.index)).or_default();
+                                let starts =
+                                    handed.entry((attempt.clone(), work.index)).or_default();
                                 *starts += 1;
                                 prop_assert_eq!(*starts, 1, "started twice: {:?}", attempt);
                                 world.step(Event::HandedOver { attempt });

@@ -16,7 +16,8 @@ const TAG_NEW: u8 = 0x84;
 const TAG_NIL: u8 = 0x85;
 /// The object's values end here.
 const TAG_END: u8 = 0x86;
-/// The first byte that is a back-reference (number 0); below are tags, of which 0x80 and 0x87 to 0x91 are unused.
+/// The first byte that is a back-reference (number 0); below are tags, of which 0x80 and 0x87 to
+/// 0x91 are unused.
 const FIRST_REFERENCE: u8 = 0x92;
 /// Of the header.
 const STREAMER_VERSION: u8 = 4;
@@ -123,8 +124,8 @@ struct Reader<'a, 'r> {
     values_left: usize,
 }
 
-/// Parses the stream into `arena` and gives the place of the root object, or offset and problem. What was parsed
-/// before a problem stays in `arena`.
+/// Parses the stream into `arena` and gives the place of the root object, or offset and problem.
+/// What was parsed before a problem stays in `arena`.
 pub(super) fn parse<'a>(
     blob: &'a [u8],
     until: Until,
@@ -149,7 +150,8 @@ pub(super) fn parse<'a>(
 impl<'a> Reader<'a, '_> {
     fn root(&mut self) -> Parsed<usize> {
         self.header()?;
-        // The first typed value is the root; what NSArchiver writes after it (nothing, in practice) is not ours.
+        // The first typed value is the root; what NSArchiver writes after it (nothing, in practice)
+        // is not ours.
         let tag = self.byte()?;
         let types = self.name(tag)?.ok_or(Problem::NotText)?;
         if types != b"@" {
@@ -426,7 +428,8 @@ impl<'a> Reader<'a, '_> {
         Ok(i32::try_from(number).map_or(Value::Integer(number), |whole| Value::Float(whole.into())))
     }
 
-    /// A C string: its bytes are a name of the name table, but it has a number in the object table as well.
+    /// A C string: its bytes are a name of the name table, but it has a number in the object table
+    /// as well.
     fn c_string(&mut self) -> Parsed<Value<'a>> {
         let tag = self.byte()?;
         match tag {
@@ -441,7 +444,9 @@ impl<'a> Reader<'a, '_> {
                 let number = self.reference(tag)?;
                 match self.arena.slots.get(number) {
                     Some(Slot::CString(bytes)) => Ok(Value::Bytes(bytes)),
-                    Some(Slot::Object { .. } | Slot::Class { .. }) | None => Err(Problem::Reference),
+                    Some(Slot::Object { .. } | Slot::Class { .. }) | None => {
+                        Err(Problem::Reference)
+                    }
                 }
             }
         }
@@ -462,7 +467,9 @@ impl<'a> Reader<'a, '_> {
             .ok_or(Problem::TypeEncoding(b'['))?;
         let length = type_length(element)?;
         let (element, rest) = element.split_at_checked(length).ok_or(Problem::Truncated)?;
-        let Some((b']', rest)) = rest.split_first() else { return Err(Problem::TypeEncoding(b'[')) };
+        let Some((b']', rest)) = rest.split_first() else {
+            return Err(Problem::TypeEncoding(b'['));
+        };
         *types = rest;
         if matches!(element, b"c" | b"C") {
             values.push(Value::Bytes(self.take(count)?));
@@ -489,8 +496,10 @@ impl<'a> Reader<'a, '_> {
         values: &mut Vec<Value<'a>>,
         depth: usize,
     ) -> Parsed<()> {
-        let name = types.iter().position(|byte| *byte == b'=').ok_or(Problem::TypeEncoding(b'{'))?;
-        let (_, mut inside) = types.split_at_checked(name + 1).ok_or(Problem::TypeEncoding(b'{'))?;
+        let name =
+            types.iter().position(|byte| *byte == b'=').ok_or(Problem::TypeEncoding(b'{'))?;
+        let (_, mut inside) =
+            types.split_at_checked(name + 1).ok_or(Problem::TypeEncoding(b'{'))?;
         // Types nest in the type string itself, without an object in between.
         if depth >= DEPTH_MAX {
             return Err(Problem::TooDeep);
@@ -511,7 +520,8 @@ impl<'a> Reader<'a, '_> {
     }
 }
 
-/// Length of the first type in a type string. Brackets are counted, so that it takes one pass however deep they nest.
+/// Length of the first type in a type string. Brackets are counted, so that it takes one pass
+/// however deep they nest.
 fn type_length(types: &[u8]) -> Parsed<usize> {
     let mut open = 0_usize;
     for (at, byte) in types.iter().enumerate() {

@@ -1,5 +1,7 @@
 //! A small writer of typedstreams, as `NSArchiver` writes an attributed string.
 
+#![expect(clippy::unwrap_used, reason = "a failed assumption fails the test")]
+
 /// What an attribute may hold here.
 pub(crate) enum Value<'v> {
     Number(i64),
@@ -20,7 +22,8 @@ struct Archiver {
     objects: Vec<String>,
 }
 
-/// An attributed string. Each run has a length in UTF-16 code units and its attributes, of which equal sets are not shared.
+/// An attributed string. Each run has a length in UTF-16 code units and its attributes, of which
+/// equal sets are not shared.
 pub(crate) fn archive(text: &str, runs: &[(usize, &[(&str, Value<'_>)])]) -> Vec<u8> {
     let mut archiver = Archiver::default();
     archiver.out.extend_from_slice(b"\x04\x0bstreamtyped\x81\xe8\x03");

@@ -69,7 +69,10 @@ impl From<rusqlite::Error> for StoreError {
             return Self::NoRow;
         }
         let Some(code) = error.sqlite_error_code() else { return Self::Sql(Arc::new(error)) };
-        #[expect(clippy::wildcard_enum_match_arm, reason = "rusqlite's enum is open: it says `non_exhaustive`")]
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "rusqlite's enum is open: it says `non_exhaustive`"
+        )]
         match code {
             ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => Self::Busy,
             ErrorCode::DiskFull => Self::Full,

@@ -1,4 +1,8 @@
 //! A whole router on a free port, with its store in a temporary folder.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "JSON without the field asked for fails the test, as it should"
+)]
 
 use std::time::Duration;
 
@@ -43,9 +47,12 @@ impl Answer {
     pub(crate) fn problem(&self) -> &str {
         assert_eq!(self.headers["content-type"], "application/problem+json", "{self:?}");
         assert_eq!(self.body["status"], self.status, "{self:?}");
-        assert!(self.body["request_id"].as_str().unwrap().starts_with("req_"), "{self:?}");
+        assert!(
+            self.body["request_id"].as_str().expect("the tests' router works").starts_with("req_"),
+            "{self:?}"
+        );
         assert!(self.body["title"].is_string() && self.body["type"].is_string(), "{self:?}");
-        self.body["code"].as_str().unwrap()
+        self.body["code"].as_str().expect("the tests' router works")
     }
 }
 
@@ -58,17 +65,18 @@ impl Router {
     pub(crate) async fn start_with(more: &str) -> Self {
         // A second router of the same process finds the provider installed.
         drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
-        let folder = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir().expect("the tests' router works");
         let text = format!("admin_token = \"{ADMIN}\"\ndrain_ms = 2000\n{more}\n");
         let text = if more.contains("[webhooks]") {
             text
         } else {
             format!("{text}[webhooks]\nallow_private = true\n")
         };
-        let config = Config::parse(&text, &folder.path().join("router.toml"), None).unwrap();
-        let app = App::open(config, Clock::system()).await.unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
+        let config = Config::parse(&text, &folder.path().join("router.toml"), None)
+            .expect("the tests' router works");
+        let app = App::open(config, Clock::system()).await.expect("the tests' router works");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("the tests' router works");
+        let url = format!("http://{}", listener.local_addr().expect("the tests' router works"));
         let serving = AppState::clone(&app);
         // Not on the router's own tasks: its drain waits for those.
         let served =
@@ -78,15 +86,15 @@ impl Router {
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .build()
-            .unwrap();
+            .expect("the tests' router works");
         Self { url, client, app, served, _folder: folder }
     }
 
     pub(crate) async fn send(&self, request: reqwest::RequestBuilder) -> Answer {
-        let response = request.send().await.unwrap();
+        let response = request.send().await.expect("the tests' router works");
         let status = response.status().as_u16();
         let headers = response.headers().clone();
-        let bytes = response.bytes().await.unwrap();
+        let bytes = response.bytes().await.expect("the tests' router works");
         let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
         Answer { status, headers, body }
     }
@@ -107,16 +115,16 @@ impl Router {
     pub(crate) async fn tenant(&self, name: &str) -> Tenant {
         let made = self.post("/v1/admin/tenants", ADMIN, &json!({"name": name})).await;
         assert_eq!(made.status, 201, "{made:?}");
-        let id = made.body["id"].as_str().unwrap().to_owned();
+        let id = made.body["id"].as_str().expect("the tests' router works").to_owned();
         let mut secrets = Vec::new();
         for test in [false, true] {
             let body = json!({"tenant": id, "name": "key", "test": test});
             let made = self.post("/v1/admin/keys", ADMIN, &body).await;
             assert_eq!(made.status, 201, "{made:?}");
-            secrets.push(made.body["secret"].as_str().unwrap().to_owned());
+            secrets.push(made.body["secret"].as_str().expect("the tests' router works").to_owned());
         }
-        let test = secrets.pop().unwrap();
-        let live = secrets.pop().unwrap();
+        let test = secrets.pop().expect("the tests' router works");
+        let live = secrets.pop().expect("the tests' router works");
         Tenant { id, live, test }
     }
 
