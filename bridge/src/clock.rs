@@ -7,7 +7,7 @@ use protocol::time::UnixMs;
 /// The clock that keeps counting while the machine sleeps. A lease measured on any other clock
 /// would still look valid after the lid has been closed for an hour.
 #[cfg(target_vendor = "apple")]
-const CONTINUOUS: ClockId = ClockId::CLOCK_MONOTONIC_RAW;
+const CONTINUOUS: ClockId = ClockId::from_raw(nix::libc::CLOCK_MONOTONIC_RAW);
 #[cfg(not(target_vendor = "apple"))]
 const CONTINUOUS: ClockId = ClockId::CLOCK_BOOTTIME;
 

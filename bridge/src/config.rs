@@ -311,7 +311,7 @@ mod tests {
         let explicit = parse(&uncommented).unwrap();
         assert_eq!(format!("{shown:?}"), format!("{explicit:?}"));
         assert_eq!(shown.pacing, Pacing::Paced { interval_us: 1_000_000, burst: 1 });
-        assert_eq!(shown.osascript_deadline, Duration::from_secs(60));
+        assert_eq!(shown.osascript_deadline, Duration::from_mins(1));
         assert!(shown.chat_db.is_absolute(), "{}", shown.chat_db.display());
     }
 

@@ -209,7 +209,9 @@ mod tests {
         match up? {
             Up::Ready => Some(Vec::new()),
             Up::NotReady { reasons } => Some(reasons.into_iter().map(|why| why.reason).collect()),
-            other => panic!("not a readiness: {other:?}"),
+            other @ (Up::Event(_) | Up::Hello(_) | Up::Heartbeat(_)) => {
+                panic!("not a readiness: {other:?}")
+            }
         }
     }
 

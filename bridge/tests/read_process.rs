@@ -2,7 +2,12 @@
 //! locks and WAL indexes inside one process, so what happens when a WAL is deleted and created
 //! again can only be seen across two.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a failed assumption fails the test")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failed assumption fails the test"
+)]
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;

@@ -519,9 +519,10 @@ msg_0000000000000000000000000g  sent
 
 #[test]
 fn a_message_can_be_withdrawn() {
-    let script = vec![Answer::Json(200, message("canceled", 2))];
-    let (ran, asked) = run(script, &["cancel", MSG]);
-    assert!(ok(&ran).contains("canceled"), "{ran:?}");
+    let mut canceled = message("canceled", 2);
+    canceled["reason"] = json!("canceled");
+    let (ran, asked) = run(vec![Answer::Json(200, canceled)], &["cancel", MSG]);
+    assert_eq!(ok(&ran), format!("2026-11-22 12:00:01Z  {MSG}  canceled  to +12025550143\n"));
     assert_eq!(asked[0].line, format!("POST /v1/messages/{MSG}/cancel"));
     let script = vec![problem(409, "not_cancelable", "It has been sent.", json!([]))];
     let (ran, _) = run(script, &["cancel", MSG]);

@@ -138,3 +138,50 @@ impl NotReady {
         Self::new(path, cause, detail)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::ffi;
+
+    use super::*;
+
+    #[test]
+    fn each_code_of_sqlite_has_a_cause() {
+        let here = Path::new("/");
+        let gone = Path::new("/nonexistent/chat.db");
+        for (path, code, expected) in [
+            (here, ffi::SQLITE_CANTOPEN, Cause::Denied),
+            (gone, ffi::SQLITE_CANTOPEN, Cause::Missing),
+            (here, ffi::SQLITE_AUTH, Cause::Denied),
+            (here, ffi::SQLITE_PERM, Cause::Denied),
+            (here, ffi::SQLITE_BUSY, Cause::Locked),
+            (here, ffi::SQLITE_BUSY_RECOVERY, Cause::Locked),
+            (here, ffi::SQLITE_LOCKED, Cause::Locked),
+            (here, ffi::SQLITE_CORRUPT, Cause::Damaged),
+            (here, ffi::SQLITE_NOTADB, Cause::Foreign),
+            (here, ffi::SQLITE_ERROR, Cause::Foreign),
+            (here, ffi::SQLITE_IOERR_SHORT_READ, Cause::Failing),
+            (here, ffi::SQLITE_FULL, Cause::Failing),
+        ] {
+            let error = rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+            assert_eq!(NotReady::of_sqlite(path, &error).cause, expected, "{code}");
+        }
+        let no_rows = rusqlite::Error::QueryReturnedNoRows;
+        assert_eq!(NotReady::of_sqlite(here, &no_rows).cause, Cause::Foreign);
+    }
+
+    #[test]
+    fn each_error_of_the_system_has_a_cause() {
+        // EPERM, EACCES, ENOENT, ENOTDIR, EIO.
+        for (code, expected) in [
+            (1, Cause::Denied),
+            (13, Cause::Denied),
+            (2, Cause::Missing),
+            (20, Cause::Missing),
+            (5, Cause::Failing),
+        ] {
+            let error = io::Error::from_raw_os_error(code);
+            assert_eq!(NotReady::of_io(Path::new("/"), &error).cause, expected, "{code}");
+        }
+    }
+}

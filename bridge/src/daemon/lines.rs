@@ -154,7 +154,10 @@ mod tests {
                 Input::Line(line) => line,
                 Input::BadLine(error) => format!("bad: {}", error.label()),
                 Input::Eof => "eof".to_owned(),
-                other => panic!("{other:?}"),
+                other @ (Input::Terminate
+                | Input::DatabaseChanged
+                | Input::Ended(_)
+                | Input::Tick) => panic!("{other:?}"),
             });
             true
         });

@@ -137,7 +137,7 @@ fn config(dir: &Path) -> Config {
         match_window: Duration::from_millis(500),
         settle_window: Duration::from_millis(500),
         sent_window: Duration::from_secs(20),
-        probe_interval: Duration::from_secs(60),
+        probe_interval: Duration::from_mins(1),
         pacing: Pacing::Unlimited,
     }
 }
@@ -205,10 +205,8 @@ impl Bridge {
 
     async fn event(&mut self, kind: &str) -> EventLine {
         let up = self.until(|up| matches!(up, Up::Event(line) if line.event.kind() == kind)).await;
-        match up {
-            Up::Event(line) => line,
-            other => panic!("{other:?}"),
-        }
+        let Up::Event(line) = up else { panic!("{up:?}") };
+        line
     }
 
     async fn ready(&mut self) {

@@ -70,6 +70,9 @@ fn unregistered(rowid: i64) -> RowState {
     RowState { error: 22, ..row(rowid) }
 }
 
+/// Something that happens in the middle of a test.
+type Happening = fn(&mut World);
+
 /// A journal in memory, and the loop's part: commit, then answer effects as a test wants.
 struct World {
     outbound: Outbound,
@@ -226,10 +229,11 @@ impl World {
     }
 
     fn last_reason(&self) -> Option<Reason> {
-        match self.told.last()? {
-            Fact::Refused(about) | Fact::Failed(about) | Fact::Unknown(about) => Some(about.reason),
-            other => panic!("no reason in {other:?}"),
-        }
+        let last = self.told.last()?;
+        let (Fact::Refused(about) | Fact::Failed(about) | Fact::Unknown(about)) = last else {
+            panic!("no reason in {last:?}")
+        };
+        Some(about.reason)
     }
 }
 
@@ -284,7 +288,7 @@ fn one_osascript_at_a_time_and_the_urgent_first() {
 #[test]
 fn the_gate_is_asked_again_after_the_fsync() {
     // What happens between `started` and the script, what becomes of the send, and what is told.
-    let cases: [(&str, fn(&mut World), &[&str]); 4] = [
+    let cases: [(&str, Happening, &[&str]); 4] = [
         ("revoked", |world| world.step(Event::Revoke { epoch: 1 }), &["accepted"]),
         ("newer epoch", |world| world.lease(2), &["accepted", "refused"]),
         ("too late", |world| world.now = at(600_000), &["accepted", "expired"]),
@@ -531,7 +535,7 @@ fn the_same_words_twice_never_share_a_row() {
 
 #[test]
 fn what_a_crash_left_is_settled_and_never_started_again() {
-    let crashes: [(&str, fn(&mut World)); 3] = [
+    let crashes: [(&str, Happening); 3] = [
         ("started", |world| world.step(Event::Prepared { attempt: attempt(1), mark: 10 })),
         ("handed", |world| world.start(1, 10)),
         ("ended", |world| {

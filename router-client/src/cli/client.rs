@@ -350,8 +350,10 @@ fn missing(who: Who) -> Failure {
 
 fn refused_by_key(who: Who, status: StatusCode, problem: Option<Problem>) -> Failure {
     let (what, remedy) = credentials(who);
-    let words = problem.as_ref().and_then(|problem| problem.detail.clone());
-    let words = words.unwrap_or_else(|| status.to_string());
+    let words = problem.as_ref().map_or_else(
+        || status.to_string(),
+        |problem| problem.detail.clone().unwrap_or_else(|| problem.title.clone()),
+    );
     let detail = format!("the router does not accept {what}: {words}");
     Failure::NotAuthorised { problem: problem.map(Box::new), detail, remedy }
 }

@@ -9,7 +9,7 @@ use std::{
 use clap::Args;
 use data_encoding::BASE32_NOPAD;
 use protocol::{
-    ChannelChoice, Class, E164, MessageId, Recipient, Status,
+    ChannelChoice, Class, E164, MessageId, Reason, Recipient, Status,
     api::{CreateMessage, Direction, Message, MessageEvent, Page},
     limits,
 };
@@ -362,8 +362,7 @@ fn new_key() -> String {
 /// One message on one line, for sending and following.
 fn line(message: &Message) -> String {
     let colour = style(message.status);
-    let why = message.reason.or(message.held_reason);
-    let why = why.map(|reason| format!(" ({reason})")).unwrap_or_default();
+    let why = why(message).map(|reason| format!(" ({reason})")).unwrap_or_default();
     let (way, other) = way(message);
     let channel = message.channel_used.map(|channel| format!(" by {channel}")).unwrap_or_default();
     format!(
@@ -374,6 +373,12 @@ fn line(message: &Message) -> String {
     )
 }
 
+/// Why it stands where it stands, unless the status says so itself.
+fn why(message: &Message) -> Option<Reason> {
+    let reason = message.reason.or(message.held_reason)?;
+    (reason.as_str() != message.status.as_str()).then_some(reason)
+}
+
 fn way(message: &Message) -> (&'static str, String) {
     match message.direction {
         Direction::Outbound => ("to", message.to.to_string()),
@@ -382,8 +387,7 @@ fn way(message: &Message) -> (&'static str, String) {
 }
 
 fn row(message: &Message) -> [String; 8] {
-    let why = message.reason.or(message.held_reason);
-    let status = why.map_or_else(
+    let status = why(message).map_or_else(
         || message.status.to_string(),
         |reason| format!("{} ({reason})", message.status),
     );
