@@ -715,13 +715,13 @@ impl<E: Evidence> Daemon<E> {
         now: Now,
     ) -> Result<i64, NotPrepared> {
         let (script, args) = match to {
-            Recipient::Number(_) | Recipient::Email(_) => {
+            Recipient::Number(_) | Recipient::Email(_) | Recipient::Service(_) => {
                 (SEND_TO_PARTICIPANT, vec![channel.service(), to.address(), text])
             }
             Recipient::Group(_) => (SEND_TO_CHAT, vec![text]),
         };
         let guid = match (to, self.evidence.group_guid(to)) {
-            (Recipient::Number(_) | Recipient::Email(_), _) => None,
+            (Recipient::Number(_) | Recipient::Email(_) | Recipient::Service(_), _) => None,
             (Recipient::Group(_), Ok(Some(guid))) => Some(guid),
             (Recipient::Group(_), Ok(None)) => {
                 return Err(NotPrepared::Failed(Failure {

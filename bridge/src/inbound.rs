@@ -466,13 +466,15 @@ fn sender(row: &Row) -> Option<(Recipient, Conversation)> {
 fn address(handle: &str) -> Option<Recipient> {
     let parsed = |text: &str| match text.parse::<Recipient>() {
         Ok(recipient @ (Recipient::Number(_) | Recipient::Email(_))) => Some(recipient),
-        Ok(Recipient::Group(_)) | Err(_) => None,
+        Ok(Recipient::Group(_) | Recipient::Service(_)) | Err(_) => None,
     };
     parsed(handle).or_else(|| {
         let bare: String =
             handle.chars().filter(|c| !matches!(c, ' ' | '-' | '(' | ')' | '.')).collect();
         parsed(&bare)
     })
+    // Short codes, names and businesses write to people too, and what they write is not lost.
+    .or_else(|| Recipient::service(handle.trim()).ok())
 }
 
 /// At most so many bytes, cut between characters, with a mark that it was cut.

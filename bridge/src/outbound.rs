@@ -414,11 +414,13 @@ impl Outbound {
             let reaches = match send.to {
                 Recipient::Number(_) | Recipient::Group(_) => true,
                 Recipient::Email(_) => *channel == Channel::Imessage,
+                // Messages come from services; none is sent to them.
+                Recipient::Service(_) => false,
             };
             reaches && self.policy.channels.contains(channel) && seen.insert(*channel)
         });
         match send.to {
-            Recipient::Number(_) | Recipient::Email(_) => usable.collect(),
+            Recipient::Number(_) | Recipient::Email(_) | Recipient::Service(_) => usable.collect(),
             // A group has its own service; there is nothing to walk.
             Recipient::Group(_) => usable.take(1).collect(),
         }

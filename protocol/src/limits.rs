@@ -21,6 +21,9 @@ pub const EMAIL_BYTES_MAX: usize = 254;
 /// Longest group conversation id, in bytes; Apple's are `chat` and up to 20 digits or a UUID.
 pub const GROUP_ID_BYTES_MAX: usize = 128;
 
+/// Longest name of a service that writes to us, in bytes; business ids are the longest seen.
+pub const SERVICE_NAME_BYTES_MAX: usize = 128;
+
 /// Metadata that a tenant may keep with a message, in bytes of its JSON.
 pub const METADATA_BYTES_MAX: usize = 4096;
 

@@ -1,4 +1,5 @@
-//! Whom a message goes to: an E.164 number, an e-mail address, or an existing group.
+//! Whom a message goes to or came from: an E.164 number, an e-mail address, an existing group, or
+//! a service that only ever writes first.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -29,6 +30,9 @@ pub enum BadRecipient {
     /// Not a group's id.
     #[error("not a group: `group:` and the id that a received message of it carried")]
     Group,
+    /// No name that a service could have.
+    #[error("not a service: `service:` and the name that a received message of it carried")]
+    Service,
 }
 
 impl E164 {
@@ -69,16 +73,20 @@ pub enum Recipient {
     Email(String),
     /// An existing group conversation, by the id that chat.db has for it; `group:` on the wire.
     Group(String),
+    /// A sender with neither: a short code, a name, a business; `service:` on the wire. Messages
+    /// come from such, and none is sent to them.
+    Service(String),
 }
 
 const GROUP_PREFIX: &str = "group:";
+const SERVICE_PREFIX: &str = "service:";
 
 impl Recipient {
     /// The address as Messages knows it: number, e-mail address or group id, without our prefix.
     pub fn address(&self) -> &str {
         match self {
             Self::Number(number) => number.as_str(),
-            Self::Email(address) | Self::Group(address) => address,
+            Self::Email(address) | Self::Group(address) | Self::Service(address) => address,
         }
     }
 
@@ -86,8 +94,16 @@ impl Recipient {
     pub fn number(&self) -> Option<&E164> {
         match self {
             Self::Number(number) => Some(number),
-            Self::Email(_) | Self::Group(_) => None,
+            Self::Email(_) | Self::Group(_) | Self::Service(_) => None,
         }
+    }
+
+    /// A sender that is neither number nor e-mail address, as chat.db names it.
+    pub fn service(name: &str) -> Result<Self, BadRecipient> {
+        let good = !name.is_empty()
+            && name.len() <= limits::SERVICE_NAME_BYTES_MAX
+            && !name.chars().any(char::is_control);
+        good.then(|| Self::Service(name.to_owned())).ok_or(BadRecipient::Service)
     }
 }
 
@@ -97,6 +113,7 @@ impl std::fmt::Display for Recipient {
             Self::Number(number) => f.pad(number.as_str()),
             Self::Email(address) => f.pad(address),
             Self::Group(id) => f.pad(&format!("{GROUP_PREFIX}{id}")),
+            Self::Service(name) => f.pad(&format!("{SERVICE_PREFIX}{name}")),
         }
     }
 }
@@ -109,6 +126,9 @@ impl std::str::FromStr for Recipient {
                 && id.len() <= limits::GROUP_ID_BYTES_MAX
                 && id.bytes().all(|byte| byte.is_ascii_graphic());
             return good.then(|| Self::Group(id.to_owned())).ok_or(BadRecipient::Group);
+        }
+        if let Some(name) = text.strip_prefix(SERVICE_PREFIX) {
+            return Self::service(name);
         }
         if text.contains('@') {
             email(text).map(Self::Email)
@@ -184,6 +204,8 @@ mod tests {
         assert!(matches!("+12025550143".parse(), Ok(Recipient::Number(_))));
         assert_eq!("Anna@Example.org".parse(), Ok(Recipient::Email("anna@example.org".to_owned())));
         assert_eq!("group:chat831".parse(), Ok(Recipient::Group("chat831".to_owned())));
+        assert_eq!("service:22395".parse(), Recipient::service("22395"));
+        assert_eq!("service:urn:biz:1-2".parse(), Recipient::service("urn:biz:1-2"));
         for (bad, why) in [
             ("a@b", BadRecipient::Email),
             ("@example.org", BadRecipient::Email),
@@ -193,6 +215,9 @@ mod tests {
             ("group:", BadRecipient::Group),
             ("group:a b", BadRecipient::Group),
             ("chat831", BadRecipient::Number),
+            ("22395", BadRecipient::Number),
+            ("service:", BadRecipient::Service),
+            ("service:a\nb", BadRecipient::Service),
         ] {
             assert_eq!(bad.parse::<Recipient>(), Err(why), "{bad}");
         }
@@ -200,7 +225,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_parses_reads_back_the_same(text in "\\PC{0,40}|\\+[0-9]{5,17}|group:\\PC{0,9}|[a-z]{1,5}@[a-z.]{1,9}") {
+        fn what_parses_reads_back_the_same(text in "\\PC{0,40}|\\+[0-9]{5,17}|(group|service):\\PC{0,9}|[a-z]{1,5}@[a-z.]{1,9}") {
             if let Ok(recipient) = text.parse::<Recipient>() {
                 prop_assert_eq!(recipient.to_string().parse::<Recipient>(), Ok(recipient));
             }

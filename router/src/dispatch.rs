@@ -292,6 +292,8 @@ fn wanted(message: &Outbound) -> Vec<Channel> {
     };
     match &message.recipient {
         Recipient::Number(_) => asked,
+        // Nothing is sent to a service: no channel reaches it.
+        Recipient::Service(_) => vec![],
         Recipient::Email(_) | Recipient::Group(_) => {
             asked.into_iter().filter(|channel| *channel == Channel::Imessage).collect()
         }

@@ -453,13 +453,13 @@ pub(super) fn may_be_to(row: &Row, to: &Recipient) -> bool {
         (Place::In(place), Recipient::Group(id)) => {
             place.kind == ConversationKind::Group && place.id == *id
         }
-        (Place::In(place), Recipient::Number(_) | Recipient::Email(_)) => {
+        (Place::In(place), Recipient::Number(_) | Recipient::Email(_) | Recipient::Service(_)) => {
             place.kind == ConversationKind::Direct
                 && (same_address(&place.id, to.address())
                     || row.handle.as_deref().is_some_and(|h| same_address(h, to.address())))
         }
         (Place::Pending, Recipient::Group(_)) => true,
-        (Place::Pending, Recipient::Number(_) | Recipient::Email(_)) => {
+        (Place::Pending, Recipient::Number(_) | Recipient::Email(_) | Recipient::Service(_)) => {
             row.handle.as_deref().is_none_or(|handle| same_address(handle, to.address()))
         }
     }

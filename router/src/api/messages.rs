@@ -120,6 +120,10 @@ fn recipient(fields: &mut Fields) -> Option<Recipient> {
         fields.wrong("to", "impossible_number", "No numbering plan has a number of this length.");
         return None;
     }
+    if matches!(recipient, Recipient::Service(_)) {
+        fields.wrong("to", "service_recipient", "Messages come from services; none is sent to them.");
+        return None;
+    }
     Some(recipient)
 }
 
