@@ -33,7 +33,8 @@ pub fn now() -> Now {
     let wall = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX));
-    let continuous_ms = clock_gettime(CONTINUOUS).map_or(0, |time| time.num_milliseconds());
+    // A clock that cannot be read says that every lease has ended: nothing is sent.
+    let continuous_ms = clock_gettime(CONTINUOUS).map_or(i64::MAX, |time| time.num_milliseconds());
     Now { wall: UnixMs(wall), continuous_ms }
 }
 

@@ -17,7 +17,7 @@ pub type ContinuousMs = u64;
 /// `CLOCK_MONOTONIC_RAW` on a Mac is `mach_continuous_time`; `CLOCK_BOOTTIME` is its equal on Linux.
 pub fn continuous_now() -> ContinuousMs {
     #[cfg(target_vendor = "apple")]
-    const CONTINUOUS: ClockId = ClockId::CLOCK_MONOTONIC_RAW;
+    const CONTINUOUS: ClockId = ClockId::from_raw(nix::libc::CLOCK_MONOTONIC_RAW);
     #[cfg(not(target_vendor = "apple"))]
     const CONTINUOUS: ClockId = ClockId::CLOCK_BOOTTIME;
     let read = clock_gettime(CONTINUOUS).expect("the continuous clock of this system is readable");
