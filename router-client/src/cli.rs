@@ -123,7 +123,14 @@ enum Command {
 
 /// Parses, runs, reports.
 pub(crate) fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() && std::env::args_os().any(|word| word == "--json") => {
+            return end(&misused(&error), true);
+        }
+        // Help and the version too: they are written as people want them, and their exit code is 0.
+        Err(error) => error.exit(),
+    };
     let json = cli.global.json;
     let outcome = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -132,13 +139,26 @@ pub(crate) fn main() -> ExitCode {
         .and_then(|runtime| runtime.block_on(run(cli)));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            let mut stderr = anstream::stderr().lock();
-            // Nobody is left to be told when standard error itself is broken; the exit code still says it.
-            drop(failure.report(&mut stderr, json).and_then(|()| stderr.flush()));
-            ExitCode::from(failure.exit_code())
-        }
+        Err(failure) => end(&failure, json),
     }
+}
+
+/// Says what went wrong, as words or as JSON.
+fn end(failure: &Failure, json: bool) -> ExitCode {
+    let mut stderr = anstream::stderr().lock();
+    // Nobody is left to be told when standard error itself is broken; the exit code still says it.
+    drop(failure.report(&mut stderr, json).and_then(|()| stderr.flush()));
+    ExitCode::from(failure.exit_code())
+}
+
+/// Arguments that cannot be understood, for a program that reads the error.
+fn misused(error: &clap::Error) -> Failure {
+    let text = error.render().to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    // What follows the first paragraph is usage and tips, which `--help` has too.
+    let sentence = text.split("\n\n").next().unwrap_or(text);
+    let words: Vec<&str> = sentence.split_whitespace().collect();
+    Failure::usage(words.join(" "), "see `--help` of the command")
 }
 
 async fn run(cli: Cli) -> Result<(), Failure> {
@@ -191,8 +211,18 @@ impl Global {
 
     /// The operator's token: the option, or the environment.
     fn admin_token(&self) -> Option<String> {
-        self.token.clone().or_else(|| std::env::var(ADMIN_TOKEN_ENV).ok())
+        self.token.clone().or_else(|| secret_env(ADMIN_TOKEN_ENV))
     }
+
+    /// A tenant's API key: the option, or the environment.
+    fn api_key(&self) -> Option<String> {
+        self.api_key.clone().filter(|key| !key.trim().is_empty())
+    }
+}
+
+/// A secret from the environment. An empty variable is one that was taken away, as `NAME= command` does it.
+fn secret_env(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|secret| !secret.trim().is_empty())
 }
 
 #[cfg(test)]

@@ -344,7 +344,7 @@ fn perform(
         match output {
             Output::Deliver(delivery) => {
                 if let LinkOutput::Connected { session } = &delivery {
-                    tracing::info!(session, "link up");
+                    tracing::debug!(session, "link up");
                     stats.set_connected(true);
                 }
                 deliveries.push_back(delivery);

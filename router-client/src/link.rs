@@ -286,7 +286,8 @@ impl Link {
             }
             let delay_ms = backoff.next(why.redial_cause(), lived_ms, dialler::random_u64());
             let redial_in = Duration::from_millis(delay_ms);
-            tracing::warn!(%why, lived_ms, redial_in_ms = delay_ms, "link down");
+            // The supervisor says this for people, once; here is what it does not know.
+            tracing::debug!(%why, lived_ms, redial_in_ms = delay_ms, "link down");
             if !desk.rest(LinkOutput::Disconnected { why, redial_in }, redial_in, &mut phones).await
             {
                 return;

@@ -59,7 +59,7 @@ pub enum Ended {
     #[error("TLS with the router failed: {0}")]
     Tls(String),
     /// The router answered the upgrade with something else than a WebSocket.
-    #[error("the router answered the upgrade with HTTP {status}")]
+    #[error("the router answered the upgrade with HTTP {status}{}", upgrade_remedy(*status))]
     Upgrade {
         /// The HTTP status.
         status: u16,
@@ -93,6 +93,20 @@ pub enum Ended {
     /// The router does not read what it is sent.
     #[error("the router does not read: {0} frames waiting")]
     OutboxFull(usize),
+}
+
+/// What an operator can do about a refused upgrade.
+fn upgrade_remedy(status: u16) -> &'static str {
+    match status {
+        401 | 403 => {
+            ": it does not know this host and key, or the clocks differ by more than a minute; set the clock, or run \
+             `switchboard host enroll` and restart"
+        }
+        404 | 405 => {
+            ": is `url` of [router] the address of a Switchboard router, without a path of its API?"
+        }
+        _ => "",
+    }
 }
 
 impl Ended {

@@ -3,6 +3,7 @@
 //! Handlers check what came in ([`fields`]), run one store function and shape the answer; what they share is here.
 
 mod admin;
+mod body;
 mod fields;
 mod health;
 mod hosts;
@@ -13,90 +14,29 @@ mod pages;
 mod tenants;
 mod webhook_endpoints;
 
-use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::body::Bytes;
+use axum::extract::{FromRequestParts, Path, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::{Json, Router, body::Bytes};
+use axum::{Json, Router};
 use protocol::Reason;
-use serde_json::Value;
+use protocol::api::PROBLEM_JSON;
 use utoipa::OpenApi as _;
+use utoipa::openapi::path::{ParameterBuilder, ParameterIn};
+use utoipa::openapi::schema::Type;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::{
+    ContentBuilder, ObjectBuilder, OpenApi, Ref, RefOr, Required, ResponseBuilder,
+};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+pub(crate) use self::body::{JsonBody, OptionalJsonBody};
 use crate::auth;
 use crate::error::{ApiError, Code};
 use crate::server::AppState;
-
-/// A request body: JSON, announced as such.
-#[derive(Debug)]
-pub(crate) struct JsonBody(pub(crate) Value);
-
-impl<S: Send + Sync> FromRequest<S> for JsonBody {
-    type Rejection = ApiError;
-
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        if !is_json(request.headers()) {
-            return Err(ApiError::new(Code::UnsupportedMediaType)
-                .detail("Send Content-Type: application/json."));
-        }
-        let bytes = bytes_of(request, state).await?;
-        parse(&bytes).map(Self)
-    }
-}
-
-/// A request body that may be left out altogether.
-#[derive(Debug)]
-pub(crate) struct OptionalJsonBody(pub(crate) Value);
-
-impl<S: Send + Sync> FromRequest<S> for OptionalJsonBody {
-    type Rejection = ApiError;
-
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let json = is_json(request.headers());
-        let bytes = bytes_of(request, state).await?;
-        if bytes.is_empty() {
-            return Ok(Self(Value::Object(serde_json::Map::new())));
-        }
-        if !json {
-            return Err(ApiError::new(Code::UnsupportedMediaType)
-                .detail("Send Content-Type: application/json."));
-        }
-        parse(&bytes).map(Self)
-    }
-}
-
-fn is_json(headers: &HeaderMap) -> bool {
-    let Some(value) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok())
-    else {
-        return false;
-    };
-    let media_type = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    media_type == "application/json"
-        || (media_type.starts_with("application/") && media_type.ends_with("+json"))
-}
-
-async fn bytes_of<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, ApiError> {
-    Bytes::from_request(request, state).await.map_err(|rejection| {
-        if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-            return ApiError::new(Code::BodyTooLarge);
-        }
-        ApiError::new(Code::MalformedJson).detail("The body ended too early.")
-    })
-}
-
-fn parse(bytes: &[u8]) -> Result<Value, ApiError> {
-    serde_json::from_slice(bytes).map_err(|error| {
-        // Where, not what: the body may hold the text of a message.
-        ApiError::new(Code::MalformedJson).detail(format!(
-            "It is not JSON at line {}, column {}.",
-            error.line(),
-            error.column()
-        ))
-    })
-}
 
 /// The id in a path. Text that is no id names nothing, so it is a 404 like an id that is not there.
 #[derive(Debug)]
@@ -120,13 +60,17 @@ where
 /// The whole API with its document. The caller gives it the state.
 pub(crate) fn routes(app: &AppState) -> Router<AppState> {
     let (router, document) = documented(Some(app)).split_for_parts();
-    let document = std::sync::Arc::new(document);
+    // Written once: anybody may ask for it as often as they like.
+    let document = serde_json::to_vec(&completed(document)).map(Bytes::from);
     router
         .route(
             "/openapi.json",
-            axum::routing::get(move || {
-                let document = std::sync::Arc::clone(&document);
-                async move { Json(document.as_ref().clone()) }
+            axum::routing::get(move || async move {
+                let document = document
+                    .as_ref()
+                    .map_err(|error| ApiError::new(Code::Internal).detail(error.to_string()))?;
+                let json = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                Ok::<_, ApiError>(([json], Bytes::clone(document)))
             }),
         )
         .fallback(|| async { ApiError::not_found() })
@@ -135,7 +79,38 @@ pub(crate) fn routes(app: &AppState) -> Router<AppState> {
 
 /// The API's document, `OpenAPI` 3.1, as it is served at `/openapi.json`.
 pub fn openapi() -> utoipa::openapi::OpenApi {
-    documented(None).into_openapi()
+    completed(documented(None).into_openapi())
+}
+
+/// Says of every operation what is true of all: how it refuses, and that a POST takes an idempotency key.
+fn completed(mut document: OpenApi) -> OpenApi {
+    for item in document.paths.paths.values_mut() {
+        let get = item.get.as_mut();
+        let others = [item.post.as_mut(), item.delete.as_mut(), get];
+        for operation in others.into_iter().flatten() {
+            let problem = RefOr::Ref(Ref::from_schema_name("Problem"));
+            let content = ContentBuilder::new().schema(Some(problem)).build();
+            let refusal = ResponseBuilder::new()
+                .description("Anything else: refused, or failed.")
+                .content(PROBLEM_JSON, content)
+                .build();
+            operation.responses.responses.insert("default".to_owned(), RefOr::T(refusal));
+        }
+        if let Some(post) = item.post.as_mut() {
+            let key = ParameterBuilder::new()
+                .name("Idempotency-Key")
+                .parameter_in(ParameterIn::Header)
+                .required(Required::False)
+                .description(Some(
+                    "1 to 255 visible ASCII characters, bare or quoted. The same key and body is done once and \
+                     answered alike for a day.",
+                ))
+                .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+                .build();
+            post.parameters.get_or_insert_default().push(key);
+        }
+    }
+    document
 }
 
 /// Every route with its documentation; guarded by keys where there is a state to check them with.

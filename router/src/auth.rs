@@ -38,6 +38,10 @@ const USED_EVERY_MS: i64 = 60_000;
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+// The three headers of the drafts up to -06, which is all that many clients know.
+const RATE_LIMIT_LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
+const RATE_LIMIT_REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
+const RATE_LIMIT_RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
 
 /// What a key may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +85,12 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// Whose idempotency keys these are. A test key's answers are not a live key's: nothing was sent for them.
+    pub(crate) fn idempotency_scope(&self) -> String {
+        let mode = if self.test { "/test" } else { "" };
+        format!("{}{mode}", self.tenant)
+    }
+
     /// Refuses where the key has not this scope.
     pub fn needs(&self, scope: Scope) -> Result<(), ApiError> {
         if self.scopes.iter().any(|had| had == scope.as_str()) {
@@ -99,8 +109,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     }
 }
 
-/// A key that has just been made.
-#[derive(Debug)]
+/// A key that has just been made. No `Debug`: it holds the secret.
 pub(crate) struct FreshKey {
     /// What its owner keeps.
     pub(crate) secret: String,
@@ -140,8 +149,15 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 /// What is remembered of keys between requests.
 #[derive(Debug, Default)]
 pub(crate) struct Auth {
-    remembered: Mutex<HashMap<String, Remembered>>,
+    remembered: Mutex<Memory>,
     buckets: Mutex<HashMap<KeyId, Bucket>>,
+}
+
+#[derive(Debug, Default)]
+struct Memory {
+    by_prefix: HashMap<String, Remembered>,
+    /// How often all was forgotten. What was read from the store before that must not be remembered after it.
+    forgotten: u64,
 }
 
 #[derive(Debug)]
@@ -154,28 +170,38 @@ struct Remembered {
 impl Auth {
     /// Forgets every key: one of them has changed.
     pub(crate) fn forget(&self) {
-        lock(&self.remembered).clear();
+        let mut memory = lock(&self.remembered);
+        memory.by_prefix.clear();
+        memory.forgotten = memory.forgotten.wrapping_add(1);
     }
 
-    fn recall(&self, prefix: &str, now: UnixMs) -> Option<Credential> {
-        let remembered = lock(&self.remembered);
-        let entry = remembered.get(prefix)?;
-        (now.since(entry.read_at) < REMEMBERED_MS).then(|| entry.credential.clone())
+    /// The key if it is remembered, else what [`Auth::remember`] wants to know.
+    fn recall(&self, prefix: &str, now: UnixMs) -> Result<Credential, u64> {
+        let memory = lock(&self.remembered);
+        let fresh = memory.by_prefix.get(prefix).filter(|entry| {
+            // A clock that was set back makes no memory last longer.
+            (0..REMEMBERED_MS).contains(&now.since(entry.read_at))
+        });
+        fresh.map(|entry| entry.credential.clone()).ok_or(memory.forgotten)
     }
 
-    fn remember(&self, prefix: &str, credential: Credential, now: UnixMs) {
-        let mut remembered = lock(&self.remembered);
-        if remembered.len() >= REMEMBERED_MAX {
-            remembered.clear();
+    fn remember(&self, prefix: &str, credential: Credential, forgotten: u64, now: UnixMs) {
+        let mut memory = lock(&self.remembered);
+        if memory.forgotten != forgotten {
+            return;
         }
-        let used_at = remembered.get(prefix).and_then(|entry| entry.used_at);
-        remembered.insert(prefix.to_owned(), Remembered { credential, read_at: now, used_at });
+        if memory.by_prefix.len() >= REMEMBERED_MAX {
+            memory.by_prefix.clear();
+        }
+        let used_at = memory.by_prefix.get(prefix).and_then(|entry| entry.used_at);
+        let entry = Remembered { credential, read_at: now, used_at };
+        memory.by_prefix.insert(prefix.to_owned(), entry);
     }
 
     /// True where the use is to be written down.
     fn note_use(&self, prefix: &str, now: UnixMs) -> bool {
-        let mut remembered = lock(&self.remembered);
-        let Some(entry) = remembered.get_mut(prefix) else { return false };
+        let mut memory = lock(&self.remembered);
+        let Some(entry) = memory.by_prefix.get_mut(prefix) else { return false };
         let due = entry.used_at.is_none_or(|at| now.since(at) >= USED_EVERY_MS);
         if due {
             entry.used_at = Some(now);
@@ -272,11 +298,15 @@ pub async fn tenant(State(app): State<AppState>, mut request: Request, next: Nex
     let window = u64::from(rate.burst).div_ceil(u64::from(rate.per_second)).max(1);
     let policy = format!("\"key\";q={};w={window}", rate.burst);
     let left = format!("\"key\";r={};t={}", taken.remaining, taken.seconds);
+    let headers = response.headers_mut();
     for (name, value) in [(RATE_LIMIT_POLICY, policy), (RATE_LIMIT, left)] {
         if let Ok(value) = HeaderValue::from_str(&value) {
-            response.headers_mut().insert(name, value);
+            headers.insert(name, value);
         }
     }
+    headers.insert(RATE_LIMIT_LIMIT, HeaderValue::from(rate.burst));
+    headers.insert(RATE_LIMIT_REMAINING, HeaderValue::from(taken.remaining));
+    headers.insert(RATE_LIMIT_RESET, HeaderValue::from(taken.seconds));
     response
 }
 
@@ -285,14 +315,15 @@ async fn authenticate(app: &AppState, headers: &HeaderMap) -> Result<Caller, Api
     let secret = bearer(headers).ok_or_else(refused)?;
     let prefix = prefix_of(secret).ok_or_else(refused)?;
     let now = app.clock.now();
-    let credential = if let Some(credential) = app.auth.recall(prefix, now) {
-        credential
-    } else {
-        let wanted = prefix.to_owned();
-        let credential =
-            app.store.read(move |tx| keys::by_prefix(tx, &wanted)).await?.ok_or_else(refused)?;
-        app.auth.remember(prefix, credential.clone(), now);
-        credential
+    let credential = match app.auth.recall(prefix, now) {
+        Ok(credential) => credential,
+        Err(forgotten) => {
+            let wanted = prefix.to_owned();
+            let found = app.store.read(move |tx| keys::by_prefix(tx, &wanted)).await?;
+            let credential = found.ok_or_else(refused)?;
+            app.auth.remember(prefix, credential.clone(), forgotten, now);
+            credential
+        }
     };
     if verify_slices_are_equal(&sha256(secret.as_bytes()), &credential.hash).is_err()
         || credential.revoked_at.is_some()
@@ -378,6 +409,29 @@ mod tests {
         assert_eq!(prefix_of("sb_live_abc"), None);
         assert_eq!(prefix_of("sk_live_0123456789abcdef"), None);
         assert_eq!(prefix_of("sb_live_xééééé"), None);
+    }
+
+    #[test]
+    fn what_was_read_before_a_revocation_is_not_remembered_after_it() {
+        let (auth, now) = (Auth::default(), UnixMs(1_000_000));
+        let credential = Credential {
+            id: KeyId::new(1, [1; 10]),
+            tenant: TenantId::new(1, [1; 10]),
+            hash: [0; 32],
+            scopes: Vec::new(),
+            test: false,
+            expires_at: None,
+            revoked_at: None,
+        };
+        let before = auth.recall("sb_live_a", now).unwrap_err();
+        // While the row is on its way from the store, its key is revoked.
+        auth.forget();
+        auth.remember("sb_live_a", credential.clone(), before, now);
+        let after = auth.recall("sb_live_a", now).unwrap_err();
+        auth.remember("sb_live_a", credential.clone(), after, now);
+        assert_eq!(auth.recall("sb_live_a", now), Ok(credential));
+        auth.recall("sb_live_a", now.plus_ms(-1)).unwrap_err();
+        auth.recall("sb_live_a", now.plus_ms(REMEMBERED_MS)).unwrap_err();
     }
 
     #[test]

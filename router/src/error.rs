@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use data_encoding::BASE32_DNSSEC;
@@ -56,6 +56,8 @@ pub enum Code {
     IdempotencyKeyReused,
     /// The tenant has as many of these as it may.
     LimitReached,
+    /// The body did not come in time; nothing was done.
+    BodyTooSlow,
     /// The body is longer than the limit.
     BodyTooLarge,
     /// The body is not announced as JSON.
@@ -117,6 +119,9 @@ impl Code {
                 "The idempotency key was used for another request",
             ),
             Self::LimitReached => (StatusCode::CONFLICT, "limit_reached", "A limit is reached"),
+            Self::BodyTooSlow => {
+                (StatusCode::REQUEST_TIMEOUT, "body_too_slow", "The body did not come in time")
+            }
             Self::BodyTooLarge => {
                 (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "The body is too long")
             }
@@ -250,13 +255,13 @@ impl IntoResponse for ApiError {
 /// Around every route: gives the request its id, bounds its time, catches a panic, and turns failures into problems.
 pub async fn answer(State(app): State<AppState>, request: Request, next: Next) -> Response {
     let request_id = format!("req_{}", BASE32_DNSSEC.encode(&clock::random::<16>()));
-    let method = request.method().clone();
+    let method = known(request.method());
     // The route, not the path: labels must not grow with ids.
     let route = request
         .extensions()
         .get::<MatchedPath>()
         .map_or_else(|| "unmatched".to_owned(), |path| path.as_str().to_owned());
-    let span = tracing::info_span!("request", %request_id, %method, route);
+    let span = tracing::info_span!("request", %request_id, method, route);
 
     let began = tokio::time::Instant::now();
     let limit = Duration::from_millis(app.config.limits.request_timeout_ms);
@@ -275,11 +280,20 @@ pub async fn answer(State(app): State<AppState>, request: Request, next: Next) -
     let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     span.in_scope(|| tracing::debug!(status = status.as_u16(), ms, "answered"));
     metrics::counter!("switchboard_http_requests_total",
-        "method" => method.to_string(), "route" => route.clone(), "status" => status.as_u16().to_string())
+ "method" => method, "route" => route.clone(), "status" => status.as_u16().to_string())
     .increment(1);
     metrics::histogram!("switchboard_http_request_seconds", "route" => route)
         .record(began.elapsed());
     response
+}
+
+/// The method as a label. Callers may make up methods of their own, and each would be a time series for ever.
+fn known(method: &Method) -> &'static str {
+    [Method::GET, Method::POST, Method::DELETE, Method::HEAD, Method::OPTIONS, Method::PUT, Method::PATCH]
+        .iter()
+        .zip(["GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH"])
+        .find_map(|(known, label)| (known == method).then_some(label))
+        .unwrap_or("other")
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -54,18 +54,18 @@ impl Drop for Held {
     }
 }
 
-/// What a POST answers.
-#[derive(Debug)]
+/// What a POST answers. No `Debug`: it may hold a secret.
 pub(crate) struct Reply {
     status: StatusCode,
-    body: Value,
+    /// A JSON object.
+    body: String,
     /// A secret that is shown in the first answer and neither kept nor shown again.
     once: Option<(&'static str, String)>,
 }
 
 impl Reply {
     pub(crate) fn new(status: StatusCode, body: &impl Serialize) -> Result<Self, ApiError> {
-        let body = serde_json::to_value(body)
+        let body = serde_json::to_string(body)
             .map_err(|error| ApiError::new(Code::Internal).caused_by(error))?;
         Ok(Self { status, body, once: None })
     }
@@ -78,28 +78,62 @@ impl Reply {
 
 /// Which POST this is.
 #[derive(Debug)]
-pub(crate) struct Post<'a> {
-    /// The tenant's id, or `operator`.
-    pub(crate) scope: &'a str,
-    /// Method and path.
-    pub(crate) route: &'a str,
-    pub(crate) headers: &'a HeaderMap,
-    /// The parsed body: two spellings of the same JSON are the same request.
-    pub(crate) body: &'a Value,
+pub(crate) struct Post {
+    keyed: Option<Keyed>,
+}
+
+#[derive(Debug)]
+struct Keyed {
+    slot: Slot,
+    fingerprint: [u8; 32],
+}
+
+impl Post {
+    /// `scope` is whose key it is (see [`Slot`]), `route` method and path. The body is taken as parsed: two spellings of
+    /// the same JSON are the same request.
+    pub(crate) fn new(
+        scope: String,
+        route: impl Into<String>,
+        headers: &HeaderMap,
+        body: &Value,
+    ) -> Result<Self, ApiError> {
+        let keyed = key_of(headers)?.map(|key| Keyed {
+            slot: Slot { scope, route: route.into(), key },
+            fingerprint: sha256(body.to_string().as_bytes()),
+        });
+        Ok(Self { keyed })
+    }
 }
 
 /// Does the work of a POST in one transaction with its answer, or gives the answer that it had.
-pub(crate) async fn post<F>(app: &AppState, post: Post<'_>, work: F) -> Result<Response, ApiError>
+///
+/// What `checked` refuses may have been accepted before: a time that was ahead of the first request lies behind its
+/// repetition. So the kept answer is looked for before the refusal is given.
+pub(crate) async fn post<T, F>(
+    app: &AppState,
+    post: Post,
+    checked: Result<T, ApiError>,
+    work: F,
+) -> Result<Response, ApiError>
 where
-    F: FnOnce(&mut Tx<'_>) -> Result<Reply, ApiError> + Send + 'static,
+    T: Send + 'static,
+    F: FnOnce(&mut Tx<'_>, T) -> Result<Reply, ApiError> + Send + 'static,
 {
-    let Some(key) = key_of(post.headers)? else {
-        let reply = app.store.transact(work).await?;
-        return Ok(respond(reply.status, &first_body(reply.body, reply.once), false));
+    let Some(Keyed { slot, fingerprint }) = post.keyed else {
+        let checked = checked?;
+        let reply = app.store.transact(move |tx| work(tx, checked)).await?;
+        return Ok(respond(reply.status, first_body(reply.body, reply.once), false));
     };
-    let slot =
-        Slot { scope: post.scope.to_owned(), route: post.route.to_owned(), key: key.to_owned() };
-    let fingerprint = sha256(post.body.to_string().as_bytes());
+    let checked = match checked {
+        Ok(checked) => checked,
+        Err(refusal) => {
+            let since = app.clock.now().plus_ms(-KEPT_MS);
+            let kept = app.store.read(move |tx| idempotency::get(tx, &slot, since)).await?;
+            let Some(kept) = kept else { return Err(refusal) };
+            let (status, body, replayed) = replay(kept, fingerprint)?;
+            return Ok(respond(status, body, replayed));
+        }
+    };
     // Held until the answer is on its way: a second request meanwhile is told so instead of waiting behind this one.
     let held = app.in_flight.hold(&slot)?;
     let now = app.clock.now();
@@ -110,15 +144,20 @@ where
             if let Some(kept) = idempotency::get(tx, &slot, now.plus_ms(-KEPT_MS))? {
                 return replay(kept, fingerprint);
             }
-            let reply = work(tx)?;
+            let reply = work(tx, checked)?;
             let status = reply.status.as_u16();
-            let kept = Kept { fingerprint, status, body: reply.body.to_string() };
+            let kept = Kept { fingerprint, status, body: reply.body };
             idempotency::keep(tx, &slot, &kept, now)?;
-            Ok((reply.status, first_body(reply.body, reply.once), false))
+            Ok((reply.status, first_body(kept.body, reply.once), false))
         })
         .await?;
     let (status, body, replayed) = answer;
-    Ok(respond(status, &body, replayed))
+    Ok(respond(status, body, replayed))
+}
+
+/// The answer was kept from an earlier request; nothing was done for this one.
+pub(crate) fn is_replay(response: &Response) -> bool {
+    response.headers().contains_key(REPLAYED)
 }
 
 fn replay(kept: Kept, fingerprint: [u8; 32]) -> Result<(StatusCode, String, bool), ApiError> {
@@ -130,15 +169,16 @@ fn replay(kept: Kept, fingerprint: [u8; 32]) -> Result<(StatusCode, String, bool
     Ok((status, kept.body, true))
 }
 
-fn first_body(mut body: Value, once: Option<(&'static str, String)>) -> String {
-    if let (Some((field, secret)), Some(object)) = (once, body.as_object_mut()) {
-        object.insert(field.to_owned(), Value::String(secret));
-    }
-    body.to_string()
+/// The body with what is shown once as its last field.
+fn first_body(body: String, once: Option<(&'static str, String)>) -> String {
+    let Some((field, secret)) = once else { return body };
+    let Some(open) = body.strip_suffix('}') else { return body };
+    let comma = if open.ends_with('{') { "" } else { "," };
+    format!("{open}{comma}{}:{}}}", Value::from(field), Value::from(secret))
 }
 
-fn respond(status: StatusCode, body: &str, replayed: bool) -> Response {
-    let mut response = (status, Body::from(body.to_owned())).into_response();
+fn respond(status: StatusCode, body: String, replayed: bool) -> Response {
+    let mut response = (status, Body::from(body)).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if replayed {
@@ -147,20 +187,45 @@ fn respond(status: StatusCode, body: &str, replayed: bool) -> Response {
     response
 }
 
-/// The caller's key: a structured-field string in quotes, or the bare text that most clients send.
-fn key_of(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
+/// The caller's key: a structured-field string (RFC 9651, section 3.3.3), or the bare text that most clients send.
+fn key_of(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     let refused = |detail: &'static str| ApiError::new(Code::InvalidIdempotencyKey).detail(detail);
     let mut values = headers.get_all(KEY).iter();
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
         return Err(refused("Give it once."));
     }
-    let text = value.to_str().map_err(|_error| refused("Use visible ASCII characters."))?.trim();
-    let bare = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
-    if bare.is_empty() || bare.len() > limits::IDEMPOTENCY_KEY_BYTES_MAX {
+    let text = value.to_str().map_err(|_error| refused("Use visible ASCII characters."))?;
+    let text = text.trim_matches([' ', '\t']);
+    if text.contains('\t') {
+        return Err(refused("Use visible ASCII characters."));
+    }
+    let key = if text.starts_with('"') {
+        quoted(text).ok_or_else(|| refused("It begins with a quote and is no quoted string."))?
+    } else if text.contains('"') {
+        return Err(refused("A quote is allowed only around it, or escaped inside quotes."));
+    } else {
+        text.to_owned()
+    };
+    if key.is_empty() || key.len() > limits::IDEMPOTENCY_KEY_BYTES_MAX {
         return Err(refused("It must have 1 to 255 characters."));
     }
-    Ok(Some(bare))
+    Ok(Some(key))
+}
+
+/// What stands between the quotes, its escapes undone. Nothing may follow the closing quote.
+fn quoted(text: &str) -> Option<String> {
+    let inner = text.strip_prefix('"')?.strip_suffix('"')?;
+    let mut out = String::with_capacity(inner.len());
+    let mut rest = inner.chars();
+    while let Some(character) = rest.next() {
+        match character {
+            '"' => return None,
+            '\\' => out.push(rest.next().filter(|escaped| matches!(escaped, '"' | '\\'))?),
+            other => out.push(other),
+        }
+    }
+    Some(out)
 }
 
 #[cfg(test)]
@@ -170,25 +235,41 @@ mod tests {
     fn key(value: &str) -> Result<Option<String>, Code> {
         let mut headers = HeaderMap::new();
         headers.insert(KEY, HeaderValue::from_bytes(value.as_bytes()).unwrap());
-        key_of(&headers).map(|key| key.map(ToOwned::to_owned)).map_err(|error| error.code())
+        key_of(&headers).map_err(|error| error.code())
     }
 
     #[test]
     fn a_key_may_be_quoted_or_bare() {
         assert_eq!(key("abc"), Ok(Some("abc".to_owned())));
         assert_eq!(key("\"abc\""), Ok(Some("abc".to_owned())));
+        assert_eq!(key(" abc\t"), Ok(Some("abc".to_owned())));
+        assert_eq!(key("order 17, part 2"), Ok(Some("order 17, part 2".to_owned())));
+        assert_eq!(key(r#""a\"b\\c""#), Ok(Some(r#"a"b\c"#.to_owned())));
+        assert_eq!(key(&format!("\"{}\"", "x".repeat(255))), Ok(Some("x".repeat(255))));
         assert_eq!(key_of(&HeaderMap::new()).unwrap(), None);
     }
 
     #[test]
     fn a_key_that_cannot_be_kept_is_refused() {
-        for bad in ["", "\"\"", "é", &"x".repeat(256)] {
+        let long = "x".repeat(256);
+        for bad in [
+            "", "\"\"", "é", &long, "\"", "\"abc", "abc\"", "a\"b", "\"a\"b\"", "\"a\";x=1", "\"a\\n\"", "\"a\\\"",
+            "a\tb",
+        ] {
             assert_eq!(key(bad), Err(Code::InvalidIdempotencyKey), "{bad:?}");
         }
         let mut headers = HeaderMap::new();
         headers.append(KEY, HeaderValue::from_static("a"));
         headers.append(KEY, HeaderValue::from_static("b"));
         assert_eq!(key_of(&headers).unwrap_err().code(), Code::InvalidIdempotencyKey);
+    }
+
+    #[test]
+    fn a_secret_is_the_last_field_of_the_first_answer_alone() {
+        let once = Some(("secret", "a\"b".to_owned()));
+        assert_eq!(first_body("{}".to_owned(), once.clone()), r#"{"secret":"a\"b"}"#);
+        assert_eq!(first_body(r#"{"id":1}"#.to_owned(), once), r#"{"id":1,"secret":"a\"b"}"#);
+        assert_eq!(first_body(r#"{"id":1}"#.to_owned(), None), r#"{"id":1}"#);
     }
 
     #[test]

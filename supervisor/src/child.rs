@@ -166,6 +166,7 @@ pub(crate) fn start(
         .current_dir(&spec.directory)
         // Keys of other programs of ours that an operator may have in the environment are none of the child's business.
         .env_remove("SWITCHBOARD_ADMIN_TOKEN")
+        .env_remove("SWITCHBOARD_ENROLMENT_TOKEN")
         .env_remove("SWITCHBOARD_API_KEY")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -225,6 +226,11 @@ impl Child {
     pub(crate) async fn next(&mut self) -> Happened {
         loop {
             if let Some((status, until)) = self.ended {
+                // A stray descendant in a group of its own may go on talking for ever; a timeout alone would never be
+                // looked at while there is something to read.
+                if Instant::now() >= until {
+                    return Happened::Exited(status);
+                }
                 match tokio::time::timeout_at(until, self.told.recv()).await {
                     Ok(Some(Told::Line(line))) => return Happened::Line(line),
                     Ok(Some(Told::StdinClosed | Told::WriteStuck)) => {}
@@ -353,13 +359,60 @@ async fn read_stderr(stderr: ChildStderr, name: String, ring: Arc<Mutex<Ring>>) 
         }
         if passed < LOG_LINES_A_SECOND {
             passed += 1;
-            tracing::info!(target: "bridge", phone = name, "{text}");
+            pass_on(&name, &text);
         } else {
             withheld += 1;
         }
         ring.lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(LogLine { at: wall_now(), line: text });
+    }
+}
+
+/// How grave a bridge's log line is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Grave {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// Takes a bridge's log line apart: how grave it is, and what it says without its own time, which is ours, and without
+/// the name of its program. What is not a line of its log is what the system says when something went wrong: a panic,
+/// a loader that misses a library.
+fn understand(line: &str) -> (Grave, &str) {
+    let said = line.split_once(' ').and_then(|(time, rest)| {
+        let is_time = time.ends_with('Z')
+            && time.contains('T')
+            && time.starts_with(|c: char| c.is_ascii_digit());
+        let (level, text) = rest.trim_start().split_once(' ').filter(|_| is_time)?;
+        let grave = match level {
+            "ERROR" => Grave::Error,
+            "WARN" => Grave::Warn,
+            "INFO" => Grave::Info,
+            "DEBUG" => Grave::Debug,
+            "TRACE" => Grave::Trace,
+            _ => return None,
+        };
+        let text = text.trim_start();
+        Some((grave, text.strip_prefix("bridge::").unwrap_or(text)))
+    });
+    said.unwrap_or((Grave::Warn, line))
+}
+
+/// Passes a bridge's log line on as one of our own.
+fn pass_on(name: &str, line: &str) {
+    let (grave, text) = understand(line);
+    // Most lines name the phone themselves.
+    let phone = (!text.contains(name)).then_some(name);
+    match grave {
+        Grave::Error => tracing::error!(target: "bridge", phone, "{text}"),
+        Grave::Warn => tracing::warn!(target: "bridge", phone, "{text}"),
+        Grave::Info => tracing::info!(target: "bridge", phone, "{text}"),
+        Grave::Debug => tracing::debug!(target: "bridge", phone, "{text}"),
+        Grave::Trace => tracing::trace!(target: "bridge", phone, "{text}"),
     }
 }
 
@@ -516,6 +569,42 @@ mod tests {
         let lines = started.ring.lock().unwrap().lines();
         assert_eq!(lines.len(), crate::logs::RING_LINES);
         assert_eq!(lines.last().map(|line| line.line.as_str()), Some("line 4999"));
+    }
+
+    #[tokio::test]
+    async fn a_stray_that_never_stops_talking_does_not_hide_the_end() {
+        let mut started =
+            sh("perl -e 'setpgrp(0, 0); $| = 1; print \"x\\n\" while 1' & read line; exit 3");
+        assert_eq!(started.line().await, "x");
+        started.child.write("go".to_owned()).unwrap();
+        assert_eq!(started.exit().await.code(), Some(3));
+    }
+
+    #[test]
+    fn a_log_line_keeps_its_gravity_and_loses_its_own_time() {
+        let table = [
+            (
+                "2026-11-22T12:32:18.183297Z  INFO bridge::daemon: chat.db is readable phone=\"x\"",
+                (Grave::Info, "daemon: chat.db is readable phone=\"x\""),
+            ),
+            (
+                "2026-11-22T12:32:18.183297Z ERROR bridge: out of order",
+                (Grave::Error, "bridge: out of order"),
+            ),
+            ("2026-11-22T12:32:18Z  WARN rusqlite: slow", (Grave::Warn, "rusqlite: slow")),
+            ("2026-11-22T12:32:18Z DEBUG a: b", (Grave::Debug, "a: b")),
+            ("2026-11-22T12:32:18Z TRACE a: b", (Grave::Trace, "a: b")),
+            (
+                "thread 'main' panicked at src/main.rs:1:1:",
+                (Grave::Warn, "thread 'main' panicked at src/main.rs:1:1:"),
+            ),
+            ("2026-11-22T12:32:18Z SOON a: b", (Grave::Warn, "2026-11-22T12:32:18Z SOON a: b")),
+            ("THEZ INFO a", (Grave::Warn, "THEZ INFO a")),
+            ("", (Grave::Warn, "")),
+        ];
+        for (line, wanted) in table {
+            assert_eq!(understand(line), wanted, "{line}");
+        }
     }
 
     #[tokio::test]

@@ -260,7 +260,12 @@ impl Config {
             use std::io::Read as _;
             let mut text = String::new();
             let file = std::fs::File::open(path)?;
-            file.take(FILE_BYTES_MAX).read_to_string(&mut text)?;
+            let read = file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+            if u64::try_from(read).is_ok_and(|bytes| bytes > FILE_BYTES_MAX) {
+                // Half a file might be a valid one with half of the phones.
+                let detail = format!("it is longer than {FILE_BYTES_MAX} bytes");
+                return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, detail));
+            }
             Ok((std::path::absolute(path)?, text))
         };
         let (absolute, text) =
@@ -520,6 +525,16 @@ mod tests {
         assert_eq!(router.roots, TlsRoots::Platform);
         assert_eq!(explicit.phones[0].label.as_deref(), Some("desk 1"));
         assert_eq!(explicit.phones[0].extra.len(), 1);
+    }
+
+    #[test]
+    fn a_file_that_is_too_long_is_not_read_by_half() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("supervisor.toml");
+        let phone = "state_dir = \"/s\"\n[[phones]]\nnumber = \"+15550100001\"\nchat_db = \"/c\"\n";
+        std::fs::write(&file, format!("{phone}{}", "# more\n".repeat(40_000))).unwrap();
+        let error = Config::load(&file).unwrap_err();
+        assert!(crate::pool::chain(&error).contains("longer than"), "{error:?}");
     }
 
     #[test]

@@ -22,6 +22,10 @@ use crate::restart::{Cause, Decision, Ended, Exit, History, KillReason, Policy};
 /// the disk; half a minute of heartbeats without one is no waiting.
 const STUCK_BEATS: u32 = 6;
 
+/// A tick that comes so much later than it was due means that the supervisor itself stood still: stopped, starved, or
+/// paused with its machine. What bridges said meanwhile waits in their pipes, so nobody is judged by that time.
+const STALL: Duration = Duration::from_secs(2);
+
 /// The periods that a phone's life runs on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Settings {
@@ -522,7 +526,10 @@ impl Phone {
     }
 
     fn tick(&mut self, now: Duration) -> Vec<Effect> {
-        if self.deadline().is_none_or(|deadline| now < deadline) {
+        let Some(late) = self.deadline().and_then(|deadline| now.checked_sub(deadline)) else {
+            return Vec::new();
+        };
+        if late >= STALL && self.excuse(late) {
             return Vec::new();
         }
         let missed_max = self.settings.missed_max;
@@ -553,6 +560,18 @@ impl Phone {
                 self.spawn(now)
             }
         }
+    }
+
+    /// After a standstill of our own: gives a bridge back the time in which nobody listened to it, and a moment more in
+    /// which its waiting words are read. False where no word of the bridge is awaited.
+    fn excuse(&mut self, late: Duration) -> bool {
+        let since = match &mut self.state {
+            State::Starting { since } => since,
+            State::Running(running) => &mut running.beat,
+            State::Stopped | State::Stopping { .. } | State::Waiting { .. } => return false,
+        };
+        *since = since.saturating_add(late).saturating_add(STALL);
+        true
     }
 
     fn ended(&mut self, exit: Exit, now: Duration, chance: f64) -> Vec<Effect> {
@@ -695,6 +714,31 @@ mod tests {
             story.step(Input::Ended(Exit::Signal { signal: 9 })),
             [Effect::Restarting { exit, delay: Duration::ZERO }, Effect::Spawn]
         );
+    }
+
+    #[test]
+    fn a_supervisor_that_stood_still_blames_no_bridge() {
+        // Ticks come before lines, so after a standstill the first thing that is seen is how late it is.
+        let mut story = Story::running();
+        assert_eq!(story.after(secs(30), Input::Tick), []);
+        assert_eq!(story.step(Input::Tick), [], "what waits in the pipe is read first");
+        let beat = Heartbeat { turns: 1, ..Heartbeat::default() };
+        assert_eq!(story.step(Input::Heartbeat(beat)), []);
+        assert_eq!(story.after(secs(7), Input::Tick), []);
+        assert_eq!(story.state(), PhoneState::NotReady);
+
+        let mut story = Story::new();
+        story.step(Input::Order(Order::Start));
+        story.step(Input::Started);
+        assert_eq!(story.after(secs(60), Input::Tick), []);
+        assert_eq!(story.step(Input::Hello(hello())), [Effect::Greeted]);
+
+        // A bridge that hangs as well is killed all the same, a moment later.
+        let mut story = Story::running();
+        assert_eq!(story.after(secs(30), Input::Tick), []);
+        assert_eq!(story.after(secs(2), Input::Tick), [Effect::Missed]);
+        assert_eq!(story.after(secs(5), Input::Tick), [Effect::Missed]);
+        assert_eq!(story.after(secs(5), Input::Tick), [Effect::Missed, Effect::Kill]);
     }
 
     #[test]

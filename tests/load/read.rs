@@ -4,7 +4,6 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::program;
-use nix::sys::resource::{UsageWho, getrusage};
 use rusqlite::{Connection, OpenFlags};
 use tokio::time::Instant;
 
@@ -33,14 +32,9 @@ pub(crate) fn measure(rows: u32, made: Option<&Path>) -> Result<Vec<Figure>> {
     }
     let (bare_rows, bare) = select_alone(db)?;
     let began = Instant::now();
-    let lines = program::count_lines(
-        "switchboard-bridge",
-        &["watch", "--db", &path, "--since", "start", "--once"],
-    )?;
+    let args = ["watch", "--db", &path, "--since", "start", "--once"];
+    let (lines, memory) = program::count_lines("switchboard-bridge", &args)?;
     let took = began.elapsed();
-    // The largest child so far: the generator streams as well, and is smaller.
-    let memory = getrusage(UsageWho::RUSAGE_CHILDREN).context("memory")?.max_rss();
-    let memory = if cfg!(target_os = "macos") { memory / 1024 } else { memory };
     ensure!(lines > 0, "the bridge printed nothing");
     let rate = per_second(bare_rows, took);
     Ok(vec![Figure::new(

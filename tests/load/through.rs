@@ -1,15 +1,20 @@
 //! Accepted → osascript → `sent` recorded: three phones, no pacing, a sandbox that answers at once.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::flow::recipient;
 use e2e::shelf::{Plan, Shelf, message};
 use protocol::api::MessageEvent;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::Figure;
 use crate::percentile::{p50_p99, per_second};
+
+/// Messages being posted at once.
+const POSTERS: usize = 16;
 
 const SENT_WITHIN: Duration = Duration::from_mins(5);
 
@@ -50,11 +55,22 @@ pub(crate) async fn measure(messages: u64) -> Result<Vec<Figure>> {
 
 /// Posts them all and waits until each is sent; rate over all, latency of each.
 async fn burst(shelf: &Shelf, name: &str, messages: u64) -> Result<(f64, Vec<Duration>)> {
+    // Enough that posting never is what is measured.
+    let posters = Arc::new(Semaphore::new(POSTERS));
     let began = Instant::now();
-    let mut ids = Vec::new();
+    let mut posts = Vec::new();
     for n in 0..messages {
         let body = message(&recipient(n % 100), &format!("{name} {n}"))?;
-        ids.push(shelf.tenant.send(&body).await?.id);
+        let tenant = shelf.tenant.clone();
+        let turn = Arc::clone(&posters);
+        posts.push(shelf.tasks.spawn(async move {
+            let _turn = turn.acquire().await.context("posters")?;
+            anyhow::Ok(tenant.send(&body).await?.id)
+        }));
+    }
+    let mut ids = Vec::new();
+    for post in posts {
+        ids.push(post.await.context("post")??);
     }
     let mut latencies = Vec::new();
     let mut done = began.elapsed();

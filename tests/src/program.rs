@@ -181,15 +181,21 @@ pub fn script(osascript: &Path, script: &str, args: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Runs one of the workspace's programs to its end and counts the lines that it writes.
-pub fn count_lines(name: &str, args: &[&str]) -> Result<usize> {
+/// Runs one of the workspace's programs to its end; gives the lines that it wrote and the most memory
+/// that it was seen to use, in KiB.
+pub fn count_lines(name: &str, args: &[&str]) -> Result<(usize, u64)> {
+    /// A look at the memory costs a process; so many reads of the pipe lie between two.
+    const LOOK_EVERY: usize = 512;
     use std::io::Read as _;
     let mut child =
         command(&path_of(name)?).args(args).stdout(Stdio::piped()).spawn().context("start")?;
     let mut out = child.stdout.take().context("stdout")?;
     let mut buffer = vec![0_u8; 1 << 16];
-    let mut lines = 0;
-    loop {
+    let (mut lines, mut peak) = (0, 0);
+    for turn in 0_usize.. {
+        if turn % LOOK_EVERY == 0 {
+            peak = peak.max(resident_kib(child.id()));
+        }
         let read = out.read(&mut buffer).context("stdout")?;
         if read == 0 {
             break;
@@ -200,7 +206,14 @@ pub fn count_lines(name: &str, args: &[&str]) -> Result<usize> {
     if !status.success() {
         bail!("{name} ended with {status}");
     }
-    Ok(lines)
+    Ok((lines, peak))
+}
+
+/// Resident memory of a process; 0 when it has ended.
+fn resident_kib(id: u32) -> u64 {
+    let listed = command(Path::new("/bin/ps")).args(["-o", "rss=", "-p", &id.to_string()]).output();
+    let text = listed.map(|listed| String::from_utf8_lossy(&listed.stdout).trim().to_owned());
+    text.ok().and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
 /// A program whose lines are read with the moment of their arrival.

@@ -139,7 +139,7 @@ impl Client {
             http,
             base: base.clone(),
             admin_token: global.admin_token().map(secret),
-            api_key: global.api_key.clone().map(secret),
+            api_key: global.api_key().map(secret),
         })
     }
 
@@ -220,6 +220,13 @@ impl Client {
         }
         let response = match building.send().await {
             Ok(response) => response,
+            Err(error) if error.is_builder() => {
+                // Nothing was sent: the only part that comes unchecked from outside is the secret or the key.
+                return Tried::No(Failure::usage(
+                    "the token, API key or idempotency key has characters that no header can carry",
+                    "look for a newline or a control character in it",
+                ));
+            }
             Err(error) => return Tried::Again(self.unreachable(&error)),
         };
         self.judge(request, response).await

@@ -56,6 +56,20 @@ impl Failure {
         }
     }
 
+    /// True when the same request may succeed a little later: the router is being restarted, or has too much to do.
+    pub(crate) fn may_pass(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            Self::Refused { problem } => problem.status == 429 || problem.status >= 500,
+            Self::Usage { .. }
+            | Self::NotAuthorised { .. }
+            | Self::Strange { .. }
+            | Self::NotSent { .. }
+            | Self::Local(_)
+            | Self::OutputClosed => false,
+        }
+    }
+
     /// Says what went wrong and what to do about it.
     pub(crate) fn report(&self, to: &mut impl Write, json: bool) -> io::Result<()> {
         if matches!(self, Self::OutputClosed) {
@@ -118,8 +132,13 @@ impl Failure {
     fn remedy(&self) -> Option<String> {
         match self {
             Self::Usage { remedy, .. } | Self::NotAuthorised { remedy, .. } => Some(remedy.clone()),
-            Self::Unreachable { .. } => {
-                Some("is it running? Its address is given by --url or SWITCHBOARD_URL".to_owned())
+            Self::Unreachable { url, detail } => {
+                let remedy = if url.starts_with("https:") && detail.contains("InvalidContentType") {
+                    "it does not speak TLS at this port: write http:// in --url or SWITCHBOARD_URL"
+                } else {
+                    "is it running? Its address is given by --url or SWITCHBOARD_URL"
+                };
+                Some(remedy.to_owned())
             }
             Self::Refused { problem } => match problem.status {
                 404 => Some("list what exists, with the key of the same tenant".to_owned()),

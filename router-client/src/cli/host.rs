@@ -24,6 +24,7 @@ use super::{
     client::{Client, Request, Who, typed},
     failure::Failure,
     screen::{Screen, time},
+    secret_env,
 };
 
 /// A configuration file at most; the supervisor has the same limit.
@@ -162,7 +163,7 @@ fn one_time_token(global: &Global) -> Option<String> {
     global
         .token
         .clone()
-        .or_else(|| std::env::var(ENROLMENT_TOKEN_ENV).ok())
+        .or_else(|| secret_env(ENROLMENT_TOKEN_ENV))
         .map(|token| token.trim().to_owned())
 }
 
@@ -180,17 +181,21 @@ fn client(
         with_roots.ca = Some(absolute(path, Path::new(roots))?);
     }
     // Here `--token` is the one-time token; the operator's can only come from the environment.
-    Ok(Client::to(base, &with_roots)?.with_admin_token(std::env::var(ADMIN_TOKEN_ENV).ok()))
+    Ok(Client::to(base, &with_roots)?.with_admin_token(secret_env(ADMIN_TOKEN_ENV)))
 }
 
 fn read_config(path: &Path) -> Result<SupervisorConfig, Failure> {
     use std::io::Read as _;
     let mut text = String::new();
     std::fs::File::open(path)
-        .and_then(|file| file.take(CONFIG_BYTES_MAX).read_to_string(&mut text))
+        .and_then(|file| file.take(CONFIG_BYTES_MAX + 1).read_to_string(&mut text))
         .map_err(|error| {
             wrong(path, &error.to_string(), "--config names the supervisor's configuration file")
         })?;
+    if u64::try_from(text.len()).is_ok_and(|bytes| bytes > CONFIG_BYTES_MAX) {
+        let detail = format!("longer than {CONFIG_BYTES_MAX} bytes");
+        return Err(wrong(path, &detail, "--config names the supervisor's configuration file"));
+    }
     toml::from_str(&text).map_err(|error| {
         let line = error.span().map_or(1, |span| {
             text.bytes().take(span.start).filter(|byte| *byte == b'\n').count() + 1

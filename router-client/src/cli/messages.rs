@@ -190,12 +190,13 @@ async fn newest(
 /// Shows the newest messages, and from then on each one that has changed.
 async fn follow(screen: &mut Screen, client: &Client, list: &List) -> Result<(), Failure> {
     let mut shown = Shown::default();
+    let mut answered = false;
     let mut first = usize::try_from(list.limit).unwrap_or(usize::MAX).min(FOLLOWED_MAX);
     loop {
         let page = match newest(client, list.status, FOLLOWED_MAX).await {
             Ok(page) => page,
             // The first answer has to come; later the router may be restarted under our feet.
-            Err(failure @ Failure::Unreachable { .. }) if !shown.is_empty() => {
+            Err(failure) if answered && failure.may_pass() => {
                 let mut stderr = anstream::stderr().lock();
                 failure.report(&mut stderr, screen.is_json())?;
                 tokio::time::sleep(FOLLOW_AGAIN_AFTER).await;
@@ -203,6 +204,7 @@ async fn follow(screen: &mut Screen, client: &Client, list: &List) -> Result<(),
             }
             Err(failure) => return Err(failure),
         };
+        answered = true;
         let messages: Vec<Message> = typed_rows(&page)?;
         for (index, (message, value)) in messages.iter().zip(&page.data).enumerate().rev() {
             if !shown.is_news(message) || index >= first {
@@ -227,10 +229,6 @@ struct Shown {
 }
 
 impl Shown {
-    fn is_empty(&self) -> bool {
-        self.sequences.is_empty()
-    }
-
     fn is_news(&mut self, message: &Message) -> bool {
         let known = self.sequences.insert(message.id.clone(), message.sequence);
         if known.is_none() {
@@ -343,14 +341,31 @@ fn text(argument: String) -> Result<String, Failure> {
     if argument != "-" {
         return Ok(argument);
     }
-    let mut text = String::new();
-    std::io::stdin().lock().take(TEXT_BYTES_MAX).read_to_string(&mut text).map_err(|error| {
-        Failure::usage(format!("the text on standard input: {error}"), "it has to be UTF-8")
+    let mut bytes = Vec::new();
+    let stdin = std::io::stdin().lock();
+    let text = match stdin.take(TEXT_BYTES_MAX).read_to_end(&mut bytes) {
+        Ok(_) => decoded(bytes),
+        Err(error) => Err(error.to_string()),
+    };
+    let text = text.map_err(|detail| {
+        Failure::usage(format!("the text on standard input: {detail}"), "it has to be UTF-8")
     })?;
     let without = text
         .strip_suffix('\n')
         .map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line));
     Ok(without.to_owned())
+}
+
+/// The bytes as text. Only a text that is too long anyway may end in the middle of a character.
+fn decoded(mut bytes: Vec<u8>) -> Result<String, String> {
+    if let Err(error) = std::str::from_utf8(&bytes) {
+        let full = u64::try_from(bytes.len()).is_ok_and(|bytes| bytes >= TEXT_BYTES_MAX);
+        if !full || error.error_len().is_some() {
+            return Err(error.to_string());
+        }
+        bytes.truncate(error.valid_up_to());
+    }
+    String::from_utf8(bytes).map_err(|error| error.to_string())
 }
 
 fn new_key() -> String {
@@ -402,4 +417,22 @@ fn row(message: &Message) -> [String; 8] {
         status,
         beginning(&message.text),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_that_is_too_long_is_not_called_broken() {
+        let limit = usize::try_from(TEXT_BYTES_MAX).unwrap();
+        // One byte, then characters of three: the limit falls into the middle of one.
+        let mut long = format!("a{}", "€".repeat(limit)).into_bytes();
+        long.truncate(limit);
+        let text = decoded(long).unwrap();
+        assert!(text.chars().count() > limits::TEXT_CHARS_MAX);
+        assert!(decoded("a€".as_bytes()[..2].to_vec()).is_err());
+        assert!(decoded(vec![0xff; limit]).is_err());
+        assert_eq!(decoded("für".into()).as_deref(), Ok("für"));
+    }
 }

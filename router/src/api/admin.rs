@@ -4,7 +4,7 @@ use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use protocol::api::{Direction, Message, Page, Problem};
-use protocol::{Status, TenantId};
+use protocol::{MessageId, Status, TenantId};
 use serde::Serialize;
 
 use super::json;
@@ -43,7 +43,7 @@ pub(super) async fn messages(
     let tenant: Option<TenantId> = query.parsed("tenant", "invalid_id");
     let filter = super::messages::filter(&mut query);
     let asked = query.finish()?;
-    let window = Window { before: asked.after, limit: asked.limit };
+    let window = Window { before: asked.after_id::<MessageId>()?, limit: asked.limit };
     let rows = app
         .store
         .read(move |tx| messages::list_all(tx, tenant.as_ref(), &filter, &window))

@@ -62,7 +62,7 @@ impl Fields {
             Value::String(text) => {
                 let count = text.chars().count();
                 if chars.contains(&count) {
-                    return Some(text);
+                    return self.readable(field, text);
                 }
                 let code = if count < *chars.start() { "too_short" } else { "too_long" };
                 self.wrong(
@@ -82,6 +82,45 @@ impl Fields {
             | Value::Object(_) => self.wrong(field, "wrong_type", "It must be a string."),
         }
         None
+    }
+
+    /// The text, unless nobody could read it.
+    fn readable(&mut self, field: &str, text: String) -> Option<String> {
+        // NUL ends an argument of a program and is refused by PostgreSQL; the others steer terminals and show nothing.
+        let steers = |c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t');
+        if let Some(control) = text.chars().find(|c| steers(*c)) {
+            let detail = format!("It holds the control character U+{:04X}.", u32::from(control));
+            self.wrong(field, "invalid_character", detail);
+            return None;
+        }
+        if !text.is_empty() && text.trim().is_empty() {
+            self.wrong(field, "blank", "It has nothing but white space.");
+            return None;
+        }
+        Some(text)
+    }
+
+    /// A text on one line: names, and whatever else is shown in a table.
+    pub(crate) fn line(&mut self, field: &str, chars: RangeInclusive<usize>) -> Option<String> {
+        let text = self.text(field, chars)?;
+        if text.contains(char::is_control) {
+            self.wrong(field, "invalid_character", "It must be one line.");
+            return None;
+        }
+        Some(text)
+    }
+
+    /// [`Fields::line`], and it must be there.
+    pub(crate) fn required_line(
+        &mut self,
+        field: &str,
+        chars: RangeInclusive<usize>,
+    ) -> Option<String> {
+        if !self.has(field) {
+            self.missing(field);
+            return None;
+        }
+        self.line(field, chars)
     }
 
     /// [`Fields::text`], and it must be there.
@@ -301,7 +340,7 @@ impl Fields {
 }
 
 /// A name as it stands in a JSON pointer (RFC 6901).
-fn escaped(name: &str) -> String {
+pub(super) fn escaped(name: &str) -> String {
     name.replace('~', "~0").replace('/', "~1")
 }
 
@@ -361,6 +400,30 @@ mod tests {
         let mut fields = Fields::new(json!({"text": "ééééé"})).unwrap();
         assert_eq!(fields.text("text", 1..=5).as_deref(), Some("ééééé"));
         fields.finish().unwrap();
+    }
+
+    #[test]
+    fn a_text_must_be_readable() {
+        for (text, code) in [
+            ("a\0b", "invalid_character"),
+            ("\u{1b}[31m", "invalid_character"),
+            ("a\u{7f}", "invalid_character"),
+            ("\u{85}", "invalid_character"),
+            (" \n\t\u{a0}", "blank"),
+        ] {
+            let mut fields = Fields::new(json!({ "text": text })).unwrap();
+            assert_eq!(fields.text("text", 1..=9), None);
+            assert_eq!(found(fields), [("/text".to_owned(), code.to_owned())], "{text:?}");
+        }
+        for text in ["a\r\n\tb", "\u{202e}\u{5d0}", "\u{1f468}\u{200d}\u{1f469}", "\u{fffc}", "\u{e000}"] {
+            let mut fields = Fields::new(json!({ "text": text })).unwrap();
+            assert_eq!(fields.text("text", 1..=9).as_deref(), Some(text));
+        }
+        for text in ["a\nb", "a\tb", "\u{1b}"] {
+            let mut fields = Fields::new(json!({ "name": text })).unwrap();
+            assert_eq!(fields.required_line("name", 1..=9), None);
+            assert_eq!(found(fields), [("/name".to_owned(), "invalid_character".to_owned())]);
+        }
     }
 
     #[test]

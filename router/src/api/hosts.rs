@@ -6,7 +6,8 @@ use axum::response::Response;
 use data_encoding::{BASE32_DNSSEC, BASE64URL_NOPAD};
 use protocol::api::{EnrolmentToken, Host, Page, Phone, Problem};
 use protocol::link::{EnrolPhone, EnrolRequest, EnrolResponse};
-use protocol::{Channel, E164, limits};
+use protocol::{Channel, E164, HostId, PhoneId, limits};
+use serde_json::Value;
 
 use super::fields::Fields;
 use super::pages::{page, window};
@@ -48,21 +49,25 @@ pub(super) async fn create_token(
     headers: HeaderMap,
     OptionalJsonBody(body): OptionalJsonBody,
 ) -> Result<Response, ApiError> {
-    let mut fields = Fields::new(body.clone())?;
-    let life_s = fields.number("ttl_seconds", 1..=TOKEN_LIFE_S_MAX).unwrap_or(TOKEN_LIFE_S);
-    fields.finish()?;
+    let post = Post::new("operator".to_owned(), "POST /v1/admin/enrolment_tokens", &headers, &body)?;
+    let life_s = life_of(body);
     let now = app.clock.now();
-    let expires_at = now.plus_ms(i64::from(life_s) * 1_000);
     let token = format!("{TOKEN_PREFIX}{}", BASE32_DNSSEC.encode(&clock::random::<32>()));
     let hash = sha256(token.as_bytes());
-    let route = "POST /v1/admin/enrolment_tokens";
-    let post = Post { scope: "operator", route, headers: &headers, body: &body };
-    idempotency::post(&app, post, move |tx| {
+    idempotency::post(&app, post, life_s, move |tx, life_s| {
+        let expires_at = now.plus_ms(i64::from(life_s) * 1_000);
         admin::insert_enrolment_token(tx, &hash, expires_at, now)?;
         let shown = serde_json::json!({ "expires_at": expires_at });
         Ok(Reply::new(StatusCode::CREATED, &shown)?.with_once("token", token))
     })
     .await
+}
+
+fn life_of(body: Value) -> Result<u32, ApiError> {
+    let mut fields = Fields::new(body)?;
+    let life_s = fields.number("ttl_seconds", 1..=TOKEN_LIFE_S_MAX).unwrap_or(TOKEN_LIFE_S);
+    fields.finish()?;
+    Ok(life_s)
 }
 
 /// Enrol a host with a one-time token
@@ -75,11 +80,26 @@ pub(super) async fn create_token(
         (status = 422, description = "Fields are wrong; the token can still be used.", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn enrol(
     State(app): State<AppState>,
+    headers: HeaderMap,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
+    // The token is part of the body, so a kept answer is given to nobody who has not shown it.
+    let post = Post::new("enrolment".to_owned(), "POST /v1/hosts/enroll", &headers, &body)?;
+    let now = app.clock.now();
+    idempotency::post(&app, post, enrolment(body), move |tx, (request, key)| {
+        let hash = sha256(request.token.as_bytes());
+        let enrolled = admin::enrol(tx, &hash, &request, &key, now)?
+            .ok_or_else(|| ApiError::new(Code::InvalidEnrolmentToken))?;
+        tracing::info!(host = %enrolled.host, phones = enrolled.phones.len(), "enrolling a host");
+        Reply::new(StatusCode::OK, &enrolled)
+    })
+    .await
+}
+
+fn enrolment(body: Value) -> Result<(EnrolRequest, [u8; 32]), ApiError> {
     let mut fields = Fields::new(body)?;
-    let token = fields.required_text("token", 1..=200);
-    let name = fields.required_text("name", 1..=NAME_CHARS_MAX);
+    let token = fields.required_line("token", 1..=200);
+    let name = fields.required_line("name", 1..=NAME_CHARS_MAX);
     let public_key = public_key(&mut fields);
     let phones = phones_of(&mut fields);
     let (Some(token), Some(name), Some((public_key, key)), Some(phones)) =
@@ -88,16 +108,7 @@ pub(super) async fn enrol(
         return Err(fields.refuse());
     };
     fields.finish()?;
-    let now = app.clock.now();
-    let hash = sha256(token.as_bytes());
-    let request = EnrolRequest { token, name, public_key, phones };
-    let enrolled = app
-        .store
-        .write(move |tx| admin::enrol(tx, &hash, &request, &key, now))
-        .await?
-        .ok_or_else(|| ApiError::new(Code::InvalidEnrolmentToken))?;
-    tracing::info!(host = %enrolled.host, phones = enrolled.phones.len(), "host enrolled");
-    Ok(json(StatusCode::OK, &enrolled))
+    Ok((EnrolRequest { token, name, public_key, phones }, key))
 }
 
 /// The key as text and as bytes. Only its form is checked here: a key that is no point on the curve verifies nothing.
@@ -117,7 +128,7 @@ fn phones_of(fields: &mut Fields) -> Option<Vec<EnrolPhone>> {
     let phones = fields.objects("phones", limits::PHONES_PER_HOST_MAX, |phone| {
         given += 1;
         let number: Option<E164> = phone.required_parsed("number", "invalid_number");
-        let label = phone.text("label", 1..=NAME_CHARS_MAX);
+        let label = phone.line("label", 1..=NAME_CHARS_MAX);
         let channels = phone.list("channels", Channel::ALL.len(), |phone, index, item| {
             let channel = item.as_str().and_then(|text| text.parse::<Channel>().ok());
             if channel.is_none() {
@@ -151,10 +162,10 @@ pub(super) async fn list(
     RawQuery(raw): RawQuery,
 ) -> Result<Response, ApiError> {
     let asked = window(raw.as_deref())?;
-    let limit = asked.limit;
+    let (after, limit) = (asked.after_id::<HostId>()?, asked.limit);
     let rows = app
         .store
-        .read(move |tx| admin::list_hosts(tx, asked.after.as_deref(), asked.limit))
+        .read(move |tx| admin::list_hosts(tx, after.as_deref(), limit))
         .await?;
     Ok(json(StatusCode::OK, &page(rows, limit, |host| host.id.to_string())))
 }
@@ -172,11 +183,11 @@ pub(super) async fn phones(
     RawQuery(raw): RawQuery,
 ) -> Result<Response, ApiError> {
     let asked = window(raw.as_deref())?;
-    let limit = asked.limit;
+    let (after, limit) = (asked.after_id::<PhoneId>()?, asked.limit);
     let now = app.clock.now();
     let rows = app
         .store
-        .read(move |tx| admin::list_phones(tx, asked.after.as_deref(), asked.limit, now))
+        .read(move |tx| admin::list_phones(tx, after.as_deref(), limit, now))
         .await?;
     Ok(json(StatusCode::OK, &page(rows, limit, |phone| phone.id.to_string())))
 }

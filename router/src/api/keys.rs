@@ -71,9 +71,29 @@ pub(super) async fn create(
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     let now = app.clock.now();
-    let mut fields = Fields::new(body.clone())?;
+    let post = Post::new("operator".to_owned(), "POST /v1/admin/keys", &headers, &body)?;
+    let response = idempotency::post(&app, post, checked(body, now), |tx, (new, secret)| {
+        if !crate::store::admin::tenant_exists(tx, &new.key.tenant)? {
+            return Err(ApiError::invalid(vec![protocol::api::FieldError {
+                pointer: "/tenant".to_owned(),
+                code: "not_found".to_owned(),
+                detail: "There is no such tenant.".to_owned(),
+            }]));
+        }
+        keys::insert(tx, &new.key.tenant, &new)?;
+        let shown = ScopedKey { key: new.key, scopes: new.scopes };
+        Ok(Reply::new(StatusCode::CREATED, &shown)?.with_once("secret", secret))
+    })
+    .await?;
+    app.auth.forget();
+    Ok(response)
+}
+
+/// The key as it is to be made, and its secret.
+fn checked(body: Value, now: UnixMs) -> Result<(NewKey, String), ApiError> {
+    let mut fields = Fields::new(body)?;
     let tenant: Option<TenantId> = fields.required_parsed("tenant", "invalid_id");
-    let name = fields.required_text("name", 1..=NAME_CHARS_MAX);
+    let name = fields.required_line("name", 1..=NAME_CHARS_MAX);
     let test = fields.boolean("test").unwrap_or(false);
     let expires_at = fields.time("expires_at");
     if expires_at.is_some_and(|at| at <= now) {
@@ -95,24 +115,7 @@ pub(super) async fn create(
         revoked_at: None,
         last_used_at: None,
     };
-    let new = NewKey { key, hash: fresh.hash, scopes };
-    let route = "POST /v1/admin/keys";
-    let post = Post { scope: "operator", route, headers: &headers, body: &body };
-    let response = idempotency::post(&app, post, move |tx| {
-        if !crate::store::admin::tenant_exists(tx, &new.key.tenant)? {
-            return Err(ApiError::invalid(vec![protocol::api::FieldError {
-                pointer: "/tenant".to_owned(),
-                code: "not_found".to_owned(),
-                detail: "There is no such tenant.".to_owned(),
-            }]));
-        }
-        keys::insert(tx, &new.key.tenant, &new)?;
-        let shown = ScopedKey { key: new.key, scopes: new.scopes };
-        Ok(Reply::new(StatusCode::CREATED, &shown)?.with_once("secret", fresh.secret))
-    })
-    .await?;
-    app.auth.forget();
-    Ok(response)
+    Ok((NewKey { key, hash: fresh.hash, scopes }, fresh.secret))
 }
 
 fn scopes(fields: &mut Fields) -> Vec<String> {
@@ -150,10 +153,10 @@ pub(super) async fn list(
     let mut query = Query::new(raw.as_deref());
     let tenant: Option<TenantId> = query.parsed("tenant", "invalid_id");
     let asked = query.finish()?;
-    let limit = asked.limit;
+    let (after, limit) = (asked.after_id::<KeyId>()?, asked.limit);
     let rows = app
         .store
-        .read(move |tx| keys::list(tx, tenant.as_ref(), asked.after.as_deref(), asked.limit))
+        .read(move |tx| keys::list(tx, tenant.as_ref(), after.as_deref(), limit))
         .await?
         .into_iter()
         .map(|(key, scopes)| ScopedKey { key, scopes })

@@ -10,7 +10,7 @@ use protocol::{
 use serde_json::Value;
 
 use super::fields::Fields;
-use super::pages::{Query, page};
+use super::pages::{Query, foreign_cursor, page};
 use super::{JsonBody, PathId, json};
 use crate::auth::{Caller, Scope};
 use crate::clock;
@@ -25,7 +25,6 @@ use crate::store::messages::{self, Canceled, Filter, NewMessage, Window};
 ///
 /// `202` is answered after the message is on disk. It is sent when its rules allow, by a phone that can.
 #[utoipa::path(post, path = "/v1/messages", tag = "messages", request_body = CreateMessage,
-    params(("Idempotency-Key" = Option<String>, Header, description = "The same key and body is one message.")),
     security(("api_key" = [])),
     responses(
         (status = 202, description = "Accepted.", body = Message),
@@ -46,18 +45,16 @@ pub(super) async fn create(
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::MessagesWrite)?;
     let now = app.clock.now();
-    let new = checked(body.clone(), caller.test, &app.config.messages, now)?;
-    let tenant = caller.tenant.clone();
-    let post = Post {
-        scope: caller.tenant.as_str(),
-        route: "POST /v1/messages",
-        headers: &headers,
-        body: &body,
-    };
-    let response = idempotency::post(&app, post, move |tx| accept(tx, &tenant, &new)).await?;
-    metrics::counter!("switchboard_messages_accepted_total").increment(1);
-    app.bells.dispatch.notify_one();
-    app.bells.webhooks.notify_one();
+    let post = Post::new(caller.idempotency_scope(), "POST /v1/messages", &headers, &body)?;
+    let new = checked(body, caller.test, &app.config.messages, now);
+    let tenant = caller.tenant;
+    let accept = move |tx: &mut Tx<'_>, new| accept(tx, &tenant, &new);
+    let response = idempotency::post(&app, post, new, accept).await?;
+    if !idempotency::is_replay(&response) {
+        metrics::counter!("switchboard_messages_accepted_total").increment(1);
+        app.bells.dispatch.notify_one();
+        app.bells.webhooks.notify_one();
+    }
     Ok(response)
 }
 
@@ -219,7 +216,7 @@ pub(super) async fn list(
     let mut query = Query::new(raw.as_deref());
     let filter = filter(&mut query);
     let asked = query.finish()?;
-    let window = Window { before: asked.after, limit: asked.limit };
+    let window = Window { before: asked.after_id::<MessageId>()?, limit: asked.limit };
     let rows =
         app.store.read(move |tx| messages::list(tx, &caller.tenant, &filter, &window)).await?;
     Ok(json(StatusCode::OK, &page(rows, asked.limit, |message| message.id.to_string())))
@@ -263,13 +260,7 @@ pub(super) async fn events(
     let after = match asked.after.as_deref().map(str::parse::<u64>) {
         None => 0,
         Some(Ok(after)) => after,
-        Some(Err(_)) => {
-            return Err(ApiError::invalid(vec![protocol::api::FieldError {
-                pointer: "cursor".to_owned(),
-                code: "invalid_cursor".to_owned(),
-                detail: "It is not a cursor of this list.".to_owned(),
-            }]));
-        }
+        Some(Err(_)) => return Err(foreign_cursor()),
     };
     let limit = asked.limit;
     let rows = app
@@ -305,11 +296,10 @@ pub(super) async fn cancel(
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::MessagesWrite)?;
     let route = format!("POST /v1/messages/{id}/cancel");
-    let scope = caller.tenant.to_string();
-    let post = Post { scope: &scope, route: &route, headers: &headers, body: &Value::Null };
+    let post = Post::new(caller.idempotency_scope(), route, &headers, &Value::Null)?;
     let now = app.clock.now();
     let message = id.clone();
-    let response = idempotency::post(&app, post, move |tx| {
+    let response = idempotency::post(&app, post, Ok(id), move |tx, id| {
         match messages::cancel(tx, &caller.tenant, &id, now)? {
             None => Err(ApiError::not_found()),
             Some(Canceled::Now(message)) => Reply::new(StatusCode::OK, message.as_ref()),

@@ -3,6 +3,7 @@
 use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::Response;
+use protocol::Recipient;
 use protocol::api::{OptOut, Page, Problem};
 
 use super::json;
@@ -27,11 +28,11 @@ pub(super) async fn list(
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::OptOutsRead)?;
     let asked = window(raw.as_deref())?;
-    let limit = asked.limit;
+    let (after, limit) = (asked.after_id::<Recipient>()?, asked.limit);
     let rows = app
         .store
         .read(move |tx| {
-            opt_outs::list(tx, &caller.tenant, asked.after.as_deref().unwrap_or(""), asked.limit)
+            opt_outs::list(tx, &caller.tenant, after.as_deref().unwrap_or(""), limit)
         })
         .await?;
     Ok(json(StatusCode::OK, &page(rows, limit, |row| row.recipient.to_string())))

@@ -97,6 +97,25 @@ pub(crate) struct Window {
     pub(crate) after: Option<String>,
 }
 
+impl Window {
+    /// The cursor of a list that is ordered by ids of one kind; one of another list is refused.
+    pub(crate) fn after_id<T: FromStr>(&self) -> Result<Option<String>, ApiError> {
+        match self.after.as_deref().map(str::parse::<T>) {
+            Some(Err(_)) => Err(foreign_cursor()),
+            Some(Ok(_)) | None => Ok(self.after.clone()),
+        }
+    }
+}
+
+/// The cursor is none that this list gave.
+pub(crate) fn foreign_cursor() -> ApiError {
+    ApiError::invalid(vec![FieldError {
+        pointer: "cursor".to_owned(),
+        code: "invalid_cursor".to_owned(),
+        detail: "It is not a cursor of this list.".to_owned(),
+    }])
+}
+
 /// The only parameters are those of a page.
 pub(crate) fn window(raw: Option<&str>) -> Result<Window, ApiError> {
     Query::new(raw).finish()
@@ -136,6 +155,14 @@ mod tests {
         assert_eq!(next, Window { limit: 2, after: Some("b".to_owned()) });
         let last = page(vec!["a".to_owned()], 2, Clone::clone);
         assert_eq!((last.next_cursor, last.has_more), (None, false));
+    }
+
+    #[test]
+    fn a_cursor_of_another_list_is_refused() {
+        let after = Some("ten_00000000000000000000000000".to_owned());
+        let window = Window { limit: 1, after: after.clone() };
+        assert_eq!(window.after_id::<protocol::TenantId>().unwrap(), after);
+        window.after_id::<protocol::MessageId>().unwrap_err();
     }
 
     #[test]

@@ -3,8 +3,9 @@
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
-use protocol::TenantId;
 use protocol::api::{CreateTenant, Page, Problem, Tenant};
+use protocol::{TenantId, UnixMs};
+use serde_json::Value;
 
 use super::fields::Fields;
 use super::pages::{page, window};
@@ -32,24 +33,28 @@ pub(super) async fn create(
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     let now = app.clock.now();
-    let mut fields = Fields::new(body.clone())?;
-    let name = fields.required_text("name", 1..=NAME_CHARS_MAX);
-    let brand = fields.text("brand", 1..=NAME_CHARS_MAX);
+    let post = Post::new("operator".to_owned(), "POST /v1/admin/tenants", &headers, &body)?;
+    idempotency::post(&app, post, checked(body, now), |tx, tenant| {
+        match admin::insert_tenant(tx, &tenant) {
+            Ok(()) => Reply::new(StatusCode::CREATED, &tenant),
+            Err(StoreError::Constraint(_)) => {
+                Err(ApiError::new(Code::AlreadyExists).detail("A tenant of this name exists."))
+            }
+            Err(error) => Err(error.into()),
+        }
+    })
+    .await
+}
+
+fn checked(body: Value, now: UnixMs) -> Result<Tenant, ApiError> {
+    let mut fields = Fields::new(body)?;
+    let name = fields.required_line("name", 1..=NAME_CHARS_MAX);
+    let brand = fields.line("brand", 1..=NAME_CHARS_MAX);
     let Some(name) = name else { return Err(fields.refuse()) };
     fields.finish()?;
     let brand = brand.unwrap_or_else(|| name.clone());
     let id = TenantId::new(now.0, clock::random());
-    let tenant = Tenant { id, name, brand, created_at: now };
-    let route = "POST /v1/admin/tenants";
-    let post = Post { scope: "operator", route, headers: &headers, body: &body };
-    idempotency::post(&app, post, move |tx| match admin::insert_tenant(tx, &tenant) {
-        Ok(()) => Reply::new(StatusCode::CREATED, &tenant),
-        Err(StoreError::Constraint(_)) => {
-            Err(ApiError::new(Code::AlreadyExists).detail("A tenant of this name exists."))
-        }
-        Err(error) => Err(error.into()),
-    })
-    .await
+    Ok(Tenant { id, name, brand, created_at: now })
 }
 
 /// List tenants, newest first
@@ -65,10 +70,10 @@ pub(super) async fn list(
     RawQuery(raw): RawQuery,
 ) -> Result<Response, ApiError> {
     let asked = window(raw.as_deref())?;
-    let limit = asked.limit;
+    let (after, limit) = (asked.after_id::<TenantId>()?, asked.limit);
     let rows = app
         .store
-        .read(move |tx| admin::list_tenants(tx, asked.after.as_deref(), asked.limit))
+        .read(move |tx| admin::list_tenants(tx, after.as_deref(), limit))
         .await?;
     Ok(json(StatusCode::OK, &page(rows, limit, |tenant| tenant.id.to_string())))
 }

@@ -4,11 +4,11 @@ use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use data_encoding::BASE64;
-use protocol::EndpointId;
 use protocol::api::{
     CreateWebhookEndpoint, CreatedWebhookEndpoint, Page, Problem, WEBHOOK_TYPES, WebhookDelivery,
     WebhookEndpoint,
 };
+use protocol::{DeliveryId, EndpointId, UnixMs};
 use serde_json::Value;
 use url::Url;
 
@@ -41,30 +41,13 @@ pub(super) async fn create(
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::Webhooks)?;
     let settings = app.config.webhooks;
-    let mut fields = Fields::new(body.clone())?;
-    let url = url(&mut fields, settings.allow_private);
-    let events = events(&mut fields);
-    let Some(url) = url else { return Err(fields.refuse()) };
-    fields.finish()?;
-    let now = app.clock.now();
-    let endpoint = WebhookEndpoint {
-        id: EndpointId::new(now.0, clock::random()),
-        url,
-        events,
-        disabled_at: None,
-        disabled_reason: None,
-        created_at: now,
-    };
+    let route = "POST /v1/webhook_endpoints";
+    let post = Post::new(caller.idempotency_scope(), route, &headers, &body)?;
+    let endpoint = checked(body, settings.allow_private, app.clock.now());
     // 24 bytes, the shortest that Standard Webhooks recommends.
     let secret = format!("whsec_{}", BASE64.encode(&clock::random::<24>()));
-    let tenant = caller.tenant.clone();
-    let post = Post {
-        scope: caller.tenant.as_str(),
-        route: "POST /v1/webhook_endpoints",
-        headers: &headers,
-        body: &body,
-    };
-    idempotency::post(&app, post, move |tx| {
+    let tenant = caller.tenant;
+    idempotency::post(&app, post, endpoint, move |tx, endpoint| {
         if webhook_endpoints::count(tx, &tenant)? >= settings.endpoints_per_tenant {
             return Err(ApiError::new(Code::LimitReached).detail(format!(
                 "A tenant has at most {} endpoints.",
@@ -77,9 +60,25 @@ pub(super) async fn create(
     .await
 }
 
+fn checked(body: Value, allow_private: bool, now: UnixMs) -> Result<WebhookEndpoint, ApiError> {
+    let mut fields = Fields::new(body)?;
+    let url = url(&mut fields, allow_private);
+    let events = events(&mut fields);
+    let Some(url) = url else { return Err(fields.refuse()) };
+    fields.finish()?;
+    Ok(WebhookEndpoint {
+        id: EndpointId::new(now.0, clock::random()),
+        url,
+        events,
+        disabled_at: None,
+        disabled_reason: None,
+        created_at: now,
+    })
+}
+
 /// An absolute URL that we may post to. Where it leads is checked again each time a connection is made.
 fn url(fields: &mut Fields, allow_private: bool) -> Option<String> {
-    let text = fields.required_text("url", 1..=URL_CHARS_MAX)?;
+    let text = fields.required_line("url", 1..=URL_CHARS_MAX)?;
     let Ok(url) = Url::parse(&text) else {
         fields.wrong("url", "invalid_url", "It is not an absolute URL.");
         return None;
@@ -127,11 +126,11 @@ pub(super) async fn list(
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::Webhooks)?;
     let asked = window(raw.as_deref())?;
-    let limit = asked.limit;
+    let (after, limit) = (asked.after_id::<EndpointId>()?, asked.limit);
     let rows = app
         .store
         .read(move |tx| {
-            webhook_endpoints::list(tx, &caller.tenant, asked.after.as_deref(), asked.limit)
+            webhook_endpoints::list(tx, &caller.tenant, after.as_deref(), limit)
         })
         .await?;
     Ok(json(StatusCode::OK, &page(rows, limit, |endpoint| endpoint.id.to_string())))
@@ -193,15 +192,15 @@ pub(super) async fn deliveries(
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::Webhooks)?;
     let asked = window(raw.as_deref())?;
-    let limit = asked.limit;
+    let (after, limit) = (asked.after_id::<DeliveryId>()?, asked.limit);
     let rows = app
         .store
         .read(move |tx| {
             if webhook_endpoints::get(tx, &caller.tenant, &id)?.is_none() {
                 return Ok(None);
             }
-            let before = asked.after.as_deref();
-            webhook_endpoints::deliveries(tx, &caller.tenant, &id, before, asked.limit).map(Some)
+            let before = after.as_deref();
+            webhook_endpoints::deliveries(tx, &caller.tenant, &id, before, limit).map(Some)
         })
         .await?
         .ok_or_else(ApiError::not_found)?;

@@ -19,7 +19,7 @@ pub struct Kept {
 /// Which answer: whose key, on which route.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Slot {
-    /// The tenant's id, or `operator`.
+    /// The tenant's id (with `/test` behind it for test keys), `operator` or `enrolment`.
     pub scope: String,
     /// Method and route.
     pub route: String,
