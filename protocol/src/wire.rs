@@ -102,7 +102,67 @@ fn place(err: &serde_json::Error) -> String {
     format!("{what} at column {}", err.column())
 }
 
-/// serde's own sentence names the field; a foreign value in it is cut to a bounded length.
+/// serde's own sentence, which names the field, without the values that it quotes: they may be
+/// part of a message's text.
 fn field_error(err: &serde_json::Error) -> String {
-    err.to_string().chars().take(DETAIL_CHARS_MAX).collect()
+    let sentence = err.to_string();
+    let sentence = match sentence.split_once("unknown variant `") {
+        // The only place where serde puts a value between backticks; the words it expected follow.
+        Some((before, after)) => {
+            let rest = after.rsplit_once("`, expected").map_or("", |(_, rest)| rest);
+            format!("{before}unknown variant …, expected{rest}")
+        }
+        None => sentence,
+    };
+    without_quoted(&sentence).chars().take(DETAIL_CHARS_MAX).collect()
+}
+
+/// The sentence with everything between double quotes left out; escaped quotes do not end it.
+fn without_quoted(sentence: &str) -> String {
+    let (mut kept, mut quoted, mut escaped) = (String::new(), false, false);
+    for c in sentence.chars() {
+        match (quoted, c) {
+            (false, '"') => {
+                kept.push('…');
+                quoted = true;
+            }
+            (false, _) => kept.push(c),
+            (true, '"') if !escaped => quoted = false,
+            (true, _) => escaped = c == '\\' && !escaped,
+        }
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(tag = "type", rename_all = "snake_case")]
+    enum Sample {
+        Row {
+            #[expect(dead_code, reason = "only its type matters")]
+            number: u32,
+            #[expect(dead_code, reason = "only its type matters")]
+            channel: crate::Channel,
+        },
+    }
+
+    proptest! {
+        /// A field that should be something else never comes back in the error.
+        #[test]
+        fn a_wrong_value_is_never_repeated(secret in "[a-zA-Z\"\\\\`, ]{0,30}SECRET[a-zA-Z\"\\\\`, ]{0,30}") {
+            for (number, channel) in [
+                (serde_json::json!(secret), serde_json::json!("sms")),
+                (serde_json::json!(1), serde_json::json!(secret)),
+            ] {
+                let line = serde_json::json!({"type": "row", "number": number, "channel": channel});
+                let refused = super::parse_tagged::<Sample>(&line.to_string(), 4096, &["row"]);
+                let said = refused.unwrap_err().to_string();
+                prop_assert!(!said.contains("SECRET"), "{}", said);
+                prop_assert!(said.contains("expected"), "{}", said);
+            }
+        }
+    }
 }

@@ -19,7 +19,10 @@ pub enum HostKeyError {
     #[error("host key file")]
     File(#[from] PrivateFileError),
     /// The file holds something else.
-    #[error("{path} is not an Ed25519 private key in PKCS#8 PEM")]
+    #[error(
+        "{path} is not an Ed25519 private key in PKCS#8 PEM: restore it, or delete it and run \
+         `switchboard host enroll` again"
+    )]
     NotAKey {
         /// The file.
         path: std::path::PathBuf,

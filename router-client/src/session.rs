@@ -691,7 +691,7 @@ impl Session {
                 if *next == acked.saturating_add(1) {
                     *progress = now.continuous;
                 }
-                *next += 1;
+                *next = next.saturating_add(1);
             }
             Some(Sync::Step { .. } | Sync::Asked { .. } | Sync::None) | None => {
                 self.counts.dropped += 1;

@@ -248,7 +248,7 @@ fn long_lists_are_read_page_by_page() {
 #[test]
 fn phones_are_listed_with_what_ails_them() {
     let phones = json!([{
-        "id": PHO, "number": "+12025550190", "label": "desk", "host": HST, "online": true,
+        "id": PHO, "number": "+12025550190", "label": "de\u{1b}[2Jsk\n", "host": HST, "online": true,
         "state": "not_ready", "reasons": ["automation_denied"], "channels": ["imessage", "sms"],
         "epoch": 7, "lease_until": "2026-11-22T12:00:15.000Z", "messages_today": 12, "in_flight": 1,
     }]);
@@ -257,6 +257,7 @@ fn phones_are_listed_with_what_ails_them() {
     assert!(text.contains("+12025550190"), "{text}");
     assert!(text.contains("not_ready (automation_denied)"), "{text}");
     assert!(text.contains("imessage,sms"), "{text}");
+    assert!(text.contains("de [2Jsk") && text.lines().count() == 2, "{text}");
     assert!(text.contains("2026-11-22 12:00:15Z"), "{text}");
 }
 
@@ -391,6 +392,51 @@ fn wrong_usage_exits_with_two() {
 }
 
 #[test]
+fn wrong_usage_is_json_for_a_program() {
+    for arguments in [
+        &["message", "msg_short", "--json"][..],
+        &["--json", "send"],
+        &["--json", "frobnicate"],
+        &["phones", "--json", "--timeout", "x"],
+    ] {
+        let ran = run_with("http://127.0.0.1:1", arguments, "");
+        assert_eq!((ran.code, ran.out.as_str()), (2, ""), "{arguments:?}");
+        let error: Value = serde_json::from_str(&ran.err).unwrap();
+        assert_eq!(error["exit_code"], 2);
+        assert!(!error["error"].as_str().unwrap().is_empty() && error["remedy"].is_string());
+    }
+    // Help stays help.
+    let ran = run_with("http://127.0.0.1:1", &["phones", "--json", "--help"], "");
+    assert!(ok(&ran).contains("Usage:"), "{ran:?}");
+}
+
+#[test]
+fn an_empty_secret_is_none() {
+    let router = Router::new(vec![page(json!([]))]);
+    let mut command = switchboard();
+    command.env("SWITCHBOARD_URL", &router.url);
+    command.env("SWITCHBOARD_ADMIN_TOKEN", ADMIN).env("SWITCHBOARD_API_KEY", "");
+    let ran = finish(command.arg("messages"), "");
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(router.done()[0].line.starts_with("GET /v1/admin/messages"));
+
+    let mut command = switchboard();
+    command.env("SWITCHBOARD_ADMIN_TOKEN", " ");
+    let ran = finish(command.args(["tenants", "--url", "http://127.0.0.1:1"]), "");
+    assert_eq!(ran.code, 77);
+    assert!(ran.err.contains("needs the operator's token"), "{ran:?}");
+}
+
+#[test]
+fn a_secret_that_no_header_can_carry_is_wrong_usage_and_is_not_shown() {
+    let mut command = switchboard();
+    command.env("SWITCHBOARD_ADMIN_TOKEN", format!("{ADMIN}\nx"));
+    let ran = finish(command.args(["tenants", "--url", "http://127.0.0.1:1"]), "");
+    assert_eq!(ran.code, 2);
+    assert!(ran.err.contains("newline"), "{ran:?}");
+}
+
+#[test]
 fn waiting_shows_the_steps_and_tells_success_from_failure() {
     let arguments = ["send", "--to", "+12025550143", "--text", "x", "--wait"];
     let script = |last: Value| {
@@ -466,6 +512,23 @@ fn following_shows_what_changes_and_nothing_twice() {
         .map(|line| serde_json::from_str::<Value>(line).unwrap()["status"].clone())
         .collect();
     assert_eq!(steps, ["queued", "sent"]);
+}
+
+#[test]
+fn following_outlives_a_restart_of_the_router_even_before_the_first_message() {
+    let script = vec![
+        page(json!([])),
+        problem(503, "draining", "The router is stopping.", json!([])),
+        problem(503, "draining", "The router is stopping.", json!([])),
+        problem(503, "draining", "The router is stopping.", json!([])),
+        problem(503, "draining", "The router is stopping.", json!([])),
+        page(json!([message("queued", 1)])),
+        problem(401, "unauthorized", "The key has been revoked.", json!([])),
+    ];
+    let (ran, _) = run(script, &["messages", "--follow", "--json"]);
+    assert_eq!(ran.code, 77);
+    assert_eq!(ran.out.lines().count(), 1, "{ran:?}");
+    assert!(ran.err.contains("The router is stopping."), "{ran:?}");
 }
 
 #[test]
@@ -720,6 +783,9 @@ fn completions_and_manual_pages_are_written() {
     ok(&ran);
     let page = std::fs::read_to_string(dir.path().join("switchboard-send.1")).unwrap();
     assert!(page.contains("idempotency"), "{page}");
+    let words = ["man", dir.path().to_str().unwrap(), "--json"];
+    let ran = run_with("http://127.0.0.1:1", &words, "");
+    assert!(serde_json::from_str::<Value>(ok(&ran)).unwrap()["dir"].is_string());
 }
 
 #[test]

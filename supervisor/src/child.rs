@@ -226,11 +226,6 @@ impl Child {
     pub(crate) async fn next(&mut self) -> Happened {
         loop {
             if let Some((status, until)) = self.ended {
-                // A stray descendant in a group of its own may go on talking for ever; a timeout alone would never be
-                // looked at while there is something to read.
-                if Instant::now() >= until {
-                    return Happened::Exited(status);
-                }
                 match tokio::time::timeout_at(until, self.told.recv()).await {
                     Ok(Some(Told::Line(line))) => return Happened::Line(line),
                     Ok(Some(Told::StdinClosed | Told::WriteStuck)) => {}

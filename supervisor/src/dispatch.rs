@@ -395,12 +395,15 @@ async fn send(
     })?;
     let object = message::object(&body)
         .map_err(|detail| Failure::new(StatusCode::BAD_REQUEST, "malformed", detail))?;
-    let epoch = handle.lease().map(|lease| lease.epoch);
+    let epochs = message::Epochs {
+        held: handle.lease().map(|lease| lease.epoch),
+        newest: handle.newest_epoch(),
+    };
     let chance = random::<10>().map_err(|error| {
         Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string())
     })?;
     let send =
-        message::check(object, epoch, wall_now(), chance).map_err(|refused| match refused {
+        message::check(object, epochs, wall_now(), chance).map_err(|refused| match refused {
             message::Refused::Fields(errors) => Failure::fields(errors),
             message::Refused::NoLease => Failure::new(
                 StatusCode::CONFLICT,

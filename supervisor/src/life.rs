@@ -26,7 +26,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::{Config, DEFAULT};
 use crate::dispatch::{self, Dispatch};
 use crate::files;
-use crate::identity::{self, Identity, random};
+use crate::identity::{self, Identity, IdentityError, random};
 use crate::pool::{Pool, Surroundings, chain};
 use crate::switchboard::{self, LinkState};
 
@@ -90,10 +90,10 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
     let config = Config::load(file).map_err(|error| Failed::config(&error))?;
     raise_open_files();
     files::create_dir(&config.state_dir)
-        .map_err(|error| Failed::system("the state folder", &error))?;
+        .map_err(|error| Failed::system("the folder that `state_dir` names", &error))?;
     let _lock = lock(&config.state_dir.join("supervisor.lock"))?;
     let Identity { phones, host } =
-        identity::identify(&config, wall_now()).map_err(|error| Failed::config(&error))?;
+        identity::identify(&config, wall_now()).map_err(|error| unidentified(&error))?;
     let token = dispatch_token(&config.dispatch.token_file)?;
     let metrics = install_metrics()?;
     let mut signals = Signals::listen()?;
@@ -191,6 +191,18 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Files that are missing or wrong need somebody to change them; a full disk may have room again.
+fn unidentified(error: &IdentityError) -> Failed {
+    match error {
+        IdentityError::Enrolment(_)
+        | IdentityError::NotEnrolled { .. }
+        | IdentityError::Damaged { .. } => Failed::config(error),
+        IdentityError::File(_) | IdentityError::NoChance => {
+            Failed::system("the phones' ids", error)
+        }
+    }
 }
 
 /// One line on stdout for whoever started us by hand or from a script: it is there, and where (port 0 is any port).

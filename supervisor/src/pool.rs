@@ -116,6 +116,11 @@ impl Handle {
         self.lease.borrow().filter(|lease| lease.holds(continuous_now()))
     }
 
+    /// The epoch of its newest lease, over or not, unless that was revoked.
+    pub(crate) fn newest_epoch(&self) -> Option<u64> {
+        self.lease.borrow().map(|lease| lease.epoch)
+    }
+
     /// The bridge's last log lines.
     pub(crate) fn logs(&self) -> Vec<LogLine> {
         self.logs.lock().unwrap_or_else(PoisonError::into_inner).lines()
@@ -419,7 +424,11 @@ impl Owner {
         let directory = self.surroundings.state_dir.join("phones").join(self.id.as_str());
         files::create_dir(&directory)?;
         let file = directory.join("bridge.toml");
-        files::write_private(&file, &bridge_config(&self.id, &self.config, &directory))?;
+        let text = bridge_config(&self.id, &self.config, &directory);
+        // An unchanged file is left alone: a restart then needs no room on a disk that may be full, and no flush.
+        if files::read(&file).ok().as_deref() != Some(text.as_str()) {
+            files::write_private(&file, &text)?;
+        }
         Ok(child::Spec {
             program: self.surroundings.bridge.clone(),
             args: vec!["run".into(), "--config".into(), file.into()],
@@ -914,6 +923,26 @@ mod tests {
             tokio::time::timeout(PATIENCE, listener.recv()).await.unwrap().unwrap();
         }
         assert_eq!(handle.report().state, PhoneState::Ready);
+        house.finish().await;
+    }
+
+    #[tokio::test]
+    async fn a_restart_writes_nothing_that_is_there_already() {
+        use std::os::unix::fs::MetadataExt as _;
+        let mut house = House::new("good");
+        house.report(PhoneState::Ready).await;
+        let file = house.dir.path().join("phones").join(house.id.as_str()).join("bridge.toml");
+        let place = || std::fs::metadata(&file).unwrap().ino();
+        let before = place();
+        house.handle().ask(Ask::Order(Order::Restart)).unwrap();
+        house.report(PhoneState::Draining).await;
+        house.report(PhoneState::Ready).await;
+        assert_eq!(place(), before);
+        std::fs::write(&file, "half").unwrap();
+        house.handle().ask(Ask::Order(Order::Restart)).unwrap();
+        house.report(PhoneState::Draining).await;
+        house.report(PhoneState::Ready).await;
+        assert!(std::fs::read_to_string(&file).unwrap().contains("behaviour"));
         house.finish().await;
     }
 

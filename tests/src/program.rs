@@ -185,7 +185,7 @@ pub fn script(osascript: &Path, script: &str, args: &[&str]) -> Result<()> {
 /// that it was seen to use, in KiB.
 pub fn count_lines(name: &str, args: &[&str]) -> Result<(usize, u64)> {
     /// A look at the memory costs a process; so many reads of the pipe lie between two.
-    const LOOK_EVERY: usize = 512;
+    const LOOK_EVERY: usize = 128;
     use std::io::Read as _;
     let mut child =
         command(&path_of(name)?).args(args).stdout(Stdio::piped()).spawn().context("start")?;

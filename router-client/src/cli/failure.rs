@@ -6,6 +6,8 @@ use clap::builder::styling::{AnsiColor, Style};
 use protocol::api::Problem;
 use serde_json::json;
 
+use super::screen::printable;
+
 /// Why a command failed.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -85,12 +87,14 @@ impl Failure {
             }
             return writeln!(to, "{object}");
         }
-        writeln!(to, "{ERROR}error:{ERROR:#} {}", self.sentence())?;
+        // Its words may be those of whatever answers at a wrong address.
+        writeln!(to, "{ERROR}error:{ERROR:#} {}", printable(&self.sentence()))?;
         for field in self.problem().map(|problem| problem.errors.as_slice()).unwrap_or_default() {
-            writeln!(to, "  {}: {} ({})", field.pointer, field.detail, field.code)?;
+            let line = format!("  {}: {} ({})", field.pointer, field.detail, field.code);
+            writeln!(to, "{}", printable(&line))?;
         }
         if let Some(request) = self.problem().and_then(|problem| problem.request_id.as_ref()) {
-            writeln!(to, "  request: {request}")?;
+            writeln!(to, "  request: {}", printable(request))?;
         }
         if let Some(remedy) = self.remedy() {
             writeln!(to, "{HELP}help:{HELP:#} {remedy}")?;
@@ -177,6 +181,14 @@ mod tests {
              /to: no such number (not_possible)\n  request: req_1\n"
         );
         assert_eq!(failure.exit_code(), 1);
+    }
+
+    #[test]
+    fn a_strangers_words_cannot_steer_the_terminal() {
+        let failure = Failure::Strange { detail: "a\u{1b}]0;x\u{7}b".to_owned() };
+        let mut text = Vec::new();
+        failure.report(&mut text, false).unwrap();
+        assert!(String::from_utf8(text).unwrap().contains("a]0;xb"));
     }
 
     #[test]

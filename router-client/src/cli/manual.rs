@@ -26,5 +26,8 @@ pub(crate) fn pages(screen: &mut Screen, dir: &Path, command: Command) -> Result
                 .with_context(|| format!("write manual pages to {}", dir.display()))
         });
     written.map_err(Failure::Local)?;
+    if screen.is_json() {
+        return screen.json(&serde_json::json!({ "dir": dir }));
+    }
     screen.line(&format!("manual pages are in {}", dir.display()))
 }

@@ -63,6 +63,8 @@ impl Screen {
         if rows.is_empty() {
             return self.line(none);
         }
+        // A cell may come from far away: a host's name, an endpoint's answer.
+        let rows = rows.into_iter().map(|row| row.map(|cell| one_line(&cell)));
         let mut table = Table::new();
         table
             .load_style(presets::NOTHING)
@@ -93,10 +95,14 @@ pub(crate) fn or_nothing(value: Option<impl ToString>) -> String {
     value.map_or_else(|| NOTHING.to_owned(), |value| value.to_string())
 }
 
-/// The beginning of a text, on one line. Control characters would reach into the terminal.
+/// A text on one line. Control characters would reach into the terminal.
+fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// The beginning of a text, on one line.
 pub(crate) fn beginning(text: &str) -> String {
-    let mut line: String =
-        text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(TEXT_SHOWN_MAX).collect();
+    let mut line: String = one_line(text).chars().take(TEXT_SHOWN_MAX).collect();
     if text.chars().nth(TEXT_SHOWN_MAX).is_some() {
         line.push('…');
     }

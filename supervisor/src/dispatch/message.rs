@@ -14,8 +14,17 @@ const START_WITHIN_MS: i64 = 60_000;
 pub(super) enum Refused {
     /// These fields are wrong.
     Fields(Vec<FieldError>),
-    /// The body names no epoch, and there is no lease to take one from.
+    /// There is no lease to take an epoch from, or to compare one with.
     NoLease,
+}
+
+/// What is known of a phone's epochs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Epochs {
+    /// That of the lease that it holds now.
+    pub(super) held: Option<u64>,
+    /// That of its newest lease, which may be over for the moment.
+    pub(super) newest: Option<u64>,
 }
 
 /// The body as an object; the error says where it is broken, never what stands there.
@@ -66,11 +75,14 @@ impl Fields {
     }
 }
 
-/// Checks a body. `lease` is the epoch of the phone's present lease, used when the body names none; `chance` makes the
-/// message's id when the body has none.
+/// Checks a body. The epoch of the phone's present lease is used when the body names none; `chance` makes the message's
+/// id when the body has none.
+///
+/// An epoch that nobody has granted is refused here: a bridge believes what it is sent, and one message from the future
+/// would make it refuse every lease that comes before it, for good.
 pub(super) fn check(
     object: Map<String, Value>,
-    lease: Option<u64>,
+    epochs: Epochs,
     now: UnixMs,
     chance: [u8; 10],
 ) -> Result<Send, Refused> {
@@ -81,6 +93,12 @@ pub(super) fn check(
         fields.wrong("attempt", "out_of_range", "attempts are numbered from 1");
     }
     let epoch: Option<u64> = fields.take("epoch");
+    if let (Some(epoch), Some(newest)) = (epoch, epochs.newest)
+        && epoch > newest
+    {
+        let detail = format!("is newer than the phone's lease, whose epoch is {newest}");
+        fields.wrong("epoch", "out_of_range", detail);
+    }
     let to: Option<Recipient> = fields.need("to");
     let text: String = fields.take("text").unwrap_or_default();
     let attachments: Vec<OutboundAttachment> = fields.take("attachments").unwrap_or_default();
@@ -105,7 +123,11 @@ pub(super) fn check(
     let start_before = fields.take("start_before").unwrap_or_else(|| now.plus_ms(START_WITHIN_MS));
     let conversation: Option<Conversation> = fields.take("conversation");
     if let (Some(to), true) = (to, fields.errors.is_empty()) {
-        let epoch = epoch.or(lease).ok_or(Refused::NoLease)?;
+        let epoch = match epoch {
+            Some(epoch) => epochs.newest.and(Some(epoch)),
+            None => epochs.held,
+        }
+        .ok_or(Refused::NoLease)?;
         return Ok(Send {
             message,
             attempt,
@@ -129,10 +151,11 @@ mod tests {
     use super::*;
 
     const NOW: UnixMs = UnixMs(1_795_348_800_000);
+    const HELD: Epochs = Epochs { held: Some(7), newest: Some(7) };
 
     fn pointers(body: &Value) -> Vec<String> {
         let object = object(body.to_string().as_bytes()).unwrap();
-        match check(object, Some(1), NOW, [0; 10]) {
+        match check(object, HELD, NOW, [0; 10]) {
             Err(Refused::Fields(errors)) => errors.into_iter().map(|error| error.pointer).collect(),
             other => panic!("{other:?}"),
         }
@@ -141,19 +164,35 @@ mod tests {
     #[test]
     fn a_short_body_is_filled_in() {
         let object = object(br#"{"to":"+12025550100","text":"hi","colour":1}"#).unwrap();
-        let send = check(object, Some(7), NOW, [0; 10]).unwrap();
+        let send = check(object, HELD, NOW, [0; 10]).unwrap();
         assert_eq!((send.attempt, send.epoch), (1, 7));
         assert_eq!(send.start_before, NOW.plus_ms(60_000));
         assert_eq!(send.route, [Channel::Imessage, Channel::Sms]);
     }
 
     #[test]
-    fn without_a_lease_the_epoch_must_be_given() {
-        let body = |text: &str| object(text.as_bytes()).unwrap();
-        let without = body(r#"{"to":"+12025550100","text":"hi"}"#);
-        assert_eq!(check(without, None, NOW, [0; 10]), Err(Refused::NoLease));
-        let with = body(r#"{"to":"+12025550100","text":"hi","epoch":3}"#);
-        assert_eq!(check(with, None, NOW, [0; 10]).unwrap().epoch, 3);
+    fn an_epoch_comes_from_a_lease_and_never_from_the_future() {
+        let with = |epoch: Option<u64>, epochs: Epochs| {
+            let body = json!({"to": "+12025550100", "text": "hi", "epoch": epoch}).to_string();
+            check(object(body.as_bytes()).unwrap(), epochs, NOW, [0; 10]).map(|send| send.epoch)
+        };
+        let over = Epochs { held: None, newest: Some(7) };
+        assert_eq!(with(None, HELD), Ok(7));
+        assert_eq!(with(Some(7), HELD), Ok(7));
+        // The bridge knows best what is stale.
+        assert_eq!(with(Some(3), HELD), Ok(3));
+        assert_eq!(with(None, over), Err(Refused::NoLease));
+        assert_eq!(with(Some(7), over), Ok(7));
+        assert_eq!(with(None, Epochs::default()), Err(Refused::NoLease));
+        assert_eq!(with(Some(3), Epochs::default()), Err(Refused::NoLease));
+        for future in [8, u64::MAX] {
+            for epochs in [HELD, over] {
+                let Err(Refused::Fields(errors)) = with(Some(future), epochs) else {
+                    panic!("{future} was taken");
+                };
+                assert_eq!(errors[0].pointer, "/epoch");
+            }
+        }
     }
 
     #[test]
