@@ -33,6 +33,7 @@ pub struct CreateMessage {
     /// Whom it goes to: an E.164 number, an e-mail address, or `group:` and an id.
     pub to: Recipient,
     /// Its text, 1 to 20,000 characters.
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 20_000))]
     pub text: String,
     /// `auto` when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -51,6 +52,7 @@ pub struct CreateMessage {
     pub expires_at: Option<UnixMs>,
     /// The same as a length of life, in seconds; not together with `expires_at`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1))]
     pub ttl_seconds: Option<u32>,
     /// Kept with the message and given back in every answer and webhook; at most 4 KiB of JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -188,6 +190,7 @@ pub struct Tenant {
 #[serde(deny_unknown_fields)]
 pub struct CreateTenant {
     /// Its name, 1 to 100 characters.
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 100))]
     pub name: String,
     /// The name its recipients know.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -103,7 +103,8 @@ CREATE TABLE messages (
     attempts      BIGINT NOT NULL,       -- attempts made so far; the newest attempt's number
     sequence      BIGINT NOT NULL,       -- of its newest event
     guid          TEXT,                  -- Messages' own id, once known
-    cancel_asked  BIGINT NOT NULL,       -- 1: a cancel is on its way to the phone
+    cancel_asked  BIGINT NOT NULL,       -- 1: it is wanted back; the phone is asked until it answers
+    recall_reason TEXT,                  -- why, where it is not the tenant who wants it back: opted_out
     created_at    BIGINT NOT NULL,
     updated_at    BIGINT NOT NULL
 );
@@ -111,9 +112,14 @@ CREATE INDEX messages_by_tenant ON messages (tenant_id, id);
 CREATE INDEX messages_by_tenant_status ON messages (tenant_id, status, id);
 CREATE INDEX messages_by_tenant_recipient ON messages (tenant_id, recipient, id);
 CREATE INDEX messages_by_phone_guid ON messages (phone_id, guid) WHERE guid IS NOT NULL;
+-- What an opt-out has to stop, and what falls out of the queue at its expiry: small, whatever the history's size.
+CREATE INDEX messages_on_the_way ON messages (tenant_id, recipient, kind, id)
+    WHERE status IN ('queued', 'scheduled', 'dispatching');
+CREATE INDEX messages_expiring ON messages (expires_at) WHERE status IN ('queued', 'scheduled');
 
+-- Read by message alone, so the id has no index of its own.
 CREATE TABLE message_events (
-    id         TEXT PRIMARY KEY,
+    id         TEXT NOT NULL,
     message_id TEXT NOT NULL REFERENCES messages (id),
     tenant_id  TEXT NOT NULL,
     sequence   BIGINT NOT NULL,          -- from 1, per message
@@ -124,7 +130,7 @@ CREATE TABLE message_events (
     channel    TEXT,
     reason     TEXT,
     detail     TEXT,
-    UNIQUE (message_id, sequence)
+    PRIMARY KEY (message_id, sequence)
 );
 
 CREATE TABLE attempts (
@@ -133,6 +139,7 @@ CREATE TABLE attempts (
     tenant_id    TEXT NOT NULL,
     phone_id     TEXT NOT NULL,
     epoch        BIGINT NOT NULL,
+    journal      TEXT,                   -- the phone's journal then: only its answer says that nothing was sent
     state        TEXT NOT NULL,          -- offered | accepted | started | done
     route        TEXT NOT NULL,          -- JSON array of channels
     offered_at   BIGINT NOT NULL,        -- the newest offer
@@ -157,7 +164,7 @@ CREATE TABLE jobs (
 );
 CREATE INDEX jobs_due ON jobs (run_at);
 CREATE INDEX jobs_due_by_rank ON jobs (class_rank, run_at);
-CREATE INDEX jobs_held ON jobs (held_reason, run_at) WHERE held_reason IS NOT NULL;
+CREATE INDEX jobs_held ON jobs (held_reason, message_id) WHERE held_reason IS NOT NULL;
 
 CREATE TABLE opt_outs (
     tenant_id  TEXT NOT NULL,
@@ -187,6 +194,18 @@ CREATE TABLE received_guids (
     guid     TEXT NOT NULL,
     at       BIGINT NOT NULL,
     PRIMARY KEY (phone_id, guid)
+);
+
+-- Events that belong to nothing we know or could not be taken in, as the phone told them: acknowledged, and so kept here.
+CREATE TABLE unplaced_events (
+    phone_id TEXT NOT NULL,
+    journal  TEXT NOT NULL,
+    seq      BIGINT NOT NULL,
+    type     TEXT NOT NULL,
+    at       BIGINT NOT NULL,            -- when we took it
+    why      TEXT NOT NULL,
+    body     TEXT NOT NULL,              -- the event's JSON
+    PRIMARY KEY (phone_id, journal, seq)
 );
 
 CREATE TABLE idempotency (

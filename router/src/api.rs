@@ -23,6 +23,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use protocol::Reason;
 use protocol::api::PROBLEM_JSON;
+use protocol::limits::PAGE_ROWS_MAX;
 use utoipa::OpenApi as _;
 use utoipa::openapi::path::{ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::Type;
@@ -61,16 +62,15 @@ where
 pub(crate) fn routes(app: &AppState) -> Router<AppState> {
     let (router, document) = documented(Some(app)).split_for_parts();
     // Written once: anybody may ask for it as often as they like.
-    let document = serde_json::to_vec(&completed(document)).map(Bytes::from);
+    let document = serde_json::to_vec(&completed(document))
+        .map(Bytes::from)
+        .map_err(|error| ApiError::new(Code::Internal).caused_by(error));
     router
         .route(
             "/openapi.json",
             axum::routing::get(move || async move {
-                let document = document
-                    .as_ref()
-                    .map_err(|error| ApiError::new(Code::Internal).detail(error.to_string()))?;
                 let json = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-                Ok::<_, ApiError>(([json], Bytes::clone(document)))
+                document.map(|document| ([json], document))
             }),
         )
         .fallback(|| async { ApiError::not_found() })
@@ -78,7 +78,7 @@ pub(crate) fn routes(app: &AppState) -> Router<AppState> {
 }
 
 /// The API's document, `OpenAPI` 3.1, as it is served at `/openapi.json`.
-pub fn openapi() -> utoipa::openapi::OpenApi {
+pub fn openapi() -> OpenApi {
     completed(documented(None).into_openapi())
 }
 
@@ -94,6 +94,17 @@ fn completed(mut document: OpenApi) -> OpenApi {
                 .description("Anything else: refused, or failed.")
                 .content(PROBLEM_JSON, content)
                 .build();
+            for parameter in operation.parameters.iter_mut().flatten() {
+                if let RefOr::T(parameter) = parameter
+                    && parameter.name == "limit"
+                {
+                    let rows = ObjectBuilder::new()
+                        .schema_type(Type::Integer)
+                        .minimum(Some(1_u32))
+                        .maximum(Some(PAGE_ROWS_MAX));
+                    parameter.schema = Some(RefOr::T(rows.build().into()));
+                }
+            }
             operation.responses.responses.insert("default".to_owned(), RefOr::T(refusal));
         }
         if let Some(post) = item.post.as_mut() {
@@ -107,7 +118,7 @@ fn completed(mut document: OpenApi) -> OpenApi {
                 ))
                 .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
                 .build();
-            post.parameters.get_or_insert_default().push(key);
+            post.parameters.get_or_insert_default().push(RefOr::T(key));
         }
     }
     document
@@ -147,9 +158,7 @@ fn documented(app: Option<&AppState>) -> OpenApiRouter<AppState> {
 /// Answers hold messages and secrets: no cache on the way may keep them.
 async fn no_store(request: Request, next: axum::middleware::Next) -> Response {
     let mut response = next.run(request).await;
-    response
-        .headers_mut()
-        .insert(header::CACHE_CONTROL, axum::http::HeaderValue::from_static("no-store"));
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
 
@@ -177,7 +186,7 @@ struct Document;
 struct Security;
 
 impl utoipa::Modify for Security {
-    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+    fn modify(&self, openapi: &mut OpenApi) {
         let components = openapi.components.get_or_insert_default();
         for (name, description) in [
             ("api_key", "A tenant's key: `sb_live_…`, or `sb_test_…` which never reaches a phone."),
@@ -196,7 +205,7 @@ impl utoipa::Modify for Security {
 struct ReasonCodes;
 
 impl utoipa::Modify for ReasonCodes {
-    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+    fn modify(&self, openapi: &mut OpenApi) {
         let mut text = openapi.info.description.take().unwrap_or_default();
         text.push_str("\n\n## Reason codes\n\n| code | meaning |\n|---|---|\n");
         for reason in Reason::ALL {

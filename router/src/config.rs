@@ -3,11 +3,13 @@
 //! [`DEFAULT`] is the file as shipped; every key in it has its default as value, so it doubles as the documentation.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
+use toml::de::DeTable;
 
 /// The commented default configuration.
 pub const DEFAULT: &str = include_str!("config/default.toml");
@@ -241,25 +243,33 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// The file is not the TOML that is expected.
-    #[error("{path}:{line}: {message}")]
+    #[error("{path}:{line}: {}{message}", colon(field.as_ref()))]
     Parse {
         /// Which file.
         path: String,
         /// Which line, from 1.
         line: usize,
+        /// Which field, dotted, where one can be told.
+        field: Option<String>,
         /// What is wrong there.
         message: String,
     },
     /// A value that cannot work.
-    #[error("{path}: {field}: {message}")]
+    #[error("{path}:{} {field}: {message}", line.map(|line| format!("{line}:")).unwrap_or_default())]
     Value {
         /// Which file.
         path: String,
+        /// Which line, from 1, where the value stands in the file.
+        line: Option<usize>,
         /// Which field, dotted.
         field: &'static str,
         /// What is wrong with it.
         message: String,
     },
+}
+
+fn colon(field: Option<&String>) -> String {
+    field.map(|field| format!("{field}: ")).unwrap_or_default()
 }
 
 impl Config {
@@ -275,13 +285,22 @@ impl Config {
         path: &Path,
         admin_token: Option<String>,
     ) -> Result<Self, ConfigError> {
-        let raw: Raw = toml::from_str(text).map_err(|error| ConfigError::Parse {
-            path: path.display().to_string(),
-            line: line_of(text, error.span().map_or(0, |span| span.start)),
-            message: error.message().to_owned(),
+        let raw: Raw = toml::from_str(text).map_err(|error| {
+            let offset = error.span().map_or(0, |span| span.start);
+            let field = field_at(DeTable::parse_recoverable(text).0.get_ref(), offset, "")
+                .or_else(|| error.span().and_then(|span| text.get(span)).and_then(bare_key));
+            // The message may repeat the value, and this one is secret.
+            let secret = field.as_deref() == Some("admin_token");
+            let message = if secret { "must be a string, once" } else { error.message() };
+            ConfigError::Parse {
+                path: path.display().to_string(),
+                line: line_of(text, offset),
+                field,
+                message: message.to_owned(),
+            }
         })?;
         let folder = path.parent().unwrap_or(Path::new(""));
-        let check = Check { path };
+        let check = Check { path, text };
         check.all(&raw)?;
         Ok(Self {
             listen: raw.listen,
@@ -300,11 +319,17 @@ impl Config {
 
 struct Check<'a> {
     path: &'a Path,
+    text: &'a str,
 }
 
 impl Check<'_> {
     fn wrong(&self, field: &'static str, message: impl Into<String>) -> ConfigError {
-        ConfigError::Value { path: self.path.display().to_string(), field, message: message.into() }
+        ConfigError::Value {
+            path: self.path.display().to_string(),
+            line: offset_of(self.text, field).map(|offset| line_of(self.text, offset)),
+            field,
+            message: message.into(),
+        }
     }
 
     fn range<T: PartialOrd + std::fmt::Display + Copy>(
@@ -328,8 +353,8 @@ impl Check<'_> {
         self.range("drain_ms", raw.drain_ms, 0, 600_000)?;
         self.range("limits.requests_per_second", limits.requests_per_second, 1, 1_000_000)?;
         self.range("limits.burst", limits.burst, 1, 1_000_000)?;
-        // A text of 20,000 four-byte characters, every one escaped, must fit.
-        self.range("limits.body_bytes", limits.body_bytes, 64 * 1024, 16 * 1024 * 1024)?;
+        // A text of 20,000 four-byte characters, every one escaped (12 bytes), must fit.
+        self.range("limits.body_bytes", limits.body_bytes, 256 * 1024, 16 * 1024 * 1024)?;
         self.range("limits.request_timeout_ms", limits.request_timeout_ms, 100, 600_000)?;
         self.range("messages.ahead_s_max", messages.ahead_s_max, 60, 400 * 86_400)?;
         self.range("messages.life_s", messages.life_s, 1, messages.ahead_s_max)?;
@@ -368,7 +393,10 @@ fn admin_token_of(
     let (field, token) = if let Some(token) = env {
         (ADMIN_TOKEN_ENV, SecretString::from(token))
     } else if let Some(file) = &raw.admin_token_file {
-        let text = SecretString::from(read(&folder.join(file))?);
+        let path = folder.join(file);
+        let text = std::fs::read_to_string(&path).map(SecretString::from).map_err(|error| {
+            check.wrong("admin_token_file", format!("{} cannot be read: {error}", path.display()))
+        })?;
         ("admin_token_file", SecretString::from(text.expose_secret().trim()))
     } else if let Some(token) = &raw.admin_token {
         ("admin_token", SecretString::from(token.clone()))
@@ -382,12 +410,48 @@ fn admin_token_of(
             format!("{length} characters are too few: at least {ADMIN_TOKEN_CHARS_MIN}"),
         ));
     }
+    if !token.expose_secret().bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(check.wrong(field, "must be visible ASCII characters, to travel in a header"));
+    }
     Ok(Some(token))
 }
 
 fn read(path: &Path) -> Result<String, ConfigError> {
     std::fs::read_to_string(path)
         .map_err(|source| ConfigError::Read { path: path.display().to_string(), source })
+}
+
+/// The complaint is about a key itself, such as one that stands there a second time.
+fn bare_key(text: &str) -> Option<String> {
+    let bare = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    (!text.is_empty() && text.chars().all(bare)).then(|| text.to_owned())
+}
+
+/// The dotted name of the field whose key or value stands at `offset`.
+fn field_at(table: &DeTable<'_>, offset: usize, above: &str) -> Option<String> {
+    table.iter().find_map(|(key, value)| {
+        let name = format!("{above}{}", key.get_ref());
+        let below = value.get_ref().as_table();
+        below.and_then(|table| field_at(table, offset, &format!("{name}."))).or_else(|| {
+            let stands = |span: Range<usize>| (span.start..=span.end).contains(&offset);
+            (stands(key.span()) || (below.is_none() && stands(value.span()))).then_some(name)
+        })
+    })
+}
+
+/// Where the value of a field stands, if the file gives it.
+fn offset_of(text: &str, field: &str) -> Option<usize> {
+    let document = DeTable::parse(text).ok()?;
+    let mut table = document.get_ref();
+    let mut names = field.split('.').peekable();
+    while let Some(name) = names.next() {
+        let value = table.get(name)?;
+        if names.peek().is_none() {
+            return Some(value.span().start);
+        }
+        table = value.get_ref().as_table()?;
+    }
+    None
 }
 
 fn line_of(text: &str, offset: usize) -> usize {
@@ -447,16 +511,37 @@ mod tests {
         for (text, says) in [
             (
                 "listen = \"127.0.0.1:7070\"\nlissten = 1\n",
-                "router.toml:2: unknown field `lissten`",
+                "router.toml:2: lissten: unknown field `lissten`",
             ),
-            ("[limits]\nburst = -1\n", "router.toml:2:"),
-            ("[limits]\n\nburst = 0\n", "limits.burst: 0 is not between 1 and"),
-            ("[lease]\nttl_ms = 10\n", "lease.ttl_ms"),
-            ("[log]\nfilter = \"a=nolevel\"\n", "log.filter"),
-            ("admin_token = \"short\"", "admin_token: 5 characters are too few"),
-            ("database = \"\"", "database: is empty"),
-            ("admin_token = \"0123456789abcdef\"\nadmin_token_file = \"x\"", "admin_token_file"),
-            ("listen = ", "router.toml:1:"),
+            ("[limits]\nburst = -1\n", "router.toml:2: limits.burst: invalid value"),
+            ("[limits]\nburst = \"x\"\n", "router.toml:2: limits.burst: invalid type"),
+            ("[limits]\nbrust = 1\n", "router.toml:2: limits.brust: unknown field"),
+            ("limits = 5\n", "router.toml:1: limits: invalid type"),
+            ("\n[limitz]\n", "router.toml:2: limitz: unknown field"),
+            ("listen = \"nowhere\"\n", "router.toml:1: listen: invalid"),
+            ("limits.burst = -1\n", "router.toml:1: limits.burst: invalid value"),
+            ("limits = { burst = 0 }\n", "router.toml:1: limits.burst: 0 is not between 1 and"),
+            ("[limits]\n\nburst = 0\n", "router.toml:3: limits.burst: 0 is not between 1 and"),
+            ("[limits]\nbody_bytes = 65536\n", "router.toml:2: limits.body_bytes: 65536 is not"),
+            ("[lease]\nttl_ms = 10\n", "router.toml:2: lease.ttl_ms"),
+            ("[log]\nfilter = \"a=nolevel\"\n", "router.toml:2: log.filter"),
+            ("[log]\nformat = \"xml\"\n", "router.toml:2: log.format: unknown variant"),
+            ("admin_token = \"short\"", "router.toml:1: admin_token: 5 characters are too few"),
+            (
+                "admin_token = \"sixteen_chars_\u{e9}\"",
+                "router.toml:1: admin_token: must be visible",
+            ),
+            (
+                "\nadmin_token_file = \"none\"",
+                "router.toml:2: admin_token_file: /etc/switchboard/none cannot",
+            ),
+            ("database = \"\"", "router.toml:1: database: is empty"),
+            (
+                "admin_token = \"0123456789abcdef\"\nadmin_token_file = \"x\"",
+                "router.toml:2: admin_token_file: admin_token is given too",
+            ),
+            ("listen = ", "router.toml:1: listen: "),
+            ("drain_ms = 1\ndrain_ms = 2\n", "router.toml:2: drain_ms: duplicate key"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(says), "{text:?}: {error}");
@@ -486,6 +571,12 @@ mod tests {
         let config = Config::parse("admin_token_file = \"token\"", &path, None).unwrap();
         assert_eq!(config.admin_token.unwrap().expose_secret(), "0123456789abcdef");
         let missing = Config::parse("admin_token_file = \"none\"", &path, None).unwrap_err();
-        assert!(missing.to_string().ends_with("none: cannot be read"), "{missing}");
+        assert!(missing.to_string().contains("none cannot be read: No such file"), "{missing}");
+    }
+
+    #[test]
+    fn a_token_of_the_wrong_type_is_not_repeated() {
+        let error = parse("admin_token = 1234567890123456").unwrap_err();
+        assert!(error.ends_with("router.toml:1: admin_token: must be a string, once"), "{error}");
     }
 }

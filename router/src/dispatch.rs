@@ -4,7 +4,9 @@
 //! again by itself. Deciding and recording are one transaction per message: the verdict, the phone, the attempt, its
 //! epoch, the counters, the story and the webhooks are all on disk or none is. Only after that commit is the
 //! command handed to the host's session; should it get lost there, it is offered again until the phone answers,
-//! which a phone takes once.
+//! which a phone takes once. What is wanted back (a cancel, an opt-out) is not offered again, but recalled until the
+//! phone answers. An attempt belongs to the journal it was given to: a bridge with another one is not asked to send
+//! what the first may have sent.
 //!
 //! The loop sleeps until a bell rings (a new message, a phone that became ready, an attempt that ended), the next job
 //! falls due, or a second is over.
@@ -14,15 +16,13 @@ use std::time::Duration;
 
 use protocol::link::RouterFrame;
 use protocol::pipe::{Command, Send};
-use protocol::{
-    Channel, ChannelChoice, HostId, MessageId, PhoneId, Reason, Recipient, Status, UnixMs,
-};
+use protocol::{Channel, ChannelChoice, MessageId, PhoneId, Reason, Recipient, Status, UnixMs};
 
 use crate::compliance::{self, Facts, Verdict};
 use crate::resolve::{self, Candidate, Need, Unable};
 use crate::server::{App, AppState};
 use crate::store::dispatch::{
-    self as rows, Change, Claimed, NewAttempt, Offer, Outbound, PoolPhone,
+    self as rows, Change, Claimed, Given, NewAttempt, Offer, Outbound, PoolPhone,
 };
 use crate::store::{StoreError, Tx};
 
@@ -43,6 +43,9 @@ const SWEEP_EVERY_MS: i64 = 1_000;
 
 /// Rows of one sweep of each kind; the next sweep takes the rest.
 const SWEEP_ROWS: usize = 256;
+
+/// Held jobs woken in one transaction, so that no other writer waits behind a long queue.
+const WAKE_ROWS: usize = 512;
 
 /// Channels of `auto`, best first.
 const AUTO: [Channel; 3] = [Channel::Imessage, Channel::Rcs, Channel::Sms];
@@ -76,11 +79,21 @@ async fn turn(app: &AppState, swept_at: &mut UnixMs) -> Result<Duration, StoreEr
     // A clock that was set back must not stop the sweeps.
     if now.since(*swept_at) >= SWEEP_EVERY_MS || now < *swept_at {
         *swept_at = now;
-        sweep(app).await?;
+        match sweep(app).await {
+            // One row that cannot be read must not keep everything else from being sent.
+            Err(error) if !error.is_unavailable() => {
+                tracing::error!(error = %error, "dispatch: a sweep failed");
+            }
+            swept => swept?,
+        }
     }
     let done = run_once(app).await?;
     if done.more {
         return Ok(Duration::ZERO);
+    }
+    if done.full {
+        // A bell rings when a place becomes free.
+        return Ok(SLEEP_MAX);
     }
     let now = app.clock.now();
     let due = app.store.read(rows::next_due).await?;
@@ -100,6 +113,8 @@ pub struct Ran {
     pub ended: usize,
     /// There may be more that is due.
     pub more: bool,
+    /// Every phone that is able has its hands full: nothing was looked at.
+    pub full: bool,
 }
 
 /// One message, decided and written down.
@@ -123,7 +138,7 @@ pub async fn run_once(app: &App) -> Result<Ran, StoreError> {
     let batch = usize::try_from(settings.claim_batch).unwrap_or(1).max(1);
     let worker = app.links.worker().to_owned();
     let links = app.links.clone();
-    let (claimed, pool) = app
+    let (claimed, pool, full) = app
         .store
         .write(move |tx| {
             let mut pool = rows::pool(tx, now)?;
@@ -136,10 +151,10 @@ pub async fn run_once(app: &App) -> Result<Ran, StoreError> {
             } else {
                 rows::claim(tx, &worker, (now, until), limit)?
             };
-            Ok((claimed, Pool(Arc::new(Mutex::new(pool)))))
+            Ok((claimed, Pool(Arc::new(Mutex::new(pool))), limit == 0))
         })
         .await?;
-    let mut ran = Ran { more: claimed.len() >= batch, ..Ran::default() };
+    let mut ran = Ran { more: claimed.len() >= batch, full, ..Ran::default() };
     // All closures of the batch are queued before the first is awaited, so that they share one commit.
     let decided = futures_util::future::join_all(
         claimed.into_iter().map(|job| decide_one(app, job, pool.clone(), now)),
@@ -221,7 +236,8 @@ fn decide_and_record(
         }
     };
     if message.cancel_asked {
-        return end(tx, job, Status::Canceled, Reason::Canceled, now);
+        let (status, reason) = withdrawn(message.recall_reason);
+        return end(tx, job, status, reason, now);
     }
     let facts = rows::opt_out(tx, tenant, &message.recipient).map(|opt_out| Facts {
         internal: message.internal,
@@ -260,8 +276,14 @@ fn decide_and_record(
     let epoch = phone.epoch.ok_or(StoreError::NoRow)?;
     let start_before = message.expires_at.min(now.plus_ms(ms(settings.start_window_ms)));
     let attempt = message.attempts.saturating_add(1);
-    let new =
-        NewAttempt { attempt, phone: &choice.phone, epoch, route: &choice.route, start_before };
+    let new = NewAttempt {
+        attempt,
+        phone: &choice.phone,
+        epoch,
+        journal: phone.journal.as_deref(),
+        route: &choice.route,
+        start_before,
+    };
     rows::dispatched(tx, (tenant, id), &message.recipient, &new, now)?;
     phone.candidate.in_flight = phone.candidate.in_flight.saturating_add(1);
     phone.candidate.messages_today = phone.candidate.messages_today.saturating_add(1);
@@ -330,13 +352,25 @@ fn block(tx: &mut Tx<'_>, job: &Claimed, reason: Reason, now: UnixMs) -> Result<
     end(tx, job, Status::Blocked, reason, now)
 }
 
-/// Its life is over; what it waited for all that time is said along with it.
+/// How a message ends that was wanted back in time.
+pub(crate) fn withdrawn(recall_reason: Option<Reason>) -> (Status, Reason) {
+    match recall_reason {
+        Some(rule) => (Status::Blocked, rule),
+        None => (Status::Canceled, Reason::Canceled),
+    }
+}
+
+/// Its life is over; what it waited for all that time is said along with it. One for which no phone was ever found has
+/// failed for that reason.
 fn expire(
     tx: &mut Tx<'_>,
     job: &Claimed,
     waited_for: Option<Reason>,
     now: UnixMs,
 ) -> Result<Done, StoreError> {
+    if waited_for == Some(Reason::NoPhoneAvailable) {
+        return end(tx, job, Status::Failed, Reason::NoPhoneAvailable, now);
+    }
     let change = Change {
         reason: Some(Reason::Expired),
         detail: waited_for.map(Reason::as_str),
@@ -397,19 +431,18 @@ fn hand_over(app: &App, offer: &Offer) {
         start_before: offer.start_before,
         conversation: None,
     });
-    send(app, host, offer, command);
-}
-
-fn withdraw(app: &App, offer: &Offer) {
-    let Some(host) = &offer.host else { return };
-    let command = Command::Cancel { message: offer.message.clone(), attempt: offer.attempt };
-    send(app, host, offer, command);
-}
-
-fn send(app: &App, host: &HostId, offer: &Offer, command: Command) {
-    let frame = RouterFrame::Command { phone: offer.phone.clone(), epoch: offer.epoch, command };
-    if let Err(why) = app.links.send(host, frame) {
+    let (phone, epoch) = (offer.phone.clone(), offer.epoch);
+    if let Err(why) = app.links.send(host, RouterFrame::Command { phone, epoch, command }) {
         tracing::debug!(message = %offer.message, attempt = offer.attempt, why = %why, "dispatch: not handed over yet");
+    }
+}
+
+fn withdraw(app: &App, given: &Given) {
+    let Some(host) = &given.host else { return };
+    let command = Command::Cancel { message: given.message.clone(), attempt: given.attempt };
+    let (phone, epoch) = (given.phone.clone(), given.epoch);
+    if let Err(why) = app.links.send(host, RouterFrame::Command { phone, epoch, command }) {
+        tracing::debug!(message = %given.message, attempt = given.attempt, why = %why, "dispatch: not recalled yet");
     }
 }
 
@@ -439,14 +472,39 @@ pub async fn recall(app: &App, message: &MessageId) {
     }
 }
 
-/// Offers every unanswered attempt of a phone again: its host has just come, or its bridge.
-pub async fn offer_all(app: &App, phone: &PhoneId) -> Result<(), StoreError> {
+/// Recalls what is wanted back from a phone and offers its other unanswered attempts again: its host came at `came`, or
+/// its bridge. What was offered since then went there already.
+pub async fn offer_all(app: &App, phone: &PhoneId, came: UnixMs) -> Result<(), StoreError> {
     let now = app.clock.now();
-    let phone = phone.clone();
-    let offers =
-        app.store.write(move |tx| rows::offer_again(tx, &phone, now, now, SWEEP_ROWS)).await?;
-    for offer in &offers {
-        hand_over(app, offer);
+    let (of_phone, before) = (phone.clone(), came.plus_ms(-1));
+    let recalls = app
+        .store
+        .write(move |tx| rows::recalls(tx, Some(&of_phone), before, now, SWEEP_ROWS))
+        .await?;
+    for given in &recalls {
+        withdraw(app, given);
+    }
+    offer_again(app, phone.clone(), before, now).await
+}
+
+async fn offer_again(
+    app: &App,
+    phone: PhoneId,
+    offered_until: UnixMs,
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    let name = phone.clone();
+    let offers = app
+        .store
+        .write(move |tx| rows::offer_again(tx, &phone, offered_until, now, SWEEP_ROWS))
+        .await;
+    match offers {
+        Ok(offers) => offers.iter().for_each(|offer| hand_over(app, offer)),
+        Err(error) if error.is_unavailable() => return Err(error),
+        // A damaged row: this phone's attempts come to their end by time, the others' are not to suffer.
+        Err(error) => {
+            tracing::error!(phone = %name, error = %error, "dispatch: attempts cannot be offered again");
+        }
     }
     Ok(())
 }
@@ -454,9 +512,17 @@ pub async fn offer_all(app: &App, phone: &PhoneId) -> Result<(), StoreError> {
 /// A phone has become able: what waited for one is due. Rings the bell.
 pub async fn phone_became_able(app: &App) -> Result<(), StoreError> {
     let now = app.clock.now();
-    app.store.write(move |tx| rows::wake_held(tx, now)).await?;
-    app.bells.dispatch.notify_one();
-    Ok(())
+    // Along the ids, so that what is held again meanwhile is not met twice.
+    let mut last: Option<MessageId> = None;
+    loop {
+        let after = last.take();
+        last =
+            app.store.write(move |tx| rows::wake_held(tx, after.as_ref(), now, WAKE_ROWS)).await?;
+        app.bells.dispatch.notify_one();
+        if last.is_none() {
+            return Ok(());
+        }
+    }
 }
 
 /// What has to be done from time to time: offers and recalls without an answer are repeated, lost attempts end,
@@ -466,47 +532,55 @@ pub async fn sweep(app: &App) -> Result<(), StoreError> {
     let now = app.clock.now();
     let offered_until = now.plus_ms(ms(settings.reoffer_ms).saturating_neg());
     let lost_before = now.plus_ms(ms(settings.host_lost_ms).saturating_neg());
-    let (unanswered, recalls, lost, overdue) = app
+    let recalls =
+        app.store.write(move |tx| rows::recalls(tx, None, offered_until, now, SWEEP_ROWS)).await?;
+    for given in &recalls {
+        withdraw(app, given);
+    }
+    let (unanswered, lost, overdue) = app
         .store
         .read(move |tx| {
             Ok((
                 rows::unanswered_phones(tx, offered_until)?,
-                rows::recalls(tx, SWEEP_ROWS)?,
                 rows::lost(tx, lost_before, SWEEP_ROWS)?,
                 rows::overdue(tx, now, SWEEP_ROWS)?,
             ))
         })
         .await?;
-    for offer in &recalls {
-        withdraw(app, offer);
-    }
     for (phone, host) in unanswered {
-        if !host.is_some_and(|host| app.links.online(&host)) {
-            continue;
-        }
-        let offers = app
-            .store
-            .write(move |tx| rows::offer_again(tx, &phone, offered_until, now, SWEEP_ROWS))
-            .await?;
-        for offer in &offers {
-            hand_over(app, offer);
+        if host.is_some_and(|host| app.links.online(&host)) {
+            offer_again(app, phone, offered_until, now).await?;
         }
     }
     let ends = !(lost.is_empty() && overdue.is_empty());
-    for offer in lost {
-        app.store.write(move |tx| host_lost(tx, &offer, now)).await?;
+    for given in lost {
+        let copy = given.clone();
+        match app.store.write(move |tx| host_lost(tx, &given, now)).await {
+            Ok(()) => {}
+            Err(error) if error.is_unavailable() => return Err(error),
+            Err(error) => {
+                // The message's own row is damaged: at least the attempt is over, and its place free.
+                tracing::error!(message = %copy.message, error = %error, "dispatch: a lost attempt's message cannot be changed");
+                app.store
+                    .write(move |tx| {
+                        rows::set_attempt_state(tx, &copy.message, copy.attempt, "done", now)
+                    })
+                    .await?;
+            }
+        }
     }
     for job in overdue {
-        app.store
-            .write(move |tx| {
-                let waits = rows::outbound(tx, &job.tenant, &job.message)?
-                    .filter(|message| message.expires_at <= now && !message.status.is_final());
-                if let Some(message) = waits {
-                    expire(tx, &job, message.held_reason, now)?;
-                }
-                Ok(())
-            })
-            .await?;
+        let copy = job.clone();
+        match app.store.write(move |tx| expire_overdue(tx, &job, now)).await {
+            Ok(()) => {}
+            Err(error) if error.is_unavailable() => return Err(error),
+            Err(error) => {
+                tracing::error!(message = %copy.message, error = %error, "dispatch: a message cannot be read, so nothing is sent");
+                app.store
+                    .write(move |tx| rows::block_unread(tx, &copy.tenant, &copy.message, now))
+                    .await?;
+            }
+        }
     }
     if ends {
         app.bells.webhooks.notify_one();
@@ -514,17 +588,31 @@ pub async fn sweep(app: &App) -> Result<(), StoreError> {
     Ok(())
 }
 
+fn expire_overdue(tx: &mut Tx<'_>, job: &Claimed, now: UnixMs) -> Result<(), StoreError> {
+    let message = rows::outbound(tx, &job.tenant, &job.message)?.filter(|message| {
+        message.expires_at <= now && matches!(message.status, Status::Queued | Status::Scheduled)
+    });
+    if let Some(message) = message {
+        expire(tx, job, message.held_reason, now)?;
+    }
+    Ok(())
+}
+
 /// Nobody knows what the host did with it: `unknown`, and never sent again by us. An answer that comes later still counts.
-fn host_lost(tx: &mut Tx<'_>, offer: &Offer, now: UnixMs) -> Result<(), StoreError> {
-    rows::set_attempt_state(tx, &offer.message, offer.attempt, "done", now)?;
+fn host_lost(tx: &mut Tx<'_>, given: &Given, now: UnixMs) -> Result<(), StoreError> {
+    // It may have been answered since it was looked up.
+    if rows::attempt(tx, &given.message, given.attempt)?.is_none_or(|row| row.state == "done") {
+        return Ok(());
+    }
+    rows::set_attempt_state(tx, &given.message, given.attempt, "done", now)?;
     let change = Change {
-        phone: Some(&offer.phone),
-        attempt: Some(offer.attempt),
+        phone: Some(&given.phone),
+        attempt: Some(given.attempt),
         reason: Some(Reason::HostLost),
         ..Change::to(Status::Unknown, now)
     };
-    rows::change(tx, &offer.tenant, &offer.message, &change)?;
-    rows::drop_job(tx, &offer.tenant, &offer.message)
+    rows::change(tx, &given.tenant, &given.message, &change)?;
+    rows::drop_job(tx, &given.tenant, &given.message)
 }
 
 fn ms(value: u64) -> i64 {

@@ -289,11 +289,19 @@ pub async fn answer(State(app): State<AppState>, request: Request, next: Next) -
 
 /// The method as a label. Callers may make up methods of their own, and each would be a time series for ever.
 fn known(method: &Method) -> &'static str {
-    [Method::GET, Method::POST, Method::DELETE, Method::HEAD, Method::OPTIONS, Method::PUT, Method::PATCH]
-        .iter()
-        .zip(["GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH"])
-        .find_map(|(known, label)| (known == method).then_some(label))
-        .unwrap_or("other")
+    [
+        Method::GET,
+        Method::POST,
+        Method::DELETE,
+        Method::HEAD,
+        Method::OPTIONS,
+        Method::PUT,
+        Method::PATCH,
+    ]
+    .iter()
+    .zip(["GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH"])
+    .find_map(|(known, label)| (known == method).then_some(label))
+    .unwrap_or("other")
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -253,7 +253,18 @@ mod tests {
     fn a_key_that_cannot_be_kept_is_refused() {
         let long = "x".repeat(256);
         for bad in [
-            "", "\"\"", "é", &long, "\"", "\"abc", "abc\"", "a\"b", "\"a\"b\"", "\"a\";x=1", "\"a\\n\"", "\"a\\\"",
+            "",
+            "\"\"",
+            "é",
+            &long,
+            "\"",
+            "\"abc",
+            "abc\"",
+            "a\"b",
+            "\"a\"b\"",
+            "\"a\";x=1",
+            "\"a\\n\"",
+            "\"a\\\"",
             "a\tb",
         ] {
             assert_eq!(key(bad), Err(Code::InvalidIdempotencyKey), "{bad:?}");

@@ -2,7 +2,10 @@
 //!
 //! Taken in order and once: of each (phone, journal) only the event after the last one taken counts; older ones are
 //! merely acknowledged again, newer ones are dropped until the gap is filled. An answer about an attempt counts only
-//! from the phone that the attempt was given to.
+//! from the phone that the attempt was given to, and "not sent" only from the very journal.
+//!
+//! Nothing that was acknowledged is lost: what cannot be placed or taken in is kept as it came
+//! ([`crate::store::inbound::keep_unplaced`]).
 
 mod attempts;
 mod received;
@@ -15,7 +18,7 @@ use protocol::{MessageId, PhoneId, UnixMs};
 
 use crate::retry;
 use crate::server::App;
-use crate::store::{StoreError, Tx, lease as journals};
+use crate::store::{StoreError, Tx, inbound as store, lease as journals};
 
 /// What is to be done once the batch is on disk.
 #[derive(Debug, Default)]
@@ -79,6 +82,7 @@ async fn one_by_one(
     for frame in frames {
         let (phone, journal, seq) = (frame.phone.clone(), frame.journal.clone(), frame.seq);
         let kind = frame.event.kind();
+        let copy = frame.clone();
         let taken =
             app.store.write(move |tx| take_all(tx, rules, std::slice::from_ref(&frame), now)).await;
         match taken {
@@ -92,15 +96,42 @@ async fn one_by_one(
                 tracing::error!(phone = %phone, seq, kind, error = %error, "inbound: an event cannot be taken in and is passed over");
                 metrics::counter!("switchboard_inbound_passed_over_total", "type" => kind)
                     .increment(1);
-                let (at_phone, at_journal) = (phone.clone(), journal.clone());
-                app.store
-                    .write(move |tx| journals::set_acked_seq(tx, &at_phone, &at_journal, seq, now))
-                    .await?;
+                pass_over(app, copy, error.to_string(), now).await?;
                 acks.insert((phone, journal), seq);
             }
         }
     }
     Ok((acks, effects))
+}
+
+/// Keeps an event that cannot be taken in, and what must not wait of it.
+async fn pass_over(
+    app: &App,
+    frame: EventFrame,
+    why: String,
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    let (copy, reason) = (frame.clone(), why.clone());
+    let salvaged = app
+        .store
+        .write(move |tx| {
+            if let Event::Received(message) = &copy.event {
+                received::salvage(tx, &copy.phone, message, now)?;
+            }
+            keep(tx, &copy, &reason, now)
+        })
+        .await;
+    match salvaged {
+        Err(error) if !error.is_unavailable() => {
+            app.store.write(move |tx| keep(tx, &frame, &why, now)).await
+        }
+        salvaged => salvaged,
+    }
+}
+
+fn keep(tx: &mut Tx<'_>, frame: &EventFrame, why: &str, now: UnixMs) -> Result<(), StoreError> {
+    store::keep_unplaced(tx, frame, why, now)?;
+    journals::set_acked_seq(tx, &frame.phone, &frame.journal, frame.seq, now)
 }
 
 fn take_all(
@@ -111,7 +142,12 @@ fn take_all(
 ) -> Result<(Acks, Effects), StoreError> {
     let (mut acks, mut effects) = (Acks::new(), Effects::default());
     let mut moved = Acks::new();
+    let mut epochs: BTreeMap<&PhoneId, u64> = BTreeMap::new();
     for frame in frames {
+        if let Some(epoch) = frame.epoch {
+            let newest = epochs.entry(&frame.phone).or_default();
+            *newest = epoch.max(*newest);
+        }
         let key = (frame.phone.clone(), frame.journal.clone());
         let acked = match acks.get(&key) {
             Some(acked) => *acked,
@@ -130,6 +166,9 @@ fn take_all(
             }
             acks.insert(key, acked);
         }
+    }
+    for (phone, epoch) in epochs {
+        journals::heard_epoch(tx, phone, epoch)?;
     }
     for ((phone, journal), seq) in &moved {
         journals::set_acked_seq(tx, phone, journal, *seq, now)?;
@@ -158,16 +197,12 @@ fn apply(
         | Event::Unknown(_)
         | Event::Canceled(_)
         | Event::Expired(_) => attempts::apply(tx, rules, frame, now, effects),
-        Event::Received(message) => received::message(tx, &frame.phone, message, now, effects),
+        Event::Received(message) => received::message(tx, frame, message, now, effects),
         Event::Reaction(reaction) => {
-            received::about(tx, &frame.phone, "reaction", (&reaction.target, reaction.at), reaction)
+            received::about(tx, frame, (&reaction.target, reaction.at), reaction, now)
         }
-        Event::Edited(edited) => {
-            received::about(tx, &frame.phone, "edited", (&edited.guid, edited.at), edited)
-        }
-        Event::Unsent(unsent) => {
-            received::about(tx, &frame.phone, "unsent", (&unsent.guid, unsent.at), unsent)
-        }
+        Event::Edited(edited) => received::about(tx, frame, (&edited.guid, edited.at), edited, now),
+        Event::Unsent(unsent) => received::about(tx, frame, (&unsent.guid, unsent.at), unsent, now),
         Event::Group(change) => {
             tracing::info!(phone = %frame.phone, change = %change.change, "inbound: a group changed");
             Ok(())

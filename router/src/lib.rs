@@ -30,6 +30,7 @@ pub mod clock;
 pub mod config;
 pub mod error;
 pub mod idempotency;
+mod listener;
 pub mod metrics;
 pub mod server;
 pub mod store;

@@ -2,7 +2,8 @@
 //!
 //! Exit codes are those of sysexits: 0 done, 1 failed, 69 not available (healthcheck), 78 bad configuration.
 
-use std::io::Write as _;
+use std::ffi::OsString;
+use std::io::{IsTerminal as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -178,12 +179,20 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 fn log(config: &Config) -> anyhow::Result<()> {
     let filter: EnvFilter = config.log.filter.parse().context("reading log.filter")?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(is_coloured(std::io::stderr().is_terminal(), std::env::var_os("NO_COLOR")));
     match config.log.format {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().init(),
     }
     Ok(())
+}
+
+/// Colours are for people at a terminal who have not asked for none (no-color.org: any value but an empty one).
+fn is_coloured(terminal: bool, no_color: Option<OsString>) -> bool {
+    terminal && no_color.is_none_or(|value| value.is_empty())
 }
 
 fn say(line: &str) -> anyhow::Result<()> {
@@ -195,5 +204,18 @@ fn say(line: &str) -> anyhow::Result<()> {
 fn complain(error: &anyhow::Error) {
     if writeln!(std::io::stderr().lock(), "switchboard-router: {error:#}").is_err() {
         tracing::debug!("standard error is closed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn colours_are_for_terminals_that_want_them() {
+        assert!(is_coloured(true, None));
+        assert!(is_coloured(true, Some(OsString::new())));
+        assert!(!is_coloured(true, Some("1".into())));
+        assert!(!is_coloured(false, None));
     }
 }

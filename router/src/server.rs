@@ -6,17 +6,18 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
-use axum::serve::ListenerExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower_http::limit::RequestBodyLimitLayer;
 
 use crate::auth::Auth;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::idempotency::InFlight;
 use crate::link::Links;
+use crate::listener::{Bounded, CONNECTIONS_MAX, PATIENCE};
 use crate::metrics::Metrics;
 use crate::store::{Store, StoreError};
 use crate::{api, dispatch, error, idempotency, link, store, webhooks};
@@ -87,7 +88,9 @@ impl App {
 pub fn router(app: &AppState) -> Router {
     api::routes(app)
         .merge(link::routes())
-        .layer(DefaultBodyLimit::max(app.config.limits.body_bytes))
+        .layer(DefaultBodyLimit::disable())
+        // By the announced length where there is one: before a byte of the body is read, or asked for by 100 Continue.
+        .layer(RequestBodyLimitLayer::new(app.config.limits.body_bytes))
         .layer(from_fn_with_state(AppState::clone(app), error::answer))
         .with_state(AppState::clone(app))
 }
@@ -99,12 +102,9 @@ pub async fn serve(app: &AppState, listener: TcpListener) -> std::io::Result<()>
     webhooks::start(app);
     app.tasks.spawn(janitor(AppState::clone(app)));
 
-    // Small answers to waiting callers: they must not sit in a buffer until more comes.
-    let listener = listener.tap_io(|connection| {
-        if let Err(error) = connection.set_nodelay(true) {
-            tracing::debug!(%error, "a connection keeps Nagle's algorithm");
-        }
-    });
+    // The handling of a request may take its whole time before the first byte of the answer is written.
+    let patience = PATIENCE + Duration::from_millis(app.config.limits.request_timeout_ms);
+    let listener = Bounded::new(listener, CONNECTIONS_MAX, patience);
     let stop = app.stop.clone();
     let server = axum::serve(listener, router(app))
         .with_graceful_shutdown(async move { stop.cancelled().await });

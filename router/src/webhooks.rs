@@ -102,14 +102,16 @@ impl Worker {
         let until = now.plus_ms(ms(settings.timeout_ms).saturating_add(CLAIM_SLACK_MS));
         let mut sleep = SLEEP_MAX;
         let mut free = places(settings.in_flight).saturating_sub(self.busy.values().sum());
-        for (endpoint, due) in waiting {
+        for jobs::Waiting { endpoint, due, failing } in waiting {
             if due > now {
                 let wait = u64::try_from(due.since(now)).unwrap_or(0);
                 sleep = sleep.min(Duration::from_millis(wait));
                 continue;
             }
             let taken = self.busy.get(&endpoint).copied().unwrap_or(0);
-            let limit = places(settings.per_endpoint).saturating_sub(taken).min(free);
+            // One that fails keeps one place to show that it works again: many of them leave room for the others.
+            let share = if failing { 1 } else { places(settings.per_endpoint) };
+            let limit = share.saturating_sub(taken).min(free);
             // A full endpoint is looked at again when one of its deliveries has ended.
             if limit == 0 {
                 continue;

@@ -1,5 +1,9 @@
 //! The program itself: its exit codes, its drain, and what is left after it was killed.
 #![expect(clippy::disallowed_methods, reason = "these tests start the program under test")]
+#![expect(
+    clippy::indexing_slicing,
+    reason = "JSON without the field asked for fails the test, as it should"
+)]
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -12,13 +16,16 @@ const ADMIN: &str = "operator-token-of-the-tests";
 
 fn program(subcommand: &str, config: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_switchboard-router"));
+    command.stderr(Stdio::null());
     command.arg(subcommand).arg("--config").arg(config).env_remove("SWITCHBOARD_ADMIN_TOKEN");
     command
 }
 
 fn run(subcommand: &str, config: &Path) -> (Option<i32>, String) {
-    let Output { status, stdout, stderr } =
-        program(subcommand, config).output().expect("the program can be run");
+    let Output { status, stdout, stderr } = program(subcommand, config)
+        .stderr(Stdio::piped())
+        .output()
+        .expect("the program can be run");
     let text = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
     (status.code(), text)
 }
@@ -37,11 +44,17 @@ struct Serving {
 
 impl Serving {
     fn start(config: &Path) -> Self {
-        let mut child = program("serve", config)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the program can be run");
+        Self::spawn(&mut program("serve", config))
+    }
+
+    /// What is logged goes into `log.txt` beside the configuration.
+    fn logging(config: &Path) -> Self {
+        let log = std::fs::File::create(config.with_file_name("log.txt")).expect("it can be made");
+        Self::spawn(program("serve", config).stderr(log))
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("the program can be run");
         let mut line = String::new();
         BufReader::new(child.stdout.take().expect("the program can be run"))
             .read_line(&mut line)
@@ -79,9 +92,10 @@ impl Drop for Serving {
 fn a_bad_configuration_is_78_with_file_line_and_field() {
     let folder = tempfile::tempdir().unwrap();
     for (text, says) in [
-        ("\nlissten = 1\n", "router.toml:2: unknown field `lissten`"),
-        ("[limits]\nburst = 0\n", "router.toml: limits.burst: 0 is not between"),
-        ("admin_token = \"short\"\n", "admin_token: 5 characters are too few"),
+        ("\nlissten = 1\n", "router.toml:2: lissten: unknown field `lissten`"),
+        ("[limits]\n\nburst = \"x\"\n", "router.toml:3: limits.burst: invalid type"),
+        ("[limits]\nburst = 0\n", "router.toml:2: limits.burst: 0 is not between"),
+        ("admin_token = \"short\"\n", "router.toml:1: admin_token: 5 characters are too few"),
     ] {
         let path = config(folder.path(), text);
         for subcommand in ["check-config", "serve", "migrate", "healthcheck"] {
@@ -179,4 +193,125 @@ async fn what_was_accepted_before_a_kill_is_there_after_it() {
             .unwrap();
         assert_eq!(answer.status().as_u16(), 200, "{id} was accepted and is lost");
     }
+}
+
+/// The routes that a test needs, over the program's own socket.
+struct Caller {
+    client: reqwest::Client,
+    url: String,
+    key: String,
+}
+
+impl Caller {
+    async fn of(serving: &Serving) -> Self {
+        drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+        let client = reqwest::Client::builder().timeout(Duration::from_secs(20)).no_proxy().build();
+        let client = client.expect("a client can be made");
+        let operator = Self { client, url: serving.url.clone(), key: ADMIN.to_owned() };
+        let (status, tenant) = operator.post("/v1/admin/tenants", &json!({"name": "Acme"})).await;
+        assert_eq!(status, 201, "{tenant}");
+        let body = json!({"tenant": tenant["id"], "name": "key"});
+        let (status, key) = operator.post("/v1/admin/keys", &body).await;
+        assert_eq!(status, 201, "{key}");
+        let key = key["secret"].as_str().expect("it is shown once").to_owned();
+        Self { key, ..operator }
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        let request = self.client.post(format!("{}{path}", self.url)).json(body);
+        Self::answer(request.bearer_auth(&self.key)).await
+    }
+
+    async fn get(&self, path: &str) -> (u16, Value) {
+        let request = self.client.get(format!("{}{path}", self.url));
+        Self::answer(request.bearer_auth(&self.key)).await
+    }
+
+    async fn answer(request: reqwest::RequestBuilder) -> (u16, Value) {
+        let answer = request.send().await.expect("it answers");
+        let status = answer.status().as_u16();
+        (status, answer.json().await.unwrap_or(Value::Null))
+    }
+}
+
+fn local(folder: &Path, more: &str) -> PathBuf {
+    config(folder, &format!("listen = \"127.0.0.1:0\"\nadmin_token = \"{ADMIN}\"\n{more}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_is_plain_text_without_secrets_or_what_people_write() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = local(folder.path(), "[log]\nfilter = \"trace\"\n");
+    let serving = Serving::logging(&path);
+    let caller = Caller::of(&serving).await;
+    let body = json!({"to": "+12025550143", "text": "a-private-word"});
+    assert_eq!(caller.post("/v1/messages", &body).await.0, 202);
+    let bad = json!({"to": "+12025550143", "text": "a-private-word", "text2": "another"});
+    assert_eq!(caller.post("/v1/messages", &bad).await.0, 422);
+    assert_eq!(caller.get("/v1/messages").await.0, 200);
+    let (status, _) =
+        caller.post("/v1/webhook_endpoints", &json!({"url": "https://example.org/"})).await;
+    assert_eq!(status, 201);
+    serving.signal("-TERM");
+    let mut serving = serving;
+    assert_eq!(serving.wait(), Some(0));
+    let log = std::fs::read_to_string(folder.path().join("log.txt")).unwrap();
+    assert!(log.contains("serving") && log.contains("stopped"), "{log}");
+    for secret in [ADMIN, caller.key.as_str(), "a-private-word", "whsec_", "\u{1b}"] {
+        assert!(!log.contains(secret), "{secret:?} is in the log");
+    }
+}
+
+/// What a full disk looks like to a program: its files may not grow any more.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_503_with_nothing_half_done_until_there_is_space_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = local(folder.path(), "[limits]\nrequests_per_second = 100000\nburst = 100000\n");
+    // The signal that comes with the limit is what disks do not send.
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "trap '' XFSZ; exec \"$0\" serve --config \"$1\""]);
+    shell.arg(env!("CARGO_BIN_EXE_switchboard-router")).arg(&path).stderr(Stdio::null());
+    let serving = Serving::spawn(&mut shell);
+    let limit = |bytes: &str| {
+        let id = serving.child.id().to_string();
+        let set =
+            Command::new("prlimit").args(["--pid", &id, &format!("--fsize={bytes}:")]).status();
+        assert!(set.unwrap().success());
+    };
+    let caller = Caller::of(&serving).await;
+    let body = json!({"to": "+12025550143", "text": "x".repeat(5_000), "class": "otp"});
+    let (status, first) = caller.post("/v1/messages", &body).await;
+    assert_eq!(status, 202);
+    assert_eq!(caller.get("/readyz").await.0, 200);
+    let wal = std::fs::metadata(folder.path().join("switchboard.db-wal")).unwrap().len();
+    limit(&(wal + 10_000).to_string());
+    let mut accepted = vec![first["id"].clone()];
+    let mut refused = 0;
+    for _ in 0..40 {
+        match caller.post("/v1/messages", &body).await {
+            (202, message) => accepted.push(message["id"].clone()),
+            (503, problem) => {
+                assert_eq!(problem["code"], "unavailable");
+                refused += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(refused > 30, "{refused}");
+    // Not even room for the smallest commit.
+    limit(&wal.to_string());
+    assert_eq!(caller.get("/readyz").await.0, 503, "it says that it cannot take work");
+    assert_eq!(caller.get("/healthz").await.0, 200);
+    limit("unlimited");
+    assert_eq!(caller.get("/readyz").await.0, 200);
+    let (status, last) = caller.post("/v1/messages", &body).await;
+    assert_eq!(status, 202, "{last}");
+    accepted.push(last["id"].clone());
+    let (_, list) = caller.get("/v1/messages?limit=100").await;
+    let mut listed: Vec<Value> =
+        list["data"].as_array().unwrap().iter().map(|message| message["id"].clone()).collect();
+    listed.sort_by_key(ToString::to_string);
+    accepted.sort_by_key(ToString::to_string);
+    assert_eq!(listed, accepted);
 }

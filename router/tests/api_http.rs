@@ -72,6 +72,9 @@ async fn every_bad_field_is_named_with_its_pointer() {
         (json!({"to": to, "text": ""}), vec![("/text", "too_short")]),
         (json!({"to": to, "text": long}), vec![("/text", "too_long")]),
         (json!({"to": to, "text": ["a"]}), vec![("/text", "wrong_type")]),
+        (json!({"to": to, "text": "a\0b"}), vec![("/text", "invalid_character")]),
+        (json!({"to": to, "text": "a\u{1b}[2J"}), vec![("/text", "invalid_character")]),
+        (json!({"to": to, "text": " \n\u{2003}"}), vec![("/text", "blank")]),
         (json!({"to": to, "text": "a", "channel": "fax"}), vec![("/channel", "unknown_channel")]),
         (json!({"to": to, "text": "a", "class": "spam"}), vec![("/class", "unknown_class")]),
         (
@@ -171,6 +174,14 @@ async fn what_is_not_a_request_of_ours_is_a_problem_too() {
     assert!(broken.body["detail"].as_str().unwrap().contains("line 1"), "{broken:?}");
 
     let request = router.client.post(url("/v1/messages")).bearer_auth(&key);
+    let body =
+        r#"{"to": "+12025550143", "text": "a", "text": "b", "metadata": {"k": "1", "k": "2"}}"#;
+    let twice = router.send(request.header(json_type.0, json_type.1).body(body)).await;
+    assert_eq!((twice.status, twice.problem()), (422, "invalid_request"));
+    let repeated = [("/text", "repeated"), ("/metadata/k", "repeated")];
+    assert_eq!(errors(&twice.body), repeated.map(|(p, c)| (p.to_owned(), c.to_owned())));
+
+    let request = router.client.post(url("/v1/messages")).bearer_auth(&key);
     let untyped = router.send(request.body("{}")).await;
     assert_eq!((untyped.status, untyped.problem()), (415, "unsupported_media_type"));
 
@@ -199,6 +210,8 @@ async fn what_is_not_a_request_of_ours_is_a_problem_too() {
         "/v1/messages?cursor=x",
         "/v1/messages?nope=1",
         "/v1/messages?status=x",
+        // The cursor of a list of tenants.
+        "/v1/messages?cursor=dGVuXzAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAw",
     ] {
         let bad = router.get(path, &key).await;
         assert_eq!((bad.status, bad.problem()), (422, "invalid_request"), "{path}");
@@ -341,6 +354,40 @@ async fn the_same_idempotency_key_is_one_message() {
     assert_eq!(send(tenant.live.clone(), "k2", body.clone()).await.status, 202);
     let bad = send(tenant.live.clone(), "\"\"", body).await;
     assert_eq!((bad.status, bad.problem()), (400, "invalid_idempotency_key"));
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_is_replayed_even_when_its_request_would_be_refused_by_now() {
+    let router = Router::start().await;
+    let tenant = router.tenant("Acme").await;
+    let send = |key: &str, body: &Value| {
+        let request = router
+            .client
+            .post(format!("{}/v1/messages", router.url))
+            .bearer_auth(key)
+            .header("idempotency-key", "k")
+            .json(body);
+        router.send(request)
+    };
+    let soon = jiff::Timestamp::now() + jiff::SignedDuration::from_millis(700);
+    let body = json!({"to": "+12025550143", "text": "a", "send_at": soon});
+    let first = send(&tenant.live, &body).await;
+    assert_eq!(first.status, 202, "{first:?}");
+    router.until(async || jiff::Timestamp::now() > soon).await;
+    let again = send(&tenant.live, &body).await;
+    assert_eq!(again.status, 202, "{again:?}");
+    assert_eq!(again.headers["idempotency-replayed"], "true");
+    assert_eq!(again.body, first.body);
+    let other = json!({"to": "+12025550143", "text": "b", "send_at": soon});
+    let reused = send(&tenant.live, &other).await;
+    assert_eq!((reused.status, reused.problem()), (422, "idempotency_key_reused"));
+    // What a test key was answered says nothing of a live message.
+    let body = json!({"to": "+12025550143", "text": "a"});
+    let simulated = send(&tenant.test, &body).await;
+    assert_eq!((simulated.status, simulated.body["status"].as_str()), (202, Some("delivered")));
+    let reused = send(&tenant.live, &body).await;
+    assert_eq!((reused.status, reused.problem()), (422, "idempotency_key_reused"));
     router.stop().await;
 }
 
@@ -634,6 +681,18 @@ async fn an_enrolment_token_enrols_once() {
     // The token outlived the refusals.
     let enrolled = enrol(body(&first, "+12025550190")).await;
     assert_eq!(enrolled.status, 200, "{enrolled:?}");
+    // An answer that was lost on the way can be had again, by whoever has the token.
+    let third = token().await;
+    let keyed = async |body: Value| {
+        let request = router.client.post(format!("{}/v1/hosts/enroll", router.url)).json(&body);
+        router.send(request.header("idempotency-key", "e")).await
+    };
+    let lost = keyed(body(&third, "+12025550192")).await;
+    assert_eq!(keyed(body(&third, "+12025550192")).await.body, lost.body);
+    assert_eq!(
+        keyed(body("sbe_nothing", "+12025550192")).await.problem(),
+        "idempotency_key_reused"
+    );
     for bad in [first.as_str(), "sbe_nothing"] {
         let refused = enrol(body(bad, "+12025550191")).await;
         assert_eq!((refused.status, refused.problem()), (401, "invalid_enrolment_token"));
@@ -643,9 +702,9 @@ async fn an_enrolment_token_enrols_once() {
     assert_eq!(again.body["host"], enrolled.body["host"], "the same key is the same host");
     let hosts = router.get("/v1/admin/hosts", ADMIN).await;
     assert_eq!(hosts.body["data"].as_array().unwrap().len(), 1);
-    assert_eq!(hosts.body["data"][0]["phones"].as_array().unwrap().len(), 2);
+    assert_eq!(hosts.body["data"][0]["phones"].as_array().unwrap().len(), 3);
     let phones = router.get("/v1/admin/phones", ADMIN).await;
-    assert_eq!(phones.body["data"].as_array().unwrap().len(), 2);
+    assert_eq!(phones.body["data"].as_array().unwrap().len(), 3);
     assert_eq!(phones.body["data"][0]["channels"], json!(["imessage", "sms"]));
     assert_eq!(phones.body["data"][0]["online"], false);
     router.stop().await;
@@ -664,8 +723,81 @@ async fn a_key_that_asks_too_often_is_told_when_to_come_back() {
     assert_eq!(last.headers["retry-after"], "1");
     assert_eq!(last.headers["ratelimit-policy"], "\"key\";q=3;w=3");
     assert_eq!(last.headers["ratelimit"], "\"key\";r=0;t=1");
+    for (header, value) in [("limit", "3"), ("remaining", "0"), ("reset", "1")] {
+        assert_eq!(last.headers[format!("ratelimit-{header}").as_str()], value, "{header}");
+    }
     // Another key of the same tenant has a bucket of its own.
     assert_eq!(router.get("/v1/messages", &tenant.test).await.status, 200);
+    router.stop().await;
+}
+
+/// What comes back on a bare connection to which `request` was written, up to its end or `enough`.
+async fn raw(router: &Router, request: &str, enough: &str) -> String {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let address = router.url.strip_prefix("http://").expect("it is plain HTTP");
+    let mut connection = tokio::net::TcpStream::connect(address).await.expect("it listens");
+    connection.write_all(request.as_bytes()).await.expect("it takes bytes");
+    let mut out = Vec::new();
+    while !String::from_utf8_lossy(&out).contains(enough) {
+        let read = connection.read_buf(&mut out);
+        let read = tokio::time::timeout(std::time::Duration::from_secs(10), read).await;
+        if read.expect("it answers in time").expect("it answers") == 0 {
+            break;
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_is_too_long_or_too_slow_is_refused_without_waiting_for_it() {
+    let router = Router::start_with("[limits]\nrequest_timeout_ms = 600\n").await;
+    let key = router.tenant("Acme").await.live;
+    let head = |length: &str| {
+        format!(
+            "POST /v1/messages HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n\
+             content-type: application/json\r\n{length}\r\n\r\n"
+        )
+    };
+    let long =
+        raw(&router, &head("content-length: 999999999\r\nexpect: 100-continue"), "request_id")
+            .await;
+    assert!(long.starts_with("HTTP/1.1 413 ") && long.contains("body_too_large"), "{long}");
+    let slow = format!("{}{{\"to\"", head("content-length: 50"));
+    let slow = raw(&router, &slow, "request_id").await;
+    assert!(slow.starts_with("HTTP/1.1 408 ") && slow.contains("body_too_slow"), "{slow}");
+    let chunks =
+        format!("{}4000\r\n{}\r\n", head("transfer-encoding: chunked"), " ".repeat(0x4000));
+    let endless = format!("{chunks}{}", format!("4000\r\n{}\r\n", " ".repeat(0x4000)).repeat(20));
+    let endless = raw(&router, &endless, "request_id").await;
+    assert!(endless.starts_with("HTTP/1.1 413 "), "{endless}");
+    let list = router.get("/v1/messages", &key).await;
+    assert_eq!(list.body["data"], json!([]));
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_that_panics_or_hangs_is_a_problem_and_not_a_cut_connection() {
+    use axum::routing::get;
+    use tower::ServiceExt as _;
+    async fn panics() {
+        panic!("on purpose");
+    }
+    let router = Router::start_with("[limits]\nrequest_timeout_ms = 200\n").await;
+    let app = std::sync::Arc::clone(&router.app);
+    let routes: axum::Router = axum::Router::new()
+        .route("/panics", get(panics))
+        .route("/hangs", get(std::future::pending::<()>))
+        .layer(axum::middleware::from_fn_with_state(app, router::error::answer));
+    for (path, status, code) in [("/panics", 500, "internal"), ("/hangs", 504, "timeout")] {
+        let request = axum::http::Request::get(path).body(axum::body::Body::empty()).unwrap();
+        let answer = routes.clone().oneshot(request).await.unwrap();
+        assert_eq!(answer.status().as_u16(), status);
+        assert_eq!(answer.headers()["content-type"], "application/problem+json");
+        let body = axum::body::to_bytes(answer.into_body(), 10_000).await.unwrap();
+        let problem: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(problem["code"], code);
+        assert!(!problem.to_string().contains("on purpose"), "{problem}");
+    }
     router.stop().await;
 }
 
@@ -688,6 +820,15 @@ async fn health_metrics_and_the_document_need_no_key() {
         .unwrap();
     assert!(text.contains("switchboard_messages_accepted_total"), "{text}");
     assert!(text.contains("route=\"/v1/messages\""), "{text}");
+    // What callers make up is no label.
+    for method in ["MADE", "UP"] {
+        let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
+        let request = router.client.request(method, format!("{}/v1/messages", router.url));
+        assert_eq!(router.send(request).await.problem(), "method_not_allowed");
+    }
+    let request = router.client.get(format!("{}/metrics", router.url));
+    let text = request.send().await.unwrap().text().await.unwrap();
+    assert!(!text.contains("MADE") && text.contains("method=\"other\""), "{text}");
     router.stop().await;
 }
 

@@ -124,8 +124,57 @@ async fn a_file_has_one_router() {
     let store = open(folder.path());
     let second = Store::open(&folder.path().join("store.db")).unwrap_err();
     assert!(matches!(second, StoreError::InUse), "{second:?}");
+    // By another name too.
+    let link = folder.path().join("link.db");
+    std::os::unix::fs::symlink(folder.path().join("store.db"), &link).unwrap();
+    assert!(matches!(Store::open(&link).unwrap_err(), StoreError::InUse));
     drop(store);
     open(folder.path());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_files_are_their_owners_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    store.write(|tx| insert(tx, "x", "")).await.unwrap();
+    for name in ["store.db", "store.db-wal", "store.db-shm", "store.db.lock"] {
+        let mode = std::fs::metadata(folder.path().join(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_written_into_a_file_that_nobody_will_find() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let (file, aside) = (folder.path().join("store.db"), folder.path().join("aside.db"));
+    store.write(|tx| insert(tx, "before", "")).await.unwrap();
+    std::fs::rename(&file, &aside).unwrap();
+    let refused = store.write(|tx| insert(tx, "lost", "")).await.unwrap_err();
+    assert!(matches!(refused, StoreError::Replaced) && refused.is_unavailable(), "{refused:?}");
+    std::fs::write(&file, "another file").unwrap();
+    store.write(|tx| insert(tx, "lost", "")).await.unwrap_err();
+    std::fs::rename(&aside, &file).unwrap();
+    store.write(|tx| insert(tx, "after", "")).await.unwrap();
+    assert_eq!(recipients(&store).await, ["after", "before"]);
+}
+
+#[test]
+fn a_file_that_is_no_store_is_refused_and_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.db");
+    let says = |path: &Path| {
+        let error = Store::open(path).unwrap_err();
+        let cause = std::error::Error::source(&error).map_or_else(String::new, ToString::to_string);
+        format!("{error}: {cause}")
+    };
+    let text = "This is a shopping list. ".repeat(1_000);
+    std::fs::write(&path, &text).unwrap();
+    assert!(says(&path).contains("not a database"), "{}", says(&path));
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+    assert!(says(&folder.path().join("no/store.db")).contains("No such file"));
+    assert!(says(folder.path()).contains("directory") || says(folder.path()).contains("open"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -285,9 +285,14 @@ async fn stop_withdraws_what_a_phone_already_has() {
 
 #[tokio::test]
 async fn a_message_whose_life_is_over_expires() {
-    let router = router("").await;
+    // Without a phone it would fail for want of one; here the one there is has its hands full.
+    let router = router("[dispatch]\nin_flight_per_phone = 1\n").await;
     let app = &router.app;
     let tenant = tenant(app, "Acme").await;
+    let host = host(app, &[ONE]).await;
+    let mut bridge = Bridge::connect(&router, &host).await;
+    accept(app, &tenant, TO, |_| {}).await;
+    bridge.wire.send_command().await;
     let id = accept(app, &tenant, TO, |new| new.expires_at = new.now.plus_ms(300)).await;
     let end = reaches(app, &tenant, &id, Status::Expired).await;
     assert_eq!(end.reason, Some(Reason::Expired));

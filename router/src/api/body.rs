@@ -6,7 +6,7 @@ use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, StatusCode, header};
 use protocol::api::FieldError;
-use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
 use super::fields::escaped;
@@ -203,9 +203,23 @@ mod tests {
     #[test]
     fn what_is_no_json_is_told_by_place_and_never_by_content() {
         for bad in [
-            "", " ", "{", "{\"a\": ", "{} {}", "{\"a\": NaN}", "{\"a\": 1e999}", "{\"a\": 01}", "{'a': 1}", "{\"a\": 1,}",
-            "{\"secret\": \"\\ud800\"}", "{\"secret\": \"\\udc00x\"}", "{\"secret\": \"a\nb\"}", "\u{feff}{}", "nul",
-            &"[".repeat(10_000), &"{\"a\":".repeat(10_000),
+            "",
+            " ",
+            "{",
+            "{\"a\": ",
+            "{} {}",
+            "{\"a\": NaN}",
+            "{\"a\": 1e999}",
+            "{\"a\": 01}",
+            "{'a': 1}",
+            "{\"a\": 1,}",
+            "{\"secret\": \"\\ud800\"}",
+            "{\"secret\": \"\\udc00x\"}",
+            "{\"secret\": \"a\nb\"}",
+            "\u{feff}{}",
+            "nul",
+            &"[".repeat(10_000),
+            &"{\"a\":".repeat(10_000),
         ] {
             let error = parse(bad.as_bytes()).unwrap_err();
             assert_eq!(error.code(), Code::MalformedJson, "{bad:.40}");

@@ -415,7 +415,9 @@ mod tests {
             assert_eq!(fields.text("text", 1..=9), None);
             assert_eq!(found(fields), [("/text".to_owned(), code.to_owned())], "{text:?}");
         }
-        for text in ["a\r\n\tb", "\u{202e}\u{5d0}", "\u{1f468}\u{200d}\u{1f469}", "\u{fffc}", "\u{e000}"] {
+        for text in
+            ["a\r\n\tb", "\u{202e}\u{5d0}", "\u{1f468}\u{200d}\u{1f469}", "\u{fffc}", "\u{e000}"]
+        {
             let mut fields = Fields::new(json!({ "text": text })).unwrap();
             assert_eq!(fields.text("text", 1..=9).as_deref(), Some(text));
         }

@@ -26,7 +26,7 @@ pub(super) async fn readyz(State(app): State<AppState>) -> Result<Response, ApiE
         return Err(ApiError::new(Code::Unavailable).detail("It is shutting down."));
     }
     // A commit, because a store that only reads accepts no messages.
-    app.store.write(|tx| tx.query_row("SELECT 1", params![], |row| row.int(0))).await?;
+    app.store.write(crate::store::admin::prove_writable).await?;
     app.store.read(|tx| tx.query_row("SELECT 1", params![], |row| row.int(0))).await?;
     Ok(answer(StatusCode::OK, &json!({"status": "ready"})))
 }

@@ -35,6 +35,7 @@ const TOKEN_LIFE_S_MAX: u32 = 7 * 86_400;
 )]
 pub(super) struct CreateEnrolmentToken {
     /// How long it can be used, 1 second to a week; an hour when left out.
+    #[schema(minimum = 1, maximum = 604_800)]
     ttl_seconds: Option<u32>,
 }
 
@@ -49,7 +50,8 @@ pub(super) async fn create_token(
     headers: HeaderMap,
     OptionalJsonBody(body): OptionalJsonBody,
 ) -> Result<Response, ApiError> {
-    let post = Post::new("operator".to_owned(), "POST /v1/admin/enrolment_tokens", &headers, &body)?;
+    let post =
+        Post::new("operator".to_owned(), "POST /v1/admin/enrolment_tokens", &headers, &body)?;
     let life_s = life_of(body);
     let now = app.clock.now();
     let token = format!("{TOKEN_PREFIX}{}", BASE32_DNSSEC.encode(&clock::random::<32>()));
@@ -163,10 +165,7 @@ pub(super) async fn list(
 ) -> Result<Response, ApiError> {
     let asked = window(raw.as_deref())?;
     let (after, limit) = (asked.after_id::<HostId>()?, asked.limit);
-    let rows = app
-        .store
-        .read(move |tx| admin::list_hosts(tx, after.as_deref(), limit))
-        .await?;
+    let rows = app.store.read(move |tx| admin::list_hosts(tx, after.as_deref(), limit)).await?;
     Ok(json(StatusCode::OK, &page(rows, limit, |host| host.id.to_string())))
 }
 
@@ -185,9 +184,7 @@ pub(super) async fn phones(
     let asked = window(raw.as_deref())?;
     let (after, limit) = (asked.after_id::<PhoneId>()?, asked.limit);
     let now = app.clock.now();
-    let rows = app
-        .store
-        .read(move |tx| admin::list_phones(tx, after.as_deref(), limit, now))
-        .await?;
+    let rows =
+        app.store.read(move |tx| admin::list_phones(tx, after.as_deref(), limit, now)).await?;
     Ok(json(StatusCode::OK, &page(rows, limit, |phone| phone.id.to_string())))
 }

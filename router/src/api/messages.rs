@@ -118,7 +118,11 @@ fn recipient(fields: &mut Fields) -> Option<Recipient> {
         return None;
     }
     if matches!(recipient, Recipient::Service(_)) {
-        fields.wrong("to", "service_recipient", "Messages come from services; none is sent to them.");
+        fields.wrong(
+            "to",
+            "service_recipient",
+            "Messages come from services; none is sent to them.",
+        );
         return None;
     }
     Some(recipient)

@@ -31,9 +31,7 @@ pub(super) async fn list(
     let (after, limit) = (asked.after_id::<Recipient>()?, asked.limit);
     let rows = app
         .store
-        .read(move |tx| {
-            opt_outs::list(tx, &caller.tenant, after.as_deref().unwrap_or(""), limit)
-        })
+        .read(move |tx| opt_outs::list(tx, &caller.tenant, after.as_deref().unwrap_or(""), limit))
         .await?;
     Ok(json(StatusCode::OK, &page(rows, limit, |row| row.recipient.to_string())))
 }

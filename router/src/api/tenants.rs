@@ -71,9 +71,6 @@ pub(super) async fn list(
 ) -> Result<Response, ApiError> {
     let asked = window(raw.as_deref())?;
     let (after, limit) = (asked.after_id::<TenantId>()?, asked.limit);
-    let rows = app
-        .store
-        .read(move |tx| admin::list_tenants(tx, after.as_deref(), limit))
-        .await?;
+    let rows = app.store.read(move |tx| admin::list_tenants(tx, after.as_deref(), limit)).await?;
     Ok(json(StatusCode::OK, &page(rows, limit, |tenant| tenant.id.to_string())))
 }

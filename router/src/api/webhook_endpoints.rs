@@ -129,9 +129,7 @@ pub(super) async fn list(
     let (after, limit) = (asked.after_id::<EndpointId>()?, asked.limit);
     let rows = app
         .store
-        .read(move |tx| {
-            webhook_endpoints::list(tx, &caller.tenant, after.as_deref(), limit)
-        })
+        .read(move |tx| webhook_endpoints::list(tx, &caller.tenant, after.as_deref(), limit))
         .await?;
     Ok(json(StatusCode::OK, &page(rows, limit, |endpoint| endpoint.id.to_string())))
 }

@@ -7,6 +7,7 @@ use protocol::{MessageId, PhoneId, Reason, Status, TenantId, UnixMs};
 use super::{Effects, Rules};
 use crate::retry::{self, Ended, Next};
 use crate::store::dispatch::{self as rows, AttemptRow, Change};
+use crate::store::inbound as store;
 use crate::store::{StoreError, Tx};
 
 /// The attempt that an event is about, as found in the store.
@@ -25,6 +26,7 @@ impl<'a> About<'a> {
         Change {
             phone: Some(self.phone),
             attempt: Some(self.attempt),
+            now: self.now,
             ..Change::to(status, self.at)
         }
     }
@@ -33,6 +35,7 @@ impl<'a> About<'a> {
         Change {
             phone: Some(self.phone),
             attempt: Some(self.attempt),
+            now: self.now,
             ..Change::step(kind, self.at)
         }
     }
@@ -46,13 +49,25 @@ pub(super) fn apply(
     effects: &mut Effects,
 ) -> Result<(), StoreError> {
     let Some(Attempt { message, attempt }) = frame.event.attempt() else { return Ok(()) };
-    let found = rows::attempt(tx, message, *attempt)?;
+    let mut found = rows::attempt(tx, message, *attempt)?;
+    if found.is_none() {
+        let witness = (&frame.phone, frame.journal.as_str(), frame.epoch.unwrap_or(0));
+        found = rows::adopt(tx, message, *attempt, witness, now)?;
+    }
     let Some(row) = found.filter(|row| row.phone == frame.phone) else {
         // Of another router's time, or not this phone's to speak of.
         metrics::counter!("switchboard_inbound_strange_attempts_total").increment(1);
         tracing::warn!(phone = %frame.phone, message = %message, attempt, "inbound: no such attempt on this phone");
-        return Ok(());
+        return store::keep_unplaced(tx, frame, "no such attempt on this phone", now);
     };
+    // What chat.db shows was sent, whoever read it there. That something was not sent is known only to the journal
+    // that was asked to: a new one has never heard of it, and says so.
+    let proof = matches!(frame.event, Event::Sent { .. } | Event::Delivered(_) | Event::Read(_));
+    if !proof && row.journal.as_ref().is_some_and(|journal| *journal != frame.journal) {
+        metrics::counter!("switchboard_inbound_strange_attempts_total").increment(1);
+        tracing::warn!(phone = %frame.phone, message = %message, attempt, "inbound: another journal's attempt");
+        return store::keep_unplaced(tx, frame, "another journal's attempt", now);
+    }
     let about = About {
         tenant: &row.tenant,
         message,
@@ -107,6 +122,10 @@ pub(super) fn apply(
             proven(tx, &about, &change, effects)
         }
         Event::Unknown(why) => {
+            // Said again of an attempt that was answered before, it says nothing of the newer one.
+            if row.state == "done" {
+                return Ok(());
+            }
             done(tx, &about, effects)?;
             let change = Change {
                 reason: Some(why.reason),
@@ -169,6 +188,8 @@ fn proven(
     rows::change(tx, about.tenant, about.message, change)?;
     rows::drop_job(tx, about.tenant, about.message)?;
     if !rows::open_attempts(tx, about.tenant, about.message)?.is_empty() {
+        // Written down, so that it holds when the word of it is lost: what is sent must not be offered again.
+        rows::want_back(tx, about.tenant, about.message, None)?;
         effects.recall.push(about.message.clone());
     }
     Ok(())
@@ -199,12 +220,17 @@ fn not_sent(
     };
     let detail = some_text(detail);
     if !decides {
-        let change = Change { reason: Some(reason), detail, ..about.change(status) };
-        rows::change(tx, about.tenant, about.message, &change)?;
+        // An answer that comes again must not end what is being tried again, and an attempt that fails beside one that
+        // was proven says nothing: only the end that this very attempt brought about can change.
+        if !was_open && message.status.is_final() && message.attempts == about.attempt {
+            let change = Change { reason: Some(reason), detail, ..about.change(status) };
+            rows::change(tx, about.tenant, about.message, &change)?;
+        }
         return Ok(());
     }
     if message.cancel_asked {
-        let change = Change { reason: Some(Reason::Canceled), ..about.change(Status::Canceled) };
+        let (status, reason) = crate::dispatch::withdrawn(message.recall_reason);
+        let change = Change { reason: Some(reason), ..about.change(status) };
         rows::change(tx, about.tenant, about.message, &change)?;
         return Ok(());
     }

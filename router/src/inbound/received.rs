@@ -1,8 +1,9 @@
 //! Messages from outside: whose they are, and whether they ask to be left alone.
 
 use protocol::api::Direction;
-use protocol::pipe::Received;
-use protocol::{MessageId, PhoneId, TenantId, UnixMs};
+use protocol::link::EventFrame;
+use protocol::pipe::{ConversationKind, Received};
+use protocol::{MessageId, PhoneId, Recipient, TenantId, UnixMs};
 
 use super::Effects;
 use crate::clock;
@@ -27,23 +28,28 @@ const KEYWORD_CHARS_MAX: usize = 64;
 /// An inbound message: dedupe, attribute, store, and honour a keyword before anybody is told.
 pub(super) fn message(
     tx: &mut Tx<'_>,
-    phone: &PhoneId,
+    frame: &EventFrame,
     message: &Received,
     now: UnixMs,
     effects: &mut Effects,
 ) -> Result<(), StoreError> {
+    let phone = &frame.phone;
     if !store::take_guid(tx, phone, &message.guid, now)? {
         metrics::counter!("switchboard_inbound_duplicates_total").increment(1);
         return Ok(());
     }
-    let talked = store::talked_with(tx, phone, &message.from)?;
-    let Some(tenant) = attribute(tx, phone, &talked)? else {
-        // A stranger writes to a shared phone: nobody's message.
-        metrics::counter!("switchboard_inbound_unattributed_total").increment(1);
-        tracing::warn!(phone = %phone, "inbound: a message from an unknown contact belongs to no tenant");
-        return Ok(());
-    };
+    let talked = talked(tx, phone, message)?;
     let id = MessageId::new(now.0, clock::random());
+    let Some(tenant) = attribute(tx, phone, &talked)? else {
+        // A stranger writes to a shared phone: the operator may see what it is, and no tenant. A STOP in it is kept
+        // and stops nobody, for nobody has written.
+        metrics::counter!("switchboard_inbound_unattributed_total").increment(1);
+        tracing::warn!(phone = %phone, message = %id, "inbound: a message from an unknown contact belongs to no tenant");
+        if !message.attachments.is_empty() {
+            store::keep_unplaced(tx, frame, "belongs to no tenant", now)?;
+        }
+        return store::store_received(tx, &store::nobody(), (&id, phone), message, now);
+    };
     if let Some(asks) = opt_out::asks(&message.text) {
         for tenant in reach(&tenant, &talked, now) {
             effects.merge(honour(tx, &tenant, (phone, &id), message, asks, now)?);
@@ -51,6 +57,48 @@ pub(super) fn message(
     }
     store::store_received(tx, &tenant, (&id, phone), message, now)?;
     rows::bind(tx, &tenant, (&message.from, phone), Direction::Inbound, now)
+}
+
+/// What can be saved of a message that could not be taken in as it should: its text, and that it says STOP.
+pub(super) fn salvage(
+    tx: &mut Tx<'_>,
+    phone: &PhoneId,
+    message: &Received,
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    if !store::take_guid(tx, phone, &message.guid, now)? {
+        return Ok(());
+    }
+    let id = MessageId::new(now.0, clock::random());
+    let talked = talked(tx, phone, message)?;
+    let tenant = attribute(tx, phone, &talked)?;
+    let owner = tenant.clone().unwrap_or_else(store::nobody);
+    store::store_received(tx, &owner, (&id, phone), message, now)?;
+    if let Some(tenant) = tenant.filter(|_| opt_out::asks(&message.text) == Some(Asks::Stop)) {
+        for tenant in reach(&tenant, &talked, now) {
+            record(tx, &tenant, &id, message, Asks::Stop, now)?;
+        }
+    }
+    Ok(())
+}
+
+/// Who has talked with the sender of a message on this phone, or, where it was written into a group, with the group;
+/// the newest first.
+fn talked(
+    tx: &mut Tx<'_>,
+    phone: &PhoneId,
+    message: &Received,
+) -> Result<Vec<(TenantId, UnixMs)>, StoreError> {
+    let mut talked = store::talked_with(tx, phone, &message.from)?;
+    if message.conversation.kind == ConversationKind::Group {
+        let group = Recipient::Group(message.conversation.id.clone());
+        let mut with_group = store::talked_with(tx, phone, &group)?;
+        // What is written into a group answers who writes to that group, whoever else knows the sender.
+        talked.retain(|(tenant, _)| with_group.iter().all(|(other, _)| other != tenant));
+        with_group.append(&mut talked);
+        talked = with_group;
+    }
+    Ok(talked)
 }
 
 /// Whose message it is: the phone's own tenant, else the one that last talked with the sender there, else the only
@@ -91,18 +139,12 @@ fn honour(
     now: UnixMs,
 ) -> Result<Effects, StoreError> {
     let mut effects = Effects::default();
-    let keyword: String = message.text.trim().chars().take(KEYWORD_CHARS_MAX).collect();
     let recipient = &message.from;
-    let turned = store::set_opt_out(
-        tx,
-        (tenant, recipient),
-        asks == Asks::Stop,
-        (&keyword, id),
-        message.at,
-    )?;
-    if turned == Turned::Nothing {
+    if record(tx, tenant, id, message, asks, now)? == Turned::Nothing {
         return Ok(effects);
     }
+    // What we would have confirmed before this is no longer true.
+    store::drop_confirmations(tx, tenant, recipient, now)?;
     let (kind, wording) = match asks {
         Asks::Stop => {
             effects.recall.extend(store::block_waiting(tx, tenant, recipient, now)?);
@@ -112,7 +154,7 @@ fn honour(
     };
     metrics::counter!("switchboard_opt_outs_total", "type" => kind).increment(1);
     store::tell_contact(tx, tenant, kind, (recipient, phone, id), now)?;
-    let expires_at = message.at.plus_ms(CONFIRM_WITHIN_MS);
+    let expires_at = message.at.min(now).plus_ms(CONFIRM_WITHIN_MS);
     if expires_at > now {
         store::queue_confirmation(tx, tenant, (phone, message), wording, (now, expires_at))?;
         effects.dispatch = true;
@@ -120,18 +162,35 @@ fn honour(
     Ok(effects)
 }
 
+/// Writes the wish down. A sender's clock may be wrong: nobody writes in the future, and a STOP that has just come in is
+/// the newest wish there is, whatever it says of its time. Only what iCloud brings late is as old as it says.
+fn record(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    id: &MessageId,
+    message: &Received,
+    asks: Asks,
+    now: UnixMs,
+) -> Result<Turned, StoreError> {
+    let keyword: String = message.text.trim().chars().take(KEYWORD_CHARS_MAX).collect();
+    let stop = asks == Asks::Stop;
+    let at = if stop && !message.late { now } else { message.at.min(now) };
+    store::set_opt_out(tx, (tenant, &message.from), stop, (&keyword, id), at)
+}
+
 /// Something that happened to an earlier message, found by its guid on this phone.
 pub(super) fn about(
     tx: &mut Tx<'_>,
-    phone: &PhoneId,
-    kind: &'static str,
+    frame: &EventFrame,
     (guid, at): (&str, UnixMs),
     what: &impl serde::Serialize,
+    now: UnixMs,
 ) -> Result<(), StoreError> {
+    let (phone, kind) = (&frame.phone, frame.event.kind());
     let Some((tenant, id)) = store::by_guid(tx, phone, guid)? else {
         metrics::counter!("switchboard_inbound_unattributed_total").increment(1);
-        return Ok(());
+        return store::keep_unplaced(tx, frame, "about a message that we do not know", now);
     };
     let change = serde_json::to_value(what).map_err(|error| StoreError::corrupt("event", error))?;
-    store::happened_to(tx, (&tenant, &id), phone, kind, change, at)
+    store::happened_to(tx, (&tenant, &id), phone, kind, change, (at, now))
 }

@@ -12,7 +12,7 @@ use protocol::link::{
     EventFrame, HELLO_WITHIN_MS, HostFrame, HostHello, PING_EVERY_MS, PINGS_MISSED_MAX,
     PhoneReport, PhoneState, RouterFrame, Welcome, WelcomePhone, close, parse_host,
 };
-use protocol::{HostId, PROTOCOL_MIN, PhoneId};
+use protocol::{HostId, PROTOCOL_MIN, PhoneId, UnixMs};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
@@ -26,6 +26,9 @@ use crate::{clock, dispatch, inbound};
 /// Frames read at once before they are handled: what a host has sent while the store was at the last batch. As many as
 /// its bridges may have on the way without an acknowledgement.
 const BATCH_FRAMES: usize = protocol::limits::EVENT_WINDOW;
+
+/// The same in bytes: frames of ordinary size come nowhere near, and a host that says much holds little memory.
+const BATCH_BYTES: usize = 4 * protocol::limits::FRAME_BYTES_MAX;
 
 /// Answers of the owner waiting for the writer. The owner waits when it is full: a host that does not read is not read.
 const ANSWERS: usize = 64;
@@ -186,6 +189,15 @@ enum Came {
     Nothing,
 }
 
+/// What a message weighs in memory.
+fn weight(message: &Message) -> usize {
+    match message {
+        Message::Text(text) => text.len(),
+        Message::Binary(bytes) | Message::Ping(bytes) | Message::Pong(bytes) => bytes.len(),
+        Message::Close(_) => 0,
+    }
+}
+
 /// Reads a message. Frames that cannot be understood are refused by name and counted; the session goes on.
 fn understand(host: &HostId, message: Message) -> Result<Came, End> {
     match message {
@@ -284,17 +296,17 @@ impl Session {
         self.phones = own.into_iter().collect();
         let welcome = Welcome { session: self.id.clone(), clock: now, phones };
         self.answer(RouterFrame::Welcome(welcome)).await?;
-        self.phones_came(&ready).await
+        self.phones_came(&ready, now).await
     }
 
     /// Phones may have become able: what waited for one is due, and what was offered to them is offered again.
-    async fn phones_came(&self, phones: &[PhoneId]) -> Result<(), End> {
+    async fn phones_came(&self, phones: &[PhoneId], now: UnixMs) -> Result<(), End> {
         if phones.is_empty() {
             return Ok(());
         }
         dispatch::phone_became_able(&self.app).await.map_err(|error| self.store_failed(&error))?;
         for phone in phones {
-            dispatch::offer_all(&self.app, phone)
+            dispatch::offer_all(&self.app, phone, now)
                 .await
                 .map_err(|error| self.store_failed(&error))?;
         }
@@ -352,13 +364,16 @@ impl Session {
     ) -> ControlFlow<End> {
         let mut next = Some(first);
         let mut events: Vec<EventFrame> = Vec::new();
-        let mut count = 0_usize;
+        let (mut count, mut bytes) = (0_usize, 0_usize);
         let mut end = None;
         while let Some(came) = next {
             count += 1;
             let frame = match came {
                 None | Some(Err(_)) => Err(End::Gone),
-                Some(Ok(message)) => understand(&self.host, message),
+                Some(Ok(message)) => {
+                    bytes += weight(&message);
+                    understand(&self.host, message)
+                }
             };
             match frame {
                 Err(gone) => {
@@ -386,7 +401,8 @@ impl Session {
                     }
                 },
             }
-            next = if count < BATCH_FRAMES { frames.next().now_or_never() } else { None };
+            let more = count < BATCH_FRAMES && bytes < BATCH_BYTES;
+            next = if more { frames.next().now_or_never() } else { None };
         }
         // Events that came before the end count: they are safe here, acknowledged or not.
         if let Err(end) = self.events(events).await {
@@ -479,7 +495,7 @@ impl Session {
             let ttl_ms = u64::try_from(policy.ttl_ms).unwrap_or(0);
             self.answer(RouterFrame::Lease { phone, epoch, ttl_ms, renewal }).await?;
         }
-        self.phones_came(&came).await
+        self.phones_came(&came, now).await
     }
 
     async fn revoke(&mut self, phone: PhoneId, held: Option<u64>) -> Result<(), End> {
@@ -513,7 +529,7 @@ impl Session {
             let phone = report.phone.clone();
             self.answer(RouterFrame::Ack { phone, journal, seq }).await?;
         }
-        if ready { self.phones_came(&[report.phone]).await } else { Ok(()) }
+        if ready { self.phones_came(&[report.phone], now).await } else { Ok(()) }
     }
 
     fn foreign(&self, phone: &PhoneId) {

@@ -129,6 +129,17 @@ fn enrol_phone(
     )
 }
 
+/// Writes a row and takes it away again: proof that commits reach the disk. A transaction that changes no page (an
+/// UPDATE to the same value is one) would touch no file.
+pub fn prove_writable(tx: &mut Tx<'_>) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT INTO schema_migrations (version, name, sha256, applied_at) VALUES (0, 'probe', '', 0)",
+        params![],
+    )?;
+    tx.execute("DELETE FROM schema_migrations WHERE version = 0", params![])?;
+    Ok(())
+}
+
 /// Forgets the sessions of hosts: they were another process's.
 pub fn forget_sessions(tx: &mut Tx<'_>) -> Result<(), StoreError> {
     tx.execute("UPDATE hosts SET session = NULL WHERE session IS NOT NULL", params![])?;

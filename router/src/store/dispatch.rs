@@ -22,8 +22,10 @@ pub struct Change<'a> {
     pub kind: &'a str,
     /// The status that the step asks for; none when it changes no status.
     pub status: Option<Status>,
-    /// When it happened.
+    /// When it happened, by the clock of whoever saw it.
     pub at: UnixMs,
+    /// When it is written down, by our clock: what is told of it falls due then.
+    pub now: UnixMs,
     /// On which phone.
     pub phone: Option<&'a PhoneId>,
     /// In which attempt.
@@ -43,7 +45,7 @@ pub struct Change<'a> {
 }
 
 impl<'a> Change<'a> {
-    /// A change to `status`, told to the tenant.
+    /// A change to `status` that happens now, told to the tenant.
     pub fn to(status: Status, at: UnixMs) -> Self {
         Self { status: Some(status), tell: true, ..Self::step(status.as_str(), at) }
     }
@@ -54,6 +56,7 @@ impl<'a> Change<'a> {
             kind,
             status: None,
             at,
+            now: at,
             phone: None,
             attempt: None,
             channel: None,
@@ -164,11 +167,13 @@ fn tell(
         metadata: before.metadata.clone(),
         ..WebhookData::default()
     };
-    webhook_jobs::enqueue(tx, tenant, &format!("message.{}", change.kind), &data, change.at)?;
+    let kind = format!("message.{}", change.kind);
+    webhook_jobs::enqueue_at(tx, tenant, &kind, &data, (change.at, change.now))?;
     Ok(())
 }
 
-/// Blocks a message whose row cannot be read, without reading it: nobody can be told more than that.
+/// Blocks a message whose row cannot be read, without reading it: nobody can be told more than that. One that a phone
+/// has, or that has ended, is left as it is.
 pub fn block_unread(
     tx: &mut Tx<'_>,
     tenant: &TenantId,
@@ -176,13 +181,15 @@ pub fn block_unread(
     now: UnixMs,
 ) -> Result<(), StoreError> {
     let reason = Some(Reason::CheckFailed);
-    let event = NewEvent { reason, ..NewEvent::new(Status::Blocked.as_str(), now) };
-    events::append(tx, tenant, id, &event)?;
-    tx.execute(
+    let changed = tx.execute(
         "UPDATE messages SET status = ?3, reason = ?4, held_reason = NULL, next_at = NULL
-         WHERE id = ?1 AND tenant_id = ?2",
+         WHERE id = ?1 AND tenant_id = ?2 AND status IN ('queued', 'scheduled')",
         params![id, tenant, Status::Blocked, reason],
     )?;
+    if changed > 0 {
+        let event = NewEvent { reason, ..NewEvent::new(Status::Blocked.as_str(), now) };
+        events::append(tx, tenant, id, &event)?;
+    }
     drop_job(tx, tenant, id)
 }
 
@@ -208,13 +215,7 @@ pub fn claim(
     (now, until): (UnixMs, UnixMs),
     limit: usize,
 ) -> Result<Vec<Claimed>, StoreError> {
-    let skip_locked = tx.dialect().skip_locked();
-    let sql = format!(
-        "UPDATE jobs SET run_at = ?3, claimed_by = ?4, claimed_until = ?3 WHERE message_id IN (
-             SELECT message_id FROM jobs WHERE class_rank = ?1 AND run_at <= ?2
-             ORDER BY run_at LIMIT ?5{skip_locked})
-         RETURNING message_id, tenant_id"
-    );
+    let sql = claim_sql(tx.dialect().skip_locked());
     let mut claimed = Vec::new();
     for class in Class::ALL {
         let room = limit.saturating_sub(claimed.len());
@@ -232,28 +233,53 @@ pub fn claim(
     Ok(claimed)
 }
 
+fn claim_sql(skip_locked: &str) -> String {
+    format!(
+        "UPDATE jobs SET run_at = ?3, claimed_by = ?4, claimed_until = ?3 WHERE message_id IN (
+             SELECT message_id FROM jobs WHERE class_rank = ?1 AND run_at <= ?2
+             ORDER BY run_at LIMIT ?5{skip_locked})
+         RETURNING message_id, tenant_id"
+    )
+}
+
 /// When the next job falls due.
 pub fn next_due(tx: &mut Tx<'_>) -> Result<Option<UnixMs>, StoreError> {
     tx.query_row("SELECT MIN(run_at) FROM jobs", params![], |row| row.get(0))
 }
 
-/// Due jobs whose messages have outlived their life: what a full pool leaves lying. At most `limit`.
+/// Waiting messages that have outlived their life: what a full pool leaves lying. At most `limit`.
+///
+/// The condition on the status is the index's own, word for word: so the index is used, and its size is that of the
+/// queue.
 pub fn overdue(tx: &mut Tx<'_>, now: UnixMs, limit: usize) -> Result<Vec<Claimed>, StoreError> {
-    tx.query(
-        "SELECT j.message_id, j.tenant_id FROM jobs j JOIN messages m ON m.id = j.message_id
-         WHERE j.run_at <= ?1 AND m.expires_at <= ?1 ORDER BY j.run_at LIMIT ?2",
-        params![now, limit],
-        |row| Ok(Claimed { message: row.get(0)?, tenant: row.get(1)? }),
-    )
+    tx.query(OVERDUE, params![now, limit], |row| {
+        Ok(Claimed { message: row.get(0)?, tenant: row.get(1)? })
+    })
 }
 
-/// Makes every job that waits for a phone due, because one has become able; answers how many those are.
-pub fn wake_held(tx: &mut Tx<'_>, now: UnixMs) -> Result<usize, StoreError> {
-    tx.execute(
-        "UPDATE jobs SET run_at = ?2, held_reason = NULL WHERE held_reason = ?1",
-        params![Reason::NoPhoneAvailable, now],
-    )
+const OVERDUE: &str = "SELECT id, tenant_id FROM messages
+     WHERE status IN ('queued', 'scheduled') AND expires_at <= ?1 ORDER BY expires_at LIMIT ?2";
+
+/// Makes jobs that wait for a phone due, because one has become able: `limit` of them, those after `after` in the order
+/// of their messages' ids. Answers the last one; `None` when there was none.
+pub fn wake_held(
+    tx: &mut Tx<'_>,
+    after: Option<&MessageId>,
+    now: UnixMs,
+    limit: usize,
+) -> Result<Option<MessageId>, StoreError> {
+    let woken: Vec<MessageId> = tx.query(
+        WAKE_HELD,
+        params![Reason::NoPhoneAvailable, now, after.map_or("", MessageId::as_str), limit],
+        |row| row.get(0),
+    )?;
+    Ok(woken.into_iter().max())
 }
+
+const WAKE_HELD: &str = "UPDATE jobs SET run_at = ?2, held_reason = NULL WHERE message_id IN (
+         SELECT message_id FROM jobs WHERE held_reason = ?1 AND message_id > ?3
+         ORDER BY message_id LIMIT ?4)
+     RETURNING message_id";
 
 /// What dispatch needs of a message.
 #[derive(Debug, Clone, PartialEq)]
@@ -276,8 +302,10 @@ pub struct Outbound {
     pub attempts: u32,
     /// Not after.
     pub expires_at: UnixMs,
-    /// The tenant or the operator wants it back.
+    /// It is wanted back.
     pub cancel_asked: bool,
+    /// Why it is wanted back, where that is not the tenant's wish.
+    pub recall_reason: Option<Reason>,
     /// What it waits for.
     pub held_reason: Option<Reason>,
 }
@@ -290,7 +318,7 @@ pub fn outbound(
 ) -> Result<Option<Outbound>, StoreError> {
     tx.query_opt(
         "SELECT status, kind = 'confirmation', recipient, asked_from, channel_asked, class, text, attempts,
-             expires_at, cancel_asked, held_reason
+             expires_at, cancel_asked, held_reason, recall_reason
          FROM messages WHERE id = ?1 AND tenant_id = ?2 AND direction = 'outbound'",
         params![id, tenant],
         |row| {
@@ -306,6 +334,7 @@ pub fn outbound(
                 expires_at: row.get(8)?,
                 cancel_asked: row.get(9)?,
                 held_reason: row.get(10)?,
+                recall_reason: row.get(11)?,
             })
         },
     )
@@ -340,28 +369,30 @@ pub struct PoolPhone {
     pub host: Option<HostId>,
     /// The epoch of its lease.
     pub epoch: Option<u64>,
+    /// The journal that its bridge has.
+    pub journal: Option<String>,
 }
 
 /// Every phone, as it stands.
 pub fn pool(tx: &mut Tx<'_>, now: UnixMs) -> Result<Vec<PoolPhone>, StoreError> {
     let today = now.0.div_euclid(DAY_MS);
-    let busy: std::collections::HashMap<PhoneId, u32> = tx
-        .query(
-            "SELECT phone_id, COUNT(*) FROM attempts WHERE state <> 'done' GROUP BY phone_id",
-            params![],
-            |row| Ok((row.get(0)?, row.get(1)?)),
-        )?
-        .into_iter()
-        .collect();
+    let busy: std::collections::HashMap<PhoneId, u32> =
+        tx.query(IN_FLIGHT, params![], |row| Ok((row.get(0)?, row.get(1)?)))?.into_iter().collect();
     tx.query(
         "SELECT p.id, p.number, p.host_id, p.exclusive_tenant_id, p.state = 'ready', p.channels,
              p.warming_priority, CASE WHEN p.day = ?1 THEN p.messages_today ELSE 0 END, p.last_used_at,
-             l.epoch, l.host_id = p.host_id AND l.expires_at > ?2
+             l.epoch, l.host_id = p.host_id AND l.expires_at > ?2, p.journal
          FROM phones p LEFT JOIN leases l ON l.phone_id = p.id ORDER BY p.id",
         params![today, now],
         |row| pool_phone(row, &busy),
     )
 }
+
+/// What a bridge with another journal had takes no place of the one that is there now.
+const IN_FLIGHT: &str =
+    "SELECT a.phone_id, COUNT(*) FROM attempts a JOIN phones p ON p.id = a.phone_id
+     WHERE a.state <> 'done' AND (a.journal IS NULL OR p.journal IS NULL OR a.journal = p.journal)
+     GROUP BY a.phone_id";
 
 fn pool_phone(
     row: &Row<'_>,
@@ -374,6 +405,7 @@ fn pool_phone(
         number: row.get(1)?,
         host: row.get(2)?,
         epoch: row.get(9)?,
+        journal: row.get(11)?,
         candidate: Candidate {
             phone,
             exclusive_to: row.get(3)?,
@@ -431,6 +463,8 @@ pub struct NewAttempt<'a> {
     pub phone: &'a PhoneId,
     /// The epoch of the phone's lease.
     pub epoch: u64,
+    /// The journal that the phone's bridge has now.
+    pub journal: Option<&'a str>,
     /// Channels in the order to try.
     pub route: &'a [Channel],
     /// Not to be started after.
@@ -447,9 +481,19 @@ pub fn dispatched(
 ) -> Result<(), StoreError> {
     tx.execute(
         "INSERT INTO attempts
-             (message_id, attempt, tenant_id, phone_id, epoch, state, route, offered_at, start_before)
-         VALUES (?1, ?2, ?3, ?4, ?5, 'offered', ?6, ?7, ?8)",
-        params![id, new.attempt, tenant, new.phone, new.epoch, Json(new.route), now, new.start_before],
+             (message_id, attempt, tenant_id, phone_id, epoch, state, route, offered_at, start_before, journal)
+         VALUES (?1, ?2, ?3, ?4, ?5, 'offered', ?6, ?7, ?8, ?9)",
+        params![
+            id,
+            new.attempt,
+            tenant,
+            new.phone,
+            new.epoch,
+            Json(new.route),
+            now,
+            new.start_before,
+            new.journal
+        ],
     )?;
     tx.execute(
         "UPDATE messages SET attempts = ?3 WHERE id = ?1 AND tenant_id = ?2",
@@ -542,8 +586,12 @@ fn offer(row: &Row<'_>) -> Result<Offer, StoreError> {
     })
 }
 
+/// Whether the bridge that is there now is the one that the attempt was given to. Another one, with a new file or on
+/// another host, does not know what the first has sent: it must not be asked to send it.
+const SAME_JOURNAL: &str = "(a.journal IS NULL OR p.journal IS NULL OR a.journal = p.journal)";
+
 /// The attempts of a phone without an answer that were last offered at or before `offered_until`, oldest first; they
-/// count as offered at `now`.
+/// count as offered at `now`. What is wanted back is not among them.
 pub fn offer_again(
     tx: &mut Tx<'_>,
     phone: &PhoneId,
@@ -551,14 +599,7 @@ pub fn offer_again(
     now: UnixMs,
     limit: usize,
 ) -> Result<Vec<Offer>, StoreError> {
-    let offers = tx.query(
-        &format!(
-            "{OFFER} WHERE a.phone_id = ?1 AND a.state = 'offered' AND a.offered_at <= ?2
-             ORDER BY a.offered_at LIMIT ?3"
-        ),
-        params![phone, offered_until, limit],
-        offer,
-    )?;
+    let offers = tx.query(&offer_again_sql(), params![phone, offered_until, limit], offer)?;
     for one in &offers {
         tx.execute(
             "UPDATE attempts SET offered_at = ?3 WHERE message_id = ?1 AND attempt = ?2",
@@ -568,17 +609,59 @@ pub fn offer_again(
     Ok(offers)
 }
 
+fn offer_again_sql() -> String {
+    format!(
+        "{OFFER} WHERE a.phone_id = ?1 AND a.state = 'offered' AND a.offered_at <= ?2
+             AND m.cancel_asked = 0 AND {SAME_JOURNAL}
+         ORDER BY a.offered_at LIMIT ?3"
+    )
+}
+
 /// The phones that have attempts without an answer, last offered at or before `offered_until`.
 pub fn unanswered_phones(
     tx: &mut Tx<'_>,
     offered_until: UnixMs,
 ) -> Result<Vec<(PhoneId, Option<HostId>)>, StoreError> {
     tx.query(
-        "SELECT DISTINCT a.phone_id, p.host_id FROM attempts a JOIN phones p ON p.id = a.phone_id
-         WHERE a.state = 'offered' AND a.offered_at <= ?1",
+        &format!(
+            "SELECT DISTINCT a.phone_id, p.host_id FROM attempts a JOIN phones p ON p.id = a.phone_id
+             WHERE a.state = 'offered' AND a.offered_at <= ?1 AND {SAME_JOURNAL}"
+        ),
         params![offered_until],
         |row| Ok((row.get(0)?, row.get(1)?)),
     )
+}
+
+/// An attempt that a phone has, without what it was given: enough to take it back or to give it up, and readable
+/// whatever became of the message's row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Given {
+    /// Which message.
+    pub message: MessageId,
+    /// Whose.
+    pub tenant: TenantId,
+    /// Which attempt.
+    pub attempt: u32,
+    /// The phone.
+    pub phone: PhoneId,
+    /// The host that serves it.
+    pub host: Option<HostId>,
+    /// Under which epoch.
+    pub epoch: u64,
+}
+
+const GIVEN: &str = "SELECT a.message_id, a.tenant_id, a.attempt, a.phone_id, p.host_id, a.epoch \
+     FROM attempts a JOIN phones p ON p.id = a.phone_id";
+
+fn given(row: &Row<'_>) -> Result<Given, StoreError> {
+    Ok(Given {
+        message: row.get(0)?,
+        tenant: row.get(1)?,
+        attempt: row.get(2)?,
+        phone: row.get(3)?,
+        host: row.get(4)?,
+        epoch: row.get(5)?,
+    })
 }
 
 /// The open attempts of a message.
@@ -586,30 +669,66 @@ pub fn open_attempts(
     tx: &mut Tx<'_>,
     tenant: &TenantId,
     id: &MessageId,
-) -> Result<Vec<Offer>, StoreError> {
-    tx.query(
-        &format!("{OFFER} WHERE a.message_id = ?1 AND a.tenant_id = ?2 AND a.state <> 'done'"),
-        params![id, tenant],
-        offer,
-    )
+) -> Result<Vec<Given>, StoreError> {
+    tx.query(&open_attempts_sql(), params![id, tenant], given)
 }
 
-/// Open attempts of messages that are wanted back: the cancel is said until it is answered. At most `limit`.
-pub fn recalls(tx: &mut Tx<'_>, limit: usize) -> Result<Vec<Offer>, StoreError> {
-    tx.query(
-        &format!("{OFFER} WHERE a.state <> 'done' AND m.cancel_asked <> 0 LIMIT ?1"),
-        params![limit],
-        offer,
+fn open_attempts_sql() -> String {
+    format!("{GIVEN} WHERE a.message_id = ?1 AND a.tenant_id = ?2 AND a.state <> 'done'")
+}
+
+/// Wants a message back from every phone that has it: they are asked until they answer, and not offered it again.
+/// `reason` is the rule that forbids it, where one does.
+pub fn want_back(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    id: &MessageId,
+    reason: Option<Reason>,
+) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE messages SET cancel_asked = 1, recall_reason = COALESCE(?3, recall_reason) WHERE id = ?1 AND tenant_id = ?2",
+        params![id, tenant, reason],
+    )?;
+    Ok(())
+}
+
+/// Open attempts of messages that are wanted back, last asked for at or before `asked_until`, the longest unasked
+/// first; they count as asked for at `now`. Of one phone or of all. At most `limit`.
+pub fn recalls(
+    tx: &mut Tx<'_>,
+    phone: Option<&PhoneId>,
+    asked_until: UnixMs,
+    now: UnixMs,
+    limit: usize,
+) -> Result<Vec<Given>, StoreError> {
+    let recalls =
+        tx.query(&recalls_sql(phone.is_some()), params![asked_until, limit, phone], given)?;
+    for one in &recalls {
+        tx.execute(
+            "UPDATE attempts SET offered_at = ?3 WHERE message_id = ?1 AND attempt = ?2",
+            params![one.message, one.attempt, now],
+        )?;
+    }
+    Ok(recalls)
+}
+
+fn recalls_sql(one_phone: bool) -> String {
+    let of_phone = if one_phone { "a.phone_id = ?3" } else { "?3 IS NULL" };
+    format!(
+        "{GIVEN} JOIN messages m ON m.id = a.message_id
+         WHERE a.state <> 'done' AND {of_phone} AND a.offered_at <= ?1 AND m.cancel_asked <> 0
+             AND {SAME_JOURNAL}
+         ORDER BY a.offered_at LIMIT ?2"
     )
 }
 
 /// Open attempts that should have been started before `before` and about which nothing final was heard.
-pub fn lost(tx: &mut Tx<'_>, before: UnixMs, limit: usize) -> Result<Vec<Offer>, StoreError> {
-    tx.query(
-        &format!("{OFFER} WHERE a.state <> 'done' AND a.start_before < ?1 LIMIT ?2"),
-        params![before, limit],
-        offer,
-    )
+pub fn lost(tx: &mut Tx<'_>, before: UnixMs, limit: usize) -> Result<Vec<Given>, StoreError> {
+    tx.query(&lost_sql(), params![before, limit], given)
+}
+
+fn lost_sql() -> String {
+    format!("{GIVEN} WHERE a.state <> 'done' AND a.start_before < ?1 LIMIT ?2")
 }
 
 /// An attempt, as an answer to it is judged by.
@@ -619,6 +738,8 @@ pub struct AttemptRow {
     pub tenant: TenantId,
     /// The phone that it was given to.
     pub phone: PhoneId,
+    /// The journal that the phone's bridge had then.
+    pub journal: Option<String>,
     /// `offered`, `accepted`, `started` or `done`.
     pub state: String,
 }
@@ -630,10 +751,57 @@ pub fn attempt(
     attempt: u32,
 ) -> Result<Option<AttemptRow>, StoreError> {
     tx.query_opt(
-        "SELECT tenant_id, phone_id, state FROM attempts WHERE message_id = ?1 AND attempt = ?2",
+        "SELECT tenant_id, phone_id, state, journal FROM attempts WHERE message_id = ?1 AND attempt = ?2",
         params![message, attempt],
-        |row| Ok(AttemptRow { tenant: row.get(0)?, phone: row.get(1)?, state: row.text(2)? }),
+        |row| {
+            Ok(AttemptRow {
+                tenant: row.get(0)?,
+                phone: row.get(1)?,
+                state: row.text(2)?,
+                journal: row.opt_text(3)?,
+            })
+        },
     )
+}
+
+/// Takes over an attempt that a phone speaks of and the store does not know: the store was restored from a copy made
+/// before. The phone's journal is the witness, and the message must not be sent again. `None` when there is no such
+/// message, or it has a newer attempt of its own.
+pub fn adopt(
+    tx: &mut Tx<'_>,
+    message: &MessageId,
+    attempt: u32,
+    (phone, journal, epoch): (&PhoneId, &str, u64),
+    now: UnixMs,
+) -> Result<Option<AttemptRow>, StoreError> {
+    let found = tx.query_opt(
+        "SELECT tenant_id, status FROM messages WHERE id = ?1 AND direction = 'outbound' AND attempts < ?2",
+        params![message, attempt],
+        |row| Ok((row.get::<TenantId>(0)?, row.get::<Status>(1)?)),
+    )?;
+    let Some((tenant, status)) = found else { return Ok(None) };
+    tx.execute(
+        "INSERT INTO attempts
+             (message_id, attempt, tenant_id, phone_id, epoch, state, route, offered_at, start_before, journal)
+         VALUES (?1, ?2, ?3, ?4, ?5, 'accepted', '[]', ?6, ?6, ?7)",
+        params![message, attempt, tenant, phone, epoch, now, journal],
+    )?;
+    tx.execute(
+        "UPDATE messages SET attempts = ?3 WHERE id = ?1 AND tenant_id = ?2",
+        params![message, tenant, attempt],
+    )?;
+    if matches!(status, Status::Queued | Status::Scheduled) {
+        let step = Change {
+            phone: Some(phone),
+            attempt: Some(attempt),
+            tell: false,
+            ..Change::to(Status::Dispatching, now)
+        };
+        change(tx, &tenant, message, &step)?;
+        drop_job(tx, &tenant, message)?;
+    }
+    let (phone, journal) = (phone.clone(), Some(journal.to_owned()));
+    Ok(Some(AttemptRow { tenant, phone, journal, state: "accepted".to_owned() }))
 }
 
 /// Moves an attempt on; one that is done stays done.
@@ -659,4 +827,59 @@ pub fn failures(tx: &mut Tx<'_>, tenant: &TenantId, id: &MessageId) -> Result<u3
         params![id, tenant],
         |row| row.get(0),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{inbound, migrate, webhook_jobs};
+
+    fn plan(sql: &str) -> String {
+        let mut connection = rusqlite::Connection::open_in_memory().unwrap();
+        migrate(&mut connection).unwrap();
+        let values: Vec<super::super::Value> =
+            (0..connection.prepare(sql).unwrap().parameter_count())
+                .map(|_| super::super::Value::Null)
+                .collect();
+        let mut tx = Tx::sqlite(&connection);
+        tx.query(&format!("EXPLAIN QUERY PLAN {sql}"), &values, |row| row.text(3))
+            .unwrap()
+            .join("; ")
+    }
+
+    /// What stands in the store grows; what a message costs must not.
+    #[test]
+    fn no_hot_query_reads_what_is_over() {
+        let claim = claim_sql("");
+        let offers = offer_again_sql();
+        let (one, all) = (recalls_sql(true), recalls_sql(false));
+        let (lost, open) = (lost_sql(), open_attempts_sql());
+        let claim_webhooks = webhook_jobs::claim_sql("");
+        for (sql, index) in [
+            (claim.as_str(), "jobs_due_by_rank (class_rank=? AND run_at<?)"),
+            ("SELECT MIN(run_at) FROM jobs", "jobs_due"),
+            (OVERDUE, "messages_expiring (expires_at<?)"),
+            (WAKE_HELD, "jobs_held (held_reason=? AND message_id>?)"),
+            (offers.as_str(), "attempts_offered (phone_id=? AND offered_at<?)"),
+            (one.as_str(), "attempts_open (phone_id=?)"),
+            (all.as_str(), "attempts_open"),
+            (lost.as_str(), "attempts_open"),
+            (open.as_str(), "(message_id=?)"),
+            (IN_FLIGHT, "attempts_open"),
+            (inbound::ON_THE_WAY, "messages_on_the_way (tenant_id=? AND recipient=? AND kind=?)"),
+            (inbound::TALKED_WITH, "bindings_by_phone (phone_id=? AND recipient=?)"),
+            (inbound::BY_GUID, "messages_by_phone_guid (phone_id=? AND guid=?)"),
+            (webhook_jobs::WAITING, "webhook_jobs_due_by_endpoint"),
+            (claim_webhooks.as_str(), "webhook_jobs_due_by_endpoint (endpoint_id=? AND run_at<?)"),
+            (webhook_jobs::FAIL_PENDING, "webhook_jobs_due_by_endpoint (endpoint_id=?)"),
+        ] {
+            let plan = plan(sql);
+            assert!(plan.contains(index), "{sql}: {plan}");
+            for scan in plan.split("; ").filter(|step| step.starts_with("SCAN")) {
+                // Indexes of what is open alone, and the recursion's own rows, may be read from end to end.
+                let small = ["attempts_open", "attempts_offered", "waiting", "CONSTANT ROW"];
+                assert!(small.iter().any(|name| scan.contains(name)), "{sql}: {plan}");
+            }
+        }
+    }
 }

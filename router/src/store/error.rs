@@ -16,6 +16,18 @@ pub enum StoreError {
     /// The disk (or the configured size) is used up.
     #[error("the store's disk is full")]
     Full,
+    /// The file (or its folder, or its lock) could not be opened.
+    #[error("{path}")]
+    Open {
+        /// Which file.
+        path: String,
+        /// Why.
+        #[source]
+        source: Arc<std::io::Error>,
+    },
+    /// Under the file's name there is no file any more, or another one: what is written now would be found by nobody.
+    #[error("the store's file was moved, deleted or replaced while it was open")]
+    Replaced,
     /// The file could not be read or written.
     #[error("the store's file could not be read or written")]
     Io(#[source] Arc<rusqlite::Error>),
@@ -46,11 +58,12 @@ impl StoreError {
     /// True where the same call may well succeed later, and the caller should be told so (503).
     pub fn is_unavailable(&self) -> bool {
         match self {
-            Self::Busy | Self::Closed | Self::Full | Self::Io(_) => true,
+            Self::Busy | Self::Closed | Self::Full | Self::Replaced | Self::Io(_) => true,
             Self::Constraint(_)
             | Self::Corrupt(_)
             | Self::InUse
             | Self::NoRow
+            | Self::Open { .. }
             | Self::Schema(_)
             | Self::Panicked
             | Self::Sql(_) => false,

@@ -1,6 +1,7 @@
 //! Inbound messages, whose they are, and what they change: opt-outs, confirmations, what is told to tenants.
 
 use protocol::api::{Direction, WebhookData};
+use protocol::link::EventFrame;
 use protocol::pipe::Received;
 use protocol::{
     ChannelChoice, Class, MessageId, PhoneId, Reason, Recipient, Status, TenantId, UnixMs,
@@ -11,6 +12,29 @@ use super::events::{self, NewEvent};
 use super::{StoreError, Tx, webhook_jobs};
 use crate::clock;
 use crate::params;
+
+/// The owner of what belongs to no tenant: an id that no tenant is ever given, so that no key opens it and no endpoint
+/// hears of it. The operator reads it with everybody's messages.
+pub fn nobody() -> TenantId {
+    TenantId::new(0, [0; 10])
+}
+
+/// Keeps an event as it came, because it belongs to nothing we know or cannot be taken in.
+pub fn keep_unplaced(
+    tx: &mut Tx<'_>,
+    frame: &EventFrame,
+    why: &str,
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    let body = serde_json::to_string(&frame.event)
+        .map_err(|error| StoreError::corrupt("unplaced_events.body", error))?;
+    tx.execute(
+        "INSERT INTO unplaced_events (phone_id, journal, seq, type, at, why, body)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (phone_id, journal, seq) DO NOTHING",
+        params![frame.phone, frame.journal, frame.seq, frame.event.kind(), now, why, body],
+    )?;
+    Ok(())
+}
 
 /// Takes an inbound message's guid; false when this phone has reported it before.
 pub fn take_guid(
@@ -33,13 +57,18 @@ pub fn talked_with(
     phone: &PhoneId,
     recipient: &Recipient,
 ) -> Result<Vec<(TenantId, UnixMs)>, StoreError> {
-    tx.query(
-        "SELECT tenant_id, last_at FROM bindings WHERE phone_id = ?1 AND recipient = ?2
-         ORDER BY last_at DESC, tenant_id LIMIT 100",
-        params![phone, recipient],
-        |row| Ok((row.get(0)?, row.get(1)?)),
-    )
+    tx.query(TALKED_WITH, params![phone, recipient, TALKED_MAX], |row| {
+        Ok((row.get(0)?, row.get(1)?))
+    })
 }
+
+pub(super) const TALKED_WITH: &str =
+    "SELECT tenant_id, last_at FROM bindings WHERE phone_id = ?1 AND recipient = ?2
+     ORDER BY last_at DESC, tenant_id LIMIT ?3";
+
+/// Tenants that one person can have talked with on one phone: a STOP counts for all of them, so this is far beyond what
+/// a phone can serve.
+const TALKED_MAX: usize = 10_000;
 
 /// The tenant that a phone is reserved for.
 pub fn exclusive_tenant(tx: &mut Tx<'_>, phone: &PhoneId) -> Result<Option<TenantId>, StoreError> {
@@ -161,35 +190,67 @@ pub fn set_opt_out(
     Ok(Turned::Over)
 }
 
-/// Blocks everything that still waits to go to `recipient`; answers the messages that a phone already has.
+/// Blocks everything that still waits to go to `recipient`, and wants back what a phone already has; answers the latter.
 pub fn block_waiting(
     tx: &mut Tx<'_>,
     tenant: &TenantId,
     recipient: &Recipient,
     now: UnixMs,
 ) -> Result<Vec<MessageId>, StoreError> {
-    // One query a status, each along its index; the second alone would read a recipient's whole history.
-    let mut waiting = Vec::new();
-    for status in [Status::Queued, Status::Scheduled, Status::Dispatching] {
-        waiting.extend(tx.query(
-            "SELECT id FROM messages WHERE tenant_id = ?1 AND recipient = ?2 AND status = ?3
-                 AND direction = 'outbound' AND kind <> 'confirmation' ORDER BY id",
-            params![tenant, recipient, status],
-            |row| Ok((row.get::<MessageId>(0)?, status)),
-        )?);
-    }
+    let waiting = on_the_way(tx, tenant, recipient, "tenant")?;
     let mut with_phones = Vec::new();
     for (id, status) in waiting {
         if status == Status::Dispatching {
+            rows::want_back(tx, tenant, &id, Some(Reason::OptedOut))?;
             with_phones.push(id);
             continue;
         }
         let change = Change { reason: Some(Reason::OptedOut), ..Change::to(Status::Blocked, now) };
-        rows::change(tx, tenant, &id, &change)?;
-        rows::drop_job(tx, tenant, &id)?;
+        match rows::change(tx, tenant, &id, &change) {
+            Ok(_changed) => rows::drop_job(tx, tenant, &id)?,
+            Err(error) if error.is_unavailable() => return Err(error),
+            // One damaged message must not cost the person the opt-out.
+            Err(error) => {
+                tracing::error!(message = %id, error = %error, "inbound: a message cannot be read, so nothing is sent");
+                rows::block_unread(tx, tenant, &id, now)?;
+            }
+        }
     }
     Ok(with_phones)
 }
+
+/// Withdraws the confirmations of ours that still wait to go to `recipient`: there will be a newer one.
+pub fn drop_confirmations(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    recipient: &Recipient,
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    for (id, status) in on_the_way(tx, tenant, recipient, "confirmation")? {
+        if status == Status::Dispatching {
+            continue;
+        }
+        let change = Change { reason: Some(Reason::Canceled), ..Change::to(Status::Canceled, now) };
+        rows::change(tx, tenant, &id, &change)?;
+        rows::drop_job(tx, tenant, &id)?;
+    }
+    Ok(())
+}
+
+/// The messages of a kind that are on their way to `recipient`, in the order of their acceptance.
+fn on_the_way(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    recipient: &Recipient,
+    kind: &str,
+) -> Result<Vec<(MessageId, Status)>, StoreError> {
+    tx.query(ON_THE_WAY, params![tenant, recipient, kind], |row| Ok((row.get(0)?, row.get(1)?)))
+}
+
+/// The condition on the status is the index's own, word for word, so that the recipient's history is not read.
+pub(super) const ON_THE_WAY: &str = "SELECT id, status FROM messages
+     WHERE tenant_id = ?1 AND recipient = ?2 AND status IN ('queued', 'scheduled', 'dispatching')
+         AND kind = ?3 AND direction = 'outbound' ORDER BY id";
 
 /// Tells the tenant that a contact has opted out or in again.
 pub fn tell_contact(
@@ -253,12 +314,11 @@ pub fn by_guid(
     phone: &PhoneId,
     guid: &str,
 ) -> Result<Option<(TenantId, MessageId)>, StoreError> {
-    tx.query_opt(
-        "SELECT tenant_id, id FROM messages WHERE phone_id = ?1 AND guid = ?2",
-        params![phone, guid],
-        |row| Ok((row.get(0)?, row.get(1)?)),
-    )
+    tx.query_opt(BY_GUID, params![phone, guid], |row| Ok((row.get(0)?, row.get(1)?)))
 }
+
+pub(super) const BY_GUID: &str =
+    "SELECT tenant_id, id FROM messages WHERE phone_id = ?1 AND guid = ?2";
 
 /// Adds to a message's story what happened to it later (a reaction, an edit, its being taken back), and tells the tenant.
 pub fn happened_to(
@@ -267,7 +327,7 @@ pub fn happened_to(
     phone: &PhoneId,
     kind: &str,
     change: serde_json::Value,
-    at: UnixMs,
+    (at, now): (UnixMs, UnixMs),
 ) -> Result<(), StoreError> {
     let event = NewEvent { phone: Some(phone), ..NewEvent::new(kind, at) };
     let sequence = events::append(tx, tenant, id, &event)?;
@@ -288,6 +348,6 @@ pub fn happened_to(
         change: Some(change),
         ..WebhookData::default()
     };
-    webhook_jobs::enqueue(tx, tenant, &format!("message.{kind}"), &data, at)?;
+    webhook_jobs::enqueue_at(tx, tenant, &format!("message.{kind}"), &data, (at, now))?;
     Ok(())
 }

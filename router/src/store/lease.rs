@@ -141,6 +141,20 @@ pub fn current(tx: &mut Tx<'_>, phone: &PhoneId) -> Result<Option<Lease>, StoreE
 /// host's, and must not use up the numbers.
 const EPOCH_MAX: u64 = 1 << 40;
 
+/// Lifts the epoch of a phone's lease above one that its bridge has seen: a bridge refuses older ones, and only it may
+/// remember, when the store was restored from an old copy and the supervisor has started anew. Its host learns the
+/// new epoch with its next renewal.
+pub fn heard_epoch(tx: &mut Tx<'_>, phone: &PhoneId, seen: u64) -> Result<(), StoreError> {
+    if seen > EPOCH_MAX {
+        return Ok(());
+    }
+    tx.execute(
+        "UPDATE leases SET epoch = ?2 + 1 WHERE phone_id = ?1 AND epoch < ?2",
+        params![phone, seen],
+    )?;
+    Ok(())
+}
+
 /// An answer to a host that asked for a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asked {

@@ -1,6 +1,7 @@
 //! The threads behind the store: one that writes, a few that read.
 
 use std::fs::File;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -100,12 +101,18 @@ impl std::fmt::Debug for dyn Job {
 
 impl Threads {
     pub(super) fn start(path: &Path) -> Result<Self, StoreError> {
+        let path = &resolved(path)?;
         let lock = lock(path)?;
+        let place = Place::of(path)?;
         let mut writer = open(path)?;
+        // Checkpoints stop the writer while they copy the log into the file: not at every 4 MB, but at 16; and a log
+        // that grew behind a long reader is cut back.
+        writer.pragma_update(None, "wal_autocheckpoint", 4_096)?;
+        writer.pragma_update(None, "journal_size_limit", 64 * 1024 * 1024)?;
         migrate(&mut writer)?;
 
         let (write, waiting) = mpsc::channel(WRITE_QUEUE);
-        spawn("store-writer", move || write_all(&writer, waiting))?;
+        spawn("store-writer", move || write_all(&writer, &place, waiting))?;
 
         let (read, waiting) = mpsc::channel(READ_QUEUE);
         let waiting = Arc::new(Mutex::new(waiting));
@@ -142,6 +149,59 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), StoreEr
         .map_err(|error| StoreError::Schema(format!("no thread for the store: {error}")))
 }
 
+/// The file behind the name, so that two names (a link, a folder with dots) do not make two locks.
+fn resolved(path: &Path) -> Result<PathBuf, StoreError> {
+    if let Ok(path) = path.canonicalize() {
+        return Ok(path);
+    }
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        Some(_) | None => Path::new("."),
+    };
+    let folder = folder.canonicalize().map_err(|error| cannot_open(folder, error))?;
+    let name = path.file_name().ok_or_else(|| {
+        cannot_open(path, std::io::Error::from(std::io::ErrorKind::InvalidFilename))
+    })?;
+    Ok(folder.join(name))
+}
+
+fn cannot_open(path: &Path, source: std::io::Error) -> StoreError {
+    StoreError::Open { path: path.display().to_string(), source: Arc::new(source) }
+}
+
+/// A file by its name and by what the name stood for when it was opened.
+struct Place {
+    path: PathBuf,
+    file: (u64, u64),
+}
+
+impl Place {
+    /// Makes the file where there is none, for its owner alone: it holds what people write to each other, and the
+    /// secrets that webhooks are signed with. SQLite gives its other files the same mode.
+    fn of(path: &Path) -> Result<Self, StoreError> {
+        if !path.exists() {
+            File::options()
+                .create_new(true)
+                .write(true)
+                .mode(0o600)
+                .open(path)
+                .map_err(|error| cannot_open(path, error))?;
+        }
+        let file = Self::file(path).map_err(|error| cannot_open(path, error))?;
+        Ok(Self { path: path.to_owned(), file })
+    }
+
+    fn file(path: &Path) -> std::io::Result<(u64, u64)> {
+        std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
+    }
+
+    /// The name still leads to the file. SQLite goes on writing into a file that has been deleted; a message accepted
+    /// into it would be gone with the process (sqlite.org/howtocorrupt.html, section 2.4).
+    fn still_leads_there(&self) -> bool {
+        Self::file(&self.path).is_ok_and(|file| file == self.file)
+    }
+}
+
 fn lock(path: &Path) -> Result<File, StoreError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
@@ -150,14 +210,13 @@ fn lock(path: &Path) -> Result<File, StoreError> {
         .create(true)
         .truncate(false)
         .write(true)
+        .mode(0o600)
         .open(&lock_path)
-        .map_err(|error| StoreError::Schema(format!("{}: {error}", lock_path.display())))?;
+        .map_err(|error| cannot_open(&lock_path, error))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => Err(StoreError::InUse),
-        Err(std::fs::TryLockError::Error(error)) => {
-            Err(StoreError::Schema(format!("{}: {error}", lock_path.display())))
-        }
+        Err(std::fs::TryLockError::Error(error)) => Err(cannot_open(&lock_path, error)),
     }
 }
 
@@ -180,8 +239,14 @@ fn open(path: &Path) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
-fn write_all(connection: &Connection, mut waiting: Waiting) {
-    while let Some(first) = waiting.blocking_recv() {
+fn write_all(connection: &Connection, place: &Place, mut waiting: Waiting) {
+    while let Some(mut first) = waiting.blocking_recv() {
+        if !place.still_leads_there() {
+            tracing::error!(path = %place.path.display(), "{}", StoreError::Replaced);
+            first.fail(StoreError::Replaced);
+            first.answer();
+            continue;
+        }
         let mut batch = vec![first];
         if let Err(error) = write_batch(connection, &mut batch, &mut waiting) {
             tracing::error!(%error, jobs = batch.len(), "a store commit failed; nothing of it remains");

@@ -84,6 +84,18 @@ pub fn enqueue(
     data: &WebhookData,
     at: UnixMs,
 ) -> Result<usize, StoreError> {
+    enqueue_at(tx, tenant, kind, data, (at, at))
+}
+
+/// [`enqueue`] for what happened at another time than now, or by another clock than ours: a phone whose clock is wrong
+/// must not put off the delivery.
+pub fn enqueue_at(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    kind: &str,
+    data: &WebhookData,
+    (happened, at): (UnixMs, UnixMs),
+) -> Result<usize, StoreError> {
     let endpoints = tx.query(
         "SELECT id, events FROM webhook_endpoints WHERE tenant_id = ?1 AND disabled_at IS NULL ORDER BY id",
         params![tenant.as_str()],
@@ -91,14 +103,14 @@ pub fn enqueue(
     )?;
     let mut wanted = Vec::with_capacity(endpoints.len());
     for (endpoint, events) in endpoints {
-        if wants(&events, kind)? {
+        if wants(&events, kind) {
             wanted.push(endpoint);
         }
     }
     if wanted.is_empty() {
         return Ok(0);
     }
-    let body = WebhookBody { kind: kind.to_owned(), timestamp: at, data: data.clone() };
+    let body = WebhookBody { kind: kind.to_owned(), timestamp: happened, data: data.clone() };
     let body = serde_json::to_string(&body)
         .map_err(|error| StoreError::corrupt("webhook_jobs.body", error))?;
     let event = EventId::new(at.0, clock::random());
@@ -114,32 +126,50 @@ pub fn enqueue(
     Ok(wanted.len())
 }
 
-/// Whether an endpoint's JSON list of types names `kind`; an empty list and `*` mean all.
-fn wants(events: &str, kind: &str) -> Result<bool, StoreError> {
-    let list: Vec<String> = serde_json::from_str(events)
-        .map_err(|error| StoreError::corrupt("webhook_endpoints.events", error))?;
-    Ok(list.is_empty() || list.iter().any(|wanted| wanted == "*" || wanted == kind))
+/// Whether an endpoint's JSON list of types names `kind`; an empty list and `*` mean all. So does a damaged one: rather
+/// a webhook too many than a change of state that fails because it cannot be told.
+fn wants(events: &str, kind: &str) -> bool {
+    match serde_json::from_str::<Vec<String>>(events) {
+        Ok(list) => list.is_empty() || list.iter().any(|wanted| wanted == "*" || wanted == kind),
+        Err(error) => {
+            tracing::error!(error = %error, "webhooks: an endpoint's list of types is damaged");
+            true
+        }
+    }
 }
 
-/// Every endpoint that has something waiting, with the time at which the first of it is due.
+/// An endpoint that has something waiting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    /// Which endpoint.
+    pub endpoint: EndpointId,
+    /// When the first of it is due.
+    pub due: UnixMs,
+    /// Its last attempt failed.
+    pub failing: bool,
+}
+
+/// Every endpoint that has something waiting.
 ///
 /// The recursion jumps from endpoint to endpoint along the index, so that its cost grows with the endpoints that
 /// have work and not with the work.
-pub fn waiting_endpoints(tx: &mut Tx<'_>) -> Result<Vec<(EndpointId, UnixMs)>, StoreError> {
-    tx.query(
-        "WITH RECURSIVE waiting (id) AS (
+pub fn waiting_endpoints(tx: &mut Tx<'_>) -> Result<Vec<Waiting>, StoreError> {
+    tx.query(WAITING, params![], |row| {
+        Ok(Waiting { endpoint: row.parse(0)?, due: row.get(1)?, failing: row.get(2)? })
+    })
+}
+
+pub(super) const WAITING: &str = "WITH RECURSIVE waiting (id) AS (
              SELECT MIN(endpoint_id) FROM webhook_jobs WHERE state = 'pending'
              UNION ALL
              SELECT (SELECT MIN(j.endpoint_id) FROM webhook_jobs j
                      WHERE j.state = 'pending' AND j.endpoint_id > waiting.id)
              FROM waiting WHERE waiting.id IS NOT NULL)
          SELECT waiting.id, (SELECT MIN(j.run_at) FROM webhook_jobs j
-                             WHERE j.state = 'pending' AND j.endpoint_id = waiting.id)
-         FROM waiting WHERE waiting.id IS NOT NULL",
-        params![],
-        |row| Ok((row.parse(0)?, row.get(1)?)),
-    )
-}
+                             WHERE j.state = 'pending' AND j.endpoint_id = waiting.id),
+             EXISTS (SELECT 1 FROM webhook_endpoints e
+                     WHERE e.id = waiting.id AND e.failing_since IS NOT NULL)
+         FROM waiting WHERE waiting.id IS NOT NULL";
 
 /// Claims up to `limit` due jobs of an endpoint until `until`: a job whose worker dies falls due again then.
 pub fn claim(
@@ -164,24 +194,28 @@ pub fn claim(
     )?;
     let Some(target) = target else { return Ok(None) };
     if target.disabled {
-        // What waited for an endpoint that was switched off is not delivered; it can be replayed.
+        // What waited for an endpoint that was switched off is not delivered; it can be replayed. The rest of a
+        // long queue is for the next turns.
         fail_pending(tx, endpoint)?;
         return Ok(None);
     }
-    let skip_locked = tx.dialect().skip_locked();
     let mut jobs = tx.query(
-        &format!(
-            "UPDATE webhook_jobs SET run_at = ?3, claimed_until = ?3 WHERE id IN (
-                 SELECT id FROM webhook_jobs
-                 WHERE endpoint_id = ?1 AND state = 'pending' AND run_at <= ?2
-                 ORDER BY run_at LIMIT ?4{skip_locked})
-             RETURNING id, event_id, tenant_id, type, body, attempts"
-        ),
+        &claim_sql(tx.dialect().skip_locked()),
         params![endpoint.as_str(), now, until, limit],
         claimed,
     )?;
     jobs.sort_by(|left, right| left.id.cmp(&right.id));
     Ok(Some((target, jobs)))
+}
+
+pub(super) fn claim_sql(skip_locked: &str) -> String {
+    format!(
+        "UPDATE webhook_jobs SET run_at = ?3, claimed_until = ?3 WHERE id IN (
+             SELECT id FROM webhook_jobs
+             WHERE endpoint_id = ?1 AND state = 'pending' AND run_at <= ?2
+             ORDER BY run_at LIMIT ?4{skip_locked})
+         RETURNING id, event_id, tenant_id, type, body, attempts"
+    )
 }
 
 fn claimed(row: &Row<'_>) -> Result<ClaimedJob, StoreError> {
@@ -246,7 +280,7 @@ pub fn note_health(
     )
 }
 
-/// Switches an endpoint off, with the reason; what waits for it fails. False when it was off already or is gone.
+/// Switches an endpoint off, with the reason; what waits for it fails, step by step. False when it was off already or is gone.
 pub fn disable(
     tx: &mut Tx<'_>,
     endpoint: &EndpointId,
@@ -263,10 +297,14 @@ pub fn disable(
 }
 
 fn fail_pending(tx: &mut Tx<'_>, endpoint: &EndpointId) -> Result<(), StoreError> {
-    tx.execute(
-        "UPDATE webhook_jobs SET state = 'failed', claimed_until = NULL
-         WHERE endpoint_id = ?1 AND state = 'pending'",
-        params![endpoint.as_str()],
-    )?;
+    tx.execute(FAIL_PENDING, params![endpoint.as_str(), FAIL_ROWS])?;
     Ok(())
 }
+
+pub(super) const FAIL_PENDING: &str =
+    "UPDATE webhook_jobs SET state = 'failed', claimed_until = NULL
+     WHERE id IN (SELECT id FROM webhook_jobs WHERE endpoint_id = ?1 AND state = 'pending'
+                  ORDER BY run_at LIMIT ?2)";
+
+/// Rows failed in one go: an endpoint may have been behind by days, and the writer has other work to do.
+const FAIL_ROWS: usize = 1_000;
