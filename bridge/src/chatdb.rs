@@ -50,9 +50,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 const CACHE_KIB: i64 = -2048;
 /// Prepared statements kept; there are about twenty different ones.
 const STATEMENTS: usize = 32;
-/// Most own rows above the mark that are looked at for one send: sends are serial, so there are one
-/// or two.
-const SENT_CANDIDATES: usize = 200;
+/// Most own rows above the mark that are looked at for one send, the newest ones. Sends are serial,
+/// so there are one or two; only for a send in doubt there are those of all later sends.
+const SENT_CANDIDATES: usize = 500;
 /// How far back from the newest row unjoined rows are looked for.
 const UNJOINED_ROWS: i64 = 500;
 /// Rows below a cursor whose dates give the running maximum for `late`. Backfills come in blocks of
@@ -390,6 +390,7 @@ impl ChatDb {
     fn own_rows_above(&self, rowid: i64) -> Result<Vec<Row>, NotReady> {
         let limit = i64::try_from(SENT_CANDIDATES).unwrap_or(i64::MAX);
         let mut rows = self.read_rows(&self.schema.own_rows_after, params![rowid, limit])?;
+        rows.reverse();
         let ids: Vec<i64> = rows.iter().map(|row| row.rowid).collect();
         if !ids.is_empty() {
             let ids = ids_json(&ids);

@@ -47,9 +47,9 @@ const TICK: Duration = Duration::from_millis(250);
 const HEARTBEAT_MS: i64 = 5_000;
 /// Finished sends and old claims are swept this often.
 const PRUNE_MS: i64 = 60 * 60 * 1000;
-/// Our supervisor is gone: of the 5 s that a running osascript is given, one and a half are kept
-/// for killing it.
-const ORPHANED_DEADLINE_MS: i64 = 3_500;
+/// Our supervisor is gone: of the 5 s until our end, three are kept for killing a running osascript
+/// that resists (a tick, TERM and its grace, KILL, its group, its pipe), and for the last lines.
+const ORPHANED_DEADLINE_MS: i64 = 2_000;
 /// What is said last still has this long to get into the pipe.
 const FLUSH: Duration = Duration::from_millis(500);
 /// Guids of inbound messages remembered over a restart.
@@ -71,7 +71,7 @@ pub(crate) enum Input {
     Terminate,
     DatabaseChanged,
     /// The osascript that was given a script, or none, has ended.
-    Ended(Disposition),
+    Ended(u64, Disposition),
     Tick,
 }
 
@@ -205,10 +205,15 @@ enum Job {
 /// The child that runs.
 #[derive(Debug)]
 struct Child {
+    /// Tells its end from that of an earlier one, which may be heard of late.
+    id: u64,
     job: Job,
     since_ms: i64,
     kill: CancellationToken,
 }
+
+/// Which child has ended, and what that says.
+type Ending = (u64, Disposition);
 
 /// The loop and all it owns.
 #[derive(Debug)]
@@ -225,7 +230,9 @@ pub(crate) struct Daemon<E> {
     hints: Option<mpsc::Receiver<()>>,
     clock: fn() -> Now,
     tracker: TaskTracker,
-    ended: (mpsc::Sender<Disposition>, mpsc::Receiver<Disposition>),
+    ended: (mpsc::Sender<Ending>, mpsc::Receiver<Ending>),
+    /// Children so far.
+    children: u64,
     /// A child that waits for its script, and the script.
     waiting: Option<(Prepared, &'static str)>,
     child: Option<Child>,
@@ -265,6 +272,7 @@ impl<E: Evidence> Daemon<E> {
             clock,
             tracker: TaskTracker::new(),
             ended: mpsc::channel(4),
+            children: 0,
             waiting: None,
             child: None,
             usable: false,
@@ -328,7 +336,7 @@ impl<E: Evidence> Daemon<E> {
             }
         };
         tokio::select! {
-            Some(disposition) = self.ended.1.recv() => Input::Ended(disposition),
+            Some((child, disposition)) = self.ended.1.recv() => Input::Ended(child, disposition),
             input = self.ports.inputs.recv(), if !self.ports.inputs.is_closed() || !self.ports.inputs.is_empty() => {
                 input.unwrap_or(Input::Eof)
             }
@@ -354,8 +362,11 @@ impl<E: Evidence> Daemon<E> {
         }
         self.carry_out(turn)?;
         self.emit()?;
-        if let Some(news) = self.health.news() {
-            self.say(&news);
+        if let Some(news) = self.health.news()
+            && !self.say(&news)
+        {
+            // It did not get through; it is said again when the listener reads.
+            self.health.forget_said();
         }
         if now.continuous_ms >= self.heartbeat_at_ms {
             self.heartbeat_at_ms = now.continuous_ms.saturating_add(HEARTBEAT_MS);
@@ -419,7 +430,7 @@ impl<E: Evidence> Daemon<E> {
                 self.heartbeat.last_change = Some(now.wall);
                 self.read_database(now, turn);
             }
-            Input::Ended(disposition) => self.child_ended(disposition, now, turn),
+            Input::Ended(child, disposition) => self.child_ended(child, disposition, now, turn),
             Input::Tick => {
                 self.window.tick(now.continuous_ms);
                 if now.continuous_ms >= self.database_at_ms {
@@ -486,7 +497,9 @@ impl<E: Evidence> Daemon<E> {
         if let Some(hints) = self.evidence.hints() {
             self.hints = Some(hints);
         }
-        let polled = self.hints.is_none() && result.is_ok();
+        let more = matches!(result, Ok(true));
+        let result = result.map(drop);
+        let polled = (self.hints.is_none() && result.is_ok()) || more;
         let pause_ms = if polled { 0 } else { DATABASE_POLL_MS };
         self.database_at_ms = now.continuous_ms.saturating_add(pause_ms);
         self.saw_database(result);
@@ -496,8 +509,9 @@ impl<E: Evidence> Daemon<E> {
         }
     }
 
-    fn read_news(&mut self, now: Now, turn: &mut Turn) -> Result<(), protocol::pipe::NotReady> {
-        loop {
+    /// True when there is more than one turn should read.
+    fn read_news(&mut self, now: Now, turn: &mut Turn) -> Result<bool, protocol::pipe::NotReady> {
+        for _ in 0..READS_A_TURN {
             let news = self.evidence.news(now)?;
             for fact in news.facts {
                 if let Some(guid) = inbound_guid(&fact) {
@@ -512,12 +526,11 @@ impl<E: Evidence> Daemon<E> {
             if let Some(cursor) = news.cursor {
                 turn.changes.push(Change::Cursor(cursor));
             }
-            // A long backlog is taken in several transactions, but the first of them must not
-            // grow without bound.
-            if !news.more || turn.changes.len() >= CHANGES_A_TURN {
-                return Ok(());
+            if !news.more {
+                return Ok(false);
             }
         }
+        Ok(true)
     }
 
     fn saw_database(&mut self, result: Result<(), protocol::pipe::NotReady>) {
@@ -542,7 +555,9 @@ impl<E: Evidence> Daemon<E> {
                 return;
             }
             Err(PrepareError::Orphan) => {
+                // Whoever waits for its end also says when it has come.
                 self.health.orphan(true);
+                self.outbound.step(Event::OrphanMet, now, turn);
                 return;
             }
             Err(error) => {
@@ -590,19 +605,21 @@ impl<E: Evidence> Daemon<E> {
 
     fn wait_for(&mut self, running: crate::osascript::Running, job: Job, now: Now) {
         let kill = CancellationToken::new();
+        self.children = self.children.saturating_add(1);
+        let id = self.children;
         let ended = self.ended.0.clone();
         let finish = running.finish(kill.clone());
         self.tracker.spawn(async move {
             // The loop may have ended by itself; then nobody asks any more.
-            if ended.send(finish.await).await.is_err() {
+            if ended.send((id, finish.await)).await.is_err() {
                 tracing::debug!("an osascript ended after the loop");
             }
         });
-        self.child = Some(Child { job, since_ms: now.continuous_ms, kill });
+        self.child = Some(Child { id, job, since_ms: now.continuous_ms, kill });
     }
 
-    fn child_ended(&mut self, disposition: Disposition, now: Now, turn: &mut Turn) {
-        let Some(child) = self.child.take() else { return };
+    fn child_ended(&mut self, id: u64, disposition: Disposition, now: Now, turn: &mut Turn) {
+        let Some(child) = self.child.take_if(|child| child.id == id) else { return };
         match child.job {
             Job::Probe => {
                 if !child.kill.is_cancelled() {
@@ -675,9 +692,9 @@ impl<E: Evidence> Daemon<E> {
                     child.kill.cancel();
                 }
             }
-            Effect::Find { attempt, mark, to, text } => {
+            Effect::Find { attempt, mark, since, to, text } => {
                 if self.database_ready {
-                    match self.evidence.rows(mark, &to, &text) {
+                    match self.evidence.rows(mark, since, &to, &text) {
                         Ok(rows) => self.outbound.step(Event::Rows { attempt, rows }, now, turn),
                         Err(why) => self.saw_database(Err(why)),
                     }
@@ -702,6 +719,11 @@ impl<E: Evidence> Daemon<E> {
                     tracing::error!(error = chain(&error), "osascript's lock cannot be looked at");
                 }
             },
+            Effect::EndOrphan { force } => {
+                if let Err(error) = self.osascript.end_orphan(force) {
+                    tracing::error!(error = chain(&error), "an earlier osascript cannot be ended");
+                }
+            }
         }
     }
 
@@ -817,8 +839,10 @@ impl<E: Evidence> Daemon<E> {
     }
 }
 
-/// Changes in one transaction: enough to catch up fast, few enough to stay short.
-const CHANGES_A_TURN: usize = 4_000;
+/// Reads of a backlog in one turn, each of some hundred rows: enough to catch up fast, few enough
+/// that the turn stays short, its transaction small, and the position is kept also where all that
+/// is read is passed over.
+const READS_A_TURN: usize = 4;
 
 fn bounded(deadline_ms: u64) -> i64 {
     i64::try_from(deadline_ms).unwrap_or(i64::MAX)
@@ -842,7 +866,8 @@ fn inbound_guid(fact: &Fact) -> Option<&str> {
         | Fact::Expired(_)
         | Fact::Edited(_)
         | Fact::Unsent(_)
-        | Fact::Account { .. } => None,
+        | Fact::Account { .. }
+        | Fact::Other(_) => None,
     }
 }
 

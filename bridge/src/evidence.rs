@@ -5,8 +5,8 @@ mod inbox;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use protocol::Recipient;
 use protocol::pipe::{Event as Fact, NotReady};
+use protocol::{Recipient, UnixMs};
 use tokio::sync::mpsc;
 
 use crate::chatdb::{ChatDb, SendState, SentQuery, StatusBits, Watch};
@@ -34,7 +34,14 @@ pub(crate) trait Evidence {
     /// The newest row.
     fn mark(&mut self) -> Result<i64, NotReady>;
     /// Own rows above the mark that can be this send, best first.
-    fn rows(&mut self, mark: i64, to: &Recipient, text: &str) -> Result<Vec<RowState>, NotReady>;
+    /// Those dated before `since` are left out.
+    fn rows(
+        &mut self,
+        mark: i64,
+        since: UnixMs,
+        to: &Recipient,
+        text: &str,
+    ) -> Result<Vec<RowState>, NotReady>;
     /// The present state of rows.
     fn states(&mut self, rowids: &[i64]) -> Result<Vec<RowState>, NotReady>;
     /// The guid by which Messages knows a group.
@@ -131,19 +138,32 @@ impl Evidence for Database {
         self.with(ChatDb::max_rowid)
     }
 
-    fn rows(&mut self, mark: i64, to: &Recipient, text: &str) -> Result<Vec<RowState>, NotReady> {
+    fn rows(
+        &mut self,
+        mark: i64,
+        since: UnixMs,
+        to: &Recipient,
+        text: &str,
+    ) -> Result<Vec<RowState>, NotReady> {
         // Any service: Messages may have fallen back to SMS itself.
         let query = SentQuery { above_rowid: mark, to, text, channel: None };
         self.with(|database| {
             let mut rows: Vec<RowState> = database
                 .find_sent(&query)?
                 .into_iter()
-                .map(|row| state(row.rowid, row.guid, &row.status, false))
+                .filter(|row| row.at.is_none_or(|at| at >= since))
+                .map(|row| RowState {
+                    certain: row.certain,
+                    ..state(row.rowid, row.guid, &row.status, false)
+                })
                 .collect();
             if rows.is_empty() {
                 let ghosts = database.ghost_rows(mark, to)?;
                 rows.extend(
-                    ghosts.into_iter().map(|row| state(row.rowid, row.guid, &row.status, true)),
+                    ghosts
+                        .into_iter()
+                        .filter(|row| row.at.is_none_or(|at| at >= since))
+                        .map(|row| state(row.rowid, row.guid, &row.status, true)),
                 );
             }
             Ok(rows)
@@ -197,5 +217,6 @@ fn state(rowid: i64, guid: String, status: &StatusBits, ghost: bool) -> RowState
         delivered_at: status.date_delivered,
         read_at: status.date_read,
         ghost,
+        certain: true,
     }
 }

@@ -43,7 +43,12 @@ const TERM_GRACE: Duration = Duration::from_secs(1);
 const DRAIN_GRACE: Duration = Duration::from_millis(500);
 /// A process group that was sent KILL is gone after a moment; macOS answers EPERM while only
 /// zombies are left in it.
-const GROUP_GONE_GRACE: Duration = Duration::from_secs(1);
+const GROUP_GONE_GRACE: Duration = Duration::from_millis(500);
+/// osascript writes a line when it fails. One that writes without end is ended before it has filled
+/// the disk that the journal is on.
+const STDERR_BYTES_MAX: u64 = 1024 * 1024;
+/// How often the error output of a running one is looked at.
+const STDERR_POLL: Duration = Duration::from_millis(250);
 /// How often a killed group is looked at again.
 const GROUP_GONE_POLL: Duration = Duration::from_millis(20);
 
@@ -52,6 +57,8 @@ const GROUP_GONE_POLL: Duration = Duration::from_millis(20);
 pub(crate) struct Osascript {
     program: PathBuf,
     stderr: PathBuf,
+    /// The process group of the newest one, for the next life.
+    group: PathBuf,
     deadline: Duration,
 }
 
@@ -119,7 +126,12 @@ pub(crate) struct Running {
 
 impl Osascript {
     pub(crate) fn new(program: PathBuf, state_dir: &Path, deadline: Duration) -> Self {
-        Self { program, stderr: state_dir.join("osascript.stderr"), deadline }
+        Self {
+            program,
+            stderr: state_dir.join("osascript.stderr"),
+            group: state_dir.join("osascript.group"),
+            deadline,
+        }
     }
 
     /// Whether an osascript of an earlier life still runs.
@@ -128,6 +140,41 @@ impl Osascript {
             Ok(_lock) => Ok(false),
             Err(PrepareError::Orphan) => Ok(true),
             Err(error @ (PrepareError::Spawn { .. } | PrepareError::Stderr { .. })) => Err(error),
+        }
+    }
+
+    /// Ends an osascript of an earlier life by its process group. Only while the lock shows that it,
+    /// or something it has started, is still there: so long the number is not given to others.
+    pub(crate) fn end_orphan(&self, force: bool) -> Result<(), PrepareError> {
+        if !self.orphan_runs()? {
+            return Ok(());
+        }
+        let group = std::fs::read_to_string(&self.group)
+            .ok()
+            .and_then(|text| text.trim().parse::<i32>().ok())
+            // 0 is our own group, 1 and -1 are everybody.
+            .filter(|group| *group > 1);
+        if let Some(group) = group {
+            let signal = if force { Signal::SIGKILL } else { Signal::SIGTERM };
+            signal_group(Pid::from_raw(group), signal);
+        } else {
+            tracing::debug!("the group of the earlier osascript is not known");
+        }
+        Ok(())
+    }
+
+    /// Notes the group of the child that was just started. Without the note a successor can only
+    /// wait, which is no reason not to send.
+    fn note_group(&self, group: Pid) {
+        let noted = OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o600)
+            .open(&self.group)
+            .and_then(|mut file| file.write_all(group.as_raw().to_string().as_bytes()));
+        if let Err(error) = noted {
+            tracing::warn!(%error, "the group of osascript could not be noted");
         }
     }
 
@@ -155,6 +202,14 @@ impl Osascript {
         stderr
             .set_len(0)
             .map_err(|source| PrepareError::Stderr { path: self.stderr.clone(), source })?;
+        // The note of the one before must not be taken for this one's.
+        match std::fs::remove_file(&self.group) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => {
+                return Err(PrepareError::Stderr { path: self.group.clone(), source });
+            }
+        }
         let spawn = |source| PrepareError::Spawn { program: self.program.clone(), source };
         let mut child = Command::new(&self.program)
             .args(["-l", "AppleScript", "-"])
@@ -170,6 +225,7 @@ impl Osascript {
         let (Some(stdin), Some(group)) = (child.stdin.take(), group) else {
             return Err(spawn(io::Error::other("the child has no stdin or no id")));
         };
+        self.note_group(group);
         let running =
             Running { child, group, stderr: self.stderr.clone(), deadline: self.deadline };
         Ok(Prepared { running, stdin })
@@ -218,10 +274,12 @@ impl Running {
         let mut output = None;
         let deadline = tokio::time::sleep(self.deadline);
         tokio::pin!(deadline);
+        let mut poll = tokio::time::interval(STDERR_POLL);
         let ended = loop {
             tokio::select! {
                 status = self.child.wait() => break Some(status),
                 bytes = &mut reading, if output.is_none() => output = Some(bytes),
+                _ = poll.tick() => if self.floods() { break None },
                 () = &mut deadline => break None,
                 () = kill.cancelled() => break None,
             }
@@ -274,6 +332,10 @@ impl Running {
         }
     }
 
+    fn floods(&self) -> bool {
+        std::fs::metadata(&self.stderr).is_ok_and(|file| file.len() > STDERR_BYTES_MAX)
+    }
+
     fn error_number(&self) -> Option<i32> {
         match tail(&self.stderr) {
             Ok(text) => error_number(&text),
@@ -307,13 +369,14 @@ fn tail(path: &Path) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The number in the last `(…)` of osascript's error output. Only the number is looked at: the
-/// words are localised and hold typographic apostrophes.
+/// The number in parentheses at the end of the last line that has one there. Only the number is
+/// looked at: the words are localised and hold typographic apostrophes. Numbers in the middle of a
+/// line are not osascript's: an error may quote what somebody wrote.
 fn error_number(text: &str) -> Option<i32> {
-    text.trim_end()
-        .rsplit('(')
-        .filter_map(|part| part.split_once(')'))
-        .find_map(|(number, _)| number.trim().parse().ok())
+    text.lines().rev().find_map(|line| {
+        let (_, number) = line.trim_end().strip_suffix(')')?.rsplit_once('(')?;
+        number.trim().parse().ok()
+    })
 }
 
 fn doubt(reason: Reason, detail: String) -> Disposition {
@@ -326,7 +389,8 @@ fn disposition(status: ExitStatus, number: Option<i32>, output: &[u8]) -> Dispos
             output: String::from_utf8_lossy(output).trim().to_owned(),
         };
     }
-    match number {
+    // One that was killed from outside may have written about something before.
+    match number.filter(|_| status.code().is_some()) {
         Some(number) => of_number(number),
         // It died of something else than AppleScript: nothing says how far it came.
         None => doubt(Reason::NoEvidence, format!("osascript ended with {status} and no number")),

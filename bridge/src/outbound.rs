@@ -19,6 +19,8 @@
 mod failure;
 mod model;
 #[cfg(test)]
+mod storm;
+#[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,6 +48,14 @@ const TRACK_MS: i64 = 48 * 60 * 60 * 1000;
 /// A row that says "not registered" must say so for this long: Messages itself may turn such a
 /// row into an SMS in the meantime, and then ours would be the second one.
 const NOT_REGISTERED_GRACE_MS: i64 = 1_000;
+
+/// Rows dated this much before their send was accepted are others': iCloud puts old messages in
+/// with new numbers, and a rebuilt database numbers all anew, so that the same words of last week
+/// may stand above the mark. The slack is for a wall clock that is set back meanwhile.
+const DATE_SLACK_MS: i64 = 2 * 60 * 1000;
+
+/// An orphan past its deadline is asked to end first; after this long it is made to.
+const ORPHAN_GRACE_MS: i64 = 1_000;
 
 /// When chat.db cannot be read, a send in doubt waits this much longer for it before the doubt
 /// is told all the same.
@@ -125,6 +135,16 @@ struct Settling {
     ghost: bool,
 }
 
+/// What a row says that failed.
+#[derive(Debug, Clone)]
+struct Failing {
+    /// Since when it says so (continuous clock).
+    since_ms: i64,
+    failure: Failure,
+    /// It has said so for long enough, and another row is being looked for.
+    ripe: bool,
+}
+
 /// Everything that is not final, and the lane.
 #[derive(Debug)]
 pub(crate) struct Outbound {
@@ -145,8 +165,10 @@ pub(crate) struct Outbound {
     claimed: BTreeSet<String>,
     /// Where the rotation through the older rows stands.
     cold_from: i64,
-    /// Since when a row says "not registered" (continuous clock).
-    unregistered: BTreeMap<Attempt, i64>,
+    /// Rows that say that they failed, and what they say; not believed yet.
+    failing: BTreeMap<Attempt, Failing>,
+    /// Something became final since the last commit.
+    over: bool,
     usable: bool,
     stop: Option<Stopping>,
     acked_seq: u64,
@@ -188,7 +210,8 @@ impl Outbound {
             rows: BTreeMap::new(),
             claimed,
             cold_from: 0,
-            unregistered: BTreeMap::new(),
+            failing: BTreeMap::new(),
+            over: false,
             usable: false,
             stop: None,
             acked_seq,
@@ -239,6 +262,11 @@ impl Outbound {
                     self.look(now, turn);
                 }
             }
+            Event::OrphanMet => {
+                if self.lane == Lane::Idle {
+                    self.await_orphan(now);
+                }
+            }
             Event::Prepared { attempt, mark } => self.prepared(attempt, mark, now, turn),
             Event::NotPrepared { attempt, why } => self.not_prepared(&attempt, why, now, turn),
             Event::Recorded { attempt } => self.recorded(attempt, now, turn),
@@ -276,7 +304,9 @@ impl Outbound {
 
     /// After the commit: what became final is only in the journal from now on.
     pub(crate) fn committed(&mut self) {
-        self.sends.retain(|_, send| send.work().is_some());
+        if std::mem::take(&mut self.over) {
+            self.sends.retain(|_, send| send.work().is_some());
+        }
     }
 
     /// Whether this attempt is in memory. The daemon asks the journal about the others.
@@ -591,11 +621,13 @@ impl Outbound {
             }
             // It stays where it is in the queue, until the daemon says that it may go on.
             NotPrepared::Held => self.usable = false,
-            NotPrepared::Orphan => {
-                let until_ms = now.continuous_ms.saturating_add(self.policy.orphan_window_ms);
-                self.lane = Lane::Orphan { until_ms };
-            }
+            NotPrepared::Orphan => self.await_orphan(now),
         }
+    }
+
+    fn await_orphan(&mut self, now: Now) {
+        let until_ms = now.continuous_ms.saturating_add(self.policy.orphan_window_ms);
+        self.lane = Lane::Orphan { until_ms };
     }
 
     /// `started` is on the disk. The gate is asked once more, with a fresh clock: between this
@@ -675,6 +707,12 @@ impl Outbound {
         let handed = |send: &SendRecord| matches!(send.phase(), Some(Phase::Handed { .. }));
         if !self.sends.get(&attempt).is_some_and(handed) {
             // Its row was found while osascript still ran: that is the truth, whatever it says.
+            if self.failing.contains_key(&attempt)
+                && let Some(Phase::Found { rowid, .. }) =
+                    self.sends.get(&attempt).and_then(SendRecord::phase)
+            {
+                turn.effects.push(Effect::ReadStates { rowids: vec![*rowid] });
+            }
             return;
         }
         let (window_ms, reason, detail) = match disposition {
@@ -695,14 +733,28 @@ impl Outbound {
             Lane::Matching { attempt, until_ms: now.continuous_ms.saturating_add(window_ms) };
     }
 
-    /// It was not sent, and that is proven: the next channel, or the end.
+    /// It was not sent, and that is proven: the next channel, or the end. Once `unknown` was told,
+    /// somebody may have acted on it: then the proof is told, and nothing follows from it here or
+    /// elsewhere.
     fn provably_failed(&mut self, attempt: &Attempt, failure: &Failure, now: Now, turn: &mut Turn) {
         self.forget_traces(attempt);
         let Some(send) = self.sends.get_mut(attempt) else { return };
+        let doubted = match send.phase() {
+            Some(Phase::Doubt { .. } | Phase::Found { told_unknown: true, .. }) => true,
+            Some(
+                Phase::Accepted
+                | Phase::Started { .. }
+                | Phase::Handed { .. }
+                | Phase::Found { told_unknown: false, .. },
+            )
+            | None => false,
+        };
+        let failure = &Failure { retryable: failure.retryable && !doubted, ..failure.clone() };
         let Some(work) = send.work() else { return };
         let from = work.channel();
         let next = work.route.get(work.index.saturating_add(1)).copied();
-        if let (Some(from), Some(to), true) = (from, next, failure::walks_on(failure.reason)) {
+        let walks_on = !doubted && failure::walks_on(failure.reason);
+        if let (Some(from), Some(to), true) = (from, next, walks_on) {
             send.next_channel(from, failure.clone());
             let fact = Fact::Fallback {
                 attempt: attempt.clone(),
@@ -743,12 +795,17 @@ impl Outbound {
             | Phase::Doubt { mark, .. } => *mark,
             Phase::Accepted | Phase::Found { .. } => return None,
         };
-        Some(Effect::Find {
+        Some(Self::find_above(attempt, work, mark))
+    }
+
+    fn find_above(attempt: &Attempt, work: &Work, mark: i64) -> Effect {
+        Effect::Find {
             attempt: attempt.clone(),
             mark,
+            since: work.accepted_at.plus_ms(-DATE_SLACK_MS),
             to: work.to.clone(),
             text: work.text.clone(),
-        })
+        }
     }
 
     /// Looks for the rows of everything that has none.
@@ -787,31 +844,85 @@ impl Outbound {
     }
 
     fn rows_found(&mut self, attempt: &Attempt, rows: &[RowState], now: Now, turn: &mut Turn) {
-        let searching = |send: &&SendRecord| {
-            matches!(
-                send.phase(),
-                Some(Phase::Started { .. } | Phase::Handed { .. } | Phase::Doubt { .. })
-            )
+        let Some(send) = self.sends.get(attempt) else { return };
+        let (Some(work), Some(phase)) = (send.work(), send.phase()) else { return };
+        let contested = self.is_contested(attempt, work, phase);
+        let free = |row: &&RowState| !row.ghost && !self.claimed.contains(&row.guid);
+        let certain = rows.iter().filter(free).find(|row| row.certain).cloned();
+        match phase {
+            Phase::Accepted => {}
+            Phase::Found { .. } => {
+                if !contested {
+                    let good = |row: &&RowState| row.certain && (row.error == 0 || row.is_sent);
+                    let other = rows.iter().filter(free).find(good).cloned();
+                    self.believe_failure(attempt, other, now, turn);
+                }
+            }
+            Phase::Started { .. } | Phase::Handed { .. } | Phase::Doubt { .. } => {
+                let is_over = self
+                    .settling
+                    .get(attempt)
+                    .is_some_and(|settling| now.continuous_ms >= settling.until_ms);
+                // A row whose join does not come is better than none, but only at the end: in its
+                // first moments anybody's row looks like that.
+                let found = certain
+                    .or_else(|| rows.iter().filter(free).find(|_| is_over).cloned())
+                    .filter(|_| !contested);
+                if let Some(row) = found {
+                    self.adopt(attempt, &row, now, turn);
+                    return;
+                }
+                let ghost = rows.iter().any(|row| row.ghost);
+                if let Some(settling) = self.settling.get_mut(attempt) {
+                    settling.ghost |= ghost;
+                    if is_over && !contested {
+                        self.tell_doubt(attempt, now, turn);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether another send of the same words to the same recipient has the better right to a new
+    /// row: the one in the lane, one whose row has failed and may have been followed by another,
+    /// and, where this one is in doubt already, one that is not.
+    fn is_contested(&self, attempt: &Attempt, work: &Work, phase: &Phase) -> bool {
+        let is_twin = |other: &Attempt| {
+            let other = self.sends.get(other).and_then(SendRecord::work);
+            other.is_some_and(|other| other.to == work.to && other.text == work.text)
         };
-        let Some(work) = self.sends.get(attempt).filter(searching).and_then(SendRecord::work)
-        else {
-            return;
-        };
-        let contested = !self.in_lane(attempt)
+        let lane = !self.in_lane(attempt)
             && self.lane_work().is_some_and(|other| other.to == work.to && other.text == work.text);
-        let row = rows.iter().find(|row| !row.ghost && !self.claimed.contains(&row.guid));
-        if let Some(row) = row.filter(|_| !contested) {
-            let row = row.clone();
+        let is_doubt = matches!(phase, Phase::Doubt { .. });
+        let mut waiting = self.failing.keys().chain(self.settling.keys());
+        lane || (is_doubt && waiting.any(|other| other != attempt && is_twin(other)))
+    }
+
+    /// Its row has failed, and this is another row that fits and has not, if there is one. Messages may
+    /// have sent the text again as SMS under a new row, or the failed row was that of an earlier
+    /// send with the same words: then a second try would be one too many.
+    fn believe_failure(
+        &mut self,
+        attempt: &Attempt,
+        other: Option<RowState>,
+        now: Now,
+        turn: &mut Turn,
+    ) {
+        let ripe = |failing: &&Failing| failing.ripe;
+        let Some(failing) = self.failing.get(attempt).filter(ripe) else { return };
+        let failure = failing.failure.clone();
+        if let Some(row) = other {
+            self.failing.remove(attempt);
+            if let Some(Phase::Found { rowid, .. }) =
+                self.sends.get(attempt).and_then(SendRecord::phase)
+            {
+                let rowid = *rowid;
+                self.rows.remove(&rowid);
+            }
             self.adopt(attempt, &row, now, turn);
             return;
         }
-        let ghost = rows.iter().any(|row| row.ghost);
-        if let Some(settling) = self.settling.get_mut(attempt) {
-            settling.ghost |= ghost;
-            if now.continuous_ms >= settling.until_ms && !contested {
-                self.tell_doubt(attempt, now, turn);
-            }
-        }
+        self.provably_failed(attempt, &failure, now, turn);
     }
 
     fn in_lane(&self, attempt: &Attempt) -> bool {
@@ -839,8 +950,10 @@ impl Outbound {
 
     fn adopt(&mut self, attempt: &Attempt, row: &RowState, now: Now, turn: &mut Turn) {
         self.settling.remove(attempt);
-        let told_unknown = self.doubts.remove(attempt).is_some();
+        let was_doubt = self.doubts.remove(attempt).is_some();
         let Some(send) = self.sends.get_mut(attempt) else { return };
+        let told_unknown =
+            was_doubt || matches!(send.phase(), Some(Phase::Found { told_unknown: true, .. }));
         send.set_phase(Phase::Found {
             rowid: row.rowid,
             guid: row.guid.clone(),
@@ -927,31 +1040,40 @@ impl Outbound {
             // The file was replaced: the same number, another row.
             return;
         }
-        let Some(work) = send.work() else { return };
+        let Some(work) = send.work().cloned() else { return };
         let asked = work.channel();
         let channel = row.channel.or(asked).unwrap_or(Channel::Imessage);
         let is_group = matches!(work.to, Recipient::Group(_));
 
         if row.error != 0 && !row.is_sent {
             let mut failure = failure::of_row(row.error);
-            if stage == Stage::Pending {
-                if failure.reason == Reason::NotRegistered {
-                    let since =
-                        *self.unregistered.entry(attempt.clone()).or_insert(now.continuous_ms);
-                    if now.continuous_ms.saturating_sub(since) < NOT_REGISTERED_GRACE_MS {
-                        return;
-                    }
-                }
-                self.provably_failed(attempt, &failure, now, turn);
-            } else {
+            if stage != Stage::Pending {
                 // It was told as sent: no second try may follow from this.
                 failure.retryable = false;
                 let fact = failure::failed(attempt, &failure, Some(channel));
                 self.finish(attempt, Some(fact), now, turn);
+                return;
+            }
+            let grace_ms =
+                if failure.reason == Reason::NotRegistered { NOT_REGISTERED_GRACE_MS } else { 0 };
+            let failing = self.failing.entry(attempt.clone()).or_insert_with(|| Failing {
+                since_ms: now.continuous_ms,
+                failure: failure.clone(),
+                ripe: false,
+            });
+            failing.failure = failure;
+            let is_old = now.continuous_ms.saturating_sub(failing.since_ms) >= grace_ms;
+            let runs =
+                matches!(&self.lane, Lane::Running { attempt: running, .. } if running == attempt);
+            // While osascript still runs, Messages is not done with it.
+            if is_old && !runs {
+                failing.ripe = true;
+                // Another row may be the truth.
+                turn.effects.push(Self::find_above(attempt, &work, rowid));
             }
             return;
         }
-        self.unregistered.remove(attempt);
+        self.failing.remove(attempt);
 
         let delivered = row.delivered && !is_group && channel != Channel::Sms;
         let read = row.read_at.filter(|_| !is_group && channel != Channel::Sms);
@@ -995,7 +1117,8 @@ impl Outbound {
     fn tick(&mut self, now: Now, turn: &mut Turn) {
         if let Lane::Orphan { until_ms } = self.lane {
             if now.continuous_ms >= until_ms {
-                tracing::error!("an osascript of an earlier life outlives its deadline");
+                let force = now.continuous_ms >= until_ms.saturating_add(ORPHAN_GRACE_MS);
+                turn.effects.push(Effect::EndOrphan { force });
             }
             turn.effects.push(Effect::CheckOrphan);
         }
@@ -1068,9 +1191,9 @@ impl Outbound {
         for attempt in unconfirmed {
             self.unconfirmed(&attempt, now, turn);
         }
-        if !self.unregistered.is_empty() {
+        if !self.failing.is_empty() {
             let rowids = self
-                .unregistered
+                .failing
                 .keys()
                 .filter_map(|attempt| match self.sends.get(attempt).and_then(SendRecord::phase) {
                     Some(Phase::Found { rowid, .. }) => Some(*rowid),
@@ -1112,7 +1235,7 @@ impl Outbound {
     fn forget_traces(&mut self, attempt: &Attempt) {
         self.settling.remove(attempt);
         self.doubts.remove(attempt);
-        self.unregistered.remove(attempt);
+        self.failing.remove(attempt);
         if let Some(Phase::Found { rowid, .. }) =
             self.sends.get(attempt).and_then(SendRecord::phase)
         {
@@ -1135,12 +1258,14 @@ impl Outbound {
             send.told = turn.tell(fact, now, max_epoch);
         }
         send.finish(now.wall);
+        self.over = true;
         turn.changes.push(Change::Put(Box::new(send.clone())));
     }
 
     fn finish_new(&mut self, attempt: Attempt, fact: Fact, now: Now, turn: &mut Turn) {
         let told = turn.tell(fact, now, self.gate.max_epoch());
         let record = SendRecord::finished(attempt.clone(), told, now.wall);
+        self.over = true;
         turn.changes.push(Change::Put(Box::new(record.clone())));
         self.sends.insert(attempt, record);
     }

@@ -91,6 +91,11 @@ impl Drop for Mac {
     }
 }
 
+/// Nanoseconds since 2001.
+fn apple_now() -> i64 {
+    (bridge::clock::now().wall.0 - 978_307_200_000) * 1_000_000
+}
+
 #[expect(clippy::disallowed_methods, reason = "a thread of a test that waits for a file")]
 fn deliver(database: &Connection, sends: &Path, ended: &AtomicBool) {
     let mut done = 0_usize;
@@ -102,8 +107,8 @@ fn deliver(database: &Connection, sends: &Path, ended: &AtomicBool) {
             database
                 .execute(
                     "INSERT INTO message (guid, text, handle_id, service, date, is_from_me, is_sent, is_finished)
-                     VALUES (?1, ?2, 1, 'iMessage', 800000000000000000, 1, 1, 1)",
-                    params![format!("GUID-{done}"), line],
+                     VALUES (?1, ?2, 1, 'iMessage', ?3, 1, 1, 1)",
+                    params![format!("GUID-{done}"), line, apple_now()],
                 )
                 .unwrap();
             database
@@ -324,6 +329,91 @@ fn killed_without_a_trace_in_the_database_it_is_unknown_and_never_tried_again() 
     assert!(matches!(unknown, Event::Unknown(about) if about.reason == Reason::BridgeInterrupted));
     let swallowed = std::fs::read_to_string(mac.path("swallowed")).unwrap();
     assert_eq!(swallowed.lines().count(), 1);
+}
+
+#[test]
+fn a_hanging_orphan_is_ended_at_its_deadline_and_the_phone_goes_on() {
+    let mac = Mac::new("[ -f hung ] || { touch hung; exec sleep 600; }");
+    let mut life = Life::begin(&mac);
+    life.lease();
+    life.say(&command(1));
+    wait_for("osascript", || mac.path("hung").exists());
+    life.kill();
+    let mut life = Life::begin(&mac);
+    life.lease();
+    life.say(&command(2));
+    life.until("the second message's end", |up| is_end_of(up, 2));
+    let once = BTreeMap::from([("text 1".to_owned(), 1), ("text 2".to_owned(), 1)]);
+    assert_eq!(mac.asked(), once);
+}
+
+#[test]
+fn what_osascript_leaves_behind_holds_the_phone_up_only_while_it_lives() {
+    // It has a session of its own, and keeps the lock that it inherited.
+    let mac = Mac::new("[ -f left ] || { touch left; setsid sleep 4 > /dev/null & sleep 0.3; }");
+    let config = std::fs::read_to_string(mac.path("bridge.toml")).unwrap();
+    let config = config.replace("[pacing]", "probe_interval_ms = 200\n[pacing]");
+    std::fs::write(mac.path("bridge.toml"), config).unwrap();
+    let mut life = Life::begin(&mac);
+    life.lease();
+    life.say(&command(1));
+    life.event("sent");
+    // The next probe meets it.
+    life.until("not ready", |up| matches!(up, Up::NotReady { .. }));
+    life.say(&command(2));
+    life.until("the second message's end", |up| is_end_of(up, 2));
+}
+
+#[test]
+fn without_its_supervisor_it_is_gone_within_five_seconds_whatever_osascript_does() {
+    let mac = Mac::new("trap '' TERM; touch hung; setsid sleep 6 & while :; do sleep 0.2; done");
+    let config = std::fs::read_to_string(mac.path("bridge.toml")).unwrap();
+    std::fs::write(
+        mac.path("bridge.toml"),
+        config.replace("_deadline_ms = 3000", "_deadline_ms = 60000"),
+    )
+    .unwrap();
+    let mut life = Life::begin(&mac);
+    life.lease();
+    life.say(&command(1));
+    wait_for("osascript", || mac.path("hung").exists());
+    let began = Instant::now();
+    assert_eq!(life.end().code(), Some(0));
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+#[test]
+fn an_old_message_that_icloud_puts_in_late_is_not_taken_for_ours() {
+    // Nothing comes of the send, but the same words of last week appear under a new number.
+    let mac = Mac::new("touch ended");
+    let script = std::fs::read_to_string(mac.path("osascript")).unwrap();
+    std::fs::write(mac.path("osascript"), script.replace(">> sends", ">> swallowed")).unwrap();
+    let mut life = Life::begin(&mac);
+    life.lease();
+    life.say(&command(1));
+    wait_for("osascript", || mac.path("ended").exists());
+    let database = Connection::open(mac.path("chat.db")).unwrap();
+    database.busy_timeout(Duration::from_secs(5)).unwrap();
+    database
+        .execute(
+            "INSERT INTO message (guid, text, handle_id, service, date, is_from_me, is_sent, is_finished)
+             VALUES ('OLD', 'text 1', 1, 'iMessage', ?1, 1, 1, 1)",
+            [apple_now() - 7 * 86_400 * 1_000_000_000],
+        )
+        .unwrap();
+    database
+        .execute(
+            "INSERT INTO chat_message_join (chat_id, message_id) VALUES (1, last_insert_rowid())",
+            [],
+        )
+        .unwrap();
+    life.event("unknown");
+    assert!(!life.events.iter().any(|line| line.event.kind() == "sent"), "{:?}", life.events);
+}
+
+fn is_end_of(up: &Up, n: u8) -> bool {
+    matches!(up, Up::Event(line) if matches!(line.event.kind(), "sent" | "unknown")
+        && line.event.attempt().is_some_and(|attempt| attempt.message == MessageId::new(1, [n; 10])))
 }
 
 /// The bridge is killed again and again at every distance from its start, and every command is

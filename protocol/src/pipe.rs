@@ -280,10 +280,26 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "String::is_empty")]
         detail: String,
     },
+    /// What a newer bridge says and this build does not understand. It is carried on as it stands,
+    /// so that a bridge may be upgraded alone and its journal never gets stuck.
+    #[serde(untagged)]
+    Other(OtherEvent),
+}
+
+/// An event of a type, or with fields, that this build does not know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherEvent {
+    /// The tag that it carries.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// All its other fields.
+    #[serde(flatten)]
+    pub fields: serde_json::Map<String, serde_json::Value>,
 }
 
 impl Event {
-    /// The tag that stands in `type`.
+    /// The tag that stands in `type`; `other` for what this build does not know, so that what is
+    /// counted by it stays bounded.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Accepted(_) => "accepted",
@@ -303,6 +319,7 @@ impl Event {
             Self::Unsent(_) => "unsent",
             Self::Group(_) => "group",
             Self::Account { .. } => "account",
+            Self::Other(_) => "other",
         }
     }
 
@@ -324,7 +341,8 @@ impl Event {
             | Self::Edited(_)
             | Self::Unsent(_)
             | Self::Group(_)
-            | Self::Account { .. } => None,
+            | Self::Account { .. }
+            | Self::Other(_) => None,
         }
     }
 }

@@ -588,6 +588,27 @@ fn webhooks() {
 }
 
 #[test]
+fn an_event_of_tomorrow_is_carried_on_as_it_stands() {
+    for event in [
+        r#"{"type":"teleported","guid":"G","depth":{"n":[1,2]}}"#,
+        r#"{"type":"sent","message":"msg_of_another_form","attempt":1}"#,
+    ] {
+        let line = format!(
+            r#"{{"type":"event","seq":5,"at":"2026-11-22T12:00:00.250Z","event":{event}}}"#
+        );
+        let Ok(Up::Event(read)) = pipe::parse_up(&line) else { panic!("{line}") };
+        assert_eq!(read.seq, 5);
+        assert_eq!(read.event.kind(), "other");
+        assert!(matches!(&read.event, Event::Other(_)), "{read:?}");
+        let stands: serde_json::Value = serde_json::from_str(event).unwrap();
+        assert_eq!(serde_json::to_value(&read.event).unwrap(), stands);
+    }
+    // Without a type it is nothing.
+    let line = r#"{"type":"event","seq":5,"at":"2026-11-22T12:00:00.250Z","event":{}}"#;
+    assert!(matches!(pipe::parse_up(line), Err(WireError::BadFields { .. })));
+}
+
+#[test]
 fn bad_lines_are_refused_by_name() {
     for (line, expected) in [
         ("", "malformed"),

@@ -211,5 +211,9 @@ fn apply(
             tracing::info!(phone = %frame.phone, state = ?state, "inbound: the account's state changed");
             Ok(())
         }
+        Event::Other(other) => {
+            tracing::warn!(phone = %frame.phone, kind = %other.kind, "inbound: an event that this router does not understand");
+            store::keep_unplaced(tx, frame, "not understood by this router", now)
+        }
     }
 }

@@ -414,6 +414,8 @@ pub struct SentRow {
     pub exact: bool,
     /// In the right chat; false when the row is in no chat yet.
     pub placed: bool,
+    /// Its chat or its handle is the recipient's; false when it has neither and may be anybody's.
+    pub certain: bool,
     /// When.
     pub at: Option<UnixMs>,
     /// What may still change.
@@ -437,7 +439,16 @@ pub(super) fn sent_row(row: Row, query: &SentQuery<'_>) -> Option<SentRow> {
     if !exact && (text.is_empty() || fold(&text) != fold(query.text)) {
         return None;
     }
+    let certain = match (&row.place, query.to) {
+        (Place::In(_), _) => true,
+        (Place::Pending, Recipient::Group(_)) => false,
+        // A handle that is there was compared.
+        (Place::Pending, Recipient::Number(_) | Recipient::Email(_) | Recipient::Service(_)) => {
+            row.handle.is_some()
+        }
+    };
     Some(SentRow {
+        certain,
         rowid: row.rowid,
         guid: row.guid,
         exact,

@@ -169,9 +169,10 @@ impl Schema {
             rows_after: format!("{select} WHERE m.ROWID > ?1 ORDER BY m.ROWID LIMIT ?2"),
             rows_by_ids: format!("{select} WHERE m.ROWID {IN_IDS} ORDER BY m.ROWID"),
             // `+` keeps the planner on the rowid: an index on is_from_me would visit every own row
-            // there ever was.
+            // there ever was. Newest first: what is looked for again and again is a row that was
+            // not there the last time.
             own_rows_after: format!(
-                "{select} WHERE m.ROWID > ?1 AND +m.is_from_me = 1 ORDER BY m.ROWID LIMIT ?2"
+                "{select} WHERE m.ROWID > ?1 AND +m.is_from_me = 1 ORDER BY m.ROWID DESC LIMIT ?2"
             ),
             states_by_ids: format!(
                 "SELECT m.ROWID, m.guid, {} FROM message m WHERE m.ROWID {IN_IDS} ORDER BY m.ROWID",

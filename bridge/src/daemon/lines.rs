@@ -156,7 +156,7 @@ mod tests {
                 Input::Eof => "eof".to_owned(),
                 other @ (Input::Terminate
                 | Input::DatabaseChanged
-                | Input::Ended(_)
+                | Input::Ended(..)
                 | Input::Tick) => panic!("{other:?}"),
             });
             true

@@ -51,6 +51,7 @@ impl Evidence for Fake {
     fn rows(
         &mut self,
         mark: i64,
+        _since: UnixMs,
         _to: &Recipient,
         text: &str,
     ) -> Result<Vec<RowState>, protocol::pipe::NotReady> {
@@ -99,6 +100,7 @@ fn sent_row(rowid: i64) -> RowState {
         delivered_at: None,
         read_at: None,
         ghost: false,
+        certain: true,
     }
 }
 

@@ -26,12 +26,20 @@ pub(super) struct Inbox {
     /// Guids told in an earlier life, until the reading begins.
     heard: Vec<String>,
     reading: Option<inbound::Inbox>,
+    /// The stored position is wrong, even where the number happens to be the right one.
+    replace: bool,
     verify_at_ms: i64,
 }
 
 impl Inbox {
     pub(super) fn restore(cursor: Option<&str>, heard: Vec<String>) -> Self {
-        Self { stored: cursor.and_then(parse), heard, reading: None, verify_at_ms: i64::MIN }
+        Self {
+            stored: cursor.and_then(parse),
+            heard,
+            reading: None,
+            replace: false,
+            verify_at_ms: i64::MIN,
+        }
     }
 
     /// The database was opened: what the numbers mean must be looked at before they are used.
@@ -56,10 +64,11 @@ impl Inbox {
         let facts =
             reading.take(&rows, &held, now.wall).into_iter().map(|heard| heard.event).collect();
         let safe = reading.safe_rowid();
-        let moved = self.stored.as_ref().is_none_or(|stored| stored.rowid != safe);
+        let moved = self.replace || self.stored.as_ref().is_none_or(|stored| stored.rowid != safe);
         let cursor = if moved { Some(database.cursor_at(safe)?) } else { None };
         let cursor = cursor.filter(|cursor| self.stored.as_ref() != Some(cursor));
         let text = cursor.as_ref().map(text);
+        self.replace = false;
         if let Some(cursor) = cursor {
             self.stored = Some(cursor);
         }
@@ -89,6 +98,7 @@ impl Inbox {
                 let from = database.rowid_before(since)?;
                 let up_to = database.max_rowid()?;
                 self.begin(from, None);
+                self.replace = true;
                 if let Some(reading) = &mut self.reading {
                     reading.resync(from, since, up_to);
                 }

@@ -126,6 +126,10 @@ impl SendRecord {
 
 /// The state of an own row, in our words.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "they are facts about a row, each independent of the others"
+)]
 pub(crate) struct RowState {
     pub(crate) rowid: i64,
     pub(crate) guid: String,
@@ -138,6 +142,9 @@ pub(crate) struct RowState {
     pub(crate) read_at: Option<UnixMs>,
     /// A row that leads nowhere: no text, no chat (imsg#90).
     pub(crate) ghost: bool,
+    /// It is known to have gone to this recipient. Not so for a row that is in no chat (yet) and
+    /// has no handle either: that one may be anybody's.
+    pub(crate) certain: bool,
 }
 
 /// Everything that can happen to the sends of a phone.
@@ -174,6 +181,8 @@ pub(crate) enum Event {
     Usable(bool),
     /// No osascript of an earlier life runs.
     OrphanGone,
+    /// One does, or something that it left behind.
+    OrphanMet,
     /// The answer to [`Effect::Prepare`]: a child waits, and this is the newest row.
     Prepared {
         attempt: Attempt,
@@ -273,10 +282,11 @@ pub(crate) enum Effect {
     Abandon,
     /// End the running osascript.
     KillOsascript,
-    /// Look for the rows of a send above its mark.
+    /// Look for the rows of a send above its mark that are not dated before `since`.
     Find {
         attempt: Attempt,
         mark: i64,
+        since: UnixMs,
         to: Recipient,
         text: String,
     },
@@ -284,6 +294,10 @@ pub(crate) enum Effect {
         rowids: Vec<i64>,
     },
     CheckOrphan,
+    /// End an osascript of an earlier life that has outlived its deadline.
+    EndOrphan {
+        force: bool,
+    },
 }
 
 /// What the steps of one turn of the event loop leave behind.

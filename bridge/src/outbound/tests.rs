@@ -59,6 +59,7 @@ fn row(rowid: i64) -> RowState {
         delivered_at: None,
         read_at: None,
         ghost: false,
+        certain: true,
     }
 }
 
@@ -200,7 +201,8 @@ impl World {
                 | Effect::KillOsascript
                 | Effect::Find { .. }
                 | Effect::ReadStates { .. }
-                | Effect::CheckOrphan => None,
+                | Effect::CheckOrphan
+                | Effect::EndOrphan { .. } => None,
             })
             .collect()
     }
@@ -377,6 +379,8 @@ fn a_number_without_imessage_gets_an_sms_after_a_grace() {
     assert_eq!(world.prepares(), [], "Messages may still turn it into an SMS itself");
     world.wait(1_000);
     world.step(Event::States(vec![unregistered(11)]));
+    assert_eq!(world.kinds(), ["accepted", "started"], "another row may be the truth");
+    world.rows(1, vec![unregistered(11)]);
     assert_eq!(world.kinds(), ["accepted", "started", "fallback"]);
     assert_eq!(world.prepares(), [(attempt(1), Channel::Sms)]);
     world.start(1, 11);
@@ -426,6 +430,7 @@ fn the_last_channel_fails_with_the_reason_of_its_row() {
         world.rows(1, vec![RowState { error, ..row(11) }]);
         world.wait(1_000);
         world.step(Event::States(vec![RowState { error, ..row(11) }]));
+        world.rows(1, vec![]);
         let Some(Fact::Failed(about)) = world.told.last() else { panic!("{error}") };
         assert_eq!((about.reason, about.retryable), (reason, retryable), "{error}");
         assert_eq!(about.detail, format!("chat.db error {error}"));
@@ -478,8 +483,112 @@ fn unknown_may_still_become_sent_or_failed() {
         assert_eq!(world.last_reason(), Some(Reason::NoEvidence));
         world.wait(60_000);
         world.rows(1, vec![late]);
+        world.rows(1, vec![]);
         assert_eq!(world.kinds().last(), Some(&kind));
+        if let Some(Fact::Failed(about)) = world.told.last() {
+            assert!(!about.retryable, "somebody may have acted on the doubt");
+        }
     }
+}
+
+#[test]
+fn the_route_does_not_go_on_once_doubt_was_told() {
+    // Of a send without a row, and of one whose row was neither sent nor failed.
+    for found in [false, true] {
+        let mut world = World::new();
+        world.send(command(1));
+        world.start(1, 10);
+        world.ended();
+        if found {
+            world.rows(1, vec![row(11)]);
+            world.wait(21_000);
+        } else {
+            world.wait(10_500);
+            world.rows(1, vec![]);
+        }
+        assert_eq!(world.kinds().last(), Some(&"unknown"));
+        world.rows(1, vec![unregistered(11)]);
+        world.step(Event::States(vec![unregistered(11)]));
+        world.wait(1_000);
+        world.step(Event::States(vec![unregistered(11)]));
+        world.take_effects();
+        world.rows(1, vec![]);
+        assert_eq!(world.kinds().last(), Some(&"failed"));
+        world.wait(5_000);
+        assert_eq!(world.prepares(), [], "found: {found}");
+    }
+}
+
+#[test]
+fn a_text_that_messages_sends_again_under_a_new_row_is_not_sent_a_third_time() {
+    let mut world = World::new();
+    world.send(command(1));
+    world.start(1, 10);
+    world.ended();
+    world.rows(1, vec![unregistered(11)]);
+    world.wait(1_000);
+    world.take_effects();
+    world.step(Event::States(vec![unregistered(11)]));
+    assert!(matches!(world.take_effects()[..], [Effect::Find { mark: 11, .. }]));
+    world.rows(1, vec![RowState { channel: Some(Channel::Sms), ..sent(12) }]);
+    assert_eq!(world.kinds(), ["accepted", "started", "sent"]);
+    world.wait(5_000);
+    assert_eq!(world.prepares(), []);
+}
+
+#[test]
+fn a_failed_row_is_not_believed_while_osascript_runs() {
+    let mut world = World::new();
+    world.send(command(1));
+    world.start(1, 10);
+    world.rows(1, vec![unregistered(11)]);
+    world.take_effects();
+    world.wait(5_000);
+    world.step(Event::States(vec![unregistered(11)]));
+    assert!(!world.take_effects().iter().any(|effect| matches!(effect, Effect::Find { .. })));
+    assert_eq!(world.kinds(), ["accepted", "started"]);
+    world.ended();
+    assert!(world.effects.contains(&Effect::ReadStates { rowids: vec![11] }));
+    world.step(Event::States(vec![unregistered(11)]));
+    world.rows(1, vec![]);
+    assert_eq!(world.kinds(), ["accepted", "started", "fallback"]);
+}
+
+#[test]
+fn a_row_that_may_be_anybodys_is_taken_only_when_no_better_one_comes() {
+    let loose = |rowid| RowState { certain: false, ..sent(rowid) };
+    let mut world = World::new();
+    world.send(command(1));
+    world.start(1, 10);
+    world.ended();
+    world.rows(1, vec![loose(11)]);
+    assert_eq!(world.kinds(), ["accepted", "started"]);
+    world.rows(1, vec![loose(11), sent(12)]);
+    assert!(matches!(world.told.last(), Some(Fact::Sent { guid, .. }) if guid == "GUID-12"));
+
+    let mut world = World::new();
+    world.send(command(1));
+    world.start(1, 10);
+    world.ended();
+    world.wait(10_000);
+    world.rows(1, vec![loose(11)]);
+    assert_eq!(world.kinds(), ["accepted", "started", "sent"]);
+}
+
+#[test]
+fn an_orphan_past_its_deadline_is_ended_and_a_probe_that_meets_one_waits_for_it() {
+    let mut world = World::new();
+    world.step(Event::OrphanMet);
+    world.send(command(1));
+    world.wait(59_750);
+    assert!(world.effects.iter().all(|effect| *effect == Effect::CheckOrphan));
+    world.wait(250);
+    assert!(world.effects.contains(&Effect::EndOrphan { force: false }));
+    world.wait(1_000);
+    assert!(world.effects.contains(&Effect::EndOrphan { force: true }));
+    world.take_effects();
+    world.step(Event::OrphanGone);
+    assert_eq!(world.prepares(), [(attempt(1), Channel::Imessage)]);
 }
 
 #[test]
@@ -902,7 +1011,8 @@ fn play(steps: Vec<Step>) -> Result<(), TestCaseError> {
                             }
                         }
                         Effect::CheckOrphan => world.step(Event::OrphanGone),
-                        Effect::Abandon
+                        Effect::EndOrphan { .. }
+                        | Effect::Abandon
                         | Effect::KillOsascript
                         | Effect::Find { .. }
                         | Effect::ReadStates { .. } => {}

@@ -160,7 +160,8 @@ pub(super) fn apply(
         | Event::Edited(_)
         | Event::Unsent(_)
         | Event::Group(_)
-        | Event::Account { .. } => Ok(()),
+        | Event::Account { .. }
+        | Event::Other(_) => Ok(()),
     }
 }
 
