@@ -296,6 +296,7 @@ impl<E: Evidence> Daemon<E> {
             phone: self.config.phone.clone(),
             journal: self.journal.id().to_owned(),
             last_seq: self.window.last(),
+            acked_seq: self.window.acked(),
             pid: std::process::id(),
         }));
         let mut ticks = tokio::time::interval(TICK);

@@ -31,7 +31,6 @@ impl Window {
         self.last
     }
 
-    #[cfg(test)]
     pub(crate) fn acked(&self) -> u64 {
         self.acked
     }

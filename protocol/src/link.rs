@@ -105,6 +105,10 @@ pub struct PhoneReport {
     /// The newest event in it.
     #[serde(default)]
     pub last_seq: u64,
+    /// Everything up to this one was acknowledged, so the bridge has forgotten it. A router that
+    /// knows less has lost it (a restored backup) and goes on from here.
+    #[serde(default)]
+    pub acked_seq: u64,
     /// The newest epoch that the host holds for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<u64>,

@@ -171,6 +171,9 @@ pub struct Hello {
     pub journal: String,
     /// The newest event in it; 0 when there is none.
     pub last_seq: u64,
+    /// Everything up to this one is acknowledged and forgotten.
+    #[serde(default)]
+    pub acked_seq: u64,
     /// Its process id.
     pub pid: u32,
 }

@@ -27,6 +27,7 @@ fn phones() -> Phones {
         phone: phone(),
         journal: Some("j".to_owned()),
         last_seq: EVENTS,
+        acked_seq: 0,
         epoch: None,
         state: PhoneState::Ready,
         reasons: Vec::new(),

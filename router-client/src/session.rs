@@ -206,7 +206,19 @@ impl Phones {
             return;
         }
         report.epoch = report.epoch.max(known.and_then(|known| known.epoch));
+        if let Some(known) = known.filter(|known| known.journal == report.journal) {
+            report.acked_seq = report.acked_seq.max(known.acked_seq);
+        }
         self.reports.insert(report.phone.clone(), report);
+    }
+
+    /// Notes how far a journal is acknowledged: what a later session tells a router that may have lost it.
+    fn acked(&mut self, phone: &PhoneId, journal: &str, seq: u64) {
+        if let Some(report) = self.reports.get_mut(phone)
+            && report.journal.as_deref() == Some(journal)
+        {
+            report.acked_seq = report.acked_seq.max(seq);
+        }
     }
 
     /// Notes a granted epoch. False when a newer one is known: epochs only grow.
@@ -618,6 +630,7 @@ impl Session {
                 return;
             }
         };
+        self.phones.acked(&phone, &journal, seq);
         out.push(Output::Deliver(LinkOutput::Ack { phone, journal, seq, replay }));
     }
 

@@ -23,6 +23,7 @@ fn report(phone: PhoneId, journal: &str) -> PhoneReport {
         phone,
         journal: Some(journal.to_owned()),
         last_seq: 0,
+        acked_seq: 0,
         epoch: None,
         state: PhoneState::Ready,
         reasons: Vec::new(),

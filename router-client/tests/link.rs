@@ -74,6 +74,7 @@ fn phone_starts() -> LinkInput {
         phone: phone(),
         journal: Some("j".to_owned()),
         last_seq: 0,
+        acked_seq: 0,
         epoch: None,
         state: PhoneState::Ready,
         reasons: Vec::new(),

@@ -557,3 +557,28 @@ async fn an_attempt_that_the_store_has_forgotten_is_not_made_again() {
     // A tenant's message is not a host's to speak of when it already is with another.
     assert_eq!(count(app, "SELECT COUNT(*) FROM attempts").await, 3);
 }
+
+#[tokio::test]
+async fn a_store_restored_from_a_backup_goes_on_where_the_bridge_still_can() {
+    let router = router("").await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let host = host(app, &[ONE]).await;
+    // The bridge was told that 50 events are kept and has forgotten them; this store knows of none.
+    let header = authorization(&host, app.clock.now().0 / 1_000, &nonce());
+    let mut wire = dial(router.address, Some(&header)).await.unwrap();
+    let phone = host.phones[0].clone();
+    let seen = PhoneReport { last_seq: 50, acked_seq: 50, ..report(&phone, PhoneState::Ready) };
+    wire.say(&hello(vec![seen])).await;
+    let welcome = wire.welcome().await;
+    assert_eq!(welcome.phones[0].acked_seq, 50);
+    let epoch = welcome.phones[0].epoch.expect("the lease is granted");
+    let mut bridge = Bridge { wire, phone, seq: 50, epoch };
+    let id = accept(app, &tenant, TO, |_| {}).await;
+    let send = bridge.wire.send_command().await;
+    bridge.sends(&send).await;
+    assert_eq!(message(app, &tenant, &id).await.status, Status::Sent);
+    // It is remembered, and a report that knows less changes nothing.
+    drop(bridge);
+    Bridge::connect_at(&router, &host, 53).await;
+}

@@ -249,6 +249,7 @@ fn announce_phones<'a>(linked: &Linked, phones: impl Iterator<Item = &'a PhoneId
             phone: phone.clone(),
             journal: None,
             last_seq: 0,
+            acked_seq: 0,
             epoch: None,
             state: PhoneState::Starting,
             reasons: Vec::new(),

@@ -642,6 +642,7 @@ mod tests {
             phone: id(),
             journal: "j".to_owned(),
             last_seq: 0,
+            acked_seq: 0,
             pid: 1,
         }
     }

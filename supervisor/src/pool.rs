@@ -214,6 +214,7 @@ fn start_owner(id: PhoneId, config: PhoneConfig, surroundings: &Surroundings) ->
         began: Instant::now(),
         random: SystemRandom::new(),
         last_seq: 0,
+        acked_seq: 0,
         told_link: None,
         greeting: false,
         link_slow: false,
@@ -249,6 +250,8 @@ struct Owner {
     random: SystemRandom,
     /// The newest event seen, in this journal.
     last_seq: u64,
+    /// The newest event of the journal that is known to be acknowledged.
+    acked_seq: u64,
     told_link: Option<Told>,
     /// A hello that the link has not taken yet.
     greeting: bool,
@@ -360,6 +363,7 @@ impl Owner {
                 self.greeting = true;
                 if let Some(hello) = self.phone.report().bridge {
                     self.last_seq = hello.last_seq;
+                    self.acked_seq = hello.acked_seq;
                     tracing::info!(phone = %self.id, pid = hello.pid, version = hello.version,
                         journal = hello.journal, last_seq = hello.last_seq, "the bridge is there");
                 }
@@ -489,9 +493,13 @@ impl Owner {
                     over
                 });
             }
+            Command::Ack { journal, seq } => {
+                if self.journal.as_ref() == Some(journal) {
+                    self.acked_seq = self.acked_seq.max(*seq);
+                }
+            }
             Command::Send(_)
             | Command::Cancel { .. }
-            | Command::Ack { .. }
             | Command::Replay
             | Command::Drain { .. }
             | Command::Stop { .. } => {}
@@ -667,6 +675,7 @@ impl Owner {
                 phone: self.id.clone(),
                 journal: self.journal.clone(),
                 last_seq: if self.journal.is_some() { self.last_seq } else { 0 },
+                acked_seq: if self.journal.is_some() { self.acked_seq } else { 0 },
                 epoch: None,
                 state: told.0,
                 reasons: told.1.clone(),

@@ -283,7 +283,7 @@ impl Session {
                         phone: report.phone.clone(),
                         epoch: epoch_of(&asked.decision),
                         ttl_ms: u64::try_from(policy.ttl_ms).unwrap_or(0),
-                        acked_seq: acked(tx, report)?,
+                        acked_seq: acked(tx, report, now)?,
                     });
                 }
                 Ok((own, phones, ready, foreign))
@@ -514,7 +514,7 @@ impl Session {
             .store
             .write(move |tx| {
                 let reported = rows::report(tx, &host, &copy, now)?;
-                let seq = if reported == Reported::Foreign { 0 } else { acked(tx, &copy)? };
+                let seq = if reported == Reported::Foreign { 0 } else { acked(tx, &copy, now)? };
                 Ok((reported, seq))
             })
             .await
@@ -562,11 +562,21 @@ fn epoch_of(decision: &Decision) -> Option<u64> {
     }
 }
 
-fn acked(tx: &mut Tx<'_>, report: &PhoneReport) -> Result<u64, StoreError> {
-    match &report.journal {
-        Some(journal) => rows::acked_seq(tx, &report.phone, journal),
-        None => Ok(0),
+fn acked(tx: &mut Tx<'_>, report: &PhoneReport, now: UnixMs) -> Result<u64, StoreError> {
+    let Some(journal) = &report.journal else { return Ok(0) };
+    let known = rows::acked_seq(tx, &report.phone, journal)?;
+    if report.acked_seq <= known {
+        return Ok(known);
     }
+    // We acknowledged more than we know of: this store is older than that, as a restored backup is. The bridge has
+    // forgotten those events, so waiting for them would hold up everything after them for ever.
+    metrics::counter!("switchboard_inbound_lost_seqs_total").increment(report.acked_seq - known);
+    tracing::error!(
+        phone = %report.phone, journal, known, acknowledged = report.acked_seq,
+        "events that were acknowledged before are not in this store; going on after them"
+    );
+    rows::set_acked_seq(tx, &report.phone, journal, report.acked_seq, now)?;
+    Ok(report.acked_seq)
 }
 
 fn ms(value: u64) -> i64 {

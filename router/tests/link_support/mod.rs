@@ -212,6 +212,7 @@ pub(crate) fn report(phone: &PhoneId, state: PhoneState) -> PhoneReport {
         phone: phone.clone(),
         journal: Some("journal-1".to_owned()),
         last_seq: 0,
+        acked_seq: 0,
         epoch: None,
         state,
         reasons: Vec::new(),
