@@ -1,12 +1,12 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-use protocol::pipe::EventLine;
-use protocol::{Class, MessageId};
+use protocol::pipe::{EventLine, Send};
+use protocol::{Class, MessageId, Recipient, UnixMs, limits};
 
 use super::*;
 use crate::config::Pacing;
-use crate::osascript::of_number;
+use crate::osascript::{Disposition, of_number};
 
 const T0: i64 = 1_700_000_000_000;
 
