@@ -109,12 +109,16 @@ async fn main() -> Result<()> {
     table
         .load_style(presets::UTF8_HORIZONTAL_ONLY)
         .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_width(TABLE_COLUMNS)
         .set_header(["what", "measured", "this machine's limit, same run", "of the limit"]);
     for figure in &figures {
         table.add_row([figure.what, &figure.measured, &figure.limit, &figure.ratio]);
     }
     writeln!(out, "{table}").context("stdout")
 }
+
+/// Width of the table: fits most terminals, and a log.
+const TABLE_COLUMNS: u16 = 120;
 
 fn progress(what: &str) -> Result<()> {
     writeln!(std::io::stderr().lock(), "measuring: {what} …").context("stderr")

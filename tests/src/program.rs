@@ -138,14 +138,37 @@ pub fn crash_pid(id: u32) -> Result<()> {
 
 /// Ids of the running bridges whose configuration lies below `dir`, with their command lines.
 pub fn bridges(dir: &Path) -> Result<Vec<(u32, String)>> {
+    let below = dir.display().to_string();
+    let mut running = processes()?;
+    running.retain(|(_, line)| line.contains("switchboard-bridge") && line.contains(&below));
+    Ok(running)
+}
+
+/// Every process with its command line: from /proc where there is one, else from ps.
+fn processes() -> Result<Vec<(u32, String)>> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return listed_by_ps() };
+    let mut running = Vec::new();
+    for entry in entries {
+        let entry = entry.context("/proc")?;
+        let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        // It may have ended meanwhile, and a zombie has no command line: neither runs.
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if !line.is_empty() {
+            running.push((id, String::from_utf8_lossy(&line).replace('\0', " ")));
+        }
+    }
+    Ok(running)
+}
+
+fn listed_by_ps() -> Result<Vec<(u32, String)>> {
     let listed = command(Path::new("/bin/ps"))
         .args(["-axww", "-o", "pid=,command="])
         .output()
         .context("cannot start ps")?;
-    let below = dir.display().to_string();
     Ok(String::from_utf8_lossy(&listed.stdout)
         .lines()
-        .filter(|line| line.contains("switchboard-bridge") && line.contains(&below))
         .filter_map(|line| {
             let (id, rest) = line.trim().split_once(' ')?;
             Some((id.parse().ok()?, rest.to_owned()))
@@ -211,9 +234,16 @@ pub fn count_lines(name: &str, args: &[&str]) -> Result<(usize, u64)> {
 
 /// Resident memory of a process; 0 when it has ended.
 fn resident_kib(id: u32) -> u64 {
-    let listed = command(Path::new("/bin/ps")).args(["-o", "rss=", "-p", &id.to_string()]).output();
-    let text = listed.map(|listed| String::from_utf8_lossy(&listed.stdout).trim().to_owned());
-    text.ok().and_then(|text| text.parse().ok()).unwrap_or(0)
+    let number = |text: &str| text.trim().trim_end_matches("kB").trim().parse().ok();
+    let seen = match std::fs::read_to_string(format!("/proc/{id}/status")) {
+        Ok(status) => status.lines().find_map(|line| line.strip_prefix("VmHWM:")).and_then(number),
+        Err(_) => command(Path::new("/bin/ps"))
+            .args(["-o", "rss=", "-p", &id.to_string()])
+            .output()
+            .ok()
+            .and_then(|listed| number(&String::from_utf8_lossy(&listed.stdout))),
+    };
+    seen.unwrap_or(0)
 }
 
 /// A program whose lines are read with the moment of their arrival.

@@ -38,6 +38,9 @@ impl Teller {
     }
 }
 
+/// Width of the last table: fits most terminals, and a log.
+const TABLE_COLUMNS: u16 = 100;
+
 const BOLD: &str = "1";
 const DIM: &str = "2";
 const GREEN: &str = "32";
@@ -79,6 +82,7 @@ async fn main() -> Result<ExitCode> {
     table
         .load_style(presets::UTF8_HORIZONTAL_ONLY)
         .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_width(TABLE_COLUMNS)
         .set_header(["", "story", "expected", "seen", "ms"]);
     let mut held = 0;
     for (number, story) in Story::ALL.into_iter().enumerate() {
