@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 const ADMIN: &str = "operator-token-of-the-tests";
@@ -63,16 +65,9 @@ impl Serving {
         Self { child, url }
     }
 
-    fn signal(&self, name: &str) {
-        let id = self.child.id().to_string();
-        assert!(
-            Command::new("kill")
-                .arg(name)
-                .arg(id)
-                .status()
-                .expect("the program can be run")
-                .success()
-        );
+    fn signal(&self, signal: Signal) {
+        let id = i32::try_from(self.child.id()).expect("a process id");
+        kill(Pid::from_raw(id), signal).expect("it runs");
     }
 
     fn wait(&mut self) -> Option<i32> {
@@ -128,7 +123,7 @@ fn it_serves_answers_health_checks_and_drains_on_sigterm() {
     let (code, output) = run("migrate", &path);
     assert_eq!(code, Some(1), "a second writer: {output}");
     assert!(output.contains("another router"), "{output}");
-    serving.signal("-TERM");
+    serving.signal(Signal::SIGTERM);
     assert_eq!(serving.wait(), Some(0));
 }
 
@@ -173,7 +168,7 @@ async fn what_was_accepted_before_a_kill_is_there_after_it() {
         while ids.len() < 100 {
             ids.push(answers.recv().await.unwrap());
         }
-        serving.signal("-KILL");
+        serving.signal(Signal::SIGKILL);
         ids
     };
     let (mut ids, _) = tokio::join!(killer, futures_util::future::join_all(senders));
@@ -252,7 +247,7 @@ async fn the_log_is_plain_text_without_secrets_or_what_people_write() {
     let (status, _) =
         caller.post("/v1/webhook_endpoints", &json!({"url": "https://example.org/"})).await;
     assert_eq!(status, 201);
-    serving.signal("-TERM");
+    serving.signal(Signal::SIGTERM);
     let mut serving = serving;
     assert_eq!(serving.wait(), Some(0));
     let log = std::fs::read_to_string(folder.path().join("log.txt")).unwrap();
