@@ -7,8 +7,10 @@
 //! `synchronous` is OFF: what Apple chose is not ours to imitate, no reader can see it, and load
 //! tests want hundreds of texts a second.
 
+pub mod kinds;
 mod schema;
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,6 +18,7 @@ use std::time::Duration;
 use rusqlite::types::Value as Sql;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
+use crate::chance::Chance;
 use crate::clock::AppleNs;
 use crate::outcome::{FirstLook, Service};
 use crate::typedstream::AttributedText;
@@ -24,8 +27,8 @@ pub use schema::{MacOs, UnknownMacOs};
 /// How long a writer waits for another one. Nobody else writes; a reader that copies the file may.
 const BUSY: Duration = Duration::from_secs(5);
 
-/// Statements kept prepared: inserts into eight tables and a dozen updates.
-const STATEMENTS: usize = 64;
+/// Statements kept prepared: a dozen updates, and inserts, of which every kind of row has its own.
+const STATEMENTS: usize = 256;
 
 /// Why chat.db could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +56,9 @@ pub enum ChatDbError {
     /// There is no such row.
     #[error("chat.db has no such message: {0}")]
     NoSuchMessage(String),
+    /// The row is there, but what is wanted of it cannot be.
+    #[error("{0}")]
+    Impossible(String),
 }
 
 fn sqlite(doing: &'static str) -> impl Fn(rusqlite::Error) -> ChatDbError {
@@ -159,6 +165,8 @@ pub struct ChatDb {
     newest: HashMap<i64, String>,
     /// Chat and handle per address, of a generated file.
     correspondents: HashMap<String, (i64, i64)>,
+    /// Where guids come from if a file is to be the same every time.
+    guids: Cell<Option<Chance>>,
 }
 
 /// The columns per table.
@@ -176,7 +184,20 @@ impl ChatDb {
         let account_guid = account_guid(number);
         let (path, number) = (path.to_owned(), number.to_owned());
         let (newest, correspondents) = (HashMap::new(), HashMap::new());
-        Self { conn, path, macos, number, account_guid, columns, newest, correspondents }
+        let guids = Cell::new(None);
+        Self { conn, path, macos, number, account_guid, columns, newest, correspondents, guids }
+    }
+
+    /// From now on guids come from this sequence.
+    pub(crate) fn seed_guids(&self, chance: Chance) {
+        self.guids.set(Some(chance));
+    }
+
+    fn next_guid(&self) -> String {
+        let Some(mut chance) = self.guids.get() else { return new_guid() };
+        let guid = chance.guid();
+        self.guids.set(Some(chance));
+        guid
     }
 
     /// Opens a phone's chat.db, or makes it with the schema of that macOS. An existing file keeps
@@ -246,12 +267,12 @@ impl ChatDb {
     }
 
     /// The handle of an address on a service. One person has one per service.
-    fn handle(&self, address: &str, service: Service) -> Result<i64> {
+    fn handle(&self, address: &str, service: &str) -> Result<i64> {
         let find = "SELECT ROWID FROM handle WHERE id = ? AND service = ?";
         let found: Option<i64> = self
             .conn
             .prepare_cached(find)
-            .and_then(|mut s| s.query_row((address, service.as_str()), |r| r.get(0)).optional())
+            .and_then(|mut s| s.query_row((address, service), |r| r.get(0)).optional())
             .map_err(sqlite("cannot read handles"))?;
         if let Some(rowid) = found {
             return Ok(rowid);
@@ -262,7 +283,7 @@ impl ChatDb {
             vec![
                 ("id", Sql::Text(address.into())),
                 ("country", country),
-                ("service", Sql::Text(service.as_str().into())),
+                ("service", Sql::Text(service.into())),
             ],
         )
     }
@@ -270,7 +291,11 @@ impl ChatDb {
     /// The guid of a conversation's chat: from macOS 26 on it starts with `any` whatever the
     /// service is.
     pub fn chat_guid(&self, conversation: &Conversation, service: Service) -> String {
-        let prefix = if self.macos.has_any_guids() { "any" } else { service.as_str() };
+        self.chat_guid_on(conversation, service.as_str())
+    }
+
+    fn chat_guid_on(&self, conversation: &Conversation, service: &str) -> String {
+        let prefix = if self.macos.has_any_guids() { "any" } else { service };
         match conversation {
             Conversation::Direct(address) => format!("{prefix};-;{address}"),
             Conversation::Group { id, .. } => format!("{prefix};+;{id}"),
@@ -278,9 +303,9 @@ impl ChatDb {
     }
 
     /// The chat of a conversation, made if it is new, with its handles.
-    fn chat(&self, conversation: &Conversation, service: Service) -> Result<i64> {
+    fn chat(&self, conversation: &Conversation, service: &str) -> Result<i64> {
         let doing = sqlite("cannot find the chat");
-        let guid = self.chat_guid(conversation, service);
+        let guid = self.chat_guid_on(conversation, service);
         let (style, identifier, members): (i64, &str, &[String]) = match conversation {
             Conversation::Direct(address) => (45, address, std::slice::from_ref(address)),
             Conversation::Group { id, members } => (43, id, members),
@@ -291,10 +316,10 @@ impl ChatDb {
             .and_then(|mut s| s.query_row([&guid], |r| Ok((r.get(0)?, r.get(1)?))).optional())
             .map_err(&doing)?;
         let rowid = if let Some((rowid, named)) = found {
-            if named != service.as_str() {
+            if named != service {
                 self.conn
                     .prepare_cached("UPDATE chat SET service_name = ? WHERE ROWID = ?")
-                    .and_then(|mut s| s.execute((service.as_str(), rowid)))
+                    .and_then(|mut s| s.execute((service, rowid)))
                     .map_err(&doing)?;
             }
             rowid
@@ -303,7 +328,7 @@ impl ChatDb {
                 Conversation::Direct(_) => Sql::Null,
                 Conversation::Group { id, .. } => Sql::Text(id.clone()),
             };
-            let group = Sql::Text(new_guid());
+            let group = Sql::Text(self.next_guid());
             self.insert(
                 "chat",
                 vec![
@@ -312,7 +337,7 @@ impl ChatDb {
                     ("state", 3.into()),
                     ("account_id", Sql::Text(self.account_guid.clone())),
                     ("chat_identifier", Sql::Text(identifier.into())),
-                    ("service_name", Sql::Text(service.as_str().into())),
+                    ("service_name", Sql::Text(service.into())),
                     ("room_name", room),
                     ("account_login", Sql::Text(format!("P:{}", self.number))),
                     ("last_addressed_handle", Sql::Text(self.number.clone())),
@@ -333,7 +358,7 @@ impl ChatDb {
         if self.has_table("chat_service") {
             self.insert(
                 "chat_service",
-                vec![("service", Sql::Text(service.as_str().into())), ("chat", rowid.into())],
+                vec![("service", Sql::Text(service.into())), ("chat", rowid.into())],
             )?;
         }
         Ok(rowid)
@@ -346,22 +371,40 @@ impl ChatDb {
         (if self.macos.fills_text() { Sql::Text(text.into()) } else { Sql::Null }, blob)
     }
 
+    /// The message before this one in its chat, which every row names in `reply_to_guid`; this
+    /// one is then the newest.
+    fn previous(&mut self, chat: i64, guid: &str) -> Result<Option<String>> {
+        if chat == 0 {
+            return Ok(None);
+        }
+        if let Some(before) = self.newest.insert(chat, guid.to_owned()) {
+            return Ok(Some(before));
+        }
+        // The first one since the file was opened.
+        let sql = "SELECT m.guid FROM chat_message_join j JOIN message m ON m.ROWID = j.message_id
+             WHERE j.chat_id = ? ORDER BY j.message_id DESC LIMIT 1";
+        self.conn
+            .prepare_cached(sql)
+            .and_then(|mut s| s.query_row([chat], |row| row.get(0)).optional())
+            .map_err(sqlite("cannot find the previous message"))
+    }
+
     /// What a row of either direction has.
     fn message(
         &mut self,
-        (guid, service, date): (&str, Service, AppleNs),
+        (guid, service, date): (&str, &str, AppleNs),
         (text, blob): (Sql, Sql),
         (chat, handle): (i64, i64),
         mut more: Vec<(&'static str, Sql)>,
     ) -> Result<i64> {
-        let before = self.newest.insert(chat, guid.to_owned());
+        let before = self.previous(chat, guid)?;
         let mut values = vec![
             ("guid", Sql::Text(guid.into())),
             ("text", text),
             ("attributedBody", blob),
             ("handle_id", handle.into()),
             ("version", 10.into()),
-            ("service", Sql::Text(service.as_str().into())),
+            ("service", Sql::Text(service.into())),
             ("account", Sql::Text(format!("P:{}", self.number))),
             ("account_guid", Sql::Text(self.account_guid.clone())),
             ("destination_caller_id", Sql::Text(self.number.clone())),
@@ -379,6 +422,8 @@ impl ChatDb {
             ("part_count", 1.into()),
             ("reply_to_guid", before.map_or(Sql::Null, Sql::Text)),
         ];
+        // What is more particular wins.
+        values.retain(|(name, _)| more.iter().all(|(other, _)| other != name));
         values.append(&mut more);
         let rowid = self.insert("message", values)?;
         if self.conn.changes() == 0 {
@@ -394,12 +439,13 @@ impl ChatDb {
         self.together(|db| {
             let handle = match outbound.conversation {
                 // A ghost names the SMS handle (imsg#90).
-                Conversation::Direct(to) if ghost => db.handle(to, Service::Sms)?,
-                Conversation::Direct(to) => db.handle(to, outbound.service)?,
-                Conversation::Group { id, .. } if ghost => db.handle(id, Service::Sms)?,
+                Conversation::Direct(to) if ghost => db.handle(to, Service::Sms.as_str())?,
+                Conversation::Direct(to) => db.handle(to, outbound.service.as_str())?,
+                Conversation::Group { id, .. } if ghost => db.handle(id, Service::Sms.as_str())?,
                 Conversation::Group { .. } => 0,
             };
-            let chat = if ghost { 0 } else { db.chat(outbound.conversation, outbound.service)? };
+            let chat =
+                if ghost { 0 } else { db.chat(outbound.conversation, outbound.service.as_str())? };
             let (finished, error) = match outbound.look {
                 FirstLook::Sending | FirstLook::Ghost => (0, 0),
                 FirstLook::Failed(error) => (1, error),
@@ -407,7 +453,7 @@ impl ChatDb {
             let body =
                 if ghost { (Sql::Text(String::new()), Sql::Null) } else { db.body(outbound.text) };
             let rowid = db.message(
-                (&outbound.guid, outbound.service, outbound.date),
+                (&outbound.guid, outbound.service.as_str(), outbound.date),
                 body,
                 (chat, handle),
                 vec![
@@ -423,11 +469,11 @@ impl ChatDb {
     /// A received text's row, not yet in its chat.
     pub fn write_inbound(&mut self, inbound: &Inbound<'_>) -> Result<Written> {
         self.together(|db| {
-            let handle = db.handle(inbound.from, inbound.service)?;
-            let chat = db.chat(inbound.conversation, inbound.service)?;
+            let handle = db.handle(inbound.from, inbound.service.as_str())?;
+            let chat = db.chat(inbound.conversation, inbound.service.as_str())?;
             let body = db.body(inbound.text);
             let rowid = db.message(
-                (&inbound.guid, inbound.service, inbound.date),
+                (&inbound.guid, inbound.service.as_str(), inbound.date),
                 body,
                 (chat, handle),
                 vec![("is_finished", 1.into()), ("is_delivered", 1.into())],
@@ -443,7 +489,8 @@ impl ChatDb {
             *known
         } else {
             let conversation = Conversation::Direct(bulk.from.to_owned());
-            let known = (self.chat(&conversation, service)?, self.handle(bulk.from, service)?);
+            let named = service.as_str();
+            let known = (self.chat(&conversation, named)?, self.handle(bulk.from, named)?);
             self.correspondents.insert(bulk.from.to_owned(), known);
             known
         };
@@ -459,7 +506,7 @@ impl ChatDb {
         ];
         let guid = new_guid();
         let rowid =
-            self.message((&guid, service, bulk.date), (text, blob), (chat, handle), more)?;
+            self.message((&guid, service.as_str(), bulk.date), (text, blob), (chat, handle), more)?;
         self.join(&Written { rowid, guid, chat, date: bulk.date })
     }
 
@@ -487,7 +534,6 @@ impl ChatDb {
         let Some((body, service, [from_me, sent, delivered], (handle, date, chat))) = row else {
             return Err(ChatDbError::NoSuchMessage(guid.to_owned()));
         };
-        let service = Service::named(&service).unwrap_or(Service::Imessage);
         let (guid, date) = (new_guid(), AppleNs(date));
         let more = vec![
             ("is_from_me", from_me.into()),
@@ -497,7 +543,7 @@ impl ChatDb {
             ("is_read", 1.into()),
         ];
         let rowid =
-            self.together(|db| db.message((&guid, service, date), body, (chat, handle), more))?;
+            self.together(|db| db.message((&guid, &service, date), body, (chat, handle), more))?;
         Ok(Written { rowid, guid, chat, date })
     }
 
@@ -530,7 +576,7 @@ impl ChatDb {
     /// Sent as SMS by Messages itself. The handle is then the SMS one, the chat stays.
     pub fn set_downgraded(&mut self, rowid: i64, to: &str) -> Result<()> {
         self.together(|db| {
-            let handle = db.handle(to, Service::Sms)?;
+            let handle = db.handle(to, Service::Sms.as_str())?;
             db.update(
                 "UPDATE message SET service = 'SMS', was_downgraded = 1, is_finished = 1,
                  is_sent = 1, handle_id = ? WHERE ROWID = ?",
@@ -625,23 +671,48 @@ impl ChatDb {
     pub fn drop_wal(&mut self) -> Result<()> {
         let doing = sqlite("cannot drop the WAL");
         self.conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(&doing)?;
-        // In memory only while the file is closed.
-        let none = Connection::open_in_memory().map_err(&doing)?;
-        std::mem::replace(&mut self.conn, none).close().map_err(|(_, error)| doing(error))?;
-        for suffix in ["-wal", "-shm"] {
-            let mut path = self.path.clone().into_os_string();
-            path.push(suffix);
-            match std::fs::remove_file(&path) {
-                Ok(()) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(source) => {
-                    return Err(ChatDbError::Io { doing: "remove", path: path.into(), source });
-                }
-            }
-        }
+        self.close()?;
+        remove_wal(&self.path)?;
         (self.conn, self.columns) = connect(&self.path, self.macos)?;
         Ok(())
     }
+
+    /// Opens the file anew: another one may be in its place. The old one is left as it is, without
+    /// the checkpoint and the removal of the WAL that the last connection otherwise ends with,
+    /// since a WAL of that name now belongs to the new one.
+    pub fn reopen(&mut self) -> Result<()> {
+        self.conn
+            .set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+            .map_err(sqlite("cannot leave the old file alone"))?;
+        self.close()?;
+        (self.conn, self.columns) = connect(&self.path, self.macos)?;
+        self.newest.clear();
+        self.correspondents.clear();
+        Ok(())
+    }
+
+    fn close(&mut self) -> Result<()> {
+        let doing = sqlite("cannot close chat.db");
+        // In memory only while the file is closed.
+        let none = Connection::open_in_memory().map_err(&doing)?;
+        std::mem::replace(&mut self.conn, none).close().map_err(|(_, error)| doing(error))
+    }
+}
+
+/// Deletes the WAL of a chat.db and its index.
+pub(crate) fn remove_wal(db: &Path) -> Result<()> {
+    for suffix in ["-wal", "-shm"] {
+        let mut path = db.to_owned().into_os_string();
+        path.push(suffix);
+        match std::fs::remove_file(&path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => {
+                return Err(ChatDbError::Io { doing: "remove", path: path.into(), source });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A guid made from the phone's number.
@@ -680,8 +751,18 @@ fn connect(path: &Path, macos: MacOs) -> Result<(Connection, Columns)> {
 }
 
 /// The tables that the sandbox writes.
-const TABLES: [&str; 6] =
-    ["message", "chat", "handle", "chat_message_join", "chat_handle_join", "chat_service"];
+const TABLES: [&str; 10] = [
+    "message",
+    "chat",
+    "handle",
+    "attachment",
+    "chat_message_join",
+    "chat_handle_join",
+    "chat_service",
+    "message_attachment_join",
+    "chat_recoverable_message_join",
+    "sync_deleted_messages",
+];
 
 fn columns_of(conn: &Connection) -> Result<Columns> {
     let doing = sqlite("cannot read the columns of chat.db");

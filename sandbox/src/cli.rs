@@ -10,10 +10,12 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 
+use crate::chatdb::kinds::RowService;
 use crate::daemon::{self, Settings};
+use crate::faults;
 use crate::generate;
-use crate::outcome::{self, Service};
-use crate::socket::{Account, Client, Reply, Request};
+use crate::outcome;
+use crate::socket::{Account, Client, Reply, Request, rows};
 use crate::truth::{self, CountBy};
 use crate::world::PhoneSpec;
 
@@ -33,26 +35,6 @@ struct Dir {
     /// The sandbox's folder.
     #[arg(long)]
     dir: PathBuf,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum ServiceArg {
-    #[value(name = "iMessage", alias = "imessage")]
-    Imessage,
-    #[value(name = "RCS", alias = "rcs")]
-    Rcs,
-    #[value(name = "SMS", alias = "sms")]
-    Sms,
-}
-
-impl From<ServiceArg> for Service {
-    fn from(service: ServiceArg) -> Self {
-        match service {
-            ServiceArg::Imessage => Self::Imessage,
-            ServiceArg::Rcs => Self::Rcs,
-            ServiceArg::Sms => Self::Sms,
-        }
-    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -89,31 +71,69 @@ enum Command {
         #[arg(long, default_value_t = 1.0)]
         speed: f64,
     },
-    /// Lets a text arrive at a phone.
+    /// Lets a message arrive at a phone, from outside or from another device of its owner.
     Receive {
         #[command(flatten)]
         dir: Dir,
-        /// The phone that receives it.
+        #[command(flatten)]
+        ask: rows::Receive,
+    },
+    /// Lets somebody react to a message, or take it back.
+    React {
+        #[command(flatten)]
+        dir: Dir,
+        #[command(flatten)]
+        ask: rows::React,
+    },
+    /// Edits a message.
+    Edit {
+        #[command(flatten)]
+        dir: Dir,
+        #[command(flatten)]
+        ask: rows::Edit,
+    },
+    /// Unsends a message, or a part of it.
+    Unsend {
+        #[command(flatten)]
+        dir: Dir,
+        #[command(flatten)]
+        ask: rows::Unsend,
+    },
+    /// Changes a group.
+    Group {
+        #[command(flatten)]
+        dir: Dir,
+        #[command(flatten)]
+        ask: rows::Group,
+    },
+    /// Lets a file arrive that was not downloaded yet (receive --attach-pending).
+    FinishAttachment {
+        #[command(flatten)]
+        dir: Dir,
+        #[command(flatten)]
+        ask: rows::FinishAttachment,
+    },
+    /// Writes a Send Later message, or says what became of one.
+    Schedule {
+        #[command(flatten)]
+        dir: Dir,
+        #[command(flatten)]
+        ask: rows::ScheduleMessage,
+    },
+    /// Moves a message to Recently Deleted, or back.
+    Delete {
+        #[command(flatten)]
+        dir: Dir,
+        #[command(flatten)]
+        ask: rows::Delete,
+    },
+    /// Lets the phones open their chat.db anew, after another file was put in its place.
+    Reopen {
+        #[command(flatten)]
+        dir: Dir,
+        /// The phone; all if it is not named.
         #[arg(long)]
-        phone: String,
-        /// Who wrote it.
-        #[arg(long)]
-        from: String,
-        /// What.
-        #[arg(long)]
-        text: String,
-        /// Over which service.
-        #[arg(long, default_value = "iMessage")]
-        service: ServiceArg,
-        /// The group that it was written to (chat…).
-        #[arg(long)]
-        group: Option<String>,
-        /// Another member of that group.
-        #[arg(long = "member")]
-        members: Vec<String>,
-        /// How many milliseconds its row stays without a chat.
-        #[arg(long)]
-        join_after_ms: Option<u64>,
+        phone: Option<String>,
     },
     /// Lets iCloud insert an old message: a second copy of one that is there (--copy-of), or one
     /// that was sent hours ago.
@@ -203,6 +223,18 @@ enum Command {
     Outcomes,
     /// Makes a large chat.db.
     Generate(generate::Settings),
+    /// Copies a chat.db into a new file with other row numbers, and puts it in its place.
+    Rebuild(faults::Rebuild),
+    /// Copies a chat.db, with what is in its WAL.
+    Backup(faults::Backup),
+    /// Puts a copy in the place of a chat.db: its row numbers jump back.
+    Restore(faults::Restore),
+    /// Holds a lock on a chat.db.
+    HoldLock(faults::HoldLock),
+    /// Writes and checkpoints a chat.db all the time.
+    CheckpointStorm(faults::CheckpointStorm),
+    /// Deletes the WAL of a chat.db and makes it anew.
+    RecreateWal(faults::RecreateWal),
 }
 
 /// Runs a command. `args` begins with the name that the program was called by.
@@ -234,37 +266,52 @@ fn run(command: Command) -> anyhow::Result<()> {
             runtime.shutdown_timeout(Duration::from_secs(1));
             result
         }
-        Command::Receive { dir, phone, from, text, service, group, members, join_after_ms } => {
-            let service = service.into();
-            ask(
-                &dir.dir,
-                &Request::Receive {
-                    phone,
-                    from,
-                    text,
-                    service,
-                    group,
-                    members,
-                    age_ms: 0,
-                    join_after_ms,
-                },
-            )
+        Command::Receive { dir, mut ask } => {
+            for file in &mut ask.attach {
+                *file = absolute(file)?;
+            }
+            self::ask(&dir.dir, &Request::Receive(ask))
         }
+        Command::React { dir, mut ask } => {
+            if let Some(file) = &mut ask.sticker {
+                *file = absolute(file)?;
+            }
+            self::ask(&dir.dir, &Request::React(ask))
+        }
+        Command::Edit { dir, ask } => self::ask(&dir.dir, &Request::Edit(ask)),
+        Command::Unsend { dir, ask } => self::ask(&dir.dir, &Request::Unsend(ask)),
+        Command::Group { dir, ask } => self::ask(&dir.dir, &Request::Group(ask)),
+        Command::FinishAttachment { dir, ask } => {
+            self::ask(&dir.dir, &Request::FinishAttachment(ask))
+        }
+        Command::Schedule { dir, ask } => self::ask(&dir.dir, &Request::Schedule(ask)),
+        Command::Delete { dir, ask } => self::ask(&dir.dir, &Request::Delete(ask)),
+        Command::Reopen { dir, phone } => ask(&dir.dir, &Request::Reopen { phone }),
         Command::Late { dir, phone, copy_of: Some(guid), .. } => {
             ask(&dir.dir, &Request::LateCopy { phone, guid })
         }
         Command::Late { dir, phone, copy_of: None, from, text, hours } => ask(
             &dir.dir,
-            &Request::Receive {
+            &Request::Receive(rows::Receive {
                 phone,
                 from: from.context("--from is missing")?,
                 text: text.context("--text is missing")?,
-                service: Service::Imessage,
+                service: RowService::Imessage,
                 group: None,
                 members: Vec::new(),
                 age_ms: hours.saturating_mul(3_600_000),
                 join_after_ms: None,
-            },
+                text_after_ms: None,
+                attach: Vec::new(),
+                attach_pending: false,
+                reply_to: None,
+                effect: None,
+                mentions: Vec::new(),
+                own: false,
+                preview: None,
+                said: None,
+                no_chat: false,
+            }),
         ),
         Command::Read { dir, phone, guid } => ask(&dir.dir, &Request::Read { phone, guid }),
         Command::Sends { dir, json, count_by, reached } => sends(&dir.dir, json, count_by, reached),
@@ -277,7 +324,20 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Stop { dir } => ask(&dir.dir, &Request::Stop),
         Command::Outcomes => print(&outcome::table()),
         Command::Generate(settings) => generate::run(&settings),
+        Command::Rebuild(fault) => print(&format!("{}\n", faults::rebuild(&fault)?)),
+        Command::Backup(fault) => faults::backup(&fault),
+        Command::Restore(fault) => faults::restore(&fault),
+        Command::HoldLock(fault) => faults::hold_lock(&fault),
+        Command::CheckpointStorm(fault) => {
+            print(&format!("{}\n", faults::checkpoint_storm(&fault)?))
+        }
+        Command::RecreateWal(fault) => faults::recreate_wal(&fault),
     }
+}
+
+/// A file as the sandbox's process finds it, which runs in another folder.
+fn absolute(file: &Path) -> anyhow::Result<PathBuf> {
+    std::fs::canonicalize(file).with_context(|| format!("there is no file {}", file.display()))
 }
 
 fn print(text: &str) -> anyhow::Result<()> {

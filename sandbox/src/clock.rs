@@ -43,6 +43,12 @@ impl AppleNs {
     }
 }
 
+/// Waits, in a command that has nothing else to do.
+#[expect(clippy::disallowed_methods, reason = "commands without a runtime may block")]
+pub fn pause(time: std::time::Duration) {
+    std::thread::sleep(time);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

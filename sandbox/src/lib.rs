@@ -6,22 +6,29 @@
 //! ```text
 //! osascript ─▶ applescript ─▶ socket ═══ daemon ─▶ world ─▶ truth     what was really asked for
 //! (a link to     (pure: script                       │  └─▶ outcome   (pure: number → plan)
-//!  this program)  → events)                          └────▶ chatdb ─▶ typedstream
+//!  this program)  → events)                          └────▶ chatdb ─▶ typedstream, bplist
+//!                                                             └─▶ kinds (pure: rows of every kind)
 //! ```
 //!
 //! What it does is taken from public reports about Messages and chat.db, named where it is done.
 //! Which outcome a text has is chosen by the recipient's number; see [`outcome`] and the README.
 //!
-//! Deliberately not here: attachments, reactions, edits; anything that would let a program tell
-//! the sandbox from a Mac by its chat.db; and any part of Switchboard but the form of a number.
+//! Beside it, `generate` makes large files to measure readers with, and `faults` does to a chat.db
+//! what readers have to survive: a rebuild, a restored backup, locks, a WAL made anew.
+//!
+//! Deliberately not here: anything that would let a program tell the sandbox from a Mac by its
+//! chat.db; and any part of Switchboard but the form of a number.
 
 #![cfg(unix)]
 
 pub mod applescript;
+pub mod bplist;
+pub mod chance;
 pub mod chatdb;
 pub mod cli;
 pub mod clock;
 pub mod daemon;
+pub mod faults;
 pub mod generate;
 pub mod osascript;
 pub mod outcome;

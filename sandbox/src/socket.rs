@@ -1,5 +1,7 @@
 //! What is said on `DIR/messages.sock`: JSON lines, one request, one reply, as often as wanted.
 
+pub mod rows;
+
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -7,8 +9,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-
-use crate::outcome::Service;
 
 /// The socket's name in the sandbox's folder.
 pub const SOCKET: &str = "messages.sock";
@@ -76,26 +76,26 @@ pub enum Request {
         /// The text.
         text: String,
     },
-    /// A text arrives from outside.
-    Receive {
+    /// A message arrives from outside.
+    Receive(rows::Receive),
+    /// Somebody reacts to a message.
+    React(rows::React),
+    /// A message is edited.
+    Edit(rows::Edit),
+    /// A message or a part of it is unsent.
+    Unsend(rows::Unsend),
+    /// A group changes.
+    Group(rows::Group),
+    /// A file is downloaded.
+    FinishAttachment(rows::FinishAttachment),
+    /// A Send Later message is written, or sent.
+    Schedule(rows::ScheduleMessage),
+    /// A message goes to Recently Deleted, or comes back.
+    Delete(rows::Delete),
+    /// Opens chat.db anew, because another file was put in its place.
+    Reopen {
         /// The phone.
-        phone: String,
-        /// Who wrote it.
-        from: String,
-        /// What.
-        text: String,
-        /// Over which service.
-        service: Service,
-        /// The group's id (`chat…`), if it is to a group.
-        group: Option<String>,
-        /// The others in the group.
-        #[serde(default)]
-        members: Vec<String>,
-        /// How long ago it was sent.
-        #[serde(default)]
-        age_ms: i64,
-        /// How long its row stays without a chat.
-        join_after_ms: Option<u64>,
+        phone: Option<String>,
     },
     /// iCloud inserts a second copy of a message, with the old date and a new guid.
     LateCopy {
@@ -220,6 +220,15 @@ mod tests {
         assert_eq!(reply, Reply::EventError { number: -1728, message: None });
         assert!(serde_json::from_str::<Request>(r#"{"ask":"read","phone":"1","more":1}"#).is_err());
         assert!(serde_json::from_str::<Request>(r#"{"ask":"fly"}"#).is_err());
+        let receive = r#"{"ask":"receive","phone":"1","from":"2","text":"t","service":"rcs"}"#;
+        let Request::Receive(receive) = serde_json::from_str(receive).unwrap() else { panic!() };
+        assert_eq!(receive.service.as_str(), "rcs");
+        let more = r#"{"ask":"edit","phone":"1","guid":"G","text":"t","more":1}"#;
+        assert!(serde_json::from_str::<Request>(more).is_err());
+        let group = r#"{"ask":"group","phone":"1","group":"chat5","change":"rename","title":"t"}"#;
+        let parsed: Request = serde_json::from_str(group).unwrap();
+        let line = serde_json::to_string(&parsed).unwrap();
+        assert_eq!(serde_json::from_str::<Request>(&line).unwrap(), parsed);
     }
 
     #[test]

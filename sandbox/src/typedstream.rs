@@ -4,13 +4,24 @@
 //! (see the tests). Strings, classes and objects are written once and then named by number, from
 //! 0x92 on, in two tables: one of strings (types and class names), one of objects and classes.
 
+mod decode;
+mod parts;
+
 use std::collections::HashMap;
+
+pub use parts::Part;
 
 /// An attribute's value.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Value {
     /// An `NSNumber` made from an `int`.
     Number(i32),
+    /// An `NSNumber` made from a `long`, as newer code makes them.
+    Quad(i32),
+    /// An `NSMutableData`.
+    Data(Vec<u8>),
+    /// An `NSDictionary` with strings as keys.
+    Dictionary(Vec<(String, Self)>),
     /// An `NSString`.
     Text(String),
     /// An `NSURL` without a base.
@@ -23,8 +34,41 @@ pub const PART: &str = "__kIMMessagePartAttributeName";
 pub const LINK: &str = "__kIMLinkAttributeName";
 /// The attribute of a mention; its value is the address of the mentioned.
 pub const MENTION: &str = "__kIMMentionConfirmedMention";
+/// The attribute of an attachment; its value is the guid of the row in `attachment`.
+pub const FILE: &str = "__kIMFileTransferGUIDAttributeName";
+/// The attribute of an attachment's name.
+pub const FILENAME: &str = "__kIMFilenameAttributeName";
+/// The attribute of a one-time code; its value is a dictionary.
+pub const ONE_TIME_CODE: &str = "__kIMOneTimeCodeAttributeName";
+/// The attribute of what a data detector found; its value is an archive.
+pub const DATA_DETECTED: &str = "__kIMDataDetectedAttributeName";
+/// As [`DATA_DETECTED`], of a postal address.
+pub const ADDRESS: &str = "__kIMAddressAttributeName";
+/// As [`DATA_DETECTED`], of a date.
+pub const CALENDAR_EVENT: &str = "__kIMCalendarEventAttributeName";
+/// As [`DATA_DETECTED`], of an amount of money.
+pub const MONEY: &str = "__kIMMoneyAttributeName";
+/// The attribute of bold text; its value is 1, as with the other styles.
+pub const BOLD: &str = "__kIMTextBoldAttributeName";
+/// The attribute of italic text.
+pub const ITALIC: &str = "__kIMTextItalicAttributeName";
+/// The attribute of underlined text.
+pub const UNDERLINE: &str = "__kIMTextUnderlineAttributeName";
+/// The attribute of text that is struck through.
+pub const STRIKETHROUGH: &str = "__kIMTextStrikethroughAttributeName";
+/// The attribute of animated text; its value is the animation's number.
+pub const EFFECT: &str = "__kIMTextEffectAttributeName";
+/// The attribute of an audio message; its value is what was said.
+pub const TRANSCRIPTION: &str = "IMAudioTranscription";
+/// The attribute of the direction of writing: -1 is the natural one.
+pub const WRITING_DIRECTION: &str = "__kIMBaseWritingDirectionAttributeName";
+/// Stands in the text for an attachment.
+pub const ATTACHMENT_CHAR: char = '\u{fffc}';
+/// Stands in the text for an app's message.
+pub const APP_CHAR: char = '\u{fffd}';
 
-type Attributes = Vec<(String, Value)>;
+/// The attributes of a run, in the order in which they are written.
+pub type Attributes = Vec<(String, Value)>;
 
 /// A text and the attributes of its runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +87,27 @@ impl AttributedText {
         let part = vec![(PART.to_owned(), Value::Number(0))];
         let runs = if len == 0 { Vec::new() } else { vec![(len, part)] };
         Self { text: text.to_owned(), mutable: false, runs }
+    }
+
+    /// A text made of runs, each with its attributes.
+    pub fn from_runs(runs: &[(&str, Attributes)]) -> Self {
+        let text = runs.iter().map(|(text, _)| *text).collect();
+        let runs = runs
+            .iter()
+            .map(|(text, attributes)| (text.encode_utf16().count(), attributes.clone()))
+            .filter(|(len, _)| *len > 0)
+            .collect();
+        Self { text, mutable: false, runs }
+    }
+
+    /// The characters alone.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Each run: its length in UTF-16 units and its attributes.
+    pub fn runs(&self) -> &[(usize, Attributes)] {
+        &self.runs
     }
 
     /// A text of one part in which every `http://` and `https://` address is a link.
@@ -137,12 +202,16 @@ const NEW: u8 = 0x84;
 const NIL: u8 = 0x85;
 const END: u8 = 0x86;
 const FIRST: i32 = -110;
+/// How often an attribute's name is written before it is named by number.
+const KEYS_WRITTEN_MAX: u32 = 3;
 
 struct Encoder {
     bytes: Vec<u8>,
     strings: HashMap<String, i32>,
     classes: HashMap<&'static str, i32>,
-    numbers: HashMap<i32, i32>,
+    numbers: HashMap<(&'static str, i32), i32>,
+    /// How often each key was written, and the number of the last time.
+    keys: HashMap<String, (u32, i32)>,
     c_strings: HashMap<&'static str, i32>,
     /// How many objects, classes and C strings are written, which is the number of the next.
     objects: i32,
@@ -157,6 +226,7 @@ impl Encoder {
             strings: HashMap::new(),
             classes: HashMap::new(),
             numbers: HashMap::new(),
+            keys: HashMap::new(),
             c_strings: HashMap::new(),
             objects: 0,
         }
@@ -244,36 +314,66 @@ impl Encoder {
         self.integer(signed(attributes.len()));
         for (key, value) in attributes {
             self.types("@");
-            self.text(&[NS_STRING, NS_OBJECT], key);
+            self.key(key);
             self.types("@");
-            match value {
-                Value::Number(number) => self.number(*number),
-                Value::Text(text) => self.text(&[NS_STRING, NS_OBJECT], text),
-                Value::Url(url) => {
-                    self.object(&[("NSURL", 0), NS_OBJECT]);
-                    self.types("c");
-                    // 0: no base URL.
-                    self.integer(0);
-                    self.types("@");
-                    self.text(&[NS_STRING, NS_OBJECT], url);
-                    self.end();
-                }
-            }
+            self.value(value);
         }
         self.end();
     }
 
+    fn value(&mut self, value: &Value) {
+        match value {
+            Value::Number(number) => self.number("i", *number),
+            Value::Quad(number) => self.number("q", *number),
+            Value::Text(text) => self.text(&[NS_STRING, NS_OBJECT], text),
+            Value::Url(url) => {
+                self.object(&[("NSURL", 0), NS_OBJECT]);
+                self.types("c");
+                // 0: no base URL.
+                self.integer(0);
+                self.types("@");
+                self.text(&[NS_STRING, NS_OBJECT], url);
+                self.end();
+            }
+            Value::Data(data) => {
+                self.object(&[("NSMutableData", 0), ("NSData", 0), NS_OBJECT]);
+                self.types("i");
+                self.integer(signed(data.len()));
+                self.types(&format!("[{}c]", data.len()));
+                self.bytes.extend_from_slice(data);
+                self.end();
+            }
+            Value::Dictionary(entries) => self.dictionary(entries),
+        }
+    }
+
+    /// An attribute's name. In the public blobs the name of the file attribute is one object from
+    /// the start, while the others are written three times before they are named by number.
+    fn key(&mut self, key: &str) {
+        let times = if key == FILE { 1 } else { KEYS_WRITTEN_MAX };
+        if let Some((written, number)) = self.keys.get(key).copied() {
+            if written >= times {
+                self.integer(FIRST.saturating_add(number));
+                return;
+            }
+            self.keys.insert(key.to_owned(), (written + 1, self.objects));
+        } else {
+            self.keys.insert(key.to_owned(), (1, self.objects));
+        }
+        self.text(&[NS_STRING, NS_OBJECT], key);
+    }
+
     /// An `NSNumber`. Small numbers are one object in Apple's runtime, so each is written once.
-    fn number(&mut self, value: i32) {
-        if let Some(number) = self.numbers.get(&value) {
+    fn number(&mut self, code: &'static str, value: i32) {
+        if let Some(number) = self.numbers.get(&(code, value)) {
             self.integer(FIRST.saturating_add(*number));
             return;
         }
-        self.numbers.insert(value, self.objects);
+        self.numbers.insert((code, value), self.objects);
         self.object(&[("NSNumber", 0), ("NSValue", 0), NS_OBJECT]);
         self.types("*");
-        self.c_string("i");
-        self.types("i");
+        self.c_string(code);
+        self.types(code);
         self.integer(value);
         self.end();
     }
@@ -316,6 +416,72 @@ mod tests {
             &Value::Text("user00@test.test".into()),
         );
         assert_eq!(text.encode(), expected);
+    }
+
+    fn part(part: i32) -> (String, Value) {
+        (PART.to_owned(), Value::Number(part))
+    }
+
+    fn key(key: &str, value: Value) -> (String, Value) {
+        (key.to_owned(), value)
+    }
+
+    /// A blob of the fixture of that name.
+    fn fixture(json: &str) -> Vec<u8> {
+        let json: serde_json::Value = serde_json::from_str(json).unwrap();
+        let blob = json[0]["attributedBody"].as_str().unwrap();
+        let blob = blob.strip_prefix("data:;base64,").unwrap();
+        data_encoding::BASE64.decode(blob.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn attachments_between_texts_are_what_messages_writes() {
+        let expected = fixture(include_str!("../testdata/fixture1.json"));
+        let at = |n: i32| Value::Text(format!("at_{n}_262F0210-126B-40E1-8247-C3EECF585C66"));
+        let text = AttributedText::from_runs(&[
+            ("\u{fffc}", vec![key(FILE, at(0)), part(0)]),
+            ("1", vec![part(1)]),
+            ("\u{fffc}", vec![key(FILE, at(2)), part(2)]),
+            ("2", vec![part(3)]),
+        ]);
+        assert_eq!(text.mutable().encode(), expected);
+    }
+
+    #[test]
+    fn long_numbers_are_what_messages_writes() {
+        let expected = fixture(include_str!("../testdata/fixture2.json"));
+        let at =
+            |n: i32| key(FILE, Value::Text(format!("at_{n}_829D7284-F1C6-4848-B7C7-C4190EA416BD")));
+        let direction = || key(WRITING_DIRECTION, Value::Quad(-1));
+        let part = |n| key(PART, Value::Quad(n));
+        let text = AttributedText::from_runs(&[
+            ("part 0", vec![direction(), part(0)]),
+            ("\u{fffc}", vec![direction(), part(1), at(1)]),
+            ("part 2", vec![direction(), part(2)]),
+            ("\u{fffc}", vec![direction(), part(3), at(3)]),
+            ("part 4", vec![direction(), part(4)]),
+        ]);
+        assert_eq!(text.mutable().encode(), expected);
+    }
+
+    #[test]
+    fn a_detected_link_is_what_messages_writes() {
+        let expected: &[u8] = include_bytes!("../testdata/tweet.bin");
+        let url = "https://twitter.com/chrismessina/status/1423827232510812167";
+        let archive = expected.windows(6).position(|w| w == b"bplist").unwrap();
+        let found = Value::Data(expected[archive..archive + 607].to_vec());
+        let attributes =
+            vec![key(DATA_DETECTED, found), part(0), key(LINK, Value::Url(url.to_owned()))];
+        let text = AttributedText::from_runs(&[(url, attributes)]);
+        assert_eq!(text.mutable().encode(), expected);
+    }
+
+    #[test]
+    fn what_activity_apps_say_is_what_messages_writes() {
+        let expected = include_bytes!("../testdata/completed-workout-1.bin");
+        let text = "$(kIMTranscriptPluginBreadcrumbTextReceiverIdentifier) completed a workout.";
+        let flags = key("__kIMBreadcrumbTextOptionFlags", Value::Quad(0));
+        assert_eq!(AttributedText::from_runs(&[(text, vec![flags])]).encode(), expected);
     }
 
     /// The bytes of the length that follows the first `+`, and what comes after.

@@ -1,5 +1,7 @@
 //! The phones of one sandbox and what happens on them.
 
+mod rows;
+
 use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -75,6 +77,16 @@ impl Phone {
         let phone = Arc::clone(self);
         let task = move || write(&mut phone.db.lock().unwrap_or_else(PoisonError::into_inner));
         Ok(tokio::task::spawn_blocking(task).await.context("a writer ended early")??)
+    }
+
+    /// The same for what reads and moves files as well.
+    async fn act<T: std::marker::Send + 'static>(
+        self: &Arc<Self>,
+        act: impl FnOnce(&mut ChatDb) -> anyhow::Result<T> + std::marker::Send + 'static,
+    ) -> anyhow::Result<T> {
+        let phone = Arc::clone(self);
+        let task = move || act(&mut phone.db.lock().unwrap_or_else(PoisonError::into_inner));
+        tokio::task::spawn_blocking(task).await.context("a writer ended early")?
     }
 }
 
@@ -246,33 +258,38 @@ impl World {
                 let ask = self.chat_ask(&phone, chat, text).await?;
                 self.send(&phone, ask, turn).await
             }
-            Request::Receive {
-                phone,
-                from,
-                text,
-                service,
-                group,
-                members,
-                age_ms,
-                join_after_ms,
-            } => {
-                let phone = self.known(&phone)?;
-                let conversation = match group {
-                    Some(id) => {
-                        let mut all = members;
-                        if !all.contains(&from) {
-                            all.push(from.clone());
-                        }
-                        Conversation::Group { id, members: all }
-                    }
-                    None => Conversation::Direct(from.clone()),
-                };
-                let date = AppleNs::now().minus_ms(age_ms);
-                let join =
-                    join_after_ms.map_or(self.scaled(INBOUND_JOIN_MS), Duration::from_millis);
-                let guid = new_guid();
-                let arriving = Arriving { guid, from, conversation, service, text, date };
-                written(receive(&phone, arriving, join).await)
+            Request::Receive(ask) => {
+                let phone = self.known(&ask.phone)?;
+                let mut delays = self.delays();
+                if let Some(ms) = ask.join_after_ms {
+                    delays.join = Duration::from_millis(ms);
+                }
+                answered(rows::receive(&phone, ask, delays).await)
+            }
+            Request::React(ask) => {
+                let phone = self.known(&ask.phone)?;
+                answered(rows::react(&phone, ask, self.delays()).await)
+            }
+            Request::Edit(ask) => answered(rows::edit(&self.known(&ask.phone)?, ask).await),
+            Request::Unsend(ask) => answered(rows::unsend(&self.known(&ask.phone)?, ask).await),
+            Request::Group(ask) => {
+                let phone = self.known(&ask.phone)?;
+                answered(rows::group(&phone, ask, self.delays()).await)
+            }
+            Request::FinishAttachment(ask) => {
+                let phone = self.known(&ask.phone)?;
+                answered(rows::finish_attachment(&phone, ask).await)
+            }
+            Request::Schedule(ask) => {
+                let phone = self.known(&ask.phone)?;
+                answered(rows::schedule(&phone, ask, self.delays()).await)
+            }
+            Request::Delete(ask) => answered(rows::delete(&self.known(&ask.phone)?, ask).await),
+            Request::Reopen { phone } => {
+                for phone in self.named(phone.as_deref())? {
+                    phone.write(ChatDb::reopen).await.map_err(|error| refused(&error))?;
+                }
+                done(Value::Null)
             }
             Request::LateCopy { phone, guid } => {
                 let phone = self.known(&phone)?;
@@ -388,6 +405,10 @@ impl World {
         answered.await.unwrap_or_else(|_| event_error(-609))
     }
 
+    fn delays(&self) -> rows::Delays {
+        rows::Delays { join: self.scaled(INBOUND_JOIN_MS), speed: self.speed }
+    }
+
     fn scaled(&self, ms: u64) -> Duration {
         Duration::from_millis(ms).mul_f64(self.speed)
     }
@@ -424,6 +445,13 @@ fn account(phone: &Phone, service: &str) -> Result<Service, Outcome> {
 
 fn refused(error: &anyhow::Error) -> Outcome {
     Reply::Refused { message: format!("{error:#}") }.into()
+}
+
+fn answered(result: anyhow::Result<Value>) -> Outcome {
+    match result {
+        Ok(value) => done(value),
+        Err(error) => refused(&error),
+    }
 }
 
 fn written(result: anyhow::Result<Written>) -> Outcome {
