@@ -234,11 +234,15 @@ pub async fn run(args: Args, out: impl Write) -> Result<(), WatchError> {
 async fn follow(args: Args, out: impl Write) -> Result<(), WatchError> {
     let (watch, mut changes) = Watch::start(&args.db).map_err(WatchError::Watch)?;
     let mut watching = Watching::new(args, out);
+    // Said once per reason: whoever waits for a database need not read it every second.
+    let mut told = None;
     loop {
         match watching.turn(clock::now().wall) {
-            Ok(()) => {}
+            Ok(()) => told = None,
             Err(WatchError::NotReady(why)) => {
-                tracing::warn!(error = %why, "waiting for the database");
+                if told.replace(why.reason()) != Some(why.reason()) {
+                    tracing::warn!(error = %why, "waiting for the database");
+                }
                 watching.open = None;
             }
             Err(other) => return Err(other),

@@ -57,6 +57,16 @@ impl WatchCounters {
     }
 }
 
+/// Looks after a file event, besides the one at once. The event tells of a write to the WAL; the
+/// commit becomes visible a moment later, with a write to the shared memory of which no event tells.
+/// Without these such a commit would wait for the next poll.
+const ECHOES: [Duration; 4] = [
+    Duration::from_millis(1),
+    Duration::from_millis(3),
+    Duration::from_millis(8),
+    Duration::from_millis(20),
+];
+
 /// A running watch; ends when dropped.
 #[derive(Debug)]
 pub struct Watch {
@@ -176,16 +186,18 @@ impl Worker {
         self.hints.arm();
         self.look();
         self.tell();
+        let mut echoes = ECHOES.len();
         while !self.stop.load(Ordering::Relaxed) && !self.changed.is_closed() {
-            match self.woken.recv_timeout(POLL_EVERY) {
+            match self.woken.recv_timeout(ECHOES.get(echoes).copied().unwrap_or(POLL_EVERY)) {
                 Ok(()) => {
+                    echoes = 0;
                     // Wait for the rest of the commit's events, and take them together.
                     match self.woken.recv_timeout(SETTLE) {
                         Ok(()) | Err(RecvTimeoutError::Timeout) => {}
                         Err(RecvTimeoutError::Disconnected) => return,
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => echoes = ECHOES.len().min(echoes + 1),
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             if self.look() {

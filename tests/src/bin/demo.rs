@@ -41,6 +41,9 @@ impl Teller {
 /// Width of the last table: fits most terminals, and a log.
 const TABLE_COLUMNS: u16 = 100;
 
+/// Somebody who has not said STOP in any story.
+const FRIEND: &str = "+12125550101";
+
 const BOLD: &str = "1";
 const DIM: &str = "2";
 const GREEN: &str = "32";
@@ -98,7 +101,8 @@ async fn main() -> Result<ExitCode> {
             }
             Err(error) => {
                 teller.line(RED, &format!("  did not hold: {error:#}"));
-                ("✗", format!("{error:#}"))
+                // The table has room for the outermost sentence; the whole chain stands above.
+                ("✗", error.to_string())
             }
         };
         table.add_row([mark, story.name(), story.expected(), &seen, &took]);
@@ -135,15 +139,17 @@ async fn keep(shelf: &Shelf, teller: &Teller) -> Result<()> {
 
     curl -sS {url}/v1/messages -H 'Authorization: Bearer {key}' \
       -H 'Content-Type: application/json' \
-      -d '{{"to": "+12025550101", "text": "Hello from the shelf"}}'
+      -d '{{"to": "{FRIEND}", "text": "Hello from the shelf"}}'
 
   Look at it:
 
+    export PATH={bin}:$PATH
     export SWITCHBOARD_URL={url} SWITCHBOARD_API_KEY={key} SWITCHBOARD_ADMIN_TOKEN={token}
     switchboard messages
     switchboard phones
 "#,
             root = shelf.root().display(),
+            bin = e2e::program::bin_dir()?.display(),
         ),
     );
     tokio::signal::ctrl_c().await.context("waiting for Ctrl-C")
