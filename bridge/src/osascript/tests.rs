@@ -104,7 +104,7 @@ async fn a_hanging_osascript_is_killed_at_its_deadline_and_is_in_doubt() {
         disposition,
         Disposition::MayHaveCompleted(Failure { reason: Reason::MessagesTimeout, .. })
     ));
-    assert!(began.elapsed() < Duration::from_secs(3));
+    assert!(began.elapsed() < Duration::from_secs(30));
     assert!(!is_alive(&stage.read("pid")));
     assert!(!stage.osascript.orphan_runs().unwrap());
 }
@@ -120,11 +120,11 @@ async fn one_that_ignores_term_is_killed() {
 #[tokio::test]
 async fn a_grandchild_does_not_outlive_it_nor_hold_anything_up() {
     // The grandchild inherits stdout and the locked stderr.
-    let stage = stage("cat > /dev/null; sleep 60 & echo $! > grandchild; echo connected", 5_000);
+    let stage = stage("cat > /dev/null; sleep 60 & echo $! > grandchild; echo connected", 50_000);
     let began = Instant::now();
     let disposition = stage.run(&[], PROBE).await;
     assert_eq!(disposition, Disposition::Succeeded { output: "connected".to_owned() });
-    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     assert!(!is_alive(&stage.read("grandchild")));
     assert!(!stage.osascript.orphan_runs().unwrap());
 }
