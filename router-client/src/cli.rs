@@ -53,7 +53,8 @@ struct Global {
     url: Option<Url>,
     #[arg(long, global = true, help = TOKEN_HELP, value_name = "TOKEN")]
     token: Option<String>,
-    /// A tenant's API key, for messages, webhooks and opt-outs
+    /// A tenant's API key, for messages, webhooks and opt-outs; without it `messages`, `message` and `cancel` work in
+    /// the operator's name
     #[arg(
         long,
         global = true,

@@ -157,6 +157,19 @@ fn finish(command: &mut Command, stdin: &str) -> Ran {
     ran
 }
 
+/// Runs with the operator's token alone, against a script which must be played to its end.
+fn run_as_operator(script: Vec<Answer>, arguments: &[&str]) -> (Ran, Vec<Asked>) {
+    let router = Router::new(script);
+    let mut command = switchboard();
+    command.env("SWITCHBOARD_URL", &router.url).env("SWITCHBOARD_ADMIN_TOKEN", ADMIN);
+    let ran = finish(command.args(arguments), "");
+    assert!(!router.asked().is_empty(), "nothing was asked: {ran:?}");
+    let asked = router.done();
+    let bearer = format!("Bearer {ADMIN}");
+    assert!(asked.iter().all(|asked| asked.header("authorization") == Some(&bearer)), "{asked:?}");
+    (ran, asked)
+}
+
 fn run_with(url: &str, arguments: &[&str], stdin: &str) -> Ran {
     let command = &mut switchboard();
     command.env("SWITCHBOARD_URL", url);
@@ -189,7 +202,8 @@ fn problem(status: u16, code: &str, detail: &str, errors: Value) -> Answer {
     Answer::Problem(
         status,
         json!({
-            "type": "about:blank", "title": "Title", "status": status, "code": code,
+            "type": format!("urn:switchboard:problem:{code}"), "title": "Title", "status": status,
+            "code": code,
             "detail": detail, "request_id": "req_7", "errors": errors,
         }),
     )
@@ -489,11 +503,83 @@ fn messages_are_listed_with_filters() {
 
 #[test]
 fn the_operator_sees_everybodys_messages() {
-    let router = Router::new(vec![page(json!([]))]);
+    let (ran, asked) = run_as_operator(vec![page(json!([]))], &["messages"]);
+    assert_eq!(ok(&ran), "there is no message\n");
+    assert_eq!(asked[0].line, "GET /v1/admin/messages?limit=20");
+}
+
+#[test]
+fn the_operator_follows_everybodys_messages() {
+    let row = |status: &str, sequence: u64| {
+        let mut row = message(status, sequence);
+        row["tenant"] = json!(TEN);
+        page(json!([row]))
+    };
+    let script = vec![
+        row("queued", 1),
+        row("sent", 4),
+        problem(401, "unauthenticated", "The token has been changed.", json!([])),
+    ];
+    let (ran, asked) = run_as_operator(script, &["messages", "--follow", "--status", "sent"]);
+    assert_eq!((ran.code, ran.out.lines().count()), (77, 2), "{ran:?}");
+    assert!(ran.err.contains("SWITCHBOARD_ADMIN_TOKEN"), "{ran:?}");
+    let line = "GET /v1/admin/messages?limit=100&status=sent";
+    assert!(asked.iter().all(|asked| asked.line == line), "{asked:?}");
+}
+
+#[test]
+fn the_operator_sees_and_withdraws_any_message() {
+    let events = || {
+        let at = "2026-11-22T12:00:00.000Z";
+        page(json!([{ "id": EVT, "message": MSG, "sequence": 1, "type": "queued", "at": at }]))
+    };
+    let script = vec![Answer::Json(200, message("queued", 1)), events()];
+    let (ran, asked) = run_as_operator(script, &["message", MSG]);
+    let as_operator = ok(&ran).to_owned();
+    assert_eq!(asked[0].line, format!("GET /v1/admin/messages/{MSG}"));
+    assert_eq!(asked[1].line, format!("GET /v1/admin/messages/{MSG}/events"));
+
+    let script = vec![Answer::Json(200, message("canceled", 2))];
+    let (ran, asked) = run_as_operator(script, &["cancel", MSG]);
+    assert!(ok(&ran).contains("canceled"), "{ran:?}");
+    assert_eq!(asked[0].line, format!("POST /v1/admin/messages/{MSG}/cancel"));
+
+    let script = vec![problem(404, "not_found", "No such message.", json!([]))];
+    let (ran, _) = run_as_operator(script, &["message", MSG]);
+    assert_eq!((ran.code, ran.out.as_str()), (1, ""));
+    let script = vec![problem(409, "not_cancelable", "It has been sent.", json!([]))];
+    let (ran, _) = run_as_operator(script, &["cancel", MSG]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.err.contains("It has been sent."), "{ran:?}");
+    // Not repeated: whether the first request was understood is not known.
+    let (ran, asked) = run_as_operator(vec![Answer::Break], &["cancel", MSG]);
+    assert_eq!((ran.code, asked.len()), (69, 1));
+
+    // With a tenant's key it is the tenant who asks, and sees the same.
+    let (ran, asked) =
+        run(vec![Answer::Json(200, message("queued", 1)), events()], &["message", MSG]);
+    assert_eq!(ok(&ran), as_operator);
+    assert_eq!(asked[0].line, format!("GET /v1/messages/{MSG}"));
+    assert_eq!(asked[0].header("authorization"), Some(format!("Bearer {KEY}").as_str()));
+}
+
+#[test]
+fn without_any_secret_messages_name_both_that_would_do() {
+    for arguments in [&["messages", "--follow"][..], &["message", MSG], &["cancel", MSG]] {
+        let mut command = switchboard();
+        command.args(arguments).args(["--url", "http://127.0.0.1:1"]);
+        let ran = finish(&mut command, "");
+        assert_eq!(ran.code, 77, "{ran:?}");
+        for name in ["SWITCHBOARD_API_KEY", "SWITCHBOARD_ADMIN_TOKEN"] {
+            assert!(ran.err.contains(name), "{ran:?}");
+        }
+    }
+    // Sending is always in a tenant's name.
     let mut command = switchboard();
-    command.env("SWITCHBOARD_URL", &router.url).env("SWITCHBOARD_ADMIN_TOKEN", ADMIN);
-    assert_eq!(ok(&finish(command.arg("messages"), "")), "there is no message\n");
-    assert_eq!(router.done()[0].line, "GET /v1/admin/messages?limit=20");
+    command.env("SWITCHBOARD_ADMIN_TOKEN", ADMIN).args(["--url", "http://127.0.0.1:1"]);
+    let ran = finish(command.args(["send", "--to", "+12025550143", "--text", "x"]), "");
+    assert_eq!(ran.code, 77);
+    assert!(!ran.err.contains("SWITCHBOARD_ADMIN_TOKEN"), "{ran:?}");
 }
 
 #[test]
@@ -730,6 +816,43 @@ fn a_one_time_token_enrols_without_the_operators() {
 }
 
 #[test]
+fn a_phone_is_enrolled_with_the_channels_of_its_bridge() {
+    let router = Router::new(vec![enrolled(), enrolled()]);
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("supervisor.toml");
+    let enroll = |channels: &str| {
+        let text = CONFIG.replacen(
+            "[[phones]]\nnumber = \"+12025550191\"",
+            &format!(
+                "[phones.bridge]\nosascript_deadline_ms = 9000\ndefault_channels = {channels}\n\
+                 [[phones]]\nnumber = \"+12025550191\""
+            ),
+            1,
+        );
+        std::fs::write(&config, text).unwrap();
+        let mut command = switchboard();
+        command.args(["host", "enroll", "--token", "sbe_mine", "--url", &router.url]);
+        finish(command.arg("--config").arg(&config), "")
+    };
+    for (wrong, part) in [("[]", "at least one channel"), ("[\"fax\"]", "fax"), ("\"sms\"", "")] {
+        let ran = enroll(wrong);
+        assert_eq!(ran.code, 2, "{ran:?}");
+        assert!(ran.err.contains("line 9") && ran.err.contains(part), "{ran:?}");
+    }
+    assert!(router.asked().is_empty() && !dir.path().join("state").exists());
+
+    ok(&enroll("[\"imessage\"]"));
+    // After a change it is enrolled again.
+    ok(&enroll("[\"rcs\", \"sms\", \"rcs\"]"));
+    let asked = router.done();
+    let channels = |asked: &Asked, phone: usize| asked.body["phones"][phone]["channels"].clone();
+    assert_eq!(channels(&asked[0], 0), json!(["imessage"]));
+    assert_eq!(channels(&asked[1], 0), json!(["rcs", "sms"]));
+    // Where nothing is set, the router has its own default.
+    assert_eq!(channels(&asked[1], 1), Value::Null);
+}
+
+#[test]
 fn a_used_token_is_not_authorised_and_leaves_no_enrolment() {
     let script = vec![problem(401, "invalid_enrolment_token", "Used up.", json!([]))];
     let router = Router::new(script);
@@ -781,6 +904,8 @@ fn completions_and_manual_pages_are_written() {
     let dir = tempfile::tempdir().unwrap();
     let ran = run_with("http://127.0.0.1:1", &["man", dir.path().to_str().unwrap()], "");
     ok(&ran);
+    let keys = std::fs::read_to_string(dir.path().join("switchboard-keys-create.1")).unwrap();
+    assert!(keys.contains("queued, sent, delivered"), "{keys}");
     let page = std::fs::read_to_string(dir.path().join("switchboard-send.1")).unwrap();
     assert!(page.contains("idempotency"), "{page}");
     let words = ["man", dir.path().to_str().unwrap(), "--json"];

@@ -1,6 +1,6 @@
 //! The configuration file: raw (as written) → checked (what the rest of the crate works with).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -352,6 +352,29 @@ impl Config {
     }
 }
 
+/// Which file a path leads to, however it is written.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Database {
+    /// A file that is there: links and letter case play no part.
+    File { device: u64, inode: u64 },
+    /// Where one may come to be.
+    Path(PathBuf),
+}
+
+impl Database {
+    fn at(path: &Path) -> Self {
+        use std::os::unix::fs::MetadataExt as _;
+        if let Ok(found) = std::fs::metadata(path) {
+            return Self::File { device: found.dev(), inode: found.ino() };
+        }
+        let folder = path.parent().and_then(|folder| folder.canonicalize().ok());
+        match (folder, path.file_name()) {
+            (Some(folder), Some(name)) => Self::Path(folder.join(name)),
+            (_, _) => Self::Path(path.to_owned()),
+        }
+    }
+}
+
 fn phones(
     source: &Source<'_>,
     raw: &Spanned<Vec<RawPhone>>,
@@ -362,7 +385,7 @@ fn phones(
         return Err(source.wrong("phones", raw, message));
     }
     let mut numbers = BTreeSet::new();
-    let mut databases = BTreeSet::new();
+    let mut databases = BTreeMap::new();
     let mut phones = Vec::with_capacity(count);
     for phone in raw.get_ref() {
         let number: E164 = phone.number.get_ref().parse().map_err(|error| {
@@ -372,9 +395,11 @@ fn phones(
             return Err(source.wrong("number", &phone.number, "is configured twice"));
         }
         let chat_db = source.absolute("chat_db", &phone.chat_db)?;
-        // Two bridges on one database would be two senders on one account.
-        if !databases.insert(chat_db.clone()) {
-            return Err(source.wrong("chat_db", &phone.chat_db, "belongs to another phone too"));
+        // Two bridges on one database would be two senders on one account, and each would take what the other
+        // receives for its own. Another osascript changes nothing of that.
+        if let Some(other) = databases.insert(Database::at(&chat_db), number.clone()) {
+            let message = format!("belongs to {other} too; every phone needs its own");
+            return Err(source.wrong("chat_db", &phone.chat_db, message));
         }
         let osascript =
             phone.osascript.as_ref().map(|path| source.absolute("osascript", path)).transpose()?;
@@ -524,7 +549,8 @@ mod tests {
         assert_eq!(router.url.as_str(), "https://router.example.com/");
         assert_eq!(router.roots, TlsRoots::Platform);
         assert_eq!(explicit.phones[0].label.as_deref(), Some("desk 1"));
-        assert_eq!(explicit.phones[0].extra.len(), 1);
+        let extra: Vec<&str> = explicit.phones[0].extra.keys().map(String::as_str).collect();
+        assert_eq!(extra, ["default_channels", "osascript_deadline_ms"]);
     }
 
     #[test]
@@ -535,6 +561,42 @@ mod tests {
         std::fs::write(&file, format!("{phone}{}", "# more\n".repeat(40_000))).unwrap();
         let error = Config::load(&file).unwrap_err();
         assert!(crate::pool::chain(&error).contains("longer than"), "{error:?}");
+    }
+
+    #[test]
+    fn two_phones_with_one_database_are_refused_however_it_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("supervisor.toml");
+        std::fs::create_dir(dir.path().join("a")).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("a"), dir.path().join("b")).unwrap();
+        let two = |one: &str, other: &str| {
+            let phone = |number: &str, path: &str| {
+                format!(
+                    "[[phones]]\nnumber = \"{number}\"\nchat_db = \"{path}\"\nosascript = \"/{path}\"\n"
+                )
+            };
+            let phones = [phone("+15550100001", one), phone("+15550100002", other)].concat();
+            std::fs::write(&file, format!("state_dir = \"s\"\n{phones}")).unwrap();
+            Config::load(&file).map_err(|error| error.to_string())
+        };
+        let refused = |one: &str, other: &str| {
+            let error = two(one, other).unwrap_err();
+            let place = format!("{}:8: `chat_db`: belongs to +15550100001 too", file.display());
+            assert!(error.starts_with(&place), "{one} {other}: {error}");
+        };
+        // Not yet there: the folder tells.
+        for other in ["a/chat.db", "./a//chat.db", "a/../a/chat.db", "b/chat.db"] {
+            refused("a/chat.db", other);
+        }
+        // There: the file itself tells.
+        std::fs::write(dir.path().join("a/chat.db"), "").unwrap();
+        std::os::unix::fs::symlink("a/chat.db", dir.path().join("link.db")).unwrap();
+        for other in ["a/chat.db", "b/chat.db", "link.db"] {
+            refused("a/chat.db", other);
+        }
+        std::fs::write(dir.path().join("a/other.db"), "").unwrap();
+        assert_eq!(two("a/chat.db", "a/other.db").unwrap().phones.len(), 2);
+        assert_eq!(two("a/chat.db", "nowhere/chat.db").unwrap().phones.len(), 2);
     }
 
     #[test]

@@ -127,7 +127,8 @@ struct Failure(Box<Problem>);
 impl Failure {
     fn new(status: StatusCode, code: &str, detail: impl Into<String>) -> Self {
         Self(Box::new(Problem {
-            kind: "about:blank".to_owned(),
+            // The form of the router's problems, so that one reader understands both.
+            kind: format!("urn:switchboard:problem:{code}"),
             title: status.canonical_reason().unwrap_or("Error").to_owned(),
             status: status.as_u16(),
             detail: Some(detail.into()),

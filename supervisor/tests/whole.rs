@@ -305,6 +305,7 @@ fn the_api_wants_its_token_and_names_what_is_wrong() {
     for token in ["", "wrong", &house.token[1..], &format!("{}x", house.token)] {
         let answer = house.ask_as(token, "GET", "/v1/phones", "");
         assert_eq!((answer.status, &answer.body["code"]), (401, &json!("unauthorised")));
+        assert_eq!(answer.body["type"], "urn:switchboard:problem:unauthorised");
         assert!(answer.head.contains("content-type: application/problem+json"));
         assert!(answer.head.contains("www-authenticate: bearer"));
     }
@@ -331,6 +332,8 @@ fn the_api_wants_its_token_and_names_what_is_wrong() {
             (status, &json!(code)),
             "{method} {path}"
         );
+        let kind = format!("urn:switchboard:problem:{code}");
+        assert_eq!(answer.body["type"], kind, "{method} {path}");
         assert!(answer.head.contains("content-type: application/problem+json"), "{path}");
         assert!(answer.head.contains(answer.body["request_id"].as_str().unwrap()));
     }
@@ -526,6 +529,14 @@ fn bad_configurations_end_with_78_and_the_place() {
     let (code, error) = run_once(&config);
     assert_eq!(code, Some(78), "{error}");
     assert!(error.contains("switchboard host enroll"), "{error}");
+
+    let other = tempfile::tempdir().unwrap();
+    let shared = write_config(other.path(), &["good", "good"], "");
+    let text = std::fs::read_to_string(&shared).unwrap().replace("/db1", "/db0");
+    std::fs::write(&shared, text).unwrap();
+    let (code, error) = run_once(&shared);
+    assert_eq!(code, Some(78), "{error}");
+    assert!(error.contains("supervisor.toml:12: `chat_db`: belongs to +12025550190"), "{error}");
 
     let (code, _) = run_once(&dir.path().join("missing.toml"));
     assert_eq!(code, Some(78));

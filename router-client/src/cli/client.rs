@@ -30,6 +30,8 @@ pub(crate) enum Who {
     Operator,
     /// A tenant, by an API key.
     Tenant,
+    /// Either would do, and neither secret was given.
+    TenantOrOperator,
     /// Nobody: the body carries what counts.
     Anybody,
 }
@@ -149,8 +151,13 @@ impl Client {
         self
     }
 
-    pub(crate) fn has_api_key(&self) -> bool {
-        self.api_key.is_some()
+    /// In whose name messages are looked at and withdrawn: the narrower secret goes first.
+    pub(crate) fn messages_as(&self) -> Who {
+        match (&self.api_key, &self.admin_token) {
+            (Some(_), _) => Who::Tenant,
+            (None, Some(_)) => Who::Operator,
+            (None, None) => Who::TenantOrOperator,
+        }
     }
 
     /// One answer.
@@ -210,7 +217,9 @@ impl Client {
             (Who::Operator, Some(token), _) | (Who::Tenant, _, Some(token)) => {
                 building = building.bearer_auth(token.expose_secret());
             }
-            (who @ (Who::Operator | Who::Tenant), _, _) => return Tried::No(missing(who)),
+            (who @ (Who::Operator | Who::Tenant | Who::TenantOrOperator), _, _) => {
+                return Tried::No(missing(who));
+            }
         }
         if let Some(key) = &request.idempotency_key {
             building = building.header("Idempotency-Key", key);
@@ -341,6 +350,10 @@ fn credentials(who: Who) -> (&'static str, String) {
         Who::Tenant => (
             "a tenant's API key",
             "put it into SWITCHBOARD_API_KEY; `switchboard keys create` makes one".to_owned(),
+        ),
+        Who::TenantOrOperator => (
+            "a tenant's API key or the operator's token",
+            format!("put it into SWITCHBOARD_API_KEY or {ADMIN_TOKEN_ENV}"),
         ),
         Who::Anybody => (
             "an enrolment token",

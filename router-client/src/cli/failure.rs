@@ -168,7 +168,8 @@ mod tests {
     #[test]
     fn a_refusal_names_the_field_and_the_request() {
         let problem = serde_json::from_value(json!({
-            "type": "about:blank", "title": "Invalid", "status": 422, "code": "invalid",
+            "type": "urn:switchboard:problem:invalid", "title": "Invalid", "status": 422,
+            "code": "invalid",
             "request_id": "req_1",
             "errors": [{ "pointer": "/to", "code": "not_possible", "detail": "no such number" }],
         }));

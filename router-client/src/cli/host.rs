@@ -1,13 +1,14 @@
 //! `host enroll` and `host token`: how a Mac becomes one of the router's hosts.
 //!
 //! Enrolment makes a key on the Mac and gives its public half to the router with a one-time token. It may be repeated:
-//! the same key keeps the host's id, and new phones are added.
+//! the same key keeps the host's id, new phones are added, and what a phone can send by is
+//! brought up to date.
 
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use protocol::{
-    E164,
+    Channel, E164,
     api::EnrolmentToken,
     link::{EnrolPhone, EnrolRequest, EnrolResponse, Enrolment},
 };
@@ -15,7 +16,7 @@ use router_client::{
     enrolment::{self, KEY_FILE},
     key::HostKey,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::json;
 use url::Url;
 
@@ -36,6 +37,9 @@ pub(crate) enum Command {
     ///
     /// Needs the operator's token in `SWITCHBOARD_ADMIN_TOKEN`, or a one-time token from `switchboard host token` as
     /// `--token` or in `SWITCHBOARD_ENROLMENT_TOKEN`.
+    ///
+    /// The router learns what each phone can send by from `default_channels` in its `[phones.bridge]`, and takes
+    /// iMessage and SMS where that is left out. Enrol again after changing it.
     Enroll {
         /// The supervisor's configuration file
         #[arg(long, value_name = "FILE")]
@@ -64,6 +68,15 @@ struct SupervisorConfig {
 struct SupervisorPhone {
     number: E164,
     label: Option<String>,
+    #[serde(default)]
+    bridge: SupervisorBridge,
+}
+
+/// Of the settings of a phone's bridge, those that the router has to know.
+#[derive(Debug, Default, Deserialize)]
+struct SupervisorBridge {
+    #[serde(default, deserialize_with = "some_channels")]
+    default_channels: Option<Vec<Channel>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -122,7 +135,11 @@ async fn enroll(
         phones: config
             .phones
             .into_iter()
-            .map(|phone| EnrolPhone { number: phone.number, label: phone.label, channels: None })
+            .map(|phone| EnrolPhone {
+                number: phone.number,
+                label: phone.label,
+                channels: phone.bridge.default_channels,
+            })
             .collect(),
     };
     let request = Request::post(Who::Anybody, "/v1/hosts/enroll").body(&body)?;
@@ -206,6 +223,22 @@ fn read_config(path: &Path) -> Result<SupervisorConfig, Failure> {
             "`switchboard-supervisor check-config` checks all of it",
         )
     })
+}
+
+/// Channels, each once. None at all would be a phone that can never send; its bridge refuses that, too.
+fn some_channels<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Vec<Channel>>, D::Error> {
+    let mut channels: Vec<Channel> = Vec::new();
+    for channel in Vec::<Channel>::deserialize(deserializer)? {
+        if !channels.contains(&channel) {
+            channels.push(channel);
+        }
+    }
+    if channels.is_empty() {
+        return Err(D::Error::custom("`default_channels` must name at least one channel"));
+    }
+    Ok(Some(channels))
 }
 
 /// The router's address over HTTP: as asked, or as configured for the link.

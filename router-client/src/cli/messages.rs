@@ -1,4 +1,4 @@
-//! `send`, `messages`, `message` and `cancel`, in a tenant's name.
+//! `send`, `messages`, `message` and `cancel`: in a tenant's name or, except for sending, in the operator's.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -24,6 +24,8 @@ use super::{
 };
 
 const MESSAGES: &str = "/v1/messages";
+/// The same of all tenants, for the operator.
+const ADMIN_MESSAGES: &str = "/v1/admin/messages";
 /// Random bytes of an idempotency key: more than can ever repeat.
 const KEY_BYTES: usize = 20;
 /// How often a waiting or following command looks.
@@ -170,17 +172,21 @@ pub(crate) async fn list(screen: &mut Screen, client: &Client, list: List) -> Re
     )
 }
 
+/// Whose messages are looked at, and where: the tenant's with its key, otherwise everybody's in the operator's name.
+fn place(client: &Client) -> (Who, &'static str) {
+    match client.messages_as() {
+        Who::Operator => (Who::Operator, ADMIN_MESSAGES),
+        who @ (Who::Tenant | Who::TenantOrOperator | Who::Anybody) => (who, MESSAGES),
+    }
+}
+
 /// The newest messages: the tenant's with its key, otherwise everybody's in the operator's name.
 async fn newest(
     client: &Client,
     status: Option<Status>,
     limit: usize,
 ) -> Result<Page<Value>, Failure> {
-    let (who, path) = if client.has_api_key() {
-        (Who::Tenant, MESSAGES)
-    } else {
-        (Who::Operator, "/v1/admin/messages")
-    };
+    let (who, path) = place(client);
     let rows = limit.min(FOLLOWED_MAX);
     let mut filters = vec![("limit", rows.to_string())];
     filters.extend(status.map(|status| ("status", status.to_string())));
@@ -248,9 +254,10 @@ pub(crate) async fn show(
     client: &Client,
     id: &MessageId,
 ) -> Result<(), Failure> {
-    let path = format!("{MESSAGES}/{id}");
-    let message = client.call(&Request::get(Who::Tenant, path.clone())).await?;
-    let events = client.list(Who::Tenant, &format!("{path}/events"), &[], usize::MAX).await?;
+    let (who, messages) = place(client);
+    let path = format!("{messages}/{id}");
+    let message = client.call(&Request::get(who, path.clone())).await?;
+    let events = client.list(who, &format!("{path}/events"), &[], usize::MAX).await?;
     if screen.is_json() {
         return screen.json(&serde_json::json!({ "message": message, "events": events.data }));
     }
@@ -323,7 +330,8 @@ pub(crate) async fn cancel(
     client: &Client,
     id: &MessageId,
 ) -> Result<(), Failure> {
-    let request = Request::post(Who::Tenant, format!("{MESSAGES}/{id}/cancel"));
+    let (who, messages) = place(client);
+    let request = Request::post(who, format!("{messages}/{id}/cancel"));
     let answer = client.call(&request).await?;
     if screen.is_json() {
         return screen.json(&answer);

@@ -42,7 +42,10 @@ pub(crate) enum KeysCommand {
         /// When it ends, such as 90d; never when left out
         #[arg(long, value_parser = span::parse, value_name = "TIME")]
         expires: Option<Span>,
-        /// For the sandbox only; never touches a real phone
+        /// A test key: its messages get no phone
+        ///
+        /// For each of them the router plays a fixed story at once (queued, sent, delivered), with its webhooks, so
+        /// that an integration can be tried out. No recipient gets anything.
         #[arg(long)]
         test: bool,
     },
