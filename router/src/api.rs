@@ -147,7 +147,11 @@ fn documented(app: Option<&AppState>) -> OpenApiRouter<AppState> {
         .routes(routes!(hosts::create_token))
         .routes(routes!(hosts::list))
         .routes(routes!(hosts::phones))
-        .routes(routes!(admin::messages));
+        .routes(routes!(admin::messages))
+        .routes(routes!(admin::message))
+        .routes(routes!(admin::events))
+        .routes(routes!(admin::cancel))
+        .routes(routes!(admin::unplaced_events));
     if let Some(app) = app {
         tenant = tenant.route_layer(from_fn_with_state(AppState::clone(app), auth::tenant));
         operator = operator.route_layer(from_fn_with_state(AppState::clone(app), auth::operator));

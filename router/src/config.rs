@@ -434,7 +434,12 @@ fn field_at(table: &DeTable<'_>, offset: usize, above: &str) -> Option<String> {
         let below = value.get_ref().as_table();
         below.and_then(|table| field_at(table, offset, &format!("{name}."))).or_else(|| {
             let stands = |span: Range<usize>| (span.start..=span.end).contains(&offset);
-            (stands(key.span()) || (below.is_none() && stands(value.span()))).then_some(name)
+            let here = match below {
+                None => stands(value.span()),
+                // A complaint about a whole table stands at its header.
+                Some(_) => value.span().start == offset,
+            };
+            (stands(key.span()) || here).then_some(name)
         })
     })
 }
@@ -541,6 +546,10 @@ mod tests {
                 "router.toml:2: admin_token_file: admin_token is given too",
             ),
             ("listen = ", "router.toml:1: listen: "),
+            ("drain_ms = 1\n[listen]\nport = 1\n", "router.toml:2: listen: "),
+            ("[listen]\n", "router.toml:1: listen: "),
+            ("listen = { port = 1 }\n", "router.toml:1: listen: "),
+            ("[[limits]]\n", "router.toml:1: limits"),
             ("drain_ms = 1\ndrain_ms = 2\n", "router.toml:2: drain_ms: duplicate key"),
         ] {
             let error = parse(text).unwrap_err();

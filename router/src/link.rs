@@ -215,7 +215,7 @@ async fn authenticate(
 
 fn refuse(status: StatusCode, code: &str, detail: &str) -> Response {
     let problem = Problem {
-        kind: "about:blank".to_owned(),
+        kind: format!("urn:switchboard:problem:{code}"),
         title: status.canonical_reason().unwrap_or_default().to_owned(),
         status: status.as_u16(),
         detail: Some(detail.to_owned()),

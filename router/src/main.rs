@@ -17,13 +17,15 @@ use router::config::{Config, ConfigError, LogFormat};
 use router::server::{self, App};
 use router::store::Store;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 /// `EX_UNAVAILABLE`.
 const UNAVAILABLE: u8 = 69;
 /// `EX_CONFIG`: a process manager must not restart us fast for that.
 const BAD_CONFIG: u8 = 78;
+/// The environment variable that says what is logged; it wins over the file.
+const LOG_ENV: &str = "RUST_LOG";
 /// How long a health check waits for its answer.
 const HEALTHCHECK_WAIT: Duration = Duration::from_secs(5);
 
@@ -91,10 +93,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 fn serve(path: &Path) -> anyhow::Result<ExitCode> {
     let config = Config::load(path)?;
     log(&config)?;
-    runtime()?.block_on(async {
+    let runtime = runtime()?;
+    let served = runtime.block_on(async {
         let listener = TcpListener::bind(config.listen)
             .await
-            .with_context(|| format!("listening on {}", config.listen))?;
+            .with_context(|| format!("cannot listen on {}", config.listen))?;
         let address = listener.local_addr().context("reading the listening address")?;
         let database = config.database.clone();
         if config.admin_token.is_none() {
@@ -104,13 +107,33 @@ fn serve(path: &Path) -> anyhow::Result<ExitCode> {
             .await
             .with_context(|| format!("opening the store {}", database.display()))?;
         raise_open_files();
-        stop_on_signals(&app)?;
+        let mut signals = Signals::watch()?;
         say(&format!("listening on http://{address}"))?;
         tracing::info!(%address, database = %database.display(), "serving");
-        server::serve(&app, listener).await.context("serving")?;
-        tracing::info!("stopped");
-        Ok(ExitCode::SUCCESS)
-    })
+        let impatience = async {
+            tokio::select! {
+                () = signals.next() => {}
+                () = app.stop.cancelled() => {}
+            }
+            tracing::info!("stopping: finishing what has begun");
+            app.stop.cancel();
+            signals.next().await;
+        };
+        tokio::select! {
+            served = server::serve(&app, listener) => {
+                served.context("serving")?;
+                tracing::info!("stopped");
+                Ok(ExitCode::SUCCESS)
+            }
+            () = impatience => {
+                tracing::warn!("told to stop a second time: ending with work unfinished");
+                Ok(ExitCode::FAILURE)
+            }
+        }
+    });
+    // What still runs was given its time. The store survives a cut at any point, so nothing is waited for.
+    runtime.shutdown_background();
+    served
 }
 
 /// Open files that the router asks for: every connection is one, and the listener takes up to 8,192. macOS gives no
@@ -128,20 +151,25 @@ fn raise_open_files() {
     }
 }
 
-fn stop_on_signals(app: &server::AppState) -> anyhow::Result<()> {
-    let mut term = signal(SignalKind::terminate()).context("watching for SIGTERM")?;
-    let mut int = signal(SignalKind::interrupt()).context("watching for SIGINT")?;
-    let stop = app.stop.clone();
-    app.tasks.spawn(async move {
+/// The signals that ask for an end: the first for an orderly one, the second for one at once.
+struct Signals {
+    term: Signal,
+    int: Signal,
+}
+
+impl Signals {
+    fn watch() -> anyhow::Result<Self> {
+        let term = signal(SignalKind::terminate()).context("watching for SIGTERM")?;
+        let int = signal(SignalKind::interrupt()).context("watching for SIGINT")?;
+        Ok(Self { term, int })
+    }
+
+    async fn next(&mut self) {
         tokio::select! {
-            _ = term.recv() => {}
-            _ = int.recv() => {}
-            () = stop.cancelled() => {}
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
         }
-        tracing::info!("stopping: finishing what has begun");
-        stop.cancel();
-    });
-    Ok(())
+    }
 }
 
 fn migrate(path: &Path) -> anyhow::Result<ExitCode> {
@@ -195,7 +223,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 }
 
 fn log(config: &Config) -> anyhow::Result<()> {
-    let filter: EnvFilter = config.log.filter.parse().context("reading log.filter")?;
+    let filter = log_filter(&config.log.filter, std::env::var_os(LOG_ENV))?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -205,6 +233,21 @@ fn log(config: &Config) -> anyhow::Result<()> {
         LogFormat::Json => builder.json().init(),
     }
     Ok(())
+}
+
+/// What is logged: what the environment says, else what the configuration does.
+fn log_filter(configured: &str, env: Option<OsString>) -> anyhow::Result<EnvFilter> {
+    let Some(env) = env.filter(|value| !value.is_empty()) else {
+        return configured.parse().context("reading log.filter");
+    };
+    let wrong = |message: String| ConfigError::Value {
+        path: "environment".to_owned(),
+        line: None,
+        field: LOG_ENV,
+        message,
+    };
+    let text = env.to_str().ok_or_else(|| wrong("is not UTF-8".to_owned()))?;
+    Ok(text.parse::<EnvFilter>().map_err(|error| wrong(error.to_string()))?)
 }
 
 /// Colours are for people at a terminal who have not asked for none (no-color.org: any value but an empty one).
@@ -227,6 +270,17 @@ fn complain(error: &anyhow::Error) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_environments_filter_wins_where_it_says_something() {
+        let filter = |env: Option<&str>| log_filter("info", env.map(OsString::from));
+        assert_eq!(filter(None).unwrap().to_string(), "info");
+        assert_eq!(filter(Some("")).unwrap().to_string(), "info");
+        assert_eq!(filter(Some("router=debug")).unwrap().to_string(), "router=debug");
+        let error = filter(Some("a=nolevel")).unwrap_err();
+        assert!(error.is::<ConfigError>());
+        assert!(error.to_string().starts_with("environment: RUST_LOG: "), "{error}");
+    }
 
     #[test]
     fn colours_are_for_terminals_that_want_them() {

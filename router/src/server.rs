@@ -1,5 +1,6 @@
 //! The HTTP server, and what every part of the router holds.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_http::limit::RequestBodyLimitLayer;
@@ -18,8 +20,8 @@ use crate::config::Config;
 use crate::idempotency::InFlight;
 use crate::link::Links;
 use crate::listener::{Bounded, CONNECTIONS_MAX, PATIENCE};
-use crate::metrics::Metrics;
-use crate::store::{Store, StoreError};
+use crate::metrics::{self, Metrics};
+use crate::store::{Store, StoreError, retention, tally};
 use crate::{api, dispatch, error, idempotency, link, store, webhooks};
 
 /// What every part of the router holds; shared as [`AppState`].
@@ -58,6 +60,12 @@ pub struct Bells {
 
 /// Idle time between two rounds of the janitor.
 const JANITOR_EVERY: Duration = Duration::from_secs(30);
+/// Idle time between two rounds of pruning: what is kept for weeks may stay an hour longer.
+const PRUNE_EVERY: Duration = Duration::from_hours(1);
+/// Rest between two steps of pruning, for whoever else writes.
+const PRUNE_REST: Duration = Duration::from_millis(50);
+/// Age of the oldest sample of what waits: scrapers come every 15 s or more.
+const SAMPLE_EVERY: Duration = Duration::from_secs(10);
 
 impl App {
     /// Opens the store and makes what the parts share. Nothing runs yet.
@@ -101,6 +109,8 @@ pub async fn serve(app: &AppState, listener: TcpListener) -> std::io::Result<()>
     dispatch::start(app);
     webhooks::start(app);
     app.tasks.spawn(janitor(AppState::clone(app)));
+    app.tasks.spawn(prune(AppState::clone(app)));
+    app.tasks.spawn(sample(AppState::clone(app)));
 
     // The handling of a request may take its whole time before the first byte of the answer is written.
     let patience = PATIENCE + Duration::from_millis(app.config.limits.request_timeout_ms);
@@ -145,6 +155,50 @@ async fn janitor(app: AppState) {
                     break;
                 }
             }
+        }
+    }
+}
+
+/// Deletes what is kept for a while only, in small steps.
+async fn prune(app: AppState) {
+    let mut every = tokio::time::interval(PRUNE_EVERY);
+    loop {
+        tokio::select! {
+            () = app.stop.cancelled() => return,
+            _tick = every.tick() => {}
+        }
+        let before = app.clock.now().plus_ms(-retention::KEPT_MS);
+        loop {
+            match app.store.write(move |tx| retention::prune(tx, before)).await {
+                Ok(pruned) if pruned.rows() == 0 => break,
+                Ok(pruned) => tracing::debug!(?pruned, "old rows were deleted"),
+                Err(error) => {
+                    tracing::warn!(%error, "old rows were not deleted");
+                    break;
+                }
+            }
+            tokio::select! {
+                () = app.stop.cancelled() => return,
+                () = tokio::time::sleep(PRUNE_REST) => {}
+            }
+        }
+    }
+}
+
+/// Keeps the numbers of what waits fresh.
+async fn sample(app: AppState) {
+    let mut every = tokio::time::interval(SAMPLE_EVERY);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut holding = BTreeSet::new();
+    loop {
+        tokio::select! {
+            () = app.stop.cancelled() => return,
+            _tick = every.tick() => {}
+        }
+        let now = app.clock.now();
+        match app.store.read(move |tx| tally::take(tx, now)).await {
+            Ok(tally) => metrics::show(&tally, &mut holding),
+            Err(error) => tracing::warn!(%error, "what waits was not counted"),
         }
     }
 }

@@ -27,6 +27,9 @@ pub mod keys;
 pub mod lease;
 pub mod messages;
 pub mod opt_outs;
+pub mod retention;
+pub mod tally;
+pub mod unplaced;
 pub mod webhook_endpoints;
 pub mod webhook_jobs;
 

@@ -19,7 +19,12 @@ const ADMIN: &str = "operator-token-of-the-tests";
 fn program(subcommand: &str, config: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_switchboard-router"));
     command.stderr(Stdio::null());
-    command.arg(subcommand).arg("--config").arg(config).env_remove("SWITCHBOARD_ADMIN_TOKEN");
+    command
+        .arg(subcommand)
+        .arg("--config")
+        .arg(config)
+        .env_remove("SWITCHBOARD_ADMIN_TOKEN")
+        .env_remove("RUST_LOG");
     command
 }
 
@@ -309,4 +314,66 @@ async fn a_full_disk_is_503_with_nothing_half_done_until_there_is_space_again() 
     listed.sort_by_key(ToString::to_string);
     accepted.sort_by_key(ToString::to_string);
     assert_eq!(listed, accepted);
+}
+
+#[test]
+fn the_environments_log_filter_wins_over_the_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = local(folder.path(), "[log]\nfilter = \"info\"\n");
+    for (filter, logs) in [("error", false), ("info", true), ("", true)] {
+        let log = std::fs::File::create(folder.path().join("log.txt")).unwrap();
+        let mut serving =
+            Serving::spawn(program("serve", &path).env("RUST_LOG", filter).stderr(log));
+        serving.signal(Signal::SIGTERM);
+        assert_eq!(serving.wait(), Some(0));
+        let log = std::fs::read_to_string(folder.path().join("log.txt")).unwrap();
+        assert_eq!(log.contains("stopped"), logs, "{filter:?}: {log}");
+    }
+    let mut bad = program("serve", &path);
+    let output = bad.env("RUST_LOG", "a=nolevel").stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(output.status.code(), Some(78));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("environment: RUST_LOG: "));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_signal_waits_for_what_runs_and_the_second_does_not() {
+    use tokio::io::AsyncWriteExt as _;
+
+    let folder = tempfile::tempdir().unwrap();
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let path = local(folder.path(), "drain_ms = 60000\n");
+        let mut serving = Serving::start(&path);
+        let address = serving.url.strip_prefix("http://").unwrap();
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        // A request whose body never comes to its end keeps it busy for half a minute.
+        let request = "POST /v1/hosts/enroll HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+                       content-length: 100\r\n\r\n{";
+        stream.write_all(request.as_bytes()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        serving.signal(Signal::SIGTERM);
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        assert_eq!(serving.child.try_wait().unwrap(), None, "it waits for the request");
+        serving.signal(signal);
+        let mut ended = None;
+        for _ in 0..100 {
+            ended = serving.child.try_wait().unwrap();
+            if ended.is_some() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let ended = ended.expect("it ends at once");
+        assert_eq!(ended.code(), Some(1), "{ended:?}");
+    }
+}
+
+#[test]
+fn an_address_that_is_taken_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let path = config(folder.path(), &format!("listen = \"{address}\"\n"));
+    let (code, output) = run("serve", &path);
+    assert_eq!(code, Some(1), "{output}");
+    assert!(output.contains(&format!("cannot listen on {address}: Address already")), "{output}");
 }

@@ -809,17 +809,19 @@ async fn health_metrics_and_the_document_need_no_key() {
     for path in ["/healthz", "/readyz", "/openapi.json"] {
         assert_eq!(router.get(path, "").await.status, 200, "{path}");
     }
-    let text = router
-        .client
-        .get(format!("{}/metrics", router.url))
-        .send()
-        .await
-        .unwrap()
-        .text()
-        .await
-        .unwrap();
+    let scrape = async || {
+        let request = router.client.get(format!("{}/metrics", router.url));
+        request.send().await.unwrap().text().await.unwrap()
+    };
+    // What waits is counted beside the requests, for the first time right after the start.
+    router.until(async || scrape().await.contains("\nswitchboard_phones_ready ")).await;
+    let text = scrape().await;
     assert!(text.contains("switchboard_messages_accepted_total"), "{text}");
     assert!(text.contains("route=\"/v1/messages\""), "{text}");
+    for name in ["jobs_waiting", "webhook_jobs_pending", "unplaced_events", "phones_ready"] {
+        assert!(text.contains(&format!("# HELP switchboard_{name} ")), "{name}: {text}");
+        assert!(text.contains(&format!("\nswitchboard_{name} ")), "{name}: {text}");
+    }
     // What callers make up is no label.
     for method in ["MADE", "UP"] {
         let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
@@ -829,6 +831,167 @@ async fn health_metrics_and_the_document_need_no_key() {
     let request = router.client.get(format!("{}/metrics", router.url));
     let text = request.send().await.unwrap().text().await.unwrap();
     assert!(!text.contains("MADE") && text.contains("method=\"other\""), "{text}");
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operator_reads_any_story_and_withdraws_any_message() {
+    let router = Router::start().await;
+    let tenant = router.tenant("Acme").await;
+    let later = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1);
+    let sent = router
+        .post(
+            "/v1/messages",
+            &tenant.live,
+            &json!({"to": "+12025550143", "text": "a", "send_at": later}),
+        )
+        .await;
+    let id = sent.body["id"].as_str().unwrap().to_owned();
+    for more in ["", "/events", "/events?limit=1"] {
+        let own = router.get(&format!("/v1/messages/{id}{more}"), &tenant.live).await;
+        let same = router.get(&format!("/v1/admin/messages/{id}{more}"), ADMIN).await;
+        assert_eq!((own.status, same.status), (200, 200), "{same:?}");
+        assert_eq!(own.body, same.body, "{more}");
+    }
+    let cancel = format!("/v1/admin/messages/{id}/cancel");
+    // A tenant's key opens none of it and changes nothing.
+    let refused = router.post(&cancel, &tenant.live, &json!({})).await;
+    assert_eq!((refused.status, refused.problem()), (401, "unauthenticated"));
+    let own = router.get(&format!("/v1/messages/{id}"), &tenant.live).await;
+    assert_eq!(own.body["status"], "scheduled");
+
+    let canceled = router.post(&cancel, ADMIN, &json!({})).await;
+    assert_eq!((canceled.status, &canceled.body["status"]), (200, &json!("canceled")));
+    let own = router.get(&format!("/v1/messages/{id}"), &tenant.live).await;
+    assert_eq!(own.body, canceled.body);
+    let again = router.post(&cancel, ADMIN, &json!({})).await;
+    assert_eq!((again.status, again.problem()), (409, "not_cancelable"));
+    let story = router.get(&format!("/v1/admin/messages/{id}/events"), ADMIN).await;
+    assert_eq!(story.body["data"][1]["type"], "canceled");
+
+    let unknown = protocol::MessageId::new(1, [1; 10]).to_string();
+    for id in [unknown.as_str(), "nonsense"] {
+        for more in ["", "/events"] {
+            let answer = router.get(&format!("/v1/admin/messages/{id}{more}"), ADMIN).await;
+            assert_eq!((answer.status, answer.problem()), (404, "not_found"), "{id}{more}");
+        }
+        let answer =
+            router.post(&format!("/v1/admin/messages/{id}/cancel"), ADMIN, &json!({})).await;
+        assert_eq!((answer.status, answer.problem()), (404, "not_found"), "{id}");
+    }
+    router.stop().await;
+}
+
+/// A message of somebody unknown, as a phone told it.
+fn from_a_stranger(at: protocol::UnixMs) -> protocol::pipe::Received {
+    protocol::pipe::Received {
+        guid: "guid-of-a-stranger".to_owned(),
+        conversation: protocol::pipe::Conversation {
+            kind: protocol::pipe::ConversationKind::Direct,
+            id: "+12025550177".to_owned(),
+        },
+        from: "+12025550177".parse().expect("it is a number"),
+        text: "Who is this?".to_owned(),
+        attachments: Vec::new(),
+        service: protocol::Channel::Imessage,
+        at,
+        late: false,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operator_reads_what_belongs_to_nobody() {
+    use router::store::inbound;
+
+    let router = Router::start().await;
+    let now = router.app.clock.now();
+    let id = protocol::MessageId::new(now.0, [2; 10]);
+    let phone = protocol::PhoneId::new(now.0, [3; 10]);
+    let (message, by) = (id.clone(), phone.clone());
+    let store = router.app.store.clone();
+    let taken = store
+        .write(move |tx| {
+            let received = from_a_stranger(now);
+            inbound::store_received(tx, &inbound::nobody(), (&message, &by), &received, now)?;
+            // The guid was pruned or never kept; the message itself is proof enough.
+            inbound::take_guid(tx, &by, &received.guid, now)
+        })
+        .await
+        .unwrap();
+    assert!(!taken, "a message reported again is taken twice");
+    let got = router.get(&format!("/v1/admin/messages/{id}"), ADMIN).await;
+    assert_eq!((got.status, &got.body["text"]), (200, &json!("Who is this?")), "{got:?}");
+    let story = router.get(&format!("/v1/admin/messages/{id}/events"), ADMIN).await;
+    assert_eq!(story.body["data"][0]["type"], "received");
+    let cancel = router.post(&format!("/v1/admin/messages/{id}/cancel"), ADMIN, &json!({})).await;
+    assert_eq!((cancel.status, cancel.problem()), (409, "not_cancelable"));
+
+    let by = phone.clone();
+    store
+        .write(move |tx| {
+            for seq in 1..=5 {
+                let frame = protocol::link::EventFrame {
+                    phone: by.clone(),
+                    journal: "journal".to_owned(),
+                    seq,
+                    at: now,
+                    epoch: None,
+                    event: protocol::pipe::Event::Received(from_a_stranger(now)),
+                };
+                let at = now.plus_ms(i64::try_from(seq / 3).unwrap());
+                inbound::keep_unplaced(tx, &frame, "belongs to no tenant", at)?;
+            }
+            Ok(())
+        })
+        .await
+        .unwrap();
+    let mut seqs = Vec::new();
+    let mut path = "/v1/admin/unplaced_events?limit=2".to_owned();
+    loop {
+        let page = router.get(&path, ADMIN).await;
+        assert_eq!(page.status, 200, "{page:?}");
+        for row in page.body["data"].as_array().unwrap() {
+            assert_eq!(row["phone"], json!(phone));
+            assert_eq!(row["journal"], "journal");
+            assert_eq!(row["type"], "received");
+            assert_eq!(row["why"], "belongs to no tenant");
+            assert!(row["at"].is_string());
+            assert_eq!(row["body"]["text"], "Who is this?");
+            seqs.push(row["seq"].as_u64().unwrap());
+        }
+        let Some(cursor) = page.body["next_cursor"].as_str() else { break };
+        path = format!("/v1/admin/unplaced_events?limit=2&cursor={cursor}");
+    }
+    assert_eq!(seqs, [5, 4, 3, 2, 1]);
+    let foreign = router.get("/v1/admin/unplaced_events?cursor=bXNnXzA", ADMIN).await;
+    assert_eq!((foreign.status, foreign.problem()), (422, "invalid_request"));
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenants_key_opens_no_route_of_the_operator() {
+    let router = Router::start().await;
+    let tenant = router.tenant("Acme").await;
+    let document = router.get("/openapi.json", "").await.body;
+    let mut walked = 0;
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        if !path.starts_with("/v1/admin/") {
+            continue;
+        }
+        let path = path.replace("{id}", &protocol::MessageId::new(1, [1; 10]).to_string());
+        for method in methods.as_object().unwrap().keys() {
+            let method = reqwest::Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
+            for key in [&tenant.live, &tenant.test] {
+                let url = format!("{}{path}", router.url);
+                let request = router.client.request(method.clone(), url).bearer_auth(key);
+                let answer = router.send(request).await;
+                let found = (answer.status, answer.problem());
+                assert_eq!(found, (401, "unauthenticated"), "{method} {path}");
+            }
+            walked += 1;
+        }
+    }
+    assert!(walked >= 12, "only {walked} routes were walked");
     router.stop().await;
 }
 

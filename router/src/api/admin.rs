@@ -1,17 +1,21 @@
-//! All tenants' messages, for the operator.
+//! All tenants' messages, and what belongs to nobody, for the operator.
 
 use axum::extract::{RawQuery, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
-use protocol::api::{Direction, Message, Page, Problem};
+use protocol::api::{Direction, Message, MessageEvent, Page, Problem};
 use protocol::{MessageId, Status, TenantId};
 use serde::Serialize;
+use serde_json::Value;
 
-use super::json;
-use super::pages::{Query, page};
+use super::messages::Whose;
+use super::pages::{Query, foreign_cursor, page, window};
+use super::{PathId, json};
 use crate::error::ApiError;
+use crate::idempotency::Post;
 use crate::server::AppState;
 use crate::store::messages::{self, Window};
+use crate::store::unplaced::{self, Place, UnplacedEvent};
 
 /// A message with its tenant.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -55,4 +59,87 @@ pub(super) async fn messages(
         StatusCode::OK,
         &page(rows, asked.limit, |row: &TenantMessage| row.message.id.to_string()),
     ))
+}
+
+/// One message of any tenant, or of none
+#[utoipa::path(get, path = "/v1/admin/messages/{id}", operation_id = "admin_message", tag = "operator",
+    security(("admin_token" = [])),
+    params(("id" = String, Path, description = "The message's id.")),
+    responses(
+        (status = 200, description = "The message.", body = Message),
+        (status = 401, description = "Not the operator's token.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such message.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn message(
+    State(app): State<AppState>,
+    PathId(id): PathId<MessageId>,
+) -> Result<Response, ApiError> {
+    super::messages::show(&app, Whose::Anybody, id).await
+}
+
+/// The story of any message, oldest step first
+#[utoipa::path(get, path = "/v1/admin/messages/{id}/events", operation_id = "admin_message_events", tag = "operator",
+    security(("admin_token" = [])),
+    params(
+        ("id" = String, Path, description = "The message's id."),
+        ("limit" = Option<u32>, Query, description = "Rows, 1 to 100; 50 when left out."),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before.")),
+    responses(
+        (status = 200, description = "A page.", body = Page<MessageEvent>),
+        (status = 401, description = "Not the operator's token.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such message.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn events(
+    State(app): State<AppState>,
+    PathId(id): PathId<MessageId>,
+    RawQuery(raw): RawQuery,
+) -> Result<Response, ApiError> {
+    super::messages::story(&app, Whose::Anybody, id, raw.as_deref()).await
+}
+
+/// Withdraw any tenant's message
+///
+/// `200`: it is canceled. `202`: a phone has it and is asked; the outcome comes as the message's next event. The tenant
+/// is told as if it had canceled it itself.
+#[utoipa::path(post, path = "/v1/admin/messages/{id}/cancel", operation_id = "admin_message_cancel", tag = "operator",
+    security(("admin_token" = [])),
+    params(("id" = String, Path, description = "The message's id.")),
+    responses(
+        (status = 200, description = "Canceled.", body = Message),
+        (status = 202, description = "The phone is asked.", body = Message),
+        (status = 401, description = "Not the operator's token.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such message.", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "It has ended already.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn cancel(
+    State(app): State<AppState>,
+    headers: HeaderMap,
+    PathId(id): PathId<MessageId>,
+) -> Result<Response, ApiError> {
+    let route = format!("POST /v1/admin/messages/{id}/cancel");
+    let post = Post::new("operator".to_owned(), route, &headers, &Value::Null)?;
+    super::messages::withdraw(&app, Whose::Anybody, id, post).await
+}
+
+/// List what phones told and nothing here knows, newest first
+///
+/// Such an event is kept for 30 days as the phone told it; the body of a received message has its text.
+#[utoipa::path(get, path = "/v1/admin/unplaced_events", tag = "operator", security(("admin_token" = [])),
+    params(
+        ("limit" = Option<u32>, Query, description = "Rows, 1 to 100; 50 when left out."),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before.")),
+    responses(
+        (status = 200, description = "A page.", body = Page<UnplacedEvent>),
+        (status = 401, description = "Not the operator's token.", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "Parameters are wrong.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn unplaced_events(
+    State(app): State<AppState>,
+    RawQuery(raw): RawQuery,
+) -> Result<Response, ApiError> {
+    let asked = window(raw.as_deref())?;
+    let before = match asked.after.as_deref().map(str::parse::<Place>) {
+        None => None,
+        Some(Ok(place)) => Some(place),
+        Some(Err(_)) => return Err(foreign_cursor()),
+    };
+    let limit = asked.limit;
+    let rows = app.store.read(move |tx| unplaced::list(tx, before.as_ref(), limit)).await?;
+    Ok(json(StatusCode::OK, &page(rows, limit, |event| Place::of(event).to_string())))
 }

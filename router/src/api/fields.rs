@@ -156,6 +156,25 @@ impl Fields {
         None
     }
 
+    /// A word of a closed list; `code` where it is none of them.
+    pub(crate) fn one_of<T>(&mut self, field: &str, code: &str, all: &[T]) -> Option<T>
+    where
+        T: Copy + std::fmt::Display,
+    {
+        match self.take(field)? {
+            Value::String(text) => match word_of(&text, all) {
+                Some(word) => return Some(word),
+                None => self.wrong(field, code, must_be_one_of(field, all)),
+            },
+            Value::Null
+            | Value::Bool(_)
+            | Value::Number(_)
+            | Value::Array(_)
+            | Value::Object(_) => self.wrong(field, "wrong_type", "It must be a string."),
+        }
+        None
+    }
+
     /// [`Fields::parsed`], and it must be there.
     pub(crate) fn required_parsed<T>(&mut self, field: &str, code: &str) -> Option<T>
     where
@@ -339,6 +358,17 @@ impl Fields {
     }
 }
 
+/// The word of a closed list that is spelled so.
+pub(super) fn word_of<T: Copy + std::fmt::Display>(text: &str, all: &[T]) -> Option<T> {
+    all.iter().copied().find(|word| word.to_string() == text)
+}
+
+/// What is said of a word that is not on its list.
+pub(super) fn must_be_one_of<T: std::fmt::Display>(name: &str, all: &[T]) -> String {
+    let words: Vec<String> = all.iter().map(ToString::to_string).collect();
+    format!("`{name}` must be one of {}.", words.join(", "))
+}
+
 /// A name as it stands in a JSON pointer (RFC 6901).
 pub(super) fn escaped(name: &str) -> String {
     name.replace('~', "~0").replace('/', "~1")
@@ -384,6 +414,31 @@ mod tests {
                 ("/objects/0/a", "unknown_field"),
                 ("/objects/1", "wrong_type"),
                 ("/a~1b~0c", "unknown_field"),
+            ]
+        );
+    }
+
+    #[test]
+    fn an_unknown_word_is_told_the_known_ones() {
+        use protocol::Class;
+        let mut fields = Fields::new(json!({"class": "OTP", "good": "otp", "odd": 1})).unwrap();
+        assert_eq!(fields.one_of("good", "unknown_class", Class::ALL), Some(Class::Otp));
+        assert_eq!(fields.one_of("absent", "unknown_class", Class::ALL), None);
+        assert_eq!(fields.one_of("class", "unknown_class", Class::ALL), None);
+        assert_eq!(fields.one_of("odd", "unknown_class", Class::ALL), None);
+        let told: Vec<(&str, &str)> = fields
+            .errors
+            .iter()
+            .map(|error| (error.code.as_str(), error.detail.as_str()))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                (
+                    "unknown_class",
+                    "`class` must be one of otp, transactional, conversational, marketing."
+                ),
+                ("wrong_type", "It must be a string."),
             ]
         );
     }

@@ -18,8 +18,8 @@ use crate::config;
 use crate::error::{ApiError, Code};
 use crate::idempotency::{self, Post, Reply};
 use crate::server::AppState;
-use crate::store::Tx;
 use crate::store::messages::{self, Canceled, Filter, NewMessage, Window};
+use crate::store::{StoreError, Tx};
 
 /// Send a message
 ///
@@ -82,8 +82,10 @@ fn checked(
     let mut fields = Fields::new(body)?;
     let recipient = recipient(&mut fields);
     let text = fields.required_text("text", 1..=limits::TEXT_CHARS_MAX);
-    let channel = fields.parsed("channel", "unknown_channel").unwrap_or(ChannelChoice::Auto);
-    let class = fields.parsed("class", "unknown_class").unwrap_or(Class::Marketing);
+    let channel = fields
+        .one_of("channel", "unknown_channel", ChannelChoice::ALL)
+        .unwrap_or(ChannelChoice::Auto);
+    let class = fields.one_of("class", "unknown_class", Class::ALL).unwrap_or(Class::Marketing);
     let from: Option<E164> = fields.parsed("from", "invalid_number");
     let metadata = fields.text_map("metadata", limits::METADATA_BYTES_MAX);
     if let (Some(Recipient::Email(_)), Some(Channel::Rcs | Channel::Sms)) =
@@ -179,23 +181,26 @@ fn life(
 /// The parameters that both lists of messages share.
 pub(super) fn filter(query: &mut Query) -> Filter {
     Filter {
-        status: query.parsed("status", "unknown_status"),
-        direction: query.parsed::<Way>("direction", "unknown_direction").map(|way| way.0),
+        status: query.one_of("status", "unknown_status", Status::ALL),
+        direction: query
+            .one_of("direction", "unknown_direction", &[Way::OUT, Way::IN])
+            .map(|way| way.0),
         recipient: query.parsed::<Recipient>("to", "invalid_recipient"),
     }
 }
 
+/// A direction that can be shown as its word.
+#[derive(Clone, Copy)]
 struct Way(Direction);
 
-impl std::str::FromStr for Way {
-    type Err = &'static str;
+impl Way {
+    const OUT: Self = Self(Direction::Outbound);
+    const IN: Self = Self(Direction::Inbound);
+}
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        [Direction::Outbound, Direction::Inbound]
-            .into_iter()
-            .find(|way| way.as_str() == text)
-            .map(Self)
-            .ok_or("neither outbound nor inbound")
+impl std::fmt::Display for Way {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0.as_str())
     }
 }
 
@@ -239,7 +244,41 @@ pub(super) async fn get(
     PathId(id): PathId<MessageId>,
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::MessagesRead)?;
-    let found = app.store.read(move |tx| messages::get(tx, &caller.tenant, &id)).await?;
+    show(&app, Whose::Tenant(caller.tenant), id).await
+}
+
+/// Whose messages a caller may see.
+#[derive(Clone, Debug)]
+pub(super) enum Whose {
+    /// One tenant's.
+    Tenant(TenantId),
+    /// Everybody's, and those that belong to nobody: the operator asks.
+    Anybody,
+}
+
+impl Whose {
+    /// The owner of a message that the caller may see, under whose name it is then read; `None` where there is none.
+    fn owner(&self, tx: &mut Tx<'_>, id: &MessageId) -> Result<Option<TenantId>, StoreError> {
+        match self {
+            Self::Tenant(tenant) => Ok(Some(tenant.clone())),
+            Self::Anybody => messages::owner(tx, id),
+        }
+    }
+}
+
+/// One message, for the tenant's route and the operator's.
+pub(super) async fn show(
+    app: &AppState,
+    whose: Whose,
+    id: MessageId,
+) -> Result<Response, ApiError> {
+    let found = app
+        .store
+        .read(move |tx| match whose.owner(tx, &id)? {
+            Some(tenant) => messages::get(tx, &tenant, &id),
+            None => Ok(None),
+        })
+        .await?;
     Ok(json(StatusCode::OK, &found.ok_or_else(ApiError::not_found)?))
 }
 
@@ -260,7 +299,17 @@ pub(super) async fn events(
     RawQuery(raw): RawQuery,
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::MessagesRead)?;
-    let asked = super::pages::window(raw.as_deref())?;
+    story(&app, Whose::Tenant(caller.tenant), id, raw.as_deref()).await
+}
+
+/// A page of a message's story, for the tenant's route and the operator's.
+pub(super) async fn story(
+    app: &AppState,
+    whose: Whose,
+    id: MessageId,
+    raw: Option<&str>,
+) -> Result<Response, ApiError> {
+    let asked = super::pages::window(raw)?;
     let after = match asked.after.as_deref().map(str::parse::<u64>) {
         None => 0,
         Some(Ok(after)) => after,
@@ -270,11 +319,12 @@ pub(super) async fn events(
     let rows = app
         .store
         .read(move |tx| {
-            if messages::get(tx, &caller.tenant, &id)?.is_none() {
+            let Some(tenant) = whose.owner(tx, &id)? else { return Ok(None) };
+            if messages::get(tx, &tenant, &id)?.is_none() {
                 return Ok(None);
             }
             let more = limit.saturating_add(1);
-            crate::store::events::list(tx, &caller.tenant, &id, after, more).map(Some)
+            crate::store::events::list(tx, &tenant, &id, after, more).map(Some)
         })
         .await?
         .ok_or_else(ApiError::not_found)?;
@@ -301,10 +351,21 @@ pub(super) async fn cancel(
     caller.needs(Scope::MessagesWrite)?;
     let route = format!("POST /v1/messages/{id}/cancel");
     let post = Post::new(caller.idempotency_scope(), route, &headers, &Value::Null)?;
+    withdraw(&app, Whose::Tenant(caller.tenant), id, post).await
+}
+
+/// Withdraws a message, for the tenant's route and the operator's.
+pub(super) async fn withdraw(
+    app: &AppState,
+    whose: Whose,
+    id: MessageId,
+    post: Post,
+) -> Result<Response, ApiError> {
     let now = app.clock.now();
     let message = id.clone();
-    let response = idempotency::post(&app, post, Ok(id), move |tx, id| {
-        match messages::cancel(tx, &caller.tenant, &id, now)? {
+    let response = idempotency::post(app, post, Ok(id), move |tx, id| {
+        let tenant = whose.owner(tx, &id)?.ok_or_else(ApiError::not_found)?;
+        match messages::cancel(tx, &tenant, &id, now)? {
             None => Err(ApiError::not_found()),
             Some(Canceled::Now(message)) => Reply::new(StatusCode::OK, message.as_ref()),
             Some(Canceled::Asked(message)) => Reply::new(StatusCode::ACCEPTED, message.as_ref()),
@@ -316,7 +377,7 @@ pub(super) async fn cancel(
     .await?;
     if response.status() == StatusCode::ACCEPTED {
         // The request to cancel is on disk; dispatch asks again for as long as the phone has not answered.
-        crate::dispatch::recall(&app, &message).await;
+        crate::dispatch::recall(app, &message).await;
     }
     app.bells.webhooks.notify_one();
     Ok(response)

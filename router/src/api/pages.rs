@@ -7,6 +7,7 @@ use data_encoding::BASE64URL_NOPAD;
 use protocol::api::{FieldError, Page};
 use protocol::limits::PAGE_ROWS_MAX;
 
+use super::fields::{must_be_one_of, word_of};
 use crate::error::ApiError;
 
 /// Rows of a page when the caller does not say.
@@ -75,6 +76,19 @@ impl Query {
                 None
             }
         }
+    }
+
+    /// A parameter that is a word of a closed list.
+    pub(crate) fn one_of<T>(&mut self, name: &str, code: &str, all: &[T]) -> Option<T>
+    where
+        T: Copy + std::fmt::Display,
+    {
+        let text = self.left.remove(name)?;
+        let word = word_of(&text, all);
+        if word.is_none() {
+            self.wrong(name, code, must_be_one_of(name, all));
+        }
+        word
     }
 
     /// Everything that was wrong, or the window that is asked for.

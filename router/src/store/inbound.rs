@@ -36,7 +36,8 @@ pub fn keep_unplaced(
     Ok(())
 }
 
-/// Takes an inbound message's guid; false when this phone has reported it before.
+/// Takes an inbound message's guid; false when this phone has reported it before. A guid is kept for a while only, the
+/// message for ever, so both are asked.
 pub fn take_guid(
     tx: &mut Tx<'_>,
     phone: &PhoneId,
@@ -44,7 +45,9 @@ pub fn take_guid(
     now: UnixMs,
 ) -> Result<bool, StoreError> {
     let inserted = tx.execute(
-        "INSERT INTO received_guids (phone_id, guid, at) VALUES (?1, ?2, ?3)
+        "INSERT INTO received_guids (phone_id, guid, at) SELECT ?1, ?2, ?3
+         WHERE NOT EXISTS (SELECT 1 FROM messages
+                           WHERE phone_id = ?1 AND guid = ?2 AND direction = 'inbound')
          ON CONFLICT (phone_id, guid) DO NOTHING",
         params![phone, guid, now],
     )?;

@@ -195,6 +195,11 @@ pub fn get(
     )
 }
 
+/// Whose a message is, for the operator, who may read everybody's.
+pub fn owner(tx: &mut Tx<'_>, id: &MessageId) -> Result<Option<TenantId>, StoreError> {
+    tx.query_opt("SELECT tenant_id FROM messages WHERE id = ?1", params![id], |row| row.get(0))
+}
+
 /// A tenant's messages, newest first. Answers one row more than the window's limit where there is more.
 pub fn list(
     tx: &mut Tx<'_>,

@@ -20,8 +20,14 @@ pub struct Migration {
 }
 
 /// Every step, oldest first.
-pub const MIGRATIONS: &[Migration] =
-    &[Migration { version: 1, name: "init", sql: include_str!("../../migrations/0001_init.sql") }];
+pub const MIGRATIONS: &[Migration] = &[
+    Migration { version: 1, name: "init", sql: include_str!("../../migrations/0001_init.sql") },
+    Migration {
+        version: 2,
+        name: "retention",
+        sql: include_str!("../../migrations/0002_retention.sql"),
+    },
+];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.
 ///
