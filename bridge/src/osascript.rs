@@ -7,8 +7,9 @@
 //!
 //! A child is [prepared](Osascript::prepare) before the journal says `started`: it waits for its
 //! script on stdin, and a bridge that dies in between leaves it with an empty script, which does
-//! nothing. [`Prepared::hand_over`] is then one write to an empty pipe, shorter than `PIPE_BUF`:
-//! osascript gets all of it or none of it, and a script is compiled as a whole before it runs.
+//! nothing. [`Prepared::hand_over`] is then one write to an empty pipe. Should osascript ever get a
+//! part of it only (`PIPE_BUF` is 4,096 bytes on Linux and 512 on macOS), that does nothing either: a
+//! script is compiled as a whole before it runs, and no beginning of ours is a whole one.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
@@ -239,7 +240,7 @@ impl Prepared {
         let written = stdin
             .into_owned_fd()
             .map(File::from)
-            // One write: the pipe is empty and the script shorter than PIPE_BUF.
+            // One write: the pipe is empty and holds more than a script.
             .and_then(|mut pipe| pipe.write_all(script.as_bytes()));
         match written {
             Ok(()) => Ok(running),

@@ -30,6 +30,8 @@ pub(crate) fn measure(rows: u32, made: Option<&Path>) -> Result<Vec<Figure>> {
         ];
         program::run("switchboard-sandbox", &args, &[])?;
     }
+    // Once to have the file in memory, so that both are measured without the disk.
+    select_alone(db)?;
     let (bare_rows, bare) = select_alone(db)?;
     let began = Instant::now();
     let args = ["watch", "--db", &path, "--since", "start", "--once"];
