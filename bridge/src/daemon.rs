@@ -15,7 +15,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use protocol::pipe::{
-    AccountState, Attempt, Command, Event as Fact, Heartbeat, Hello, Up, parse_command,
+    AccountState, Attempt, Capability, Command, Event as Fact, Heartbeat, Hello, Up, parse_command,
 };
 use protocol::{PROTOCOL, Reason, Recipient, WireError};
 use tokio::sync::mpsc;
@@ -481,6 +481,11 @@ impl<E: Evidence> Daemon<E> {
                 self.health.forget_said();
                 return Ok(());
             }
+            Command::Capability { to } => {
+                let known = Capability { to, channels: Vec::new() };
+                turn.tell(Fact::Capability(known), now, self.outbound.max_epoch());
+                return Ok(());
+            }
             Command::Drain { deadline_ms } => Event::Drain { deadline_ms: bounded(deadline_ms) },
             Command::Stop { deadline_ms } => Event::Stop { deadline_ms: bounded(deadline_ms) },
         };
@@ -854,6 +859,8 @@ fn inbound_guid(fact: &Fact) -> Option<&str> {
         Fact::Received(received) => Some(&received.guid),
         Fact::Reaction(reaction) => Some(&reaction.guid),
         Fact::Group(change) => Some(&change.guid),
+        Fact::Notice(notice) => Some(&notice.guid),
+        Fact::UnknownKind(kind) => Some(&kind.guid),
         Fact::Accepted(_)
         | Fact::Refused(_)
         | Fact::Started { .. }
@@ -867,6 +874,9 @@ fn inbound_guid(fact: &Fact) -> Option<&str> {
         | Fact::Expired(_)
         | Fact::Edited(_)
         | Fact::Unsent(_)
+        | Fact::Attachment(_)
+        | Fact::Capability(_)
+        | Fact::Resync { .. }
         | Fact::Account { .. }
         | Fact::Other(_) => None,
     }

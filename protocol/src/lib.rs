@@ -12,6 +12,7 @@
 //! Deliberately not here: any IO, any clock, any chance, any runtime. Unknown fields are ignored
 //! on receipt, so that a newer peer can say more; unknown types are refused by name.
 
+pub mod address;
 pub mod api;
 pub mod channel;
 pub mod class;

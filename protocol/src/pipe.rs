@@ -7,7 +7,14 @@
 //! Events are journaled before they are written, carry a `seq` that is contiguous in one journal
 //! (1, 2, 3, …), and are repeated until acknowledged. Signals are said once.
 
+mod content;
+
 use serde::{Deserialize, Serialize};
+
+pub use content::{
+    App, AttachmentChange, Details, Edited, GroupChange, InboundAttachment, LinkPreview, Notice,
+    Reaction, Received, ReplyTo, TextRun, TransferState, UnknownKind, Unsent, Version,
+};
 
 use crate::wire::{WireError, parse_tagged};
 use crate::{Channel, Class, MessageId, PhoneId, Reason, Recipient, UnixMs, limits};
@@ -49,6 +56,11 @@ pub enum Command {
     },
     /// Say every event again that is not acknowledged: the listener is new.
     Replay,
+    /// Over which channels can this address be reached? Answered with [`Event::Capability`].
+    Capability {
+        /// Which address.
+        to: Recipient,
+    },
     /// Finish what is started, start nothing new, then exit 0.
     Drain {
         /// After so many milliseconds exit all the same.
@@ -273,8 +285,21 @@ pub enum Event {
     Edited(Edited),
     /// An earlier message was taken back, whole or in part.
     Unsent(Unsent),
+    /// A file that an earlier message announced has come, or will not come.
+    Attachment(AttachmentChange),
     /// A group changed.
     Group(GroupChange),
+    /// The system says something in a conversation that is no message.
+    Notice(Notice),
+    /// A row of a kind that this build does not know, by its numbers.
+    UnknownKind(UnknownKind),
+    /// What is known of the channels of an address.
+    Capability(Capability),
+    /// The row numbers of chat.db mean something else now; its last days were read again.
+    Resync {
+        /// `renumbered`, `younger`, `replaced`.
+        why: String,
+    },
     /// The account's state changed.
     Account {
         /// What it is now.
@@ -320,7 +345,12 @@ impl Event {
             Self::Reaction(_) => "reaction",
             Self::Edited(_) => "edited",
             Self::Unsent(_) => "unsent",
+            Self::Attachment(_) => "attachment",
             Self::Group(_) => "group",
+            Self::Notice(_) => "notice",
+            Self::UnknownKind(_) => "unknown_kind",
+            Self::Capability(_) => "capability",
+            Self::Resync { .. } => "resync",
             Self::Account { .. } => "account",
             Self::Other(_) => "other",
         }
@@ -343,7 +373,12 @@ impl Event {
             | Self::Reaction(_)
             | Self::Edited(_)
             | Self::Unsent(_)
+            | Self::Attachment(_)
             | Self::Group(_)
+            | Self::Notice(_)
+            | Self::UnknownKind(_)
+            | Self::Capability(_)
+            | Self::Resync { .. }
             | Self::Account { .. }
             | Self::Other(_) => None,
         }
@@ -390,110 +425,27 @@ pub struct Receipt {
     pub at: UnixMs,
 }
 
-/// A message that came in.
+/// What is known of the channels of an address, from chat.db's history and from own results.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Received {
-    /// Apple's id of it; unique on one phone.
-    pub guid: String,
-    /// Who wrote it.
-    pub from: Recipient,
-    /// Where.
-    pub conversation: Conversation,
-    /// Its text; empty when it is only attachments.
-    pub text: String,
-    /// What came with it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub attachments: Vec<InboundAttachment>,
-    /// Over which channel.
-    pub service: Channel,
-    /// When its sender sent it, by chat.db.
+pub struct Capability {
+    /// Which address.
+    pub to: Recipient,
+    /// One entry a channel of which something is known.
+    pub channels: Vec<ChannelCapability>,
+}
+
+/// What is known of one channel of an address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChannelCapability {
+    /// Which channel.
+    pub channel: Channel,
+    /// Whether it reaches the address.
+    pub able: bool,
+    /// When that was seen.
     pub at: UnixMs,
-    /// Put into chat.db by iCloud long after it was sent.
+    /// Seen in the result of one of our sends; otherwise in chat.db's history.
     #[serde(default)]
-    pub late: bool,
-}
-
-/// A file that came with a message.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InboundAttachment {
-    /// Apple's transfer guid.
-    pub guid: String,
-    /// Its name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    /// Its media type.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mime: Option<String>,
-    /// Its size in bytes, as announced.
-    pub bytes: u64,
-    /// The file is here, whole.
-    #[serde(default)]
-    pub complete: bool,
-}
-
-/// A reaction ("tapback") to an earlier message.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reaction {
-    /// Guid of the reaction's own row.
-    pub guid: String,
-    /// Who reacted.
-    pub from: Recipient,
-    /// Where.
-    pub conversation: Conversation,
-    /// Guid of the message that it is about.
-    pub target: String,
-    /// Which part of it, from 0.
-    pub part: u32,
-    /// `love`, `like`, `dislike`, `laugh`, `emphasize`, `question`, `emoji`, `sticker`.
-    #[serde(rename = "reaction")]
-    pub kind: String,
-    /// The emoji, where it is one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub emoji: Option<String>,
-    /// Taken back.
-    #[serde(default)]
-    pub removed: bool,
-    /// When.
-    pub at: UnixMs,
-}
-
-/// An edit of an earlier message.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Edited {
-    /// Guid of the message.
-    pub guid: String,
-    /// Its text now.
-    pub text: String,
-    /// When.
-    pub at: UnixMs,
-}
-
-/// A message taken back.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Unsent {
-    /// Guid of the message.
-    pub guid: String,
-    /// The parts taken back; empty means all of it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub parts: Vec<u32>,
-    /// When.
-    pub at: UnixMs,
-}
-
-/// A change of a group.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GroupChange {
-    /// Guid of the row that tells of it.
-    pub guid: String,
-    /// Which group.
-    pub conversation: Conversation,
-    /// `joined`, `left`, `removed`, `renamed`, `photo`, `background`, `other`.
-    pub change: String,
-    /// Whom or what it is about: an address or the new name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub subject: Option<String>,
-    /// When.
-    pub at: UnixMs,
+    pub own_result: bool,
 }
 
 /// State of the Apple account behind a phone.
@@ -512,7 +464,8 @@ pub enum AccountState {
     NoPermission,
 }
 
-const COMMANDS: &[&str] = &["send", "cancel", "lease", "revoke", "ack", "replay", "drain", "stop"];
+const COMMANDS: &[&str] =
+    &["send", "cancel", "lease", "revoke", "ack", "replay", "capability", "drain", "stop"];
 const UPS: &[&str] = &["event", "hello", "ready", "not_ready", "heartbeat"];
 
 /// Parses one line from a supervisor, without its newline.

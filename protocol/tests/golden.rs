@@ -16,9 +16,11 @@ use protocol::link::{
     HostHealth, HostHello, PhoneReport, PhoneState, RouterFrame, Welcome, WelcomePhone,
 };
 use protocol::pipe::{
-    AccountState, Attempt, AttemptReason, Command, Conversation, ConversationKind, Edited, Event,
-    EventLine, GroupChange, Heartbeat, Hello, InboundAttachment, NotReady, OutboundAttachment,
-    Reaction, Receipt, Received, Send, Unsent, Up,
+    AccountState, App, AttachmentChange, Attempt, AttemptReason, Capability, ChannelCapability,
+    Command, Conversation, ConversationKind, Details, Edited, Event, EventLine, GroupChange,
+    Heartbeat, Hello, InboundAttachment, LinkPreview, NotReady, Notice, OutboundAttachment,
+    Reaction, Receipt, Received, ReplyTo, Send, TextRun, TransferState, UnknownKind, Unsent, Up,
+    Version,
 };
 use protocol::{
     Channel, ChannelChoice, Class, DeliveryId, E164, EndpointId, EventId, HostId, KeyId, MessageId,
@@ -110,6 +112,29 @@ fn golden<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(name: &
     }
 }
 
+fn details() -> Details {
+    Details {
+        subject: Some("Table".to_owned()),
+        runs: vec![TextRun {
+            start: 0,
+            length: 4,
+            kind: "link".to_owned(),
+            value: Some("https://example.org".to_owned()),
+        }],
+        reply_to: Some(ReplyTo { guid: guid(), part: 1 }),
+        effect: Some("confetti".to_owned()),
+        app: Some(App { id: "com.example.app".to_owned(), ..App::default() }),
+        preview: Some(LinkPreview {
+            url: "https://example.org".to_owned(),
+            title: Some("Example".to_owned()),
+            ..LinkPreview::default()
+        }),
+        filter: Some("unknown_sender".to_owned()),
+        copy_of: Some(guid()),
+        ..Details::default()
+    }
+}
+
 fn events() -> Vec<Event> {
     vec![
         Event::Accepted(attempt()),
@@ -138,12 +163,19 @@ fn events() -> Vec<Event> {
                 guid: "at_0_X".to_owned(),
                 name: Some("a.heic".to_owned()),
                 mime: Some("image/heic".to_owned()),
+                uti: Some("public.heic".to_owned()),
                 bytes: 12_345,
                 complete: true,
+                state: TransferState::Complete,
+                path: Some("~/Library/Messages/Attachments/00/a.heic".to_owned()),
+                part: Some(1),
+                position: Some(4),
+                sticker: false,
             }],
             service: Channel::Imessage,
             at: NOON,
             late: true,
+            details: Box::new(details()),
         }),
         Event::Reaction(Reaction {
             guid: guid(),
@@ -153,18 +185,73 @@ fn events() -> Vec<Event> {
             part: 0,
             kind: "love".to_owned(),
             emoji: None,
+            attachments: Vec::new(),
             removed: false,
             at: NOON,
+            late: false,
         }),
-        Event::Edited(Edited { guid: guid(), text: "new".to_owned(), at: NOON }),
-        Event::Unsent(Unsent { guid: guid(), parts: vec![1], at: NOON }),
+        Event::Edited(Edited {
+            guid: guid(),
+            part: 0,
+            text: "new".to_owned(),
+            history: vec![
+                Version { text: "old".to_owned(), at: UnixMs(NOON.0 - 1_000) },
+                Version { text: "new".to_owned(), at: NOON },
+            ],
+            from_me: false,
+            at: NOON,
+        }),
+        Event::Unsent(Unsent { guid: guid(), parts: vec![1], from_me: true, at: NOON }),
+        Event::Attachment(AttachmentChange {
+            message: guid(),
+            attachment: InboundAttachment {
+                guid: "at_0_X".to_owned(),
+                bytes: 12_345,
+                complete: true,
+                state: TransferState::Complete,
+                ..InboundAttachment::default()
+            },
+            at: NOON,
+        }),
         Event::Group(GroupChange {
             guid: guid(),
             conversation: Conversation { kind: ConversationKind::Group, id: "chat831".to_owned() },
             change: "renamed".to_owned(),
             subject: Some("Lunch".to_owned()),
+            by: Some(anna()),
+            participants: vec![anna().address().to_owned()],
             at: NOON,
         }),
+        Event::Notice(Notice {
+            guid: guid(),
+            conversation: direct(),
+            from: Some(anna()),
+            kind: "audio_kept".to_owned(),
+            at: NOON,
+        }),
+        Event::UnknownKind(UnknownKind {
+            guid: guid(),
+            conversation: Some(direct()),
+            from: Some(anna()),
+            from_me: false,
+            item_type: 9,
+            group_action_type: 8,
+            associated_message_type: 0,
+            message_action_type: 7,
+            balloon_bundle_id: None,
+            text: "what it says".to_owned(),
+            at: NOON,
+        }),
+        Event::Capability(Capability {
+            to: anna(),
+            channels: vec![ChannelCapability {
+                channel: Channel::Imessage,
+                able: false,
+                at: NOON,
+                own_result: true,
+            }],
+        }),
+        Event::Resync { why: "renumbered".to_owned() },
         Event::Account { state: AccountState::SignedOut, detail: "connection status".to_owned() },
     ]
 }
@@ -178,6 +265,7 @@ fn the_pipe_downwards() {
         ("revoke", Command::Revoke { epoch: 7 }),
         ("ack", Command::Ack { journal: "j1".to_owned(), seq: 41 }),
         ("replay", Command::Replay),
+        ("capability", Command::Capability { to: anna() }),
         ("drain", Command::Drain { deadline_ms: 10_000 }),
         ("stop", Command::Stop { deadline_ms: 5_000 }),
     ];

@@ -203,8 +203,24 @@ fn apply(
         }
         Event::Edited(edited) => received::about(tx, frame, (&edited.guid, edited.at), edited, now),
         Event::Unsent(unsent) => received::about(tx, frame, (&unsent.guid, unsent.at), unsent, now),
+        Event::Attachment(change) => {
+            received::about(tx, frame, (&change.message, change.at), change, now)
+        }
         Event::Group(change) => {
             tracing::info!(phone = %frame.phone, change = %change.change, "inbound: a group changed");
+            Ok(())
+        }
+        Event::Notice(notice) => {
+            tracing::debug!(phone = %frame.phone, notice = %notice.kind, "inbound: a notice of the system");
+            Ok(())
+        }
+        Event::UnknownKind(kind) => {
+            tracing::warn!(phone = %frame.phone, item_type = kind.item_type, associated_message_type = kind.associated_message_type, "inbound: a row of an unknown kind");
+            store::keep_unplaced(tx, frame, "of a kind that is not known", now)
+        }
+        Event::Capability(_) => Ok(()),
+        Event::Resync { why } => {
+            tracing::warn!(phone = %frame.phone, why, "inbound: a phone's chat.db was read again");
             Ok(())
         }
         Event::Account { state, .. } => {

@@ -896,6 +896,7 @@ fn from_a_stranger(at: protocol::UnixMs) -> protocol::pipe::Received {
         service: protocol::Channel::Imessage,
         at,
         late: false,
+        details: Box::default(),
     }
 }
 

@@ -408,8 +408,12 @@ async fn what_belongs_to_no_tenant_is_kept_for_the_operator_alone() {
         app.store.read(move |tx| router::store::admin::tenant_exists(tx, &nobody)).await.unwrap();
     assert!(!known, "no key can be made for it");
     // What happens to it later is part of its story.
-    let unsent =
-        protocol::pipe::Unsent { guid: "g-1".to_owned(), parts: Vec::new(), at: app.clock.now() };
+    let unsent = protocol::pipe::Unsent {
+        guid: "g-1".to_owned(),
+        parts: Vec::new(),
+        from_me: false,
+        at: app.clock.now(),
+    };
     bridge.event(Event::Unsent(unsent)).await;
     assert_eq!(count(app, "SELECT COUNT(*) FROM message_events WHERE type = 'unsent'").await, 1);
 }
@@ -423,6 +427,7 @@ async fn what_happens_to_a_message_that_nobody_knows_is_kept() {
     let unsent = protocol::pipe::Unsent {
         guid: "never-seen".to_owned(),
         parts: Vec::new(),
+        from_me: false,
         at: app.clock.now(),
     };
     bridge.event(Event::Unsent(unsent)).await;

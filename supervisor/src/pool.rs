@@ -501,6 +501,7 @@ impl Owner {
             Command::Send(_)
             | Command::Cancel { .. }
             | Command::Replay
+            | Command::Capability { .. }
             | Command::Drain { .. }
             | Command::Stop { .. } => {}
         }

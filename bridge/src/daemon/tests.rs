@@ -259,6 +259,7 @@ fn received(n: u8) -> Fact {
         service: Channel::Imessage,
         at: UnixMs(1),
         late: false,
+        details: Box::default(),
     })
 }
 

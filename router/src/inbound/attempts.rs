@@ -159,7 +159,12 @@ pub(super) fn apply(
         | Event::Reaction(_)
         | Event::Edited(_)
         | Event::Unsent(_)
+        | Event::Attachment(_)
         | Event::Group(_)
+        | Event::Notice(_)
+        | Event::UnknownKind(_)
+        | Event::Capability(_)
+        | Event::Resync { .. }
         | Event::Account { .. }
         | Event::Other(_) => Ok(()),
     }

@@ -412,6 +412,7 @@ pub(crate) fn received(from: &str, guid: &str, text: &str, at: UnixMs) -> Event 
         service: Channel::Imessage,
         at,
         late: false,
+        details: Box::default(),
     })
 }
 
