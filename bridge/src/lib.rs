@@ -16,8 +16,11 @@
 //! Deliberately not here: any network, any knowledge of the router, any write to chat.db, any
 //! second try of a send whose first may have happened.
 
+pub mod bplist;
 pub mod chatdb;
 pub mod inbound;
+pub mod payload;
+pub mod summary;
 pub mod typedstream;
 pub mod watch;
 
