@@ -76,7 +76,12 @@ fn database(version: u32) -> TempDir {
 fn everything_as_json_lines(bencher: Bencher<'_, '_>, version: u32) {
     let folder = database(version);
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    let args = Args { db: folder.path().join("chat.db"), since: Since::Start, once: true };
+    let args = Args {
+        db: folder.path().join("chat.db"),
+        since: Since::Start,
+        once: true,
+        poll_only: false,
+    };
     bencher
         .counter(ItemsCount::new(MESSAGES.unsigned_abs()))
         .bench_local(|| runtime.block_on(bridge::watch::run(args.clone(), sink())));

@@ -14,13 +14,16 @@
 //! Every failure is a [`NotReady`] with the reason and its remedy: a missing, locked, damaged or
 //! forbidden database is a state that the bridge reports and waits out, never a crash.
 
+mod book;
 mod cursor;
 mod error;
 mod rows;
 mod schema;
+mod sent;
 mod shared;
 mod watch;
 
+use std::cell::RefCell;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,16 +33,19 @@ use protocol::{Channel, Recipient, UnixMs};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
+pub use book::Chat;
 pub use cursor::{Cursor, CursorFacts, RESYNC_WINDOW_MS, ResyncReason, Verified, verify};
 pub use error::{Cause, NotReady};
 pub use rows::{
-    Attachment, Place, Row, SendState, SentQuery, SentRow, StatusBits, apple_ms, chat_place, fold,
-    same_address,
+    Attachment, Flags, Place, RawRow, Row, SendState, StatusBits, apple_ms, chat_place,
 };
+pub use sent::{SentQuery, SentRow, fold, same_address};
 pub use watch::{Watch, WatchCounters};
 
-use rows::{Cells, attach, join_places, sent_row};
+use book::{Book, Kept};
+use rows::Cells;
 use schema::Schema;
+use sent::{may_be_to, sent_row};
 use shared::Shared;
 
 /// How long SQLite waits for a lock. Readers of a WAL database hardly ever wait; two seconds is
@@ -58,6 +64,10 @@ const UNJOINED_ROWS: i64 = 500;
 /// Rows below a cursor whose dates give the running maximum for `late`. Backfills come in blocks of
 /// up to some hundred rows.
 const NEWEST_DATE_ROWS: i64 = 500;
+/// A copy's date is that of its original; macOS versions cut it differently.
+const COPY_SLACK_MS: i64 = 1_000;
+/// Rows looked at for the original of a copy; more within two seconds is no conversation.
+const TWINS_MAX: i64 = 64;
 /// Most ids in one call; callers pass what is in flight, or what is held.
 pub const IDS_MAX: usize = 1000;
 
@@ -133,6 +143,7 @@ pub struct ChatDb {
     shared: Arc<Shared>,
     generation: u64,
     schema: Schema,
+    kept: RefCell<Kept>,
 }
 
 impl std::fmt::Debug for ChatDb {
@@ -150,7 +161,7 @@ impl ChatDb {
         let schema = shared
             .run(generation, |connection| Ok(Schema::probe(connection, path)))
             .and_then(|probed| probed)?;
-        Ok(Self { path: path.to_owned(), shared, generation, schema })
+        Ok(Self { path: path.to_owned(), shared, generation, schema, kept: RefCell::default() })
     }
 
     /// Where it is.
@@ -268,12 +279,21 @@ impl ChatDb {
     /// Rows above a rowid in order, at most `limit`: three queries for the whole batch. Every kind
     /// of row is in it; [`crate::inbound`] says which become events.
     pub fn rows_after(&self, rowid: i64, limit: usize) -> Result<Vec<Row>, NotReady> {
+        Ok(decoded(self.raw_rows_after(rowid, limit)?))
+    }
+
+    /// The same, for whoever decodes them elsewhere.
+    pub fn raw_rows_after(&self, rowid: i64, limit: usize) -> Result<Vec<RawRow>, NotReady> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let mut rows = self.read_rows(&self.schema.rows_after, params![rowid, limit])?;
-        let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return Ok(rows) };
-        let range = [first.rowid, last.rowid];
-        self.complete(&mut rows, &self.schema.joins_between, &self.schema.files_between, range)?;
-        Ok(rows)
+        self.read(|connection, book| {
+            let mut rows =
+                read_rows(connection, book, &self.schema.rows_after, params![rowid, limit])?;
+            let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return Ok(rows) };
+            let range = [first.rowid(), last.rowid()];
+            let (joins, files) = (&self.schema.joins_between, &self.schema.files_between);
+            self.complete(connection, book, &mut rows, joins, files, range)?;
+            Ok(rows)
+        })
     }
 
     /// Rows by rowid, in order; those that do not exist (any more) are left out. At most
@@ -283,9 +303,12 @@ impl ChatDb {
             return Ok(Vec::new());
         }
         let ids = ids_json(rowids);
-        let mut rows = self.read_rows(&self.schema.rows_by_ids, [&ids])?;
-        self.complete(&mut rows, &self.schema.joins_by_ids, &self.schema.files_by_ids, [&ids])?;
-        Ok(rows)
+        let rows = self.read(|connection, book| {
+            let mut rows = read_rows(connection, book, &self.schema.rows_by_ids, [&ids])?;
+            self.complete_some(connection, book, &mut rows)?;
+            Ok(rows)
+        })?;
+        Ok(decoded(rows))
     }
 
     /// Rows above a rowid whose date is at or after an instant: the window of a resynchronisation.
@@ -308,6 +331,68 @@ impl ChatDb {
                 .collect()
         })?;
         self.rows_by_ids(&ids)
+    }
+
+    /// What may change about the rows of a range, each as a number: two that differ say that the
+    /// row has changed. Cheap: no blob is read.
+    pub fn digests(&self, from: i64, to: i64) -> Result<Vec<(i64, u64)>, NotReady> {
+        self.run(|connection| {
+            let mut digests: Vec<(i64, u64)> = Vec::new();
+            let mut statement = connection.prepare_cached(&self.schema.digests_between)?;
+            let columns = statement.column_count();
+            let mut rows = statement.query([from, to])?;
+            while let Some(row) = rows.next()? {
+                let cells = Cells(row);
+                let digest = (1..columns)
+                    .fold(0, |digest, column| mix(digest, cells.number(column).unwrap_or(-1)));
+                digests.push((cells.integer(0), digest));
+            }
+            if self.schema.file_states_between.is_empty() {
+                return Ok(digests);
+            }
+            let mut statement = connection.prepare_cached(&self.schema.file_states_between)?;
+            let mut files = statement.query([from, to])?;
+            while let Some(file) = files.next()? {
+                let cells = Cells(file);
+                let place = digests.binary_search_by_key(&cells.integer(0), |(rowid, _)| *rowid);
+                if let Ok(place) = place
+                    && let Some((_, digest)) = digests.get_mut(place)
+                {
+                    // Files come in any order: what each adds does not depend on the others.
+                    let file = mix(mix(1, cells.integer(1)), cells.integer(2));
+                    *digest = digest.wrapping_add(file);
+                }
+            }
+            Ok(digests)
+        })
+    }
+
+    /// The guid of an older row with the same content: conversation, sender, direction and text, and
+    /// a date within a second. Copies that iCloud puts in have all these in common, and new guids
+    /// and row numbers.
+    pub fn original_of(&self, row: &Row) -> Result<Option<String>, NotReady> {
+        let Some(at) = row.at.filter(|_| !self.schema.twins.is_empty()) else { return Ok(None) };
+        let (from, _) = rows::apple_dates(at.plus_ms(-COPY_SLACK_MS));
+        let (to, _) = rows::apple_dates(at.plus_ms(COPY_SLACK_MS));
+        let found = self.read(|connection, book| {
+            let params = params![from, to, row.rowid, TWINS_MAX];
+            let mut found = read_rows(connection, book, &self.schema.twins, params)?;
+            self.complete_some(connection, book, &mut found)?;
+            Ok(found)
+        })?;
+        Ok(found
+            .into_iter()
+            .map(RawRow::decode)
+            .find(|other| {
+                other.from_me == row.from_me
+                    && other.handle == row.handle
+                    && other.place.conversation() == row.place.conversation()
+                    && other.associated_type == row.associated_type
+                    && other.associated_guid == row.associated_guid
+                    && other.text == row.text
+                    && other.attachments.len() == row.attachments.len()
+            })
+            .map(|other| other.guid))
     }
 
     /// Rows near the end of the table that belong to no chat (yet), newest last.
@@ -335,7 +420,7 @@ impl ChatDb {
     /// success (imsg#90).
     pub fn ghost_rows(&self, above_rowid: i64, to: &Recipient) -> Result<Vec<Row>, NotReady> {
         let mut rows = self.own_rows_above(above_rowid)?;
-        rows.retain(|row| row.is_ghost() && rows::may_be_to(row, to));
+        rows.retain(|row| row.is_ghost() && may_be_to(row, to));
         Ok(rows)
     }
 
@@ -389,44 +474,77 @@ impl ChatDb {
 
     fn own_rows_above(&self, rowid: i64) -> Result<Vec<Row>, NotReady> {
         let limit = i64::try_from(SENT_CANDIDATES).unwrap_or(i64::MAX);
-        let mut rows = self.read_rows(&self.schema.own_rows_after, params![rowid, limit])?;
-        rows.reverse();
-        let ids: Vec<i64> = rows.iter().map(|row| row.rowid).collect();
-        if !ids.is_empty() {
-            let ids = ids_json(&ids);
-            self.complete(&mut rows, &self.schema.joins_by_ids, &self.schema.files_by_ids, [&ids])?;
-        }
-        Ok(rows)
+        let rows = self.read(|connection, book| {
+            let sql = &self.schema.own_rows_after;
+            let mut rows = read_rows(connection, book, sql, params![rowid, limit])?;
+            rows.reverse();
+            self.complete_some(connection, book, &mut rows)?;
+            Ok(rows)
+        })?;
+        Ok(decoded(rows))
     }
 
-    fn read_rows(&self, sql: &str, params: impl rusqlite::Params) -> Result<Vec<Row>, NotReady> {
+    fn read<T>(
+        &self,
+        read: impl FnOnce(&Connection, &mut Book<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, NotReady> {
+        let mut kept = self.kept.borrow_mut();
         self.run(|connection| {
-            connection
-                .prepare_cached(sql)?
-                .query_map(params, |row| Ok(Row::read(&Cells(row))))?
-                .collect()
+            let mut book = Book::open(connection, &self.schema, &mut kept)?;
+            read(connection, &mut book)
         })
     }
 
-    /// Adds chats and attachments to a batch of rows in the order of rowid.
+    /// Adds chats and attachments to rows in the order of rowid, by their numbers.
+    fn complete_some(
+        &self,
+        connection: &Connection,
+        book: &mut Book<'_>,
+        rows: &mut [RawRow],
+    ) -> rusqlite::Result<()> {
+        let ids = ids_json(&rows.iter().map(RawRow::rowid).collect::<Vec<_>>());
+        let (joins, files) = (&self.schema.joins_by_ids, &self.schema.files_by_ids);
+        self.complete(connection, book, rows, joins, files, [&ids])
+    }
+
     fn complete(
         &self,
-        rows: &mut [Row],
+        connection: &Connection,
+        book: &mut Book<'_>,
+        rows: &mut [RawRow],
         joins: &str,
         files: &str,
         params: impl rusqlite::Params + Clone,
-    ) -> Result<(), NotReady> {
-        self.run(|connection| {
-            let mut statement = connection.prepare_cached(joins)?;
-            join_places(rows, &mut statement.query(params.clone())?)
-        })?;
+    ) -> rusqlite::Result<()> {
+        let mut statement = connection.prepare_cached(joins)?;
+        place_rows(rows, book, &mut statement.query(params.clone())?, false)?;
+        let pending: Vec<i64> =
+            rows.iter().filter(|row| !row.is_placed()).map(RawRow::rowid).collect();
+        if !pending.is_empty() && !self.schema.deleted_by_ids.is_empty() {
+            let mut statement = connection.prepare_cached(&self.schema.deleted_by_ids)?;
+            for some in pending.chunks(IDS_MAX) {
+                place_rows(rows, book, &mut statement.query([ids_json(some)])?, true)?;
+            }
+        }
+        for row in rows.iter_mut().filter(|row| row.is_notice()) {
+            if let Some(chat) = row.chat() {
+                row.set_participants(book.participants(chat)?);
+            }
+        }
         if files.is_empty() {
             return Ok(());
         }
-        self.run(|connection| {
-            let mut statement = connection.prepare_cached(files)?;
-            attach(rows, &mut statement.query(params)?)
-        })
+        let mut statement = connection.prepare_cached(files)?;
+        let mut found = statement.query(params)?;
+        while let Some(file) = found.next()? {
+            let cells = Cells(file);
+            if let Ok(place) = rows.binary_search_by_key(&cells.integer(0), RawRow::rowid)
+                && let Some(row) = rows.get_mut(place)
+            {
+                row.attach(&cells);
+            }
+        }
+        Ok(())
     }
 
     fn one<T: rusqlite::types::FromSql>(
@@ -440,6 +558,60 @@ impl ChatDb {
     fn run<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, NotReady> {
         self.shared.run(self.generation, read)
     }
+}
+
+/// FNV-1a over the bytes of a number: digests live as long as the process, and only ever tell change
+/// from no change.
+fn mix(digest: u64, number: i64) -> u64 {
+    number.to_le_bytes().iter().fold(digest ^ 0xcbf2_9ce4_8422_2325, |digest, byte| {
+        (digest ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+fn decoded(rows: Vec<RawRow>) -> Vec<Row> {
+    rows.into_iter().map(RawRow::decode).collect()
+}
+
+fn read_rows(
+    connection: &Connection,
+    book: &mut Book<'_>,
+    sql: &str,
+    params: impl rusqlite::Params,
+) -> rusqlite::Result<Vec<RawRow>> {
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut found = statement.query(params)?;
+    let mut rows = Vec::new();
+    while let Some(row) = found.next()? {
+        rows.push(RawRow::read(&Cells(row), book)?);
+    }
+    Ok(rows)
+}
+
+/// Sets the chat of each row. Rows come in the order of rowid, joins in any.
+fn place_rows(
+    rows: &mut [RawRow],
+    book: &mut Book<'_>,
+    joins: &mut rusqlite::Rows<'_>,
+    deleted: bool,
+) -> rusqlite::Result<()> {
+    let mut at = 0_usize;
+    while let Some(join) = joins.next()? {
+        let cells = Cells(join);
+        let (rowid, chat) = (cells.integer(0), cells.integer(1));
+        // Joins mostly come in the order of the rows as well: look at the next place first.
+        let place = match rows.get(at) {
+            Some(row) if row.rowid() == rowid => Some(at),
+            Some(_) | None => rows.binary_search_by_key(&rowid, RawRow::rowid).ok(),
+        };
+        let Some(place) = place else { continue };
+        at = place + 1;
+        if let Some(row) = rows.get_mut(place)
+            && let Some(found) = book.chat(chat)?
+        {
+            row.place(chat, found, deleted);
+        }
+    }
+    Ok(())
 }
 
 /// A read-only connection that cannot write, by three means.

@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::Now;
 use crate::config::Config;
-use crate::evidence::{Database, Evidence};
+use crate::evidence::{Database, Evidence, NewFact};
 use crate::exit::Exit;
 use crate::health::Health;
 use crate::journal::{Journal, JournalError};
@@ -519,15 +519,18 @@ impl<E: Evidence> Daemon<E> {
     fn read_news(&mut self, now: Now, turn: &mut Turn) -> Result<bool, protocol::pipe::NotReady> {
         for _ in 0..READS_A_TURN {
             let news = self.evidence.news(now)?;
-            for fact in news.facts {
-                if let Some(guid) = inbound_guid(&fact) {
-                    turn.changes.push(Change::Heard { guid: guid.to_owned() });
+            for NewFact { fact, heard } in news.facts {
+                if let Some((guid, print)) = heard {
+                    turn.changes.push(Change::Heard { guid, print: Some(print) });
                 }
                 if let Fact::Received(received) = &fact {
                     self.heartbeat.last_inbound = Some(now.wall);
                     tracing::debug!(guid = received.guid, late = received.late, "received");
                 }
                 turn.tell(fact, now, self.outbound.max_epoch());
+            }
+            for (guid, seen) in news.seen {
+                turn.changes.push(Change::Seen { guid, seen });
             }
             if let Some(cursor) = news.cursor {
                 turn.changes.push(Change::Cursor(cursor));
@@ -852,34 +855,6 @@ const READS_A_TURN: usize = 4;
 
 fn bounded(deadline_ms: u64) -> i64 {
     i64::try_from(deadline_ms).unwrap_or(i64::MAX)
-}
-
-fn inbound_guid(fact: &Fact) -> Option<&str> {
-    match fact {
-        Fact::Received(received) => Some(&received.guid),
-        Fact::Reaction(reaction) => Some(&reaction.guid),
-        Fact::Group(change) => Some(&change.guid),
-        Fact::Notice(notice) => Some(&notice.guid),
-        Fact::UnknownKind(kind) => Some(&kind.guid),
-        Fact::Accepted(_)
-        | Fact::Refused(_)
-        | Fact::Started { .. }
-        | Fact::Fallback { .. }
-        | Fact::Sent { .. }
-        | Fact::Delivered(_)
-        | Fact::Read(_)
-        | Fact::Failed(_)
-        | Fact::Unknown(_)
-        | Fact::Canceled(_)
-        | Fact::Expired(_)
-        | Fact::Edited(_)
-        | Fact::Unsent(_)
-        | Fact::Attachment(_)
-        | Fact::Capability(_)
-        | Fact::Resync { .. }
-        | Fact::Account { .. }
-        | Fact::Other(_) => None,
-    }
 }
 
 /// Whether a failure may be one of Messages itself rather than of this one send.

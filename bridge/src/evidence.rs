@@ -1,7 +1,5 @@
 //! What the event loop asks of chat.db, as a seam: the pure cores and their tests need no SQLite.
 
-mod inbox;
-
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -11,15 +9,28 @@ use tokio::sync::mpsc;
 
 use crate::chatdb::{ChatDb, SendState, SentQuery, StatusBits, Watch};
 use crate::clock::Now;
+use crate::inbound::{Seen, Told};
+use crate::journal::Heard;
 use crate::outbound::RowState;
+use crate::reading::{Read, Reading};
 
 /// Rows of chat.db read in one turn for what came in.
 const ROWS_A_TURN: usize = 500;
 
-/// What came in, and how far chat.db has been read with it. Both go into one transaction.
+/// Something to tell, and by what it is known later.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct NewFact {
+    pub(crate) fact: Fact,
+    /// The guid of a message that is told for the first time, and its content as a number.
+    pub(crate) heard: Option<(String, u64)>,
+}
+
+/// What came in, and how far chat.db has been read with it. All goes into one transaction.
 #[derive(Debug, Default)]
 pub(crate) struct News {
-    pub(crate) facts: Vec<Fact>,
+    pub(crate) facts: Vec<NewFact>,
+    /// What was told of messages by now.
+    pub(crate) seen: Vec<(String, Seen)>,
     /// The new cursor, when it has moved.
     pub(crate) cursor: Option<String>,
     /// There is more to read at once.
@@ -65,7 +76,7 @@ pub(crate) struct Database {
     hints: Option<mpsc::Receiver<()>>,
     /// The files at the path just before the connection was opened.
     files: Files,
-    inbox: inbox::Inbox,
+    reading: Reading,
 }
 
 /// Device and inode of the database, its WAL and its WAL index: a connection goes on with the
@@ -81,15 +92,15 @@ fn files(path: &Path) -> Files {
 }
 
 impl Database {
-    /// `cursor` and the guids `heard` are what the journal has.
-    pub(crate) fn new(path: PathBuf, cursor: Option<&str>, heard: Vec<String>) -> Self {
+    /// `cursor` and what was `heard` are what the journal has.
+    pub(crate) fn new(path: PathBuf, cursor: Option<&str>, heard: Vec<Heard>) -> Self {
         Self {
             path,
             open: None,
             watch: None,
             hints: None,
             files: Files::default(),
-            inbox: inbox::Inbox::restore(cursor, heard),
+            reading: Reading::restore(cursor, heard),
         }
     }
 
@@ -122,7 +133,7 @@ impl Evidence for Database {
             self.watch = None;
             self.files = files;
             self.open = Some(ChatDb::open(&self.path).map_err(|error| error.to_signal())?);
-            self.inbox.opened();
+            self.reading.opened();
             match Watch::start(&self.path) {
                 Ok((watch, hints)) => {
                     self.watch = Some(watch);
@@ -196,13 +207,34 @@ impl Evidence for Database {
 
     fn news(&mut self, now: Now) -> Result<News, NotReady> {
         self.refresh()?;
-        let Self { open, inbox, .. } = self;
+        let Self { open, reading, .. } = self;
         let Some(database) = open else { return Ok(News::default()) };
-        let result = inbox.read(database, ROWS_A_TURN, now);
+        let result = reading.read(database, ROWS_A_TURN, now);
         if result.is_err() {
             self.open = None;
         }
-        result.map_err(|error| error.to_signal())
+        result.map(news).map_err(|error| error.to_signal())
+    }
+}
+
+/// What of a read is the daemon's to tell.
+fn news(read: Read) -> News {
+    let resync = read
+        .resynced
+        .map(|why| NewFact { fact: Fact::Resync { why: why.as_str().to_owned() }, heard: None });
+    let heard = read.heard.into_iter().filter_map(|heard| match heard.told {
+        Told::Event(fact) => {
+            let heard = heard.print.and_then(|print| Some((guid_of(&fact)?, print)));
+            Some(NewFact { fact, heard })
+        }
+        // The daemon tells the story of its own sends.
+        Told::Own(_) => None,
+    });
+    News {
+        facts: resync.into_iter().chain(heard).collect(),
+        seen: read.seen,
+        cursor: read.cursor,
+        more: read.more,
     }
 }
 
@@ -218,5 +250,35 @@ fn state(rowid: i64, guid: String, status: &StatusBits, ghost: bool) -> RowState
         read_at: status.date_read,
         ghost,
         certain: true,
+    }
+}
+
+/// The guid under which an event is known later.
+fn guid_of(fact: &Fact) -> Option<String> {
+    match fact {
+        Fact::Received(received) => Some(received.guid.clone()),
+        Fact::Reaction(reaction) => Some(reaction.guid.clone()),
+        Fact::Group(change) => Some(change.guid.clone()),
+        Fact::Notice(notice) => Some(notice.guid.clone()),
+        Fact::UnknownKind(kind) => Some(kind.guid.clone()),
+        Fact::Accepted(_)
+        | Fact::Refused(_)
+        | Fact::Started { .. }
+        | Fact::Fallback { .. }
+        | Fact::Sent { .. }
+        | Fact::Delivered(_)
+        | Fact::Read(_)
+        | Fact::Failed(_)
+        | Fact::Unknown(_)
+        | Fact::Canceled(_)
+        | Fact::Expired(_)
+        | Fact::Edited(_)
+        | Fact::Unsent(_)
+        | Fact::Attachment(_)
+        | Fact::Preview(_)
+        | Fact::Capability(_)
+        | Fact::Resync { .. }
+        | Fact::Account { .. }
+        | Fact::Other(_) => None,
     }
 }

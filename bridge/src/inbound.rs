@@ -1,26 +1,43 @@
 //! Rows of chat.db → events: what came in, in which order, and what is passed over and why. Pure.
 //!
-//! [`Inbox`] is the reading position. It is fed with the rows above [`Inbox::read_to`] and with
-//! those that it holds ([`Inbox::held`]), read again. A row is held while it is not complete:
-//! Messages writes a message first, and its place in a chat, its attachments and sometimes its text
-//! a little later. After [`HOLD_MS`] it is taken as it is; a message is never dropped for what is
-//! missing beside it. Other rows do not wait for it, but [`Inbox::safe_rowid`], the position to
-//! remember, stays below it: after a crash it is read again, and guids show the repeated ones.
+//! [`Inbox`] is the reading position. It is fed with the rows above [`Inbox::read_to`], with those
+//! that it holds ([`Inbox::held`]), read again, and with older rows that have changed. A row is held
+//! while it is not complete: Messages writes a message first, and its place in a chat, its
+//! attachments and sometimes its text a little later. After [`HOLD_MS`] it is taken as it is; a
+//! message is never dropped for what is missing beside it. Other rows do not wait for it, but
+//! [`Inbox::safe_rowid`], the position to remember, stays below it: after a crash it is read again,
+//! and guids show the repeated ones.
+//!
+//! What happens to a message later is told from the difference between what was told of it
+//! ([`Seen`]) and its row ([`changes`]).
 
+mod changes;
+mod content;
+mod link;
+mod memory;
+mod own;
 mod understand;
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::BTreeMap;
 
-use protocol::pipe::{Conversation, Event};
-use protocol::{Recipient, UnixMs};
+use protocol::UnixMs;
+use protocol::pipe::{Event, PreviewChange};
 
-pub use understand::{FILES_MAX, TEXT_BYTES_MAX, understand};
+pub use changes::{Seen, changes};
+pub use content::{Content, FILES_MAX, TEXT_BYTES_MAX};
+pub use memory::{KNOWN_MAX, Known};
+pub use own::{Own, OwnMessage, OwnReaction};
+pub use understand::understand;
 
 use crate::chatdb::Row;
+use link::Links;
 
 /// How long an incomplete row is held. Joins follow within milliseconds; peers that gave up after 5
 /// s dropped messages (imsg#118).
 pub const HOLD_MS: i64 = 10_000;
+/// How long a text with a link is held for its preview, which Messages writes as a row of its own
+/// within about two seconds (imsg's settle time is the same).
+pub const SETTLE_MS: i64 = 2_000;
 /// Most rows held at a time; more than that is a database without joins, and nothing is gained by
 /// waiting.
 pub const HELD_MAX: usize = 1000;
@@ -28,30 +45,14 @@ pub const HELD_MAX: usize = 1000;
 /// seen from 82 minutes old on, but phones that were offline deliver late as well: the mark is a
 /// hint, not a reason to drop.
 pub const LATE_MS: i64 = 6 * 3_600_000;
-/// Guids remembered, so that a resynchronisation does not repeat what was just said.
-pub const KNOWN_MAX: usize = 20_000;
-/// A link's preview comes as a row of its own within about 2 s of the text.
-const PREVIEW_MS: i64 = 5_000;
-/// Balloon of link previews.
-pub(crate) const LINK_BALLOON: &str = "com.apple.messages.URLBalloonProvider";
 
 /// Why a row is not an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Skip {
-    /// Own; its story is told by the send that it belongs to.
-    Own,
-    /// A notice of the system that changes nothing for us: location, `SharePlay`, kept audio.
-    Notice,
-    /// A sticker, a poll vote, or something else put onto a message.
-    Association,
-    /// A message of an app, without text.
-    App,
-    /// The preview of a link whose text was an event already.
+    /// The preview of a link whose text carries it.
     LinkPreview,
-    /// Nothing in it: taken back, or never filled.
+    /// Nothing in it: taken back before it was seen, or never filled.
     Empty,
-    /// The sender has neither number nor e-mail address.
-    Sender,
     /// Said before, by guid.
     Known,
     /// Older than the window of a resynchronisation.
@@ -62,13 +63,8 @@ impl Skip {
     /// For logs and counters.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Own => "own",
-            Self::Notice => "notice",
-            Self::Association => "association",
-            Self::App => "app",
             Self::LinkPreview => "link_preview",
             Self::Empty => "empty",
-            Self::Sender => "sender",
             Self::Known => "known",
             Self::Old => "old",
         }
@@ -76,23 +72,71 @@ impl Skip {
 }
 
 /// What a row is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Understood {
     /// Something to tell.
     Event(Event),
+    /// Something that this account has written itself.
+    Own(Own),
     /// Nothing to tell.
     Skip(Skip),
     /// Not complete: read it again.
     Incomplete,
 }
 
-/// An event with the row that it comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a row tells.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Told {
+    /// An event.
+    Event(Event),
+    /// An own row; whoever tells the story of own sends needs it not.
+    Own(Own),
+}
+
+/// What is told, with the row that it comes from.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Heard {
     /// The row.
     pub rowid: i64,
     /// What it tells.
-    pub event: Event,
+    pub told: Told,
+    /// By what a late copy is known, for what is told for the first time.
+    pub print: Option<u64>,
+}
+
+/// Rows to take.
+#[derive(Clone, Copy)]
+pub struct Batch<'r> {
+    /// Those above [`Inbox::read_to`], in order.
+    pub rows: &'r [Row],
+    /// Those of [`Inbox::held`], as they are now.
+    pub held: &'r [Row],
+    /// Older ones that have changed.
+    pub changed: &'r [Row],
+    /// The guid of an older row of the database with the same content, for a row that is late.
+    pub original: &'r dyn Fn(&Row) -> Option<String>,
+}
+
+impl std::fmt::Debug for Batch<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Batch").field("rows", &self.rows.len()).finish_non_exhaustive()
+    }
+}
+
+impl<'r> Batch<'r> {
+    /// New rows alone.
+    pub fn of(rows: &'r [Row]) -> Self {
+        Self { rows, held: &[], changed: &[], original: &|_| None }
+    }
+}
+
+/// What came of a batch.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// To be told, in the order of rowid within held, changed and new rows.
+    pub heard: Vec<Heard>,
+    /// To be remembered with it: what was told of these messages by now.
+    pub seen: Vec<(String, Seen)>,
 }
 
 /// How much an inbox waits and remembers.
@@ -110,6 +154,15 @@ impl Default for Patience {
     }
 }
 
+/// Rows whose numbers mean something else now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Window {
+    /// Rows up to this number …
+    pub up_to: i64,
+    /// … are told only when they are not older than this.
+    pub since: UnixMs,
+}
+
 /// A position in the rows of one database, with what is open at it.
 #[derive(Debug)]
 pub struct Inbox {
@@ -119,11 +172,9 @@ pub struct Inbox {
     held: BTreeMap<i64, UnixMs>,
     /// Largest date among the rows so far.
     newest: Option<UnixMs>,
-    /// Rows up to this number with an older date are not told.
-    window: Option<(i64, UnixMs)>,
-    known: HashSet<String>,
-    known_order: VecDeque<String>,
-    last_text: Option<(Conversation, Recipient, String, UnixMs)>,
+    window: Option<Window>,
+    known: Known,
+    links: Links,
     skipped: BTreeMap<Skip, u64>,
 }
 
@@ -131,28 +182,51 @@ impl Inbox {
     /// An inbox that has read up to and including `rowid`; `newest` is
     /// [`crate::chatdb::ChatDb::newest_date_at`] there.
     pub fn new(rowid: i64, newest: Option<UnixMs>, patience: Patience) -> Self {
+        Self::with_memory(rowid, newest, patience, Known::new(patience.known_max))
+    }
+
+    /// The same with what an earlier life has told.
+    pub fn with_memory(
+        rowid: i64,
+        newest: Option<UnixMs>,
+        patience: Patience,
+        known: Known,
+    ) -> Self {
         Self {
             patience,
             read_to: rowid,
             held: BTreeMap::new(),
             newest,
             window: None,
-            known: HashSet::new(),
-            known_order: VecDeque::new(),
-            last_text: None,
+            known,
+            links: Links::default(),
             skipped: BTreeMap::new(),
         }
     }
 
-    /// Starts over at `rowid` in a database whose rowids mean something else now: rows up to
-    /// `up_to` are told only when their date is not before `since`, and nothing whose guid is known
-    /// is told again.
-    pub fn resync(&mut self, rowid: i64, since: UnixMs, up_to: i64) {
+    /// Starts over at `rowid` in a database whose rowids mean something else now: nothing whose
+    /// guid is known is told again, and of what is in the window only what is not too old.
+    pub fn resync(&mut self, rowid: i64, window: Window) {
         self.read_to = rowid;
         self.held.clear();
         self.newest = None;
-        self.window = Some((up_to, since));
-        self.last_text = None;
+        self.window = Some(window);
+        self.links = Links::default();
+    }
+
+    /// The window of a resynchronisation that is not over, to be remembered with the position.
+    pub fn window(&self) -> Option<Window> {
+        self.window
+    }
+
+    /// Goes on in the window of a resynchronisation that an earlier life has begun.
+    pub fn set_window(&mut self, window: Option<Window>) {
+        self.window = window;
+    }
+
+    /// The newest date among the rows so far, against which lateness is measured.
+    pub fn newest(&self) -> Option<UnixMs> {
+        self.newest
     }
 
     /// Rows above this one have not been read.
@@ -165,6 +239,11 @@ impl Inbox {
         self.held.keys().copied().collect()
     }
 
+    /// Whether this row is being held.
+    pub fn is_held(&self, rowid: i64) -> bool {
+        self.held.contains_key(&rowid)
+    }
+
     /// The position to remember: nothing at or below it is open.
     pub fn safe_rowid(&self) -> i64 {
         self.held.first_key_value().map_or(self.read_to, |(first, _)| self.read_to.min(first - 1))
@@ -175,73 +254,166 @@ impl Inbox {
         &self.skipped
     }
 
-    /// A message of that guid has been told, in an earlier life.
-    pub fn know(&mut self, guid: &str) {
-        if self.patience.known_max == 0 || self.known.contains(guid) {
-            return;
-        }
-        if self.known_order.len() >= self.patience.known_max
-            && let Some(oldest) = self.known_order.pop_front()
-        {
-            self.known.remove(&oldest);
-        }
-        self.known.insert(guid.to_owned());
-        self.known_order.push_back(guid.to_owned());
+    /// What was told.
+    pub fn known(&self) -> &Known {
+        &self.known
     }
 
-    /// Takes the rows above [`Inbox::read_to`], in order, and the rows of [`Inbox::held`] as they
-    /// are now. Gives what is to be told, in the order of rowid within each.
-    pub fn take(&mut self, rows: &[Row], held_rows: &[Row], now: UnixMs) -> Vec<Heard> {
-        let mut heard = Vec::new();
-        for row in held_rows {
+    /// Takes rows. What is told first is what was held, then what has changed, then what is new.
+    pub fn take(&mut self, batch: Batch<'_>, now: UnixMs) -> Taken {
+        let mut taken = Taken::default();
+        let near = [batch.held, batch.rows];
+        for row in batch.held {
             if let Some(since) = self.held.get(&row.rowid).copied() {
-                self.consider(row, since, now, &mut heard);
+                self.consider(row, since, &near, batch, now, &mut taken);
             }
         }
         // What was not among the rows is gone from the database; forget it when its time is over.
         let hold_ms = self.patience.hold_ms;
         self.held.retain(|_, since| (0..hold_ms).contains(&now.since(*since)));
-        for row in rows {
+        for row in batch.changed {
+            if !self.held.contains_key(&row.rowid) && row.rowid <= self.read_to {
+                self.reconsider(row, batch, now, &mut taken);
+            }
+        }
+        for row in batch.rows {
             if row.rowid <= self.read_to {
                 continue;
             }
             self.read_to = row.rowid;
-            self.consider(row, now, now, &mut heard);
+            self.consider(row, now, &near, batch, now, &mut taken);
         }
-        heard
+        taken
     }
 
-    fn consider(&mut self, row: &Row, since: UnixMs, now: UnixMs, heard: &mut Vec<Heard>) {
+    fn skip(&mut self, why: Skip) {
+        *self.skipped.entry(why).or_default() += 1;
+    }
+
+    fn consider(
+        &mut self,
+        row: &Row,
+        since: UnixMs,
+        near: &[&[Row]],
+        batch: Batch<'_>,
+        now: UnixMs,
+        taken: &mut Taken,
+    ) {
         let late = self.is_late(row, now);
+        let in_window = self.window.is_some_and(|window| row.rowid <= window.up_to);
         // A clock that was set back must not hold a row for ever.
         let waited = now.since(since);
-        let out_of_time = !(0..self.patience.hold_ms).contains(&waited);
+        let hold_ms = self.patience.hold_ms;
+        let is_over = |bound_ms: i64| !(0..bound_ms.min(hold_ms)).contains(&waited);
         let full = self.held.len() >= HELD_MAX && !self.held.contains_key(&row.rowid);
-        let understood = if self.known.contains(&row.guid) {
-            Understood::Skip(Skip::Known)
-        } else if self.is_outside_window(row) {
-            Understood::Skip(Skip::Old)
-        } else {
-            understand(row, out_of_time || full, late, now)
-        };
+        if self.known.has(&row.guid) {
+            self.held.remove(&row.rowid);
+            self.skip(Skip::Known);
+            // What has happened to it while its numbers were wrong.
+            self.reconsider(row, batch, now, taken);
+            return;
+        }
+        if self.is_outside_window(row) {
+            self.held.remove(&row.rowid);
+            self.skip(Skip::Old);
+            return;
+        }
+        if self.links.is_joined(row) {
+            self.held.remove(&row.rowid);
+            self.skip(Skip::LinkPreview);
+            self.known.learn(&row.guid, None);
+            return;
+        }
+        if let Some((message, preview)) = self.links.is_preview_of_told(row) {
+            self.held.remove(&row.rowid);
+            self.skip(Skip::LinkPreview);
+            self.known.learn(&row.guid, None);
+            if let Some(preview) = preview {
+                let at = row.at.unwrap_or(now);
+                let event = Event::Preview(PreviewChange { message, preview, at });
+                taken.heard.push(Heard { rowid: row.rowid, told: Told::Event(event), print: None });
+            }
+            return;
+        }
+        let mut understood = understand(row, is_over(HOLD_MS) || full, late, now);
+        if link::awaits_preview(row) && understood != Understood::Incomplete {
+            if let Some(preview) = link::preview_among(row, near) {
+                self.links.join(preview);
+                attach_preview(&mut understood, preview);
+            } else if !is_over(SETTLE_MS) && !full {
+                understood = Understood::Incomplete;
+            }
+        }
         match understood {
             Understood::Incomplete => {
                 self.held.insert(row.rowid, since);
             }
             Understood::Skip(why) => {
                 self.held.remove(&row.rowid);
-                *self.skipped.entry(why).or_default() += 1;
+                self.skip(why);
+                let mut seen = Seen::untold();
+                self.tell_changes(row, &mut seen, now, taken);
+                self.remember(row, seen, taken);
             }
             Understood::Event(event) => {
                 self.held.remove(&row.rowid);
-                if self.is_preview(row, &event) {
-                    *self.skipped.entry(Skip::LinkPreview).or_default() += 1;
-                    return;
-                }
-                self.know(&row.guid);
-                heard.push(Heard { rowid: row.rowid, event });
+                self.links.told(row);
+                let event = self.matched(row, event, late || in_window, batch);
+                self.tell(row, Told::Event(event), now, taken);
+            }
+            Understood::Own(own) => {
+                self.held.remove(&row.rowid);
+                self.links.told(row);
+                self.tell(row, Told::Own(own), now, taken);
             }
         }
+    }
+
+    /// Tells a row for the first time, and what has happened to it already.
+    fn tell(&mut self, row: &Row, told: Told, now: UnixMs, taken: &mut Taken) {
+        // Whoever reads once remembers nothing.
+        let print = (self.patience.known_max > 0).then(|| memory::print(row));
+        self.known.learn(&row.guid, print);
+        taken.heard.push(Heard { rowid: row.rowid, told, print });
+        let mut seen = Seen::told(row);
+        self.tell_changes(row, &mut seen, now, taken);
+        self.remember(row, seen, taken);
+    }
+
+    fn tell_changes(&self, row: &Row, seen: &mut Seen, now: UnixMs, taken: &mut Taken) {
+        let events = changes(seen, row, now).into_iter();
+        taken.heard.extend(events.map(|event| Heard {
+            rowid: row.rowid,
+            told: Told::Event(event),
+            print: None,
+        }));
+    }
+
+    fn remember(&mut self, row: &Row, seen: Seen, taken: &mut Taken) {
+        if self.known.remember(&row.guid, seen.clone()) {
+            taken.seen.push((row.guid.clone(), seen));
+        }
+    }
+
+    /// A row that was read before, and has changed.
+    fn reconsider(&mut self, row: &Row, batch: Batch<'_>, now: UnixMs, taken: &mut Taken) {
+        let mut seen = self.known.seen(&row.guid);
+        if seen.is_untold() {
+            let understood = understand(row, true, false, now);
+            let told = match understood {
+                Understood::Event(event) => Told::Event(self.matched(row, event, false, batch)),
+                Understood::Own(own) => Told::Own(own),
+                Understood::Skip(_) | Understood::Incomplete => {
+                    self.tell_changes(row, &mut seen, now, taken);
+                    self.remember(row, seen, taken);
+                    return;
+                }
+            };
+            self.tell(row, told, now, taken);
+            return;
+        }
+        self.tell_changes(row, &mut seen, now, taken);
+        self.remember(row, seen, taken);
     }
 
     /// Old beside a row before it. The sender's clock may be wrong: a date ahead of ours must not
@@ -253,35 +425,40 @@ impl Inbox {
         late
     }
 
+    /// The event of a row that may be a copy of one that was told.
+    fn matched(&self, row: &Row, mut event: Event, suspicious: bool, batch: Batch<'_>) -> Event {
+        if suspicious && let Event::Received(received) = &mut event {
+            received.details.copy_of =
+                self.known.by_print(memory::print(row)).or_else(|| (batch.original)(row));
+            // In the window of a resynchronisation nothing is older than what came before it.
+            received.late |= received.details.copy_of.is_some();
+        }
+        event
+    }
+
     fn is_outside_window(&mut self, row: &Row) -> bool {
         match self.window {
-            Some((up_to, _)) if row.rowid > up_to => {
+            Some(window) if row.rowid > window.up_to => {
                 self.window = None;
                 false
             }
-            Some((_, since)) => row.at.is_none_or(|at| at < since),
+            Some(window) => row.at.is_none_or(|at| at < window.since),
             None => false,
         }
     }
+}
 
-    /// The preview of a link repeats the text, or a part of it, right after it.
-    fn is_preview(&mut self, row: &Row, event: &Event) -> bool {
-        let Event::Received(received) = event else { return false };
-        let preview = row.balloon.as_deref() == Some(LINK_BALLOON)
-            && self.last_text.as_ref().is_some_and(|(conversation, from, text, at)| {
-                *conversation == received.conversation
-                    && *from == received.from
-                    && received.at.since(*at).abs() <= PREVIEW_MS
-                    && text.contains(received.text.trim())
-            });
-        if !preview {
-            self.last_text = Some((
-                received.conversation.clone(),
-                received.from.clone(),
-                received.text.clone(),
-                received.at,
-            ));
+fn attach_preview(understood: &mut Understood, preview: &Row) {
+    match understood {
+        Understood::Event(Event::Received(received)) => {
+            received.details.preview.clone_from(&preview.preview);
         }
-        preview
+        Understood::Own(Own::Message(message)) => {
+            message.details.preview.clone_from(&preview.preview);
+        }
+        Understood::Event(_)
+        | Understood::Own(_)
+        | Understood::Skip(_)
+        | Understood::Incomplete => {}
     }
 }

@@ -16,14 +16,20 @@ use protocol::{PhoneId, UnixMs};
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 
 use crate::clock::Now;
+use crate::inbound::Seen;
 use crate::outbound::{Body, Change, SendRecord, Told};
 
 /// Applied in order; `PRAGMA user_version` counts them. Never edited once released.
-const MIGRATIONS: &[&str] = &[include_str!("../migrations/0001_init.sql")];
+const MIGRATIONS: &[&str] =
+    &[include_str!("../migrations/0001_init.sql"), include_str!("../migrations/0002_seen.sql")];
 
 /// How long an attempt that is over is remembered. A router offers an attempt again for minutes;
 /// a week covers one that was down over a long weekend.
 const FINAL_KEPT_MS: i64 = 7 * 24 * 60 * 60 * 1000;
+
+/// How long it is remembered what came in. A chat.db that was rebuilt or restored shows it all again,
+/// and iCloud puts in copies of messages that are weeks old.
+const HEARD_KEPT_MS: i64 = 90 * 24 * 60 * 60 * 1000;
 
 /// Only a person with a SQLite shell can hold a lock on this file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -56,6 +62,16 @@ pub(crate) struct Journal {
     path: PathBuf,
     connection: Connection,
     id: String,
+}
+
+/// A message that came in and was told.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Heard {
+    pub(crate) guid: String,
+    /// Its content, as a number.
+    pub(crate) print: Option<u64>,
+    /// What was told of it since.
+    pub(crate) seen: Option<Seen>,
 }
 
 /// What the journal holds besides sends and events.
@@ -174,17 +190,25 @@ impl Journal {
         read().map_err(|source| self.failed("its claims cannot be read", source))
     }
 
-    /// The guids of what came in and was told, oldest first, at most so many.
-    pub(crate) fn heard(&self, limit: usize) -> Result<Vec<String>, JournalError> {
+    /// What came in and was told, oldest first, at most so many.
+    pub(crate) fn heard(&self, limit: usize) -> Result<Vec<Heard>, JournalError> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let read = || {
-            let mut guids = self
+            let mut heard = self
                 .connection
-                .prepare_cached("SELECT guid FROM heard ORDER BY at_ms DESC LIMIT ?1")?
-                .query_map([limit], |row| row.get(0))?
-                .collect::<Result<Vec<String>, _>>()?;
-            guids.reverse();
-            Ok(guids)
+                .prepare_cached("SELECT guid, print, seen FROM heard ORDER BY at_ms DESC LIMIT ?1")?
+                .query_map([limit], |row| {
+                    let seen: Option<String> = row.get(2)?;
+                    Ok(Heard {
+                        guid: row.get(0)?,
+                        print: row.get::<_, Option<i64>>(1)?.map(i64::cast_unsigned),
+                        // What cannot be read is told once more rather than never.
+                        seen: seen.and_then(|seen| serde_json::from_str(&seen).ok()),
+                    })
+                })?
+                .collect::<Result<Vec<Heard>, _>>()?;
+            heard.reverse();
+            Ok(heard)
         };
         read().map_err(|source| self.failed("what it has heard cannot be read", source))
     }
@@ -250,6 +274,7 @@ impl Journal {
             let tx = self.connection.transaction()?;
             tx.execute("DELETE FROM sends WHERE state = 'final' AND since_ms < ?1", [before])?;
             tx.execute("DELETE FROM claims WHERE at_ms < ?1", [before])?;
+            let before = now.wall.0.saturating_sub(HEARD_KEPT_MS);
             tx.execute("DELETE FROM heard WHERE at_ms < ?1", [before])?;
             tx.commit()
         };
@@ -285,12 +310,20 @@ fn write(tx: &Transaction<'_>, change: &Change, now: Now) -> rusqlite::Result<()
             )?
             .execute(params![guid, now.wall.0])
             .map(drop),
-        Change::Heard { guid } => tx
+        Change::Heard { guid, print } => tx
             .prepare_cached(
-                "INSERT INTO heard (guid, at_ms) VALUES (?1, ?2)
-                 ON CONFLICT (guid) DO UPDATE SET at_ms = excluded.at_ms",
+                "INSERT INTO heard (guid, at_ms, print) VALUES (?1, ?2, ?3)
+                 ON CONFLICT (guid) DO UPDATE SET at_ms = excluded.at_ms,
+                 print = coalesce(excluded.print, print)",
             )?
-            .execute(params![guid, now.wall.0])
+            .execute(params![guid, now.wall.0, print.map(u64::cast_signed)])
+            .map(drop),
+        Change::Seen { guid, seen } => tx
+            .prepare_cached(
+                "INSERT INTO heard (guid, at_ms, seen) VALUES (?1, ?2, ?3)
+                 ON CONFLICT (guid) DO UPDATE SET seen = excluded.seen",
+            )?
+            .execute(params![guid, now.wall.0, rows::to_json(seen)?])
             .map(drop),
         Change::Event(line) => {
             tx.prepare_cached(

@@ -16,6 +16,7 @@
 //! Deliberately not here: any network, any knowledge of the router, any write to chat.db, any
 //! second try of a send whose first may have happened.
 
+pub mod archive;
 pub mod bplist;
 pub mod chatdb;
 pub mod inbound;
@@ -36,5 +37,7 @@ pub mod outbound;
 
 mod evidence;
 mod health;
+mod line;
 mod pacing;
+mod reading;
 mod window;

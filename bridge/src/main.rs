@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use bridge::config::Config;
 use bridge::exit::Exit;
-use bridge::{daemon, doctor, watch};
+use bridge::{archive, daemon, doctor, watch};
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
@@ -36,6 +36,8 @@ enum Command {
     },
     /// Print what happens in a chat.db as JSON lines; nothing is sent and nothing is kept.
     Watch(watch::Args),
+    /// Write everything that a chat.db holds as JSON lines, or as text for people; read-only.
+    Export(archive::Args),
     /// Check a configuration and say what is wrong with it.
     CheckConfig {
         /// The configuration to check.
@@ -104,6 +106,9 @@ async fn act(command: Command) -> Result<Exit, (Exit, anyhow::Error)> {
             .await
             .map(|()| Exit::Asked)
             .map_err(|error| (Exit::Unhealthy, error.into())),
+        Command::Export(arguments) => archive::run(&arguments, std::io::stdout().lock())
+            .map(|()| Exit::Asked)
+            .map_err(|error| (error.exit(), error.into())),
         Command::CheckConfig { config, print_default } => {
             let mut stdout = std::io::stdout().lock();
             if print_default {

@@ -10,6 +10,8 @@ use protocol::pipe::{App, LinkPreview};
 
 use crate::bplist::{Bplist, Node};
 
+/// Balloon of link previews.
+pub const LINK_BALLOON: &str = "com.apple.messages.URLBalloonProvider";
 /// Longest text taken out of a payload, in bytes; titles and captions are a line or two.
 pub const TEXT_BYTES_MAX: usize = 4 * 1024;
 /// Most keys of a dictionary that are looked at.

@@ -49,6 +49,44 @@ pub const MENTION: &str = "__kIMMentionConfirmedMention";
 /// Attribute with the address of a link.
 pub const LINK: &str = "__kIMLinkAttributeName";
 
+/// Attribute with a one-time code.
+pub const ONE_TIME_CODE: &str = "__kIMOneTimeCodeAttributeName";
+/// Attribute with what a data detector found.
+pub const DATA_DETECTED: &str = "__kIMDataDetectedAttributeName";
+/// Attribute of a postal address.
+pub const ADDRESS: &str = "__kIMAddressAttributeName";
+/// Attribute of a date.
+pub const CALENDAR_EVENT: &str = "__kIMCalendarEventAttributeName";
+/// Attribute of an amount of money.
+pub const MONEY: &str = "__kIMMoneyAttributeName";
+/// Attribute of bold text.
+pub const BOLD: &str = "__kIMTextBoldAttributeName";
+/// Attribute of italic text.
+pub const ITALIC: &str = "__kIMTextItalicAttributeName";
+/// Attribute of underlined text.
+pub const UNDERLINE: &str = "__kIMTextUnderlineAttributeName";
+/// Attribute of struck-through text.
+pub const STRIKETHROUGH: &str = "__kIMTextStrikethroughAttributeName";
+/// Attribute of text that moves, with the number of the animation.
+pub const ANIMATION: &str = "__kIMTextEffectAttributeName";
+/// Attribute of an emoji that is a picture.
+pub const EMOJI_IMAGE: &str = "__kIMEmojiImageAttributeName";
+/// Attribute with what an audio message says.
+pub const TRANSCRIPTION: &str = "IMAudioTranscription";
+
+/// Whether a blob says more than a text and its parts. A name stands in a blob in full where it is
+/// used first, so that a search finds it without decoding anything; a text that holds such a name
+/// is merely decoded whole.
+pub fn is_notable(blob: &[u8]) -> bool {
+    use memchr::memmem;
+    const PLAIN: [&[u8]; 2] = [b"MessagePartAttributeName", b"BaseWritingDirectionAttributeName"];
+    const PREFIX: &[u8] = b"__kIM";
+    memmem::find_iter(blob, PREFIX).any(|at| {
+        let name = blob.get(at + PREFIX.len()..).unwrap_or_default();
+        !PLAIN.iter().any(|plain| name.starts_with(plain))
+    }) || memmem::find(blob, TRANSCRIPTION.as_bytes()).is_some()
+}
+
 /// What a blob holds: the text and what is said about stretches of it.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Attributed {

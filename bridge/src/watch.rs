@@ -1,10 +1,10 @@
 //! `switchboard-bridge watch`: what happens in a chat.db, one JSON object a line, read-only and
 //! without a journal.
 //!
-//! Inbound messages are told as the protocol's events. Own messages are told in the same words
-//! (`sent`, `delivered`, `read`, `failed`) with the row's guid, since a foreign chat.db knows
-//! nothing of our messages and attempts. Useful to look at a Mac before it joins the shelf, and to
-//! measure reading: `--once --since start` reads everything and ends.
+//! What comes in is told as the protocol's events, edits and files that come later included. Own
+//! messages are told in the same words (`sent`, `delivered`, `read`, `failed`) with the row's guid,
+//! since a foreign chat.db knows nothing of our messages and attempts. Useful to look at a Mac before
+//! it joins the shelf; `--once` ends after what is there, as `export` does.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
@@ -12,23 +12,21 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use protocol::pipe::Conversation;
-use protocol::{Channel, UnixMs};
+use protocol::UnixMs;
+use protocol::pipe::Event;
 use serde::Serialize;
 
-use crate::chatdb::{
-    ChatDb, Cursor, NotReady, Place, RESYNC_WINDOW_MS, Row, StatusBits, Verified, Watch, verify,
-};
-use crate::clock;
-use crate::inbound::{Heard, Inbox, Patience};
+use crate::archive;
+use crate::chatdb::{ChatDb, NotReady, StatusBits, Watch};
+use crate::clock::{self, Now};
+use crate::inbound::{Own, OwnMessage, Told, Understood, understand};
+use crate::line::{self, Progress};
+use crate::reading::Reading;
 
-/// Rows of one read. Large enough that the three queries of a batch cost nothing beside its rows,
-/// small enough that a batch of long texts stays within a few megabytes.
-const BATCH_ROWS: usize = 1000;
+/// Rows of one read: a read is over within milliseconds, and what else waits is not kept.
+const BATCH_ROWS: usize = 500;
 /// How often held rows are looked at again, and a database that could not be opened is tried again.
 const TICK: Duration = Duration::from_secs(1);
-/// How often the cursor is verified.
-const VERIFY_EVERY_MS: i64 = 60_000;
 /// Most own rows followed for receipts; with more, the oldest are let go. Also the most ids of one
 /// query.
 const FOLLOWED_MAX: usize = 1000;
@@ -49,6 +47,10 @@ pub struct Args {
     /// Tell what is there and end, instead of waiting for more.
     #[arg(long)]
     pub once: bool,
+    /// Look every quarter of a second, without waiting for file events: for volumes that have none,
+    /// such as network shares.
+    #[arg(long)]
+    pub poll_only: bool,
 }
 
 /// Where to begin.
@@ -101,36 +103,12 @@ pub enum WatchError {
     Json(#[source] serde_json::Error),
 }
 
-/// What became of an own message.
+/// What became of an own message after it was told.
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-enum Own<'r> {
-    Sent {
-        rowid: i64,
-        guid: &'r str,
-        conversation: Option<&'r Conversation>,
-        channel: Option<Channel>,
-        downgraded: bool,
-        text: &'r str,
-        at: Option<UnixMs>,
-    },
-    Delivered {
-        rowid: i64,
-        guid: &'r str,
-        at: Option<UnixMs>,
-    },
-    Read {
-        rowid: i64,
-        guid: &'r str,
-        at: Option<UnixMs>,
-    },
-    Failed {
-        rowid: i64,
-        guid: &'r str,
-        conversation: Option<&'r Conversation>,
-        channel: Option<Channel>,
-        error: i64,
-    },
+enum Receipt<'r> {
+    Delivered { rowid: i64, guid: &'r str, at: Option<UnixMs> },
+    Read { rowid: i64, guid: &'r str, at: Option<UnixMs> },
 }
 
 /// What has been told of an own row. Each word once, and never backwards.
@@ -139,66 +117,26 @@ enum Own<'r> {
     clippy::struct_excessive_bools,
     reason = "each word is told once, and failed may come after sent"
 )]
-struct Told {
+struct Words {
+    scheduled: bool,
     sent: bool,
     delivered: bool,
     read: bool,
     failed: bool,
 }
 
-/// The words that a row has earned and that have not been told.
-fn untold<'r>(told: &mut Told, row: &'r Row) -> Vec<Own<'r>> {
-    let mut words = Vec::new();
-    let StatusBits { service: channel, error, .. } = row.status;
-    let conversation = match &row.place {
-        Place::In(conversation) => Some(conversation),
-        Place::Pending => None,
-    };
-    let (rowid, guid) = (row.rowid, row.guid.as_str());
-    if error != 0 {
-        if !std::mem::replace(&mut told.failed, true) {
-            words.push(Own::Failed { rowid, guid, conversation, channel, error });
-        }
-        return words;
-    }
-    let is_sent = row.status.is_sent || row.status.is_delivered;
-    if is_sent && !std::mem::replace(&mut told.sent, true) {
-        // A message that first failed and was sent again by hand.
-        told.failed = false;
-        words.push(Own::Sent {
-            rowid,
-            guid,
-            conversation,
-            channel,
-            downgraded: row.status.was_downgraded,
-            text: &row.text,
-            at: row.at,
-        });
-    }
-    let is_read = row.status.date_read.is_some();
-    let is_delivered = row.status.is_delivered || is_read;
-    if is_sent && is_delivered && !std::mem::replace(&mut told.delivered, true) {
-        words.push(Own::Delivered { rowid, guid, at: row.status.date_delivered });
-    }
-    if is_sent && is_read && !std::mem::replace(&mut told.read, true) {
-        words.push(Own::Read { rowid, guid, at: row.status.date_read });
-    }
-    words
-}
-
 /// Own rows whose story may go on.
 #[derive(Debug, Default)]
 struct Followed {
-    rows: BTreeMap<i64, (StatusBits, Told)>,
+    rows: BTreeMap<i64, (StatusBits, Words)>,
 }
 
 impl Followed {
-    fn add(&mut self, row: &Row, told: Told, now: UnixMs) {
-        let young = row.at.is_none_or(|at| now.since(at) < FOLLOW_MS);
-        if !young || told.read {
+    fn add(&mut self, message: &OwnMessage, words: Words, now: UnixMs) {
+        if now.since(message.at) >= FOLLOW_MS || words.read {
             return;
         }
-        self.rows.insert(row.rowid, (row.status, told));
+        self.rows.insert(message.rowid, (message.status, words));
         if self.rows.len() > FOLLOWED_MAX {
             self.rows.pop_first();
         }
@@ -211,19 +149,14 @@ struct Watching<W: Write> {
     out: BufWriter<W>,
     line: Vec<u8>,
     followed: Followed,
-    open: Option<(ChatDb, Inbox)>,
-    cursor: Option<Cursor>,
-    verified: UnixMs,
+    open: Option<ChatDb>,
+    reading: Option<Reading>,
 }
 
 /// Tells what happens in the database until the process is stopped, the reader of `out` goes away,
 /// or, with [`Args::once`], everything has been told.
 pub async fn run(args: Args, out: impl Write) -> Result<(), WatchError> {
-    let ended = if args.once {
-        Watching::new(args, out).turn(clock::now().wall)
-    } else {
-        follow(args, out).await
-    };
+    let ended = if args.once { once(&args, out) } else { follow(args, out).await };
     match ended {
         // Whoever read along has seen enough.
         Err(WatchError::Out(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -231,13 +164,35 @@ pub async fn run(args: Args, out: impl Write) -> Result<(), WatchError> {
     }
 }
 
+fn once(args: &Args, out: impl Write) -> Result<(), WatchError> {
+    let db = ChatDb::open(&args.db)?;
+    let from = first(&db, args.since)?;
+    archive::stream(db, from, clock::now().wall, out).map_err(|error| match error {
+        archive::StreamError::NotReady(why) => WatchError::NotReady(why),
+        archive::StreamError::Out(error) => WatchError::Out(error),
+        archive::StreamError::Json(error) => WatchError::Json(error),
+        archive::StreamError::Thread(error) => WatchError::Watch(error),
+    })
+}
+
+/// The position to begin at.
+fn first(db: &ChatDb, since: Since) -> Result<i64, NotReady> {
+    match since {
+        Since::Start => Ok(0),
+        Since::Now => db.max_rowid(),
+        Since::Rowid(rowid) => Ok(rowid),
+        Since::At(at) => db.rowid_before(at),
+    }
+}
+
 async fn follow(args: Args, out: impl Write) -> Result<(), WatchError> {
-    let (watch, mut changes) = Watch::start(&args.db).map_err(WatchError::Watch)?;
+    let (watch, mut changes) =
+        Watch::start_with(&args.db, !args.poll_only).map_err(WatchError::Watch)?;
     let mut watching = Watching::new(args, out);
     // Said once per reason: whoever waits for a database need not read it every second.
     let mut told = None;
     loop {
-        match watching.turn(clock::now().wall) {
+        match watching.turn(clock::now()) {
             Ok(()) => told = None,
             Err(WatchError::NotReady(why)) => {
                 if told.replace(why.reason()) != Some(why.reason()) {
@@ -264,106 +219,97 @@ impl<W: Write> Watching<W> {
             line: Vec::new(),
             followed: Followed::default(),
             open: None,
-            cursor: None,
-            verified: UnixMs(0),
+            reading: None,
         }
     }
 
     /// Reads and tells everything that is new.
-    fn turn(&mut self, now: UnixMs) -> Result<(), WatchError> {
-        let (db, mut inbox) = self.ready(now)?;
-        let told = self.tell_new(&db, &mut inbox, now);
+    fn turn(&mut self, now: Now) -> Result<(), WatchError> {
+        let (db, mut reading) = self.ready()?;
+        let told = self.tell(&db, &mut reading, now);
+        self.open = Some(db);
         // The position stays valid also when this turn failed half-way.
-        self.open = Some((db, inbox));
+        self.reading = Some(reading);
         told?;
         self.out.flush().map_err(WatchError::Out)
     }
 
     /// The database, opened (again) if need be, and the position in it.
-    fn ready(&mut self, now: UnixMs) -> Result<(ChatDb, Inbox), WatchError> {
-        let (db, inbox) = match self.open.take() {
-            Some((db, inbox)) if db.is_stale() => (ChatDb::open(&self.args.db)?, Some(inbox)),
-            Some((db, inbox)) => (db, Some(inbox)),
-            None => (ChatDb::open(&self.args.db)?, None),
+    fn ready(&mut self) -> Result<(ChatDb, Reading), WatchError> {
+        let (db, opened) = match self.open.take() {
+            Some(db) if !db.is_stale() => (db, false),
+            Some(_) | None => (ChatDb::open(&self.args.db)?, true),
         };
-        let reopened = inbox.is_none();
-        let mut inbox = match inbox {
-            Some(inbox) => inbox,
-            None => self.begin(&db)?,
+        let mut reading = match self.reading.take() {
+            Some(reading) => reading,
+            None => match self.args.since {
+                Since::Now => Reading::restore(None, Vec::new()),
+                since @ (Since::Start | Since::Rowid(_) | Since::At(_)) => {
+                    Reading::beginning_at(&db, first(&db, since)?, UnixMs(i64::MIN))?
+                }
+            },
         };
-        let due = reopened || now.since(self.verified).abs() >= VERIFY_EVERY_MS || db.is_stale();
-        if let Some(cursor) = &self.cursor
-            && (due || db.identity()? != cursor.identity)
-        {
-            self.verified = now;
-            match verify(cursor, &db.cursor_facts(cursor)?) {
-                Verified::Good => {}
-                Verified::Resync(why) => {
-                    tracing::warn!(why = why.as_str(), "row numbers have changed: reading by date");
-                    let since = now.plus_ms(-RESYNC_WINDOW_MS);
-                    inbox.resync(db.rowid_before(since)?, since, db.max_rowid()?);
-                    self.followed = Followed::default();
+        if opened {
+            reading.opened();
+        }
+        Ok((db, reading))
+    }
+
+    fn tell(&mut self, db: &ChatDb, reading: &mut Reading, now: Now) -> Result<(), WatchError> {
+        loop {
+            let read = reading.read(db, BATCH_ROWS, now)?;
+            if let Some(why) = read.resynced {
+                self.followed = Followed::default();
+                let why = why.as_str().to_owned();
+                self.say(&Told::Event(Event::Resync { why }))?;
+            }
+            for heard in &read.heard {
+                match &heard.told {
+                    Told::Own(Own::Message(message)) => {
+                        self.follow(message, Words::default(), now.wall)?;
+                    }
+                    told @ (Told::Event(_) | Told::Own(Own::Reaction(_))) => self.say(told)?,
                 }
             }
-        }
-        Ok((db, inbox))
-    }
-
-    /// The position to begin at.
-    fn begin(&self, db: &ChatDb) -> Result<Inbox, WatchError> {
-        let rowid = match (&self.cursor, self.args.since) {
-            (Some(cursor), _) => cursor.rowid,
-            (None, Since::Start) => 0,
-            (None, Since::Now) => db.max_rowid()?,
-            (None, Since::Rowid(rowid)) => rowid,
-            (None, Since::At(at)) => db.rowid_before(at)?,
-        };
-        let patience = if self.args.once {
-            Patience { hold_ms: 0, known_max: 0 }
-        } else {
-            Patience::default()
-        };
-        Ok(Inbox::new(rowid, db.newest_date_at(rowid)?, patience))
-    }
-
-    fn tell_new(&mut self, db: &ChatDb, inbox: &mut Inbox, now: UnixMs) -> Result<(), WatchError> {
-        let mut held = db.rows_by_ids(&inbox.held())?;
-        loop {
-            let rows = db.rows_after(inbox.read_to(), BATCH_ROWS)?;
-            let heard = inbox.take(&rows, &held, now);
-            held.clear();
-            self.tell_batch(&rows, &heard, now)?;
-            if rows.len() < BATCH_ROWS {
+            if !read.more {
                 break;
             }
         }
-        if !self.args.once {
-            self.tell_followed(db, now)?;
-            self.cursor = Some(db.cursor_at(inbox.safe_rowid())?);
-        }
-        Ok(())
+        self.tell_followed(db, now.wall)
     }
 
-    /// Own rows and events in the order of their rows.
-    fn tell_batch(&mut self, rows: &[Row], heard: &[Heard], now: UnixMs) -> Result<(), WatchError> {
-        let mut heard = heard.iter().peekable();
-        for row in rows {
-            while let Some(earlier) = heard.next_if(|heard| heard.rowid <= row.rowid) {
-                self.write(&earlier.event)?;
+    /// The words that an own message has earned and that have not been told.
+    fn follow(
+        &mut self,
+        message: &OwnMessage,
+        mut words: Words,
+        now: UnixMs,
+    ) -> Result<(), WatchError> {
+        let told = match Progress::of(message) {
+            // It is told when it is known what became of it.
+            Progress::Pending => true,
+            Progress::Scheduled => std::mem::replace(&mut words.scheduled, true),
+            Progress::Failed => std::mem::replace(&mut words.failed, true),
+            Progress::Sent => {
+                // A message that first failed and was sent again by hand.
+                words.failed = false;
+                std::mem::replace(&mut words.sent, true)
             }
-            if row.from_me && row.is_plain() {
-                let mut told = Told::default();
-                for word in untold(&mut told, row) {
-                    self.write(&word)?;
-                }
-                if !self.args.once {
-                    self.followed.add(row, told, now);
-                }
+        };
+        if !told {
+            self.say(&Told::Own(Own::Message(message.clone())))?;
+        }
+        let (rowid, guid, status) = (message.rowid, message.guid.as_str(), &message.status);
+        if words.sent && !words.failed {
+            let is_read = status.date_read.is_some();
+            if (status.is_delivered || is_read) && !std::mem::replace(&mut words.delivered, true) {
+                self.write(&Receipt::Delivered { rowid, guid, at: status.date_delivered })?;
+            }
+            if is_read && !std::mem::replace(&mut words.read, true) {
+                self.write(&Receipt::Read { rowid, guid, at: status.date_read })?;
             }
         }
-        for rest in heard {
-            self.write(&rest.event)?;
-        }
+        self.followed.add(message, words, now);
         Ok(())
     }
 
@@ -379,13 +325,18 @@ impl<W: Write> Watching<W> {
             .map(|state| state.rowid)
             .collect();
         for row in db.rows_by_ids(&changed)? {
-            let Some((_, mut told)) = self.followed.rows.remove(&row.rowid) else { continue };
-            for word in untold(&mut told, &row) {
-                self.write(&word)?;
+            let Some((_, words)) = self.followed.rows.remove(&row.rowid) else { continue };
+            if let Understood::Own(Own::Message(message)) = understand(&row, true, false, now) {
+                self.follow(&message, words, now)?;
             }
-            self.followed.add(&row, told, now);
         }
         Ok(())
+    }
+
+    fn say(&mut self, told: &Told) -> Result<(), WatchError> {
+        self.line.clear();
+        line::write(&mut self.line, told).map_err(WatchError::Json)?;
+        self.out.write_all(&self.line).map_err(WatchError::Out)
     }
 
     fn write(&mut self, line: &impl Serialize) -> Result<(), WatchError> {

@@ -15,10 +15,10 @@ use std::time::Duration;
 
 use archive::{Value, archive};
 use bridge::chatdb::{Cause, ChatDb, Identity, Place, SentQuery, Verified, Watch, verify};
-use bridge::inbound::{Inbox, Patience, Skip};
+use bridge::inbound::{Batch, Inbox, Patience, Skip, Told, Window};
 use bridge::typedstream::{FILE_TRANSFER_GUID, MESSAGE_PART};
 use bridge::watch::{Args, Since, WatchError};
-use protocol::pipe::{ConversationKind, Event};
+use protocol::pipe::{ConversationKind, Event, TransferState};
 use protocol::{Channel, Reason, Recipient, UnixMs};
 use rusqlite::{Connection, params};
 use tempfile::TempDir;
@@ -266,6 +266,7 @@ fn rows_of_every_macos_version_are_read_alike() {
                 .all(|row| row.at == Some(NOON) && row.status.service == Some(Channel::Imessage))
         );
         let Place::In(place) = &rows[2].place else { panic!("macOS {version}: no chat") };
+        let place = &place.conversation;
         assert_eq!((place.kind, place.id.as_str()), (ConversationKind::Group, "chat831"));
         assert_eq!(rows[2].handle.as_deref(), Some(BERT));
         assert!(rows[3].status.is_sent);
@@ -305,7 +306,10 @@ fn attachments_come_in_the_order_of_the_text() {
         let names: Vec<_> = row.attachments.iter().map(|file| file.guid.as_str()).collect();
         assert_eq!(names, ["at_1_X", "at_0_X"], "macOS {version}");
         assert_eq!(row.attachments[0].name.as_deref(), Some("at_1_X.png"));
-        assert_eq!((row.attachments[0].bytes, row.attachments[0].complete), (42, true));
+        assert_eq!(
+            (row.attachments[0].bytes, row.attachments[0].state),
+            (42, TransferState::Complete)
+        );
         assert_eq!(row.visible_text(), "and");
     }
 }
@@ -645,7 +649,14 @@ fn a_cursor_survives_deletions_and_notices_a_rebuild() {
 fn hear(db: &ChatDb, inbox: &mut Inbox, now: UnixMs) -> Vec<Event> {
     let held = db.rows_by_ids(&inbox.held()).unwrap();
     let rows = db.rows_after(inbox.read_to(), 1000).unwrap();
-    inbox.take(&rows, &held, now).into_iter().map(|heard| heard.event).collect()
+    let batch = Batch { held: &held, ..Batch::of(&rows) };
+    let heard = inbox.take(batch, now).heard.into_iter();
+    heard
+        .filter_map(|heard| match heard.told {
+            Told::Event(event) => Some(event),
+            Told::Own(_) => None,
+        })
+        .collect()
 }
 
 fn inbox() -> Inbox {
@@ -795,6 +806,8 @@ fn kinds_of_rows_become_their_events() {
             if let Event::Reaction(r) = event {
                 let about = r.target == target;
                 format!("{} {} {} {} {about}", r.guid, r.kind, r.part, r.removed)
+            } else if let Event::Notice(n) = event {
+                format!("{} {} {}", n.guid, n.kind, n.conversation.id)
             } else if let Event::Group(g) = event {
                 format!("{} {} {:?} {}", g.guid, g.change, g.subject, g.conversation.id)
             } else {
@@ -808,8 +821,11 @@ fn kinds_of_rows_become_their_events() {
         [
             "R1 love 2 false true",
             "R2 emoji 0 true true",
+            "R3 sticker 0 false true",
             "N1 renamed Some(\"Friends\") chat1",
             "N2 joined Some(\"+12025550102\") chat1",
+            "N3 renamed None +12025550101",
+            "N4 shareplay chat1",
             "SHORT service:22395 code",
             "TYPED +12025550102 x",
             "LINK +12025550101 look https://example.org",
@@ -817,10 +833,7 @@ fn kinds_of_rows_become_their_events() {
         ]
     );
     let skipped: Vec<_> = inbox.skipped().iter().map(|(why, count)| (*why, *count)).collect();
-    assert_eq!(
-        skipped,
-        [(Skip::Own, 1), (Skip::Notice, 2), (Skip::Association, 1), (Skip::LinkPreview, 1)]
-    );
+    assert_eq!(skipped, [(Skip::LinkPreview, 1)]);
 }
 
 #[test]
@@ -840,7 +853,7 @@ fn a_resynchronisation_tells_the_window_once() {
     other.text("KNOWN", "1");
     let db = other.open();
     let since = NOON.plus_ms(-7 * 86_400_000);
-    inbox.resync(0, since, db.max_rowid().unwrap());
+    inbox.resync(0, Window { up_to: db.max_rowid().unwrap(), since });
     let told: Vec<_> =
         hear(&db, &mut inbox, NOON).iter().map(|e| received(e).guid.clone()).collect();
     assert_eq!(told, ["MISSED"]);
@@ -927,7 +940,11 @@ impl Out {
     /// Type and guid of each line.
     fn words(&self) -> Vec<String> {
         let word = |line: &serde_json::Value| {
-            format!("{} {}", line["type"].as_str().unwrap(), line["guid"].as_str().unwrap())
+            format!(
+                "{} {}",
+                line["type"].as_str().unwrap(),
+                line["guid"].as_str().unwrap_or_default()
+            )
         };
         self.lines().iter().map(word).collect()
     }
@@ -955,28 +972,23 @@ async fn watching_once_tells_everything_in_order_and_ends() {
         messages.sent("SENDING", "out");
         messages.write(&New { guid: "UNJOINED", chat: None, text: Some("x"), ..New::default() });
         let out = Out::default();
-        let args = |since| Args { db: messages.path(), since, once: true };
+        let args = |since| Args { db: messages.path(), since, once: true, poll_only: false };
         bridge::watch::run(args(Since::Start), out.clone()).await.unwrap();
         assert_eq!(
             out.words(),
-            [
-                "received IN",
-                "sent OWN",
-                "delivered OWN",
-                "read OWN",
-                "failed BAD",
-                "received UNJOINED"
-            ],
+            ["received IN", "sent OWN", "failed BAD", "pending SENDING", "received UNJOINED"],
             "macOS {version}"
         );
         assert_eq!(out.lines()[0]["text"], "hé");
-        assert_eq!(out.lines()[4]["error"], 22);
+        assert_eq!(out.lines()[1]["delivered"], true);
+        assert_eq!(out.lines()[1]["read_at"], NOON.to_string());
+        assert_eq!(out.lines()[2]["error"], 22);
         // Inbound lines are the protocol's events.
         serde_json::from_value::<Event>(out.lines().swap_remove(0)).unwrap();
         for (since, lines) in [
-            (Since::Rowid(failed - 1), 2),
+            (Since::Rowid(failed - 1), 3),
             (Since::Now, 0),
-            (Since::At(NOON), 6),
+            (Since::At(NOON), 5),
             (Since::At(NOON.plus_ms(1)), 0),
         ] {
             let out = Out::default();
@@ -984,7 +996,12 @@ async fn watching_once_tells_everything_in_order_and_ends() {
             assert_eq!(out.lines().len(), lines, "{since:?}");
         }
     }
-    let missing = Args { db: "/nonexistent/chat.db".into(), since: Since::Start, once: true };
+    let missing = Args {
+        db: "/nonexistent/chat.db".into(),
+        since: Since::Start,
+        once: true,
+        poll_only: false,
+    };
     let ended = bridge::watch::run(missing, Out::default()).await;
     assert!(matches!(ended, Err(WatchError::NotReady(why)) if why.cause == Cause::Missing));
 }
@@ -994,7 +1011,7 @@ async fn watching_follows_receipts_and_a_replaced_database() {
     let messages = Messages::new(26);
     messages.text("BEFORE", "not told");
     let out = Out::default();
-    let args = Args { db: messages.path(), since: Since::Now, once: false };
+    let args = Args { db: messages.path(), since: Since::Now, once: false, poll_only: false };
     let reader = out.clone();
     let now = UnixMs(jiff::Timestamp::now().as_millisecond());
     tokio::select! {
@@ -1019,9 +1036,9 @@ async fn watching_follows_receipts_and_a_replaced_database() {
                 other.write(&New { guid, text: Some("x"), at, ..New::default() });
             }
             other.replace(&messages.path());
-            reader.wait_for(5).await;
+            reader.wait_for(6).await;
             tokio::time::sleep(Duration::from_millis(600)).await;
-            assert_eq!(reader.words()[4..], ["received MISSED"]);
+            assert_eq!(reader.words()[4..], ["resync ", "received MISSED"]);
         } => {}
     }
 }

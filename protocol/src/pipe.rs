@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 
 pub use content::{
     App, AttachmentChange, Details, Edited, GroupChange, InboundAttachment, LinkPreview, Notice,
-    Reaction, Received, ReplyTo, TextRun, TransferState, UnknownKind, Unsent, Version,
+    PreviewChange, Reaction, Received, ReplyTo, TextRun, TransferState, UnknownKind, Unsent,
+    Version,
 };
 
 use crate::wire::{WireError, parse_tagged};
@@ -287,6 +288,8 @@ pub enum Event {
     Unsent(Unsent),
     /// A file that an earlier message announced has come, or will not come.
     Attachment(AttachmentChange),
+    /// The preview of a link in an earlier message has come.
+    Preview(PreviewChange),
     /// A group changed.
     Group(GroupChange),
     /// The system says something in a conversation that is no message.
@@ -346,6 +349,7 @@ impl Event {
             Self::Edited(_) => "edited",
             Self::Unsent(_) => "unsent",
             Self::Attachment(_) => "attachment",
+            Self::Preview(_) => "preview",
             Self::Group(_) => "group",
             Self::Notice(_) => "notice",
             Self::UnknownKind(_) => "unknown_kind",
@@ -374,6 +378,7 @@ impl Event {
             | Self::Edited(_)
             | Self::Unsent(_)
             | Self::Attachment(_)
+            | Self::Preview(_)
             | Self::Group(_)
             | Self::Notice(_)
             | Self::UnknownKind(_)

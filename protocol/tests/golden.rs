@@ -19,8 +19,8 @@ use protocol::pipe::{
     AccountState, App, AttachmentChange, Attempt, AttemptReason, Capability, ChannelCapability,
     Command, Conversation, ConversationKind, Details, Edited, Event, EventLine, GroupChange,
     Heartbeat, Hello, InboundAttachment, LinkPreview, NotReady, Notice, OutboundAttachment,
-    Reaction, Receipt, Received, ReplyTo, Send, TextRun, TransferState, UnknownKind, Unsent, Up,
-    Version,
+    PreviewChange, Reaction, Receipt, Received, ReplyTo, Send, TextRun, TransferState, UnknownKind,
+    Unsent, Up, Version,
 };
 use protocol::{
     Channel, ChannelChoice, Class, DeliveryId, E164, EndpointId, EventId, HostId, KeyId, MessageId,
@@ -210,6 +210,14 @@ fn events() -> Vec<Event> {
                 complete: true,
                 state: TransferState::Complete,
                 ..InboundAttachment::default()
+            },
+            at: NOON,
+        }),
+        Event::Preview(PreviewChange {
+            message: guid(),
+            preview: LinkPreview {
+                url: "https://example.org".to_owned(),
+                ..LinkPreview::default()
             },
             at: NOON,
         }),

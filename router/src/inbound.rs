@@ -206,6 +206,9 @@ fn apply(
         Event::Attachment(change) => {
             received::about(tx, frame, (&change.message, change.at), change, now)
         }
+        Event::Preview(change) => {
+            received::about(tx, frame, (&change.message, change.at), change, now)
+        }
         Event::Group(change) => {
             tracing::info!(phone = %frame.phone, change = %change.change, "inbound: a group changed");
             Ok(())

@@ -1,13 +1,16 @@
 //! Rows of Apple's database as our own types.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 
-use protocol::pipe::{Conversation, ConversationKind};
-use protocol::{Channel, Recipient, UnixMs};
+use protocol::pipe::{App, Conversation, ConversationKind, LinkPreview, TransferState};
+use protocol::{Channel, UnixMs};
 use rusqlite::types::ValueRef;
 
-use super::schema::STATUS_AT;
-use crate::typedstream;
+use super::book::{Book, Chat};
+use super::schema::at;
+use crate::payload::{self, LINK_BALLOON};
+use crate::summary::{self, Summary};
+use crate::typedstream::{self, Run};
 
 /// 2001-01-01T00:00:00Z, from where Apple counts, in milliseconds since 1970.
 const APPLE_EPOCH_MS: i64 = 978_307_200_000;
@@ -20,10 +23,8 @@ const PLAUSIBLE_MS_MAX: i64 = 4_102_444_800_000;
 const STYLE_GROUP: i64 = 43;
 /// `schedule_type` of Send Later: such a row is not sent before its date.
 const SEND_LATER: i64 = 2;
-/// `attachment.transfer_state` of a file that is here.
-const TRANSFER_COMPLETE: i64 = 5;
 /// Stands in the text for an attachment.
-const OBJECT_REPLACEMENT: char = '\u{fffc}';
+pub(super) const OBJECT_REPLACEMENT: char = '\u{fffc}';
 
 /// A date of chat.db; none for 0, NULL, negative and "never".
 pub fn apple_ms(date: i64) -> Option<UnixMs> {
@@ -48,36 +49,52 @@ pub(super) fn apple_dates(at: UnixMs) -> (i64, i64) {
 pub(super) struct Cells<'r, 's>(pub(super) &'r rusqlite::Row<'s>);
 
 impl<'r> Cells<'r, '_> {
-    fn value(&self, at: usize) -> ValueRef<'r> {
+    pub(super) fn value(&self, at: usize) -> ValueRef<'r> {
         self.0.get_ref(at).unwrap_or(ValueRef::Null)
     }
 
-    fn integer(&self, at: usize) -> i64 {
+    pub(super) fn integer(&self, at: usize) -> i64 {
         match self.value(at) {
             ValueRef::Integer(number) => number,
             ValueRef::Null | ValueRef::Real(_) | ValueRef::Text(_) | ValueRef::Blob(_) => 0,
         }
     }
 
-    fn flag(&self, at: usize) -> bool {
+    pub(super) fn flag(&self, at: usize) -> bool {
         self.integer(at) != 0
     }
 
-    fn text(&self, at: usize) -> Option<String> {
+    pub(super) fn text(&self, at: usize) -> Option<String> {
         match self.value(at) {
             ValueRef::Text(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
             ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_) | ValueRef::Blob(_) => None,
         }
     }
 
-    fn filled(&self, at: usize) -> Option<String> {
+    pub(super) fn filled(&self, at: usize) -> Option<String> {
         self.text(at).filter(|text| !text.is_empty())
     }
 
-    fn blob(&self, at: usize) -> Option<&'r [u8]> {
+    pub(super) fn blob(&self, at: usize) -> Option<&'r [u8]> {
         match self.value(at) {
             ValueRef::Blob(bytes) => Some(bytes),
             ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_) | ValueRef::Text(_) => None,
+        }
+    }
+
+    /// A number, told apart from NULL.
+    pub(super) fn number(&self, at: usize) -> Option<i64> {
+        match self.value(at) {
+            ValueRef::Integer(number) => Some(number),
+            ValueRef::Null | ValueRef::Real(_) | ValueRef::Text(_) | ValueRef::Blob(_) => None,
+        }
+    }
+
+    /// A text as it stands.
+    fn bytes(&self, at: usize) -> Option<&'r [u8]> {
+        match self.value(at) {
+            ValueRef::Text(bytes) => Some(bytes),
+            ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_) | ValueRef::Blob(_) => None,
         }
     }
 
@@ -93,9 +110,19 @@ impl<'r> Cells<'r, '_> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
     /// Known.
-    In(Conversation),
+    In(Arc<Chat>),
     /// The row is in no chat: its join has not been written yet, or was deleted, or it is a ghost.
     Pending,
+}
+
+impl Place {
+    /// The conversation, where it is known.
+    pub fn conversation(&self) -> Option<&Conversation> {
+        match self {
+            Self::In(chat) => Some(&chat.conversation),
+            Self::Pending => None,
+        }
+    }
 }
 
 /// What may still change about a row.
@@ -172,20 +199,71 @@ pub struct Attachment {
     pub name: Option<String>,
     /// `mime_type`.
     pub mime: Option<String>,
+    /// `uti`.
+    pub uti: Option<String>,
     /// `total_bytes`.
     pub bytes: u64,
-    /// The file has been downloaded.
-    pub complete: bool,
+    /// How far the file is.
+    pub state: TransferState,
     /// Where Messages has it, `~` for the home directory.
     pub filename: Option<String>,
+    /// `is_sticker`.
+    pub sticker: bool,
+    /// `hide_attachment`: not shown, such as the picture of a link's preview.
+    pub hidden: bool,
+    /// The part of the message that it is, where the text shows it.
+    pub part: Option<u32>,
+    /// Before which character of the text without its marks it stands.
+    pub position: Option<u32>,
 }
 
-/// A message.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// `attachment.transfer_state`: 0 not downloaded, 3 downloading, 5 complete. What lies between is on
+/// its way; that larger numbers are failures is unverified.
+fn transfer_state(number: i64) -> TransferState {
+    match number {
+        5 => TransferState::Complete,
+        1..=4 => TransferState::Downloading,
+        6.. => TransferState::Failed,
+        _ => TransferState::Pending,
+    }
+}
+
+/// What columns say with a yes or no.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[expect(
     clippy::struct_excessive_bools,
     reason = "they are Apple's columns, each independent of the others"
 )]
+pub struct Flags {
+    /// `cache_has_attachments`.
+    pub has_attachments: bool,
+    /// `is_empty`; set for messages that were taken back on macOS 26.
+    pub empty: bool,
+    /// `is_system_message`.
+    pub system: bool,
+    /// `is_audio_message`.
+    pub audio: bool,
+    /// Sent or received by satellite: `is_stewie`, `sent_or_received_off_grid`,
+    /// `is_pending_satellite_send`, or the service `iMessageLite`.
+    pub satellite: bool,
+    /// `is_sos`.
+    pub sos: bool,
+    /// `is_critical` or `is_time_sensitive`.
+    pub critical: bool,
+    /// `is_spam`.
+    pub spam: bool,
+    /// `is_auto_reply`.
+    pub auto_reply: bool,
+    /// It lies in Recently Deleted.
+    pub deleted: bool,
+    /// There is a body, and it could not be decoded.
+    pub undecodable: bool,
+    /// `destination_caller_id` is the other side's address: written to oneself.
+    pub to_self: bool,
+}
+
+/// A message.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Row {
     /// Number of the row.
     pub rowid: i64,
@@ -196,26 +274,32 @@ pub struct Row {
     /// When its sender sent it.
     pub at: Option<UnixMs>,
     /// The other side's address, as in `handle.id`. For own rows in a group, none.
-    pub handle: Option<String>,
+    pub handle: Option<Arc<str>>,
     /// For changes of a group: whom it is about.
-    pub other_handle: Option<String>,
+    pub other_handle: Option<Arc<str>>,
     /// Its chat.
     pub place: Place,
+    /// For changes of a group: who is in it, the owner of the phone not counted.
+    pub participants: Vec<Arc<str>>,
     /// The text, from `text` or `attributedBody`, with U+FFFC for each attachment; empty when there
     /// is none.
     pub text: String,
-    /// There is a body, and it could not be decoded.
-    pub undecodable: bool,
+    /// What is said about stretches of the text; empty where nothing notable is said.
+    pub runs: Vec<Run>,
+    /// The subject line.
+    pub subject: Option<String>,
     /// Its files, in the order in which the text shows them.
     pub attachments: Vec<Attachment>,
-    /// `cache_has_attachments`.
-    pub has_attachments: bool,
     /// 0 is a message; others are notices of the system.
     pub item_type: i64,
     /// With `item_type` 1 and 3: what happened.
     pub group_action: i64,
     /// With `item_type` 2: the new name.
     pub group_title: Option<String>,
+    /// With `item_type` 4: whether sharing began (0) or ended.
+    pub share_status: i64,
+    /// `message_action_type`.
+    pub message_action: i64,
     /// 0 for a message of its own; 2000 to 3999 are reactions.
     pub associated_type: i64,
     /// `p:0/GUID`, `bp:GUID` or a guid.
@@ -224,71 +308,214 @@ pub struct Row {
     pub associated_emoji: Option<String>,
     /// The app that it belongs to.
     pub balloon: Option<String>,
-    /// `is_empty`; set for messages that were taken back on macOS 26.
-    pub is_empty: bool,
-    /// `is_system_message`.
-    pub is_system: bool,
-    /// Written by Send Later.
-    pub is_scheduled: bool,
-    /// Order of transfer guids in the text; used up when the attachments are added.
-    pub(crate) order: Vec<String>,
+    /// What an app says in it.
+    pub app: Option<App>,
+    /// What Messages shows for its link.
+    pub preview: Option<LinkPreview>,
+    /// Guid of the message whose thread it answers.
+    pub thread_guid: Option<String>,
+    /// `part:start:length` of what is answered.
+    pub thread_part: Option<String>,
+    /// `expressive_send_style_id`.
+    pub effect: Option<String>,
+    /// `part_count`; 0 for a message that was taken back whole.
+    pub part_count: Option<i64>,
+    /// `date_edited`, set for edits and unsends, but not everywhere.
+    pub edited_at: Option<UnixMs>,
+    /// What became of its parts.
+    pub summary: Summary,
+    /// `filter_action`: 1 allow, 2 junk, 3 promotion, 4 transaction (macOS 27).
+    pub filter_action: i64,
+    /// Written by Send Later: `schedule_state`, 1 pending, 2 sent, 3 failed.
+    pub schedule: Option<i64>,
+    /// What columns say with a yes or no.
+    pub flags: Flags,
     /// What may still change.
     pub status: StatusBits,
 }
 
-impl Row {
-    pub(super) fn read(cells: &Cells<'_, '_>) -> Self {
-        let column = |at: usize| at + 4;
-        let has_attachments = cells.flag(column(14));
-        let mut text = cells.text(column(4)).unwrap_or_default();
-        let mut undecodable = false;
-        let mut order = Vec::new();
-        if let Some(body) = cells.blob(3).filter(|body| !body.is_empty()) {
-            let decoded = if has_attachments {
-                typedstream::decode(body).map(|decoded| {
-                    order = decoded.transfer_guids().map(str::to_owned).collect();
-                    decoded.text
-                })
-            } else {
-                typedstream::decode_text(body)
-            };
-            match decoded {
-                Ok(decoded) if text.is_empty() => text = decoded,
-                Ok(_) => {}
-                Err(error) => match error.salvaged {
-                    Some(salvaged) if text.is_empty() => text = salvaged,
-                    Some(_) => {}
-                    None => undecodable = text.is_empty(),
-                },
-            }
-        }
-        Self {
-            rowid: cells.integer(0),
-            guid: cells.text(column(0)).unwrap_or_default(),
-            from_me: cells.flag(column(1)),
-            at: apple_ms(cells.integer(column(2))),
-            handle: cells.filled(1),
-            other_handle: cells.filled(2),
+/// A row as it was read, its blobs not looked at yet.
+#[derive(Debug)]
+pub struct RawRow {
+    row: Row,
+    chat: Option<i64>,
+    body: Option<Vec<u8>>,
+    summary: Option<Vec<u8>>,
+    payload: Option<Vec<u8>>,
+}
+
+/// Every service that is written into `message.service` in that way: iMessage over a satellite.
+const SATELLITE_SERVICE: &[u8] = b"iMessageLite";
+
+impl RawRow {
+    pub(super) fn read(cells: &Cells<'_, '_>, book: &mut Book<'_>) -> rusqlite::Result<Self> {
+        let copy = |place: usize| cells.blob(place).filter(|b| !b.is_empty()).map(<[u8]>::to_vec);
+        let lite = matches!(cells.value(at::SERVICE), ValueRef::Text(service) if service.eq_ignore_ascii_case(SATELLITE_SERVICE));
+        let handle = book.handle(cells.integer(at::HANDLE))?;
+        let caller = cells.bytes(at::CALLER);
+        let to_self = caller.is_some_and(|caller| {
+            handle.as_ref().is_some_and(|handle| handle.as_bytes() == caller)
+        });
+        let schedule = (cells.integer(at::SCHEDULE_TYPE) == SEND_LATER)
+            .then(|| cells.integer(at::SCHEDULE_STATE));
+        let row = Row {
+            rowid: cells.integer(at::ROWID),
+            guid: cells.text(at::GUID).unwrap_or_default(),
+            from_me: cells.flag(at::FROM_ME),
+            at: apple_ms(cells.integer(at::DATE)),
+            handle,
+            other_handle: book.handle(cells.integer(at::OTHER_HANDLE))?,
             place: Place::Pending,
-            text,
-            undecodable,
+            participants: Vec::new(),
+            text: cells.text(at::TEXT).unwrap_or_default(),
+            runs: Vec::new(),
+            subject: cells.filled(at::SUBJECT),
             attachments: Vec::new(),
-            has_attachments,
-            item_type: cells.integer(column(5)),
-            group_action: cells.integer(column(6)),
-            group_title: cells.filled(column(7)),
-            associated_type: cells.integer(column(8)),
-            associated_guid: cells.filled(column(9)),
-            associated_emoji: cells.filled(column(10)),
-            balloon: cells.filled(column(11)),
-            is_empty: cells.flag(column(12)),
-            is_system: cells.flag(column(13)),
-            is_scheduled: cells.integer(column(15)) == SEND_LATER,
-            order,
-            status: StatusBits::read(cells, STATUS_AT),
+            item_type: cells.integer(at::ITEM_TYPE),
+            group_action: cells.integer(at::GROUP_ACTION),
+            group_title: cells.filled(at::GROUP_TITLE),
+            share_status: cells.integer(at::SHARE_STATUS),
+            message_action: cells.integer(at::MESSAGE_ACTION),
+            associated_type: cells.integer(at::ASSOCIATED_TYPE),
+            associated_guid: cells.filled(at::ASSOCIATED_GUID),
+            associated_emoji: cells.filled(at::ASSOCIATED_EMOJI),
+            balloon: cells.filled(at::BALLOON),
+            app: None,
+            preview: None,
+            thread_guid: cells.filled(at::THREAD_GUID),
+            thread_part: cells.filled(at::THREAD_PART),
+            effect: cells.filled(at::EFFECT),
+            part_count: cells.number(at::PART_COUNT),
+            edited_at: apple_ms(cells.integer(at::DATE_EDITED)),
+            summary: Summary::default(),
+            filter_action: cells.integer(at::FILTER_ACTION),
+            schedule,
+            flags: Flags {
+                has_attachments: cells.flag(at::HAS_ATTACHMENTS),
+                empty: cells.flag(at::IS_EMPTY),
+                system: cells.flag(at::IS_SYSTEM),
+                audio: cells.flag(at::IS_AUDIO),
+                satellite: lite
+                    || cells.flag(at::IS_STEWIE)
+                    || cells.flag(at::OFF_GRID)
+                    || cells.flag(at::PENDING_SATELLITE),
+                sos: cells.flag(at::IS_SOS),
+                critical: cells.flag(at::IS_CRITICAL) || cells.flag(at::TIME_SENSITIVE),
+                spam: cells.flag(at::IS_SPAM),
+                auto_reply: cells.flag(at::AUTO_REPLY),
+                deleted: false,
+                undecodable: false,
+                to_self,
+            },
+            status: StatusBits::read(cells, at::STATUS),
+        };
+        Ok(Self {
+            row,
+            chat: None,
+            body: copy(at::BODY),
+            summary: copy(at::SUMMARY),
+            payload: copy(at::PAYLOAD),
+        })
+    }
+
+    /// Number of the row.
+    pub fn rowid(&self) -> i64 {
+        self.row.rowid
+    }
+
+    /// Whether it tells of a change of a group, for which its members are looked up.
+    pub(super) fn is_notice(&self) -> bool {
+        self.row.item_type != 0
+    }
+
+    pub(super) fn is_placed(&self) -> bool {
+        self.chat.is_some()
+    }
+
+    pub(super) fn chat(&self) -> Option<i64> {
+        self.chat
+    }
+
+    pub(super) fn place(&mut self, chat: i64, place: Arc<Chat>, deleted: bool) {
+        if self.chat.is_none() {
+            self.chat = Some(chat);
+            self.row.place = Place::In(place);
+            self.row.flags.deleted = deleted;
         }
     }
 
+    pub(super) fn set_participants(&mut self, participants: Vec<Arc<str>>) {
+        self.row.participants = participants;
+    }
+
+    pub(super) fn attach(&mut self, cells: &Cells<'_, '_>) {
+        self.row.attachments.push(Attachment {
+            guid: cells.text(1).unwrap_or_default(),
+            name: cells.filled(2),
+            mime: cells.filled(3),
+            uti: cells.filled(4),
+            bytes: u64::try_from(cells.integer(5)).unwrap_or(0),
+            state: transfer_state(cells.integer(6)),
+            filename: cells.filled(7),
+            sticker: cells.flag(8),
+            hidden: cells.flag(9),
+            part: None,
+            position: None,
+        });
+    }
+
+    /// Looks at the blobs.
+    pub fn decode(self) -> Row {
+        let Self { mut row, body, summary, payload, .. } = self;
+        if let Some(body) = body {
+            decode_body(&mut row, &body);
+        }
+        row.order_attachments();
+        // Reactions keep other things in this column.
+        if let Some(blob) = summary {
+            match summary::parse(&blob) {
+                Ok(summary) => row.summary = summary,
+                Err(error) => tracing::debug!(rowid = row.rowid, %error, "passed over"),
+            }
+        }
+        if let Some(balloon) = &row.balloon {
+            let blob = payload.unwrap_or_default();
+            if balloon == LINK_BALLOON {
+                row.preview = payload::link_preview(&blob);
+            } else {
+                row.app = Some(payload::app(balloon, &blob));
+            }
+        }
+        row
+    }
+}
+
+fn decode_body(row: &mut Row, body: &[u8]) {
+    // Decoding the text alone is several times cheaper, and most texts have nothing else.
+    let decoded = if row.flags.has_attachments || typedstream::is_notable(body) {
+        typedstream::decode(body).map(|decoded| (decoded.text, decoded.runs))
+    } else if row.text.is_empty() {
+        typedstream::decode_text(body).map(|text| (text, Vec::new()))
+    } else {
+        return;
+    };
+    match decoded {
+        Ok((text, runs)) => {
+            // Runs count in the text that they stand with.
+            if row.text.is_empty() || row.text == text {
+                row.text = text;
+                row.runs = runs;
+            }
+        }
+        Err(error) => match error.salvaged {
+            Some(salvaged) if row.text.is_empty() => row.text = salvaged,
+            Some(_) => {}
+            None => row.flags.undecodable = row.text.is_empty(),
+        },
+    }
+}
+
+impl Row {
     /// Own, a plain message, and without text, files or chat.
     pub fn is_ghost(&self) -> bool {
         self.from_me
@@ -296,12 +523,12 @@ impl Row {
             && self.place == Place::Pending
             && self.visible_text().is_empty()
             && self.attachments.is_empty()
-            && !self.has_attachments
+            && !self.flags.has_attachments
     }
 
     /// A message, not a notice of the system or a reaction.
     pub fn is_plain(&self) -> bool {
-        self.item_type == 0 && self.associated_type == 0 && !self.is_system
+        self.item_type == 0 && self.associated_type == 0 && !self.flags.system
     }
 
     /// The text without the marks of attachments, and without space around it.
@@ -316,7 +543,36 @@ impl Row {
     /// Files that the text shows or the row announces and that are not joined yet.
     pub fn missing_attachments(&self) -> bool {
         let shown = self.text.chars().filter(|c| *c == OBJECT_REPLACEMENT).count();
-        self.attachments.len() < shown.max(usize::from(self.has_attachments))
+        self.attachments.len() < shown.max(usize::from(self.flags.has_attachments))
+    }
+
+    /// Puts the files into the order of the text, by their transfer guids in its runs: the order of
+    /// their rows says nothing. What the text does not show stays behind; what is hidden and not
+    /// shown is left out.
+    fn order_attachments(&mut self) {
+        if self.attachments.is_empty() {
+            return;
+        }
+        let mut position = 0_u32;
+        for run in &self.runs {
+            let text = self.text.get(run.bytes.clone()).unwrap_or_default();
+            if let Some(guid) =
+                run.get(typedstream::FILE_TRANSFER_GUID).and_then(typedstream::Attribute::as_str)
+                && let Some(file) = self.attachments.iter_mut().find(|file| file.guid == guid)
+            {
+                let part = run.get(typedstream::MESSAGE_PART);
+                file.part = part
+                    .and_then(typedstream::Attribute::as_integer)
+                    .and_then(|part| u32::try_from(part).ok());
+                file.position = Some(position);
+            }
+            let shown = text.chars().filter(|c| *c != OBJECT_REPLACEMENT).count();
+            position = position.saturating_add(u32::try_from(shown).unwrap_or(u32::MAX));
+        }
+        self.attachments.retain(|file| !file.hidden || file.position.is_some());
+        // Stable: files that the text does not show keep the order of their rows.
+        self.attachments
+            .sort_by_key(|file| (file.position.unwrap_or(u32::MAX), file.part.unwrap_or(u32::MAX)));
     }
 }
 
@@ -332,193 +588,6 @@ pub fn chat_place(guid: &str, style: Option<i64>) -> Conversation {
     let kind = if style == Some(STYLE_GROUP) { ConversationKind::Group } else { kind };
     let id = if id.contains('@') { id.to_ascii_lowercase() } else { id.to_owned() };
     Conversation { kind, id }
-}
-
-/// Sets the chat of each row. Rows come in the order of rowid, joins in any.
-pub(super) fn join_places(
-    rows: &mut [Row],
-    joins: &mut rusqlite::Rows<'_>,
-) -> rusqlite::Result<()> {
-    let mut at = 0_usize;
-    while let Some(join) = joins.next()? {
-        let cells = Cells(join);
-        let rowid = cells.integer(0);
-        // Joins mostly come in the order of the rows as well: look at the next place first.
-        let place = match rows.get(at) {
-            Some(row) if row.rowid == rowid => Some(at),
-            _ => rows.binary_search_by_key(&rowid, |row| row.rowid).ok(),
-        };
-        let Some(place) = place else { continue };
-        at = place + 1;
-        if let Some(row) = rows.get_mut(place)
-            && row.place == Place::Pending
-            && let ValueRef::Text(guid) = cells.value(1)
-        {
-            let guid = String::from_utf8_lossy(guid);
-            row.place = Place::In(chat_place(&guid, Some(cells.integer(2))));
-        }
-    }
-    Ok(())
-}
-
-/// Adds the files of each row, and puts them in the order of the text.
-pub(super) fn attach(rows: &mut [Row], files: &mut rusqlite::Rows<'_>) -> rusqlite::Result<()> {
-    while let Some(file) = files.next()? {
-        let cells = Cells(file);
-        let Ok(place) = rows.binary_search_by_key(&cells.integer(0), |row| row.rowid) else {
-            continue;
-        };
-        if let Some(row) = rows.get_mut(place) {
-            row.attachments.push(Attachment {
-                guid: cells.text(1).unwrap_or_default(),
-                name: cells.filled(2),
-                mime: cells.filled(3),
-                bytes: u64::try_from(cells.integer(4)).unwrap_or(0),
-                complete: cells.integer(5) == TRANSFER_COMPLETE,
-                filename: cells.filled(6),
-            });
-        }
-    }
-    for row in rows.iter_mut().filter(|row| row.attachments.len() > 1 && !row.order.is_empty()) {
-        let order: HashMap<&str, usize> =
-            row.order.iter().enumerate().map(|(at, guid)| (guid.as_str(), at)).collect();
-        // Stable: files that the text does not show stay behind, in the order of their rows.
-        row.attachments
-            .sort_by_key(|file| order.get(file.guid.as_str()).copied().unwrap_or(usize::MAX));
-    }
-    Ok(())
-}
-
-/// Which send a row is looked for.
-#[derive(Debug, Clone)]
-pub struct SentQuery<'q> {
-    /// The newest rowid before the send.
-    pub above_rowid: i64,
-    /// Whom it went to.
-    pub to: &'q Recipient,
-    /// What was sent.
-    pub text: &'q str,
-    /// Only rows of this service; none for any, which is right where Messages may have fallen back
-    /// to SMS itself.
-    pub channel: Option<Channel>,
-}
-
-/// A row that is the send.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SentRow {
-    /// Number of the row.
-    pub rowid: i64,
-    /// Apple's id of the message.
-    pub guid: String,
-    /// The same text; false when Messages has rewritten it.
-    pub exact: bool,
-    /// In the right chat; false when the row is in no chat yet.
-    pub placed: bool,
-    /// Its chat or its handle is the recipient's; false when it has neither and may be anybody's.
-    pub certain: bool,
-    /// When.
-    pub at: Option<UnixMs>,
-    /// What may still change.
-    pub status: StatusBits,
-}
-
-/// Whether a row is the send that is looked for.
-pub(super) fn sent_row(row: Row, query: &SentQuery<'_>) -> Option<SentRow> {
-    if !row.is_plain() || row.is_scheduled {
-        return None;
-    }
-    if query.channel.is_some() && query.channel != row.status.service {
-        return None;
-    }
-    if !may_be_to(&row, query.to) {
-        return None;
-    }
-    let text = row.visible_text();
-    let exact = text == query.text.trim();
-    // An empty text would fold equal to any other empty one: that is a ghost, not a match.
-    if !exact && (text.is_empty() || fold(&text) != fold(query.text)) {
-        return None;
-    }
-    let certain = match (&row.place, query.to) {
-        (Place::In(_), _) => true,
-        (Place::Pending, Recipient::Group(_)) => false,
-        // A handle that is there was compared.
-        (Place::Pending, Recipient::Number(_) | Recipient::Email(_) | Recipient::Service(_)) => {
-            row.handle.is_some()
-        }
-    };
-    Some(SentRow {
-        certain,
-        rowid: row.rowid,
-        guid: row.guid,
-        exact,
-        placed: matches!(row.place, Place::In(_)),
-        at: row.at,
-        status: row.status,
-    })
-}
-
-/// Whether nothing speaks against the row having gone to this recipient.
-pub(super) fn may_be_to(row: &Row, to: &Recipient) -> bool {
-    match (&row.place, to) {
-        (Place::In(place), Recipient::Group(id)) => {
-            place.kind == ConversationKind::Group && place.id == *id
-        }
-        (Place::In(place), Recipient::Number(_) | Recipient::Email(_) | Recipient::Service(_)) => {
-            place.kind == ConversationKind::Direct
-                && (same_address(&place.id, to.address())
-                    || row.handle.as_deref().is_some_and(|h| same_address(h, to.address())))
-        }
-        (Place::Pending, Recipient::Group(_)) => true,
-        (Place::Pending, Recipient::Number(_) | Recipient::Email(_) | Recipient::Service(_)) => {
-            row.handle.as_deref().is_none_or(|handle| same_address(handle, to.address()))
-        }
-    }
-}
-
-/// Whether two addresses are the same: e-mail addresses in any case, numbers with any punctuation.
-pub fn same_address(left: &str, right: &str) -> bool {
-    if left == right {
-        return true;
-    }
-    if left.contains('@') || right.contains('@') {
-        return left.eq_ignore_ascii_case(right);
-    }
-    let digits = |text: &str| text.bytes().filter(u8::is_ascii_digit).collect::<Vec<_>>();
-    left.starts_with('+') && right.starts_with('+') && digits(left) == digits(right)
-}
-
-/// A text with everything made equal that Messages is known to rewrite: quotes, dashes, the
-/// ellipsis, spaces, invisible characters.
-pub fn fold(text: &str) -> String {
-    let mut folded = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '\u{201c}'..='\u{201f}' | '«' | '»' | '\u{2033}' => folded.push('"'),
-            '\u{2018}'..='\u{201b}' | '\u{2032}' | '`' | '´' => folded.push('\''),
-            '\u{2026}' => folded.push_str("..."),
-            '-' | '\u{2010}'..='\u{2015}' => {
-                // Two hyphens become one dash.
-                if !folded.ends_with('-') {
-                    folded.push('-');
-                }
-            }
-            OBJECT_REPLACEMENT
-            | '\u{200b}'..='\u{200f}'
-            | '\u{2060}'
-            | '\u{feff}'
-            | '\u{fe0e}'
-            | '\u{fe0f}' => {}
-            space if space.is_whitespace() => {
-                if !folded.is_empty() && !folded.ends_with(' ') {
-                    folded.push(' ');
-                }
-            }
-            other => folded.push(other),
-        }
-    }
-    folded.truncate(folded.trim_end().len());
-    folded
 }
 
 #[cfg(test)]
@@ -559,37 +628,7 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_messages_rewrites_folds_equal_and_nothing_else() {
-        for (sent, stored) in [
-            ("\"Hi\" -- it's me...", "\u{201c}Hi\u{201d} \u{2014} it\u{2019}s me\u{2026}"),
-            ("a  b\n", " a\u{a0}b"),
-            ("x\u{fe0f}", "x"),
-        ] {
-            assert_eq!(fold(sent), fold(stored));
-        }
-        for (left, right) in [("Hi", "hi"), ("a b", "ab"), ("1.5", "15"), ("a-b", "ab"), ("é", "e")]
-        {
-            assert_ne!(fold(left), fold(right));
-        }
-    }
-
-    #[test]
-    fn addresses_compare_by_what_they_reach() {
-        assert!(same_address("Anna@Example.org", "anna@example.org"));
-        assert!(same_address("+1 (202) 555-0101", "+12025550101"));
-        assert!(!same_address("+12025550101", "+12025550102"));
-        assert!(!same_address("2025550101", "+12025550101"));
-        assert!(!same_address("", "+12025550101"));
-    }
-
     proptest! {
-        #[test]
-        fn folding_twice_changes_nothing(text in "\\PC{0,60}|[ \\-\"'.\u{2019}\u{2026}\u{2014}\n]{0,20}") {
-            let once = fold(&text);
-            prop_assert_eq!(fold(&once), once);
-        }
-
         #[test]
         fn any_date_is_read_without_a_panic(date: i64) {
             if let Some(at) = apple_ms(date) {

@@ -22,34 +22,89 @@ pub(super) struct Schema {
     pub(super) rows_by_ids: String,
     pub(super) own_rows_after: String,
     pub(super) states_by_ids: String,
+    /// (message, chat) of a range of messages.
     pub(super) joins_between: String,
+    /// The same of some messages.
     pub(super) joins_by_ids: String,
+    /// (message, chat) of messages that lie in Recently Deleted; empty before macOS 13.
+    pub(super) deleted_by_ids: String,
     /// Empty when the database has no attachment tables.
     pub(super) files_between: String,
     /// Empty when the database has no attachment tables.
     pub(super) files_by_ids: String,
+    pub(super) chat_by_id: String,
+    /// Empty when the database does not say who is in a chat.
+    pub(super) participants: String,
     pub(super) has_properties: bool,
+    /// What may change about a range of messages.
+    pub(super) digests_between: String,
+    /// The state of the files of a range of messages; empty without attachment tables.
+    pub(super) file_states_between: String,
+    /// Rows below a number that are dated in a range; empty where dates are not indexed.
+    pub(super) twins: String,
 }
 
-/// Columns of `message` that [`super::rows::Row::read`] takes, by position.
-const ROW_COLUMNS: &[&str] = &[
-    "guid",
-    "is_from_me",
-    "date",
-    "service",
-    "text",
-    "item_type",
-    "group_action_type",
-    "group_title",
-    "associated_message_type",
-    "associated_message_guid",
-    "associated_message_emoji",
-    "balloon_bundle_id",
-    "is_empty",
-    "is_system_message",
-    "cache_has_attachments",
-    "schedule_type",
-];
+/// Gives each column that a row is read from its place, so that query and reader cannot disagree.
+macro_rules! row_columns {
+    ($first:ident $(, $name:ident = $sql:literal)* $(,)?) => {
+        /// Where the columns of a row query stand.
+        pub(super) mod at {
+            row_columns!(@places 0, $first, $($name,)* STATUS,);
+        }
+        /// The columns of `message`, in their places after the row's number.
+        const ROW_COLUMNS: &[&str] = &[$($sql),*];
+    };
+    (@places $place:expr, $name:ident, $($rest:ident,)*) => {
+        pub(in crate::chatdb) const $name: usize = $place;
+        row_columns!(@places $place + 1, $($rest,)*);
+    };
+    (@places $place:expr,) => {};
+}
+
+row_columns! {
+    ROWID,
+    GUID = "guid",
+    FROM_ME = "is_from_me",
+    DATE = "date",
+    SERVICE = "service",
+    TEXT = "text",
+    BODY = "attributedBody",
+    HANDLE = "handle_id",
+    OTHER_HANDLE = "other_handle",
+    CALLER = "destination_caller_id",
+    SUBJECT = "subject",
+    ITEM_TYPE = "item_type",
+    GROUP_ACTION = "group_action_type",
+    GROUP_TITLE = "group_title",
+    SHARE_STATUS = "share_status",
+    MESSAGE_ACTION = "message_action_type",
+    ASSOCIATED_TYPE = "associated_message_type",
+    ASSOCIATED_GUID = "associated_message_guid",
+    ASSOCIATED_EMOJI = "associated_message_emoji",
+    BALLOON = "balloon_bundle_id",
+    PAYLOAD = "payload_data",
+    SUMMARY = "message_summary_info",
+    THREAD_GUID = "thread_originator_guid",
+    THREAD_PART = "thread_originator_part",
+    EFFECT = "expressive_send_style_id",
+    PART_COUNT = "part_count",
+    DATE_EDITED = "date_edited",
+    HAS_ATTACHMENTS = "cache_has_attachments",
+    IS_EMPTY = "is_empty",
+    IS_SYSTEM = "is_system_message",
+    IS_AUDIO = "is_audio_message",
+    IS_STEWIE = "is_stewie",
+    OFF_GRID = "sent_or_received_off_grid",
+    PENDING_SATELLITE = "is_pending_satellite_send",
+    IS_SOS = "is_sos",
+    IS_CRITICAL = "is_critical",
+    TIME_SENSITIVE = "is_time_sensitive",
+    IS_SPAM = "is_spam",
+    FILTER_ACTION = "filter_action",
+    AUTO_REPLY = "is_auto_reply",
+    SCHEDULE_TYPE = "schedule_type",
+    SCHEDULE_STATE = "schedule_state",
+}
 
 /// Columns of `message` that [`super::rows::StatusBits::read`] takes, by position.
 const STATUS_COLUMNS: &[&str] = &[
@@ -63,10 +118,6 @@ const STATUS_COLUMNS: &[&str] = &[
     "date_delivered",
     "date_read",
 ];
-
-/// Where the status columns begin in a row query: rowid, handle, other handle, body, then
-/// [`ROW_COLUMNS`].
-pub(super) const STATUS_AT: usize = 4 + 16;
 
 const IN_IDS: &str = "IN (SELECT value FROM json_each(?1))";
 
@@ -85,86 +136,96 @@ impl Schema {
                 ));
             }
         }
-        let message = columns("message")?;
-        let chat = columns("chat")?;
-        let files = !columns("attachment")?.is_empty()
-            && columns("message_attachment_join")?.contains("attachment_id");
-        let indexed = has_index(connection, "chat_message_join", "message_id").map_err(sqlite)?;
-        Ok(Self::queries(&message, &chat, &columns("attachment")?, files, indexed)
-            .with_properties(columns("_SqliteDatabaseProperties")?.contains("key")))
+        let has_index =
+            |table: &str, column: &str| has_index(connection, table, column).map_err(sqlite);
+        let tables = Tables {
+            message: columns("message")?,
+            chat: columns("chat")?,
+            attachment: columns("attachment")?,
+            files: columns("message_attachment_join")?.contains("attachment_id"),
+            deleted: columns("chat_recoverable_message_join")?.contains("message_id"),
+            members: columns("chat_handle_join")?.contains("handle_id"),
+            joins_indexed: has_index("chat_message_join", "message_id")?,
+            deleted_indexed: has_index("chat_recoverable_message_join", "message_id")?,
+            dates_indexed: has_index("message", "date")?,
+            properties: columns("_SqliteDatabaseProperties")?.contains("key"),
+        };
+        Ok(Self::queries(&tables))
     }
 
-    fn with_properties(mut self, has: bool) -> Self {
-        self.has_properties = has;
-        self
-    }
-
-    fn queries(
-        message: &HashSet<String>,
-        chat: &HashSet<String>,
-        attachment: &HashSet<String>,
-        files: bool,
-        indexed: bool,
-    ) -> Self {
+    fn queries(tables: &Tables) -> Self {
         let column = |has: &HashSet<String>, alias: &str, name: &str| {
             if has.contains(name) { format!("{alias}.{name}") } else { "NULL".to_owned() }
         };
-        let list = |names: &[&str]| {
-            names.iter().map(|name| column(message, "m", name)).collect::<Vec<_>>().join(", ")
+        let message = |name: &str| column(&tables.message, "m", name);
+        let row_column = |name: &&str| match *name {
+            // Blobs are long and mostly on pages of their own: they are fetched where they say
+            // something. Reactions keep in their summary what they are to, which is not asked.
+            "payload_data" => {
+                let (payload, balloon) = (message(name), message("balloon_bundle_id"));
+                format!("CASE WHEN {balloon} IS NOT NULL THEN {payload} END")
+            }
+            "message_summary_info" => {
+                let (summary, kind) = (message(name), message("associated_message_type"));
+                format!("CASE WHEN ifnull({kind}, 0) = 0 THEN {summary} END")
+            }
+            name => message(name),
         };
-        // The body is long and mostly on overflow pages: it is fetched where the text is not in
-        // `text`, and where the order of attachments is only in there.
-        let body = if message.contains("attributedBody") {
-            let has_files = column(message, "m", "cache_has_attachments");
-            format!(
-                "CASE WHEN m.text IS NULL OR m.text = '' OR {has_files} = 1 THEN m.attributedBody END"
-            )
-        } else {
-            "NULL".to_owned()
-        };
-        let other = if message.contains("other_handle") {
-            "LEFT JOIN handle o ON o.ROWID = m.other_handle"
-        } else {
-            "LEFT JOIN handle o ON 0"
-        };
-        let select = format!(
-            "SELECT m.ROWID, h.id, o.id, {body}, {}, {} FROM message m \
-             LEFT JOIN handle h ON h.ROWID = m.handle_id {other}",
-            list(ROW_COLUMNS),
-            list(STATUS_COLUMNS),
-        );
-        let chat_columns = format!("c.guid, {}", column(chat, "c", "style"));
+        let list =
+            |names: &[&str]| names.iter().map(|name| message(name)).collect::<Vec<_>>().join(", ");
+        let status = list(STATUS_COLUMNS);
+        let row_columns = ROW_COLUMNS.iter().map(row_column).collect::<Vec<_>>().join(", ");
+        let select = format!("SELECT m.ROWID, {row_columns}, {status} FROM message m");
         // Without an index that begins with message_id, the primary key (chat_id, message_id)
         // serves, one seek a chat; a plain join would read the whole table for every batch.
-        let (between, by_ids) = if indexed {
-            (
-                "chat_message_join j CROSS JOIN chat c ON c.ROWID = j.chat_id",
-                "json_each(?1) e CROSS JOIN chat_message_join j ON j.message_id = e.value \
-                 CROSS JOIN chat c ON c.ROWID = j.chat_id",
-            )
+        let between = if tables.joins_indexed {
+            "SELECT j.message_id, j.chat_id FROM chat_message_join j \
+             WHERE j.message_id BETWEEN ?1 AND ?2"
         } else {
-            (
-                "chat c CROSS JOIN chat_message_join j ON j.chat_id = c.ROWID",
-                "json_each(?1) e CROSS JOIN chat c CROSS JOIN chat_message_join j \
-                 ON j.chat_id = c.ROWID AND j.message_id = e.value",
-            )
+            "SELECT j.message_id, j.chat_id FROM chat c \
+             CROSS JOIN chat_message_join j ON j.chat_id = c.ROWID \
+             WHERE j.message_id BETWEEN ?1 AND ?2"
         };
-        let (files_between, files_by_ids) = if files {
-            let names =
-                ["guid", "transfer_name", "mime_type", "total_bytes", "transfer_state", "filename"]
-                    .map(|name| column(attachment, "a", name))
-                    .join(", ");
-            let from = |which: &str| {
+        let by_ids = |table: &str, indexed: bool| {
+            if indexed {
                 format!(
-                    "SELECT j.message_id, {names} FROM message_attachment_join j \
-                     CROSS JOIN attachment a ON a.ROWID = j.attachment_id \
-                     WHERE j.message_id {which} ORDER BY j.message_id, j.attachment_id"
+                    "SELECT j.message_id, j.chat_id FROM json_each(?1) e \
+                     CROSS JOIN {table} j ON j.message_id = e.value"
                 )
-            };
-            (from("BETWEEN ?1 AND ?2"), from(IN_IDS))
-        } else {
-            (String::new(), String::new())
+            } else {
+                format!(
+                    "SELECT j.message_id, j.chat_id FROM json_each(?1) e CROSS JOIN chat c \
+                     CROSS JOIN {table} j ON j.chat_id = c.ROWID AND j.message_id = e.value"
+                )
+            }
         };
+        let files = |which: &str| {
+            if !tables.files || tables.attachment.is_empty() {
+                return String::new();
+            }
+            let names = [
+                "guid",
+                "transfer_name",
+                "mime_type",
+                "uti",
+                "total_bytes",
+                "transfer_state",
+                "filename",
+                "is_sticker",
+                "hide_attachment",
+            ]
+            .map(|name| column(&tables.attachment, "a", name))
+            .join(", ");
+            format!(
+                "SELECT j.message_id, {names} FROM message_attachment_join j \
+                 CROSS JOIN attachment a ON a.ROWID = j.attachment_id \
+                 WHERE j.message_id {which} ORDER BY j.message_id, j.attachment_id"
+            )
+        };
+        let chat_columns =
+            ["style", "is_filtered", "is_blackholed", "is_pending_review", "display_name"]
+                .map(|name| column(&tables.chat, "c", name))
+                .join(", ");
         Self {
             rows_after: format!("{select} WHERE m.ROWID > ?1 ORDER BY m.ROWID LIMIT ?2"),
             rows_by_ids: format!("{select} WHERE m.ROWID {IN_IDS} ORDER BY m.ROWID"),
@@ -175,18 +236,86 @@ impl Schema {
                 "{select} WHERE m.ROWID > ?1 AND +m.is_from_me = 1 ORDER BY m.ROWID DESC LIMIT ?2"
             ),
             states_by_ids: format!(
-                "SELECT m.ROWID, m.guid, {} FROM message m WHERE m.ROWID {IN_IDS} ORDER BY m.ROWID",
-                list(STATUS_COLUMNS)
+                "SELECT m.ROWID, m.guid, {status} FROM message m WHERE m.ROWID {IN_IDS} ORDER BY m.ROWID",
             ),
-            joins_between: format!(
-                "SELECT j.message_id, {chat_columns} FROM {between} WHERE j.message_id BETWEEN ?1 AND ?2"
+            joins_between: between.to_owned(),
+            joins_by_ids: by_ids("chat_message_join", tables.joins_indexed),
+            deleted_by_ids: if tables.deleted {
+                by_ids("chat_recoverable_message_join", tables.deleted_indexed)
+            } else {
+                String::new()
+            },
+            files_between: files("BETWEEN ?1 AND ?2"),
+            files_by_ids: files(IN_IDS),
+            chat_by_id: format!("SELECT c.guid, {chat_columns} FROM chat c WHERE c.ROWID = ?1"),
+            participants: if tables.members {
+                "SELECT handle_id FROM chat_handle_join WHERE chat_id = ?1 ORDER BY handle_id LIMIT ?2"
+                    .to_owned()
+            } else {
+                String::new()
+            },
+            has_properties: tables.properties,
+            digests_between: format!(
+                "SELECT m.ROWID, {} FROM message m WHERE m.ROWID BETWEEN ?1 AND ?2 ORDER BY m.ROWID",
+                // Lengths of texts and blobs are in the row's header; the blobs stay unread.
+                [
+                    "octet_length({text})",
+                    "octet_length({attributedBody})",
+                    "octet_length({message_summary_info})",
+                    "octet_length({payload_data})",
+                    "{date_edited}",
+                    "{part_count}",
+                    "{is_empty}",
+                    "{schedule_state}",
+                    "{cache_has_attachments}",
+                ]
+                .map(|digest| {
+                    match digest.split_once('{').and_then(|(before, rest)| {
+                        rest.split_once('}').map(|(name, after)| (before, name, after))
+                    }) {
+                        Some((before, name, after)) => format!("{before}{}{after}", message(name)),
+                        None => digest.to_owned(),
+                    }
+                })
+                .join(", ")
             ),
-            joins_by_ids: format!("SELECT j.message_id, {chat_columns} FROM {by_ids}"),
-            files_between,
-            files_by_ids,
-            has_properties: false,
+            file_states_between: if tables.files && !tables.attachment.is_empty() {
+                format!(
+                    "SELECT j.message_id, j.attachment_id, {} FROM message_attachment_join j \
+                     CROSS JOIN attachment a ON a.ROWID = j.attachment_id \
+                     WHERE j.message_id BETWEEN ?1 AND ?2",
+                    column(&tables.attachment, "a", "transfer_state")
+                )
+            } else {
+                String::new()
+            },
+            twins: if tables.dates_indexed {
+                format!(
+                    "{select} WHERE m.date BETWEEN ?1 AND ?2 AND m.ROWID < ?3 ORDER BY m.ROWID LIMIT ?4"
+                )
+            } else {
+                String::new()
+            },
         }
     }
+}
+
+/// What the database has.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each says of another table whether it is there, or indexed"
+)]
+struct Tables {
+    message: HashSet<String>,
+    chat: HashSet<String>,
+    attachment: HashSet<String>,
+    files: bool,
+    deleted: bool,
+    members: bool,
+    joins_indexed: bool,
+    deleted_indexed: bool,
+    dates_indexed: bool,
+    properties: bool,
 }
 
 /// Names of a table's columns; none for a table that does not exist.

@@ -83,6 +83,14 @@ impl Watch {
     ///
     /// The receiver should ask [`super::ChatDb::is_stale`] and open again when it says so.
     pub fn start(path: &Path) -> std::io::Result<(Self, tokio::sync::mpsc::Receiver<()>)> {
+        Self::start_with(path, true)
+    }
+
+    /// The same, with file events or by polling alone.
+    pub fn start_with(
+        path: &Path,
+        events: bool,
+    ) -> std::io::Result<(Self, tokio::sync::mpsc::Receiver<()>)> {
         // One place: a change that nobody has taken yet says everything that a second would.
         let (changed, changes) = tokio::sync::mpsc::channel(1);
         let (wake, woken) = sync_channel(1);
@@ -94,7 +102,7 @@ impl Watch {
             stop: Arc::clone(&stop),
             changed,
             woken,
-            hints: Hints::new(path, &wake, &counters),
+            hints: Hints::new(path, events.then_some(&wake), &counters),
             shared: Shared::at(path),
             seen: None,
             files: Files::default(),
@@ -129,9 +137,28 @@ struct Hints {
 }
 
 impl Hints {
-    fn new(path: &Path, wake: &SyncSender<()>, counters: &Arc<WatchCounters>) -> Self {
-        let (wake, counters) = (wake.clone(), Arc::clone(counters));
-        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+    fn new(path: &Path, wake: Option<&SyncSender<()>>, counters: &Arc<WatchCounters>) -> Self {
+        let watcher = wake.map(|wake| Self::watcher(wake.clone(), Arc::clone(counters)));
+        let watcher = match watcher {
+            Some(Ok(watcher)) => Some(watcher),
+            Some(Err(error)) => {
+                tracing::warn!(%error, "no file events: chat.db is polled alone");
+                None
+            }
+            None => None,
+        };
+        let directory = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            Some(_) | None => PathBuf::from("."),
+        };
+        Self { watcher, paths: [path.to_owned(), beside(path, "-wal"), directory] }
+    }
+
+    fn watcher(
+        wake: SyncSender<()>,
+        counters: Arc<WatchCounters>,
+    ) -> notify::Result<RecommendedWatcher> {
+        notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             // That somebody opens or reads the files is no change, and we do so ourselves. An error
             // is as good a reason to look as an event: it may be about events that were lost.
             if event.is_ok_and(|event| event.kind.is_access()) {
@@ -139,19 +166,7 @@ impl Hints {
             }
             counters.hints.fetch_add(1, Ordering::Relaxed);
             nudge(&wake);
-        });
-        let watcher = match watcher {
-            Ok(watcher) => Some(watcher),
-            Err(error) => {
-                tracing::warn!(%error, "no file events: chat.db is polled alone");
-                None
-            }
-        };
-        let directory = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-            Some(_) | None => PathBuf::from("."),
-        };
-        Self { watcher, paths: [path.to_owned(), beside(path, "-wal"), directory] }
+        })
     }
 
     /// Watches the files that are there now; the old watches may be on files that are gone.

@@ -12,7 +12,7 @@ use protocol::{Channel, Class, E164, MessageId, PhoneId, UnixMs};
 
 use super::*;
 use crate::config::Pacing;
-use crate::evidence::News;
+use crate::evidence::{NewFact, News};
 use crate::outbound::RowState;
 
 /// What a test may change while the loop runs.
@@ -82,7 +82,13 @@ impl Evidence for Fake {
             return Ok(News::default());
         }
         shelf.told += facts.len();
-        Ok(News { facts, cursor: Some(format!("{{\"told\":{}}}", shelf.told)), more: false })
+        let heard = |fact: &Fact| match fact {
+            Fact::Received(received) => Some((received.guid.clone(), 7)),
+            other => panic!("not a message: {other:?}"),
+        };
+        let facts = facts.into_iter().map(|fact| NewFact { heard: heard(&fact), fact }).collect();
+        let cursor = Some(format!("{{\"told\":{}}}", shelf.told));
+        Ok(News { facts, cursor, ..News::default() })
     }
     fn hints(&mut self) -> Option<mpsc::Receiver<()>> {
         None

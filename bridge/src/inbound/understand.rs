@@ -1,91 +1,67 @@
 //! What one row is. Pure.
 
 use protocol::pipe::{
-    Conversation, ConversationKind, Event, GroupChange, InboundAttachment, Reaction, Received,
-    TransferState,
+    Conversation, ConversationKind, Event, GroupChange, Notice, Reaction, Received, UnknownKind,
 };
 use protocol::{Channel, Recipient, UnixMs};
 
-use super::{LINK_BALLOON, Skip, Understood};
+use super::content::{Content, NAME_BYTES_MAX, TEXT_BYTES_MAX, cut, files, has_text, text};
+use super::own::{Own, OwnMessage, OwnReaction};
+use super::{Skip, Understood};
 use crate::chatdb::{Place, Row};
-
-/// Longest inbound text, in bytes. Escaped sixfold it still fits into one line of the pipe.
-pub const TEXT_BYTES_MAX: usize = 150_000;
-/// Most files listed of one message, for the same reason. A longer album is cut.
-pub const FILES_MAX: usize = 200;
-/// Longest file name listed, in bytes; file systems allow 255.
-const NAME_BYTES_MAX: usize = 255;
-/// Stands in the text for an attachment, and for an app's message.
-const MARKS: [char; 2] = ['\u{fffc}', '\u{fffd}'];
+use crate::payload::LINK_BALLOON;
 
 /// What one row is. `out_of_time`: it is taken as it is, however incomplete.
 pub fn understand(row: &Row, out_of_time: bool, late: bool, now: UnixMs) -> Understood {
     let at = row.at.unwrap_or(now);
     if row.item_type != 0 {
-        return group_change(row, out_of_time, at);
+        return notice(row, out_of_time, at);
     }
-    if row.from_me {
-        return Understood::Skip(Skip::Own);
-    }
-    if row.is_system {
-        return Understood::Skip(Skip::Notice);
+    if row.flags.system {
+        return said_by_system(row, out_of_time, "system", at);
     }
     match row.associated_type {
-        0 => received(row, out_of_time, late, at),
-        2000..=2007 | 3000..=3007 => reaction(row, out_of_time, at),
-        // An app's message that updates an earlier one of its session; its text, where there is
-        // one, is a message.
-        2 | 3 if has_text(row) => received(row, out_of_time, late, at),
-        2 | 3 => Understood::Skip(Skip::App),
-        _ => Understood::Skip(Skip::Association),
+        // 2 and 3 are messages of apps that belong to an earlier one of their session.
+        0 | 2 | 3 => message(row, out_of_time, late, at),
+        1000 | 2000..=2007 | 3000..=3007 | 4000 => reaction(row, out_of_time, late, at),
+        _ => unknown(row, out_of_time, at),
     }
 }
 
-fn has_text(row: &Row) -> bool {
-    row.text.chars().any(|c| !MARKS.contains(&c) && !c.is_whitespace())
-}
-
-fn received(row: &Row, out_of_time: bool, late: bool, at: UnixMs) -> Understood {
+fn message(row: &Row, out_of_time: bool, late: bool, at: UnixMs) -> Understood {
     let has_text = has_text(row);
-    let empty = !has_text && row.attachments.is_empty();
-    if empty && row.is_empty {
+    let is_app = row.balloon.as_deref().is_some_and(|balloon| balloon != LINK_BALLOON);
+    let empty = !has_text && row.attachments.is_empty() && !is_app;
+    // Taken back whole: no text, no part left, and on macOS 26 a flag. What it was is gone.
+    if empty && (row.flags.empty || (row.part_count == Some(0) && !row.summary.is_empty())) {
         return Understood::Skip(Skip::Empty);
     }
-    if empty && row.balloon.as_deref().is_some_and(|balloon| balloon != LINK_BALLOON) {
-        return Understood::Skip(Skip::App);
-    }
-    let complete = row.place != Place::Pending && !empty && !row.missing_attachments();
+    let placed = row.place != Place::Pending;
+    let complete = placed && !empty && !row.missing_attachments();
     // A body that cannot be decoded does not become decodable; the rest may still come.
-    let complete = complete || (row.undecodable && row.place != Place::Pending);
+    let complete = complete || (row.flags.undecodable && placed);
     if !complete && !out_of_time {
         return Understood::Incomplete;
     }
-    if empty && !row.undecodable && !row.has_attachments {
+    if empty && !row.flags.undecodable && !row.flags.has_attachments {
         return Understood::Skip(Skip::Empty);
     }
-    let Some((from, conversation)) = sender(row) else { return Understood::Skip(Skip::Sender) };
-    let text = if row.undecodable && !has_text {
-        // Somebody wrote something, and this is the character for what could not be read.
-        char::REPLACEMENT_CHARACTER.to_string()
-    } else if has_text {
-        cut(row.text.replace('\u{fffc}', ""), TEXT_BYTES_MAX)
-    } else {
-        String::new()
-    };
-    let attachments = row
-        .attachments
-        .iter()
-        .take(FILES_MAX)
-        .map(|file| InboundAttachment {
-            guid: cut(file.guid.clone(), NAME_BYTES_MAX),
-            name: file.name.clone().map(|name| cut(name, NAME_BYTES_MAX)),
-            mime: file.mime.clone().map(|mime| cut(mime, NAME_BYTES_MAX)),
-            bytes: file.bytes,
-            complete: file.complete,
-            state: if file.complete { TransferState::Complete } else { TransferState::Pending },
-            ..InboundAttachment::default()
-        })
-        .collect();
+    let Content { text, attachments, details } = Content::of(row);
+    if row.from_me {
+        return Understood::Own(Own::Message(OwnMessage {
+            rowid: row.rowid,
+            guid: row.guid.clone(),
+            conversation: conversation_of_own(row),
+            text,
+            attachments,
+            at,
+            late,
+            schedule: row.schedule,
+            status: row.status,
+            details,
+        }));
+    }
+    let Some((from, conversation)) = sender(row) else { return unknown(row, true, at) };
     Understood::Event(Event::Received(Received {
         guid: row.guid.clone(),
         from,
@@ -95,40 +71,65 @@ fn received(row: &Row, out_of_time: bool, late: bool, at: UnixMs) -> Understood 
         service: row.status.service.unwrap_or(Channel::Imessage),
         at,
         late,
-        details: Box::default(),
+        details,
     }))
 }
 
-fn reaction(row: &Row, out_of_time: bool, at: UnixMs) -> Understood {
-    if row.place == Place::Pending && !out_of_time {
+fn reaction(row: &Row, out_of_time: bool, late: bool, at: UnixMs) -> Understood {
+    // A sticker's file may be joined a little later than its row.
+    let complete = row.place != Place::Pending && !row.missing_attachments();
+    if !complete && !out_of_time {
         return Understood::Incomplete;
     }
     let Some((part, target)) = row.associated_guid.as_deref().map(target) else {
-        return Understood::Skip(Skip::Association);
+        return unknown(row, true, at);
     };
-    let Some((from, conversation)) = sender(row) else { return Understood::Skip(Skip::Sender) };
-    let kind = match row.associated_type % 1000 {
-        0 => "love",
-        1 => "like",
-        2 => "dislike",
-        3 => "laugh",
-        4 => "emphasize",
-        5 => "question",
-        6 => "emoji",
+    let target = target.to_owned();
+    let kind = match row.associated_type {
+        2000 | 3000 => "love",
+        2001 | 3001 => "like",
+        2002 | 3002 => "dislike",
+        2003 | 3003 => "laugh",
+        2004 | 3004 => "emphasize",
+        2005 | 3005 => "question",
+        2006 | 3006 => "emoji",
+        4000 => "vote",
+        // 1000 is a sticker that was put onto the message, 2007 one as a reaction.
         _ => "sticker",
-    };
+    }
+    .to_owned();
+    let emoji = row.associated_emoji.clone().map(|emoji| cut(emoji, NAME_BYTES_MAX));
+    let removed = (3000..4000).contains(&row.associated_type);
+    let guid = row.guid.clone();
+    let attachments = files(row);
+    if row.from_me {
+        return Understood::Own(Own::Reaction(OwnReaction {
+            rowid: row.rowid,
+            guid,
+            conversation: conversation_of_own(row),
+            target,
+            part,
+            kind,
+            emoji,
+            attachments,
+            removed,
+            at,
+            late,
+        }));
+    }
+    let Some((from, conversation)) = sender(row) else { return unknown(row, true, at) };
     Understood::Event(Event::Reaction(Reaction {
-        guid: row.guid.clone(),
+        guid,
         from,
         conversation,
-        target: target.to_owned(),
+        target,
         part,
-        kind: kind.to_owned(),
-        emoji: row.associated_emoji.clone(),
-        attachments: Vec::new(),
-        removed: row.associated_type >= 3000,
+        kind,
+        emoji,
+        attachments,
+        removed,
         at,
-        late: false,
+        late,
     }))
 }
 
@@ -143,50 +144,113 @@ fn target(text: &str) -> (u32, &str) {
     }
 }
 
-/// Notices of the system about a group, own doings included.
-fn group_change(row: &Row, out_of_time: bool, at: UnixMs) -> Understood {
+/// Notices of the system, own doings included: mostly about a group.
+fn notice(row: &Row, out_of_time: bool, at: UnixMs) -> Understood {
+    let word = |address: &Option<std::sync::Arc<str>>| address.as_deref().map(str::to_owned);
     let (change, subject) = match (row.item_type, row.group_action) {
         // Somebody's number changed: not a change of the group's members.
         (1, _) if row.handle.is_some() && row.handle == row.other_handle => {
-            return Understood::Skip(Skip::Notice);
+            return said_by_system(row, out_of_time, "number_changed", at);
         }
-        (1, 0) => ("joined", row.other_handle.clone()),
-        (1, 1) => ("removed", row.other_handle.clone()),
+        (1, 0) => ("joined", word(&row.other_handle)),
+        (1, 1) => ("removed", word(&row.other_handle)),
         (2, _) => ("renamed", row.group_title.clone()),
-        (3, 0) => ("left", row.handle.clone()),
-        (3, 1 | 2) => ("photo", None),
-        (3, 4 | 6) => ("background", None),
-        (1 | 3, _) => ("other", None),
-        _ => return Understood::Skip(Skip::Notice),
+        (3, 0) => ("left", word(&row.handle)),
+        (3, 1) => ("photo", None),
+        (3, 2) => ("photo_removed", None),
+        (3, 4) => ("background", None),
+        (3, 6) => ("background_removed", None),
+        (4, _) => {
+            let kind = if row.share_status == 0 { "location_shared" } else { "location_stopped" };
+            return said_by_system(row, out_of_time, kind, at);
+        }
+        (5, _) => return said_by_system(row, out_of_time, "audio_kept", at),
+        (6, _) => return said_by_system(row, out_of_time, "shareplay", at),
+        _ => return unknown(row, out_of_time, at),
     };
     let conversation = match &row.place {
-        Place::In(conversation) => conversation.clone(),
-        Place::Pending if out_of_time => return Understood::Skip(Skip::Notice),
+        Place::In(chat) => chat.conversation.clone(),
+        Place::Pending if out_of_time => return unknown(row, true, at),
         Place::Pending => return Understood::Incomplete,
     };
-    if conversation.kind != ConversationKind::Group {
-        return Understood::Skip(Skip::Notice);
-    }
     Understood::Event(Event::Group(GroupChange {
         guid: row.guid.clone(),
         conversation,
         change: change.to_owned(),
         subject: subject.map(|subject| cut(subject, NAME_BYTES_MAX)),
-        by: None,
-        participants: Vec::new(),
+        by: author(row),
+        participants: row.participants.iter().map(|address| address.to_string()).collect(),
         at,
     }))
+}
+
+fn said_by_system(row: &Row, out_of_time: bool, kind: &str, at: UnixMs) -> Understood {
+    let conversation = match (&row.place, sender(row)) {
+        (Place::In(chat), _) => chat.conversation.clone(),
+        (Place::Pending, _) if !out_of_time => return Understood::Incomplete,
+        (Place::Pending, Some((_, conversation))) => conversation,
+        (Place::Pending, None) => return unknown(row, true, at),
+    };
+    Understood::Event(Event::Notice(Notice {
+        guid: row.guid.clone(),
+        conversation,
+        from: author(row),
+        kind: kind.to_owned(),
+        at,
+    }))
+}
+
+/// A row that nobody understands is told with its numbers: what somebody wrote is never dropped.
+fn unknown(row: &Row, out_of_time: bool, at: UnixMs) -> Understood {
+    if row.place == Place::Pending && !out_of_time {
+        return Understood::Incomplete;
+    }
+    let conversation = match &row.place {
+        Place::In(chat) => Some(chat.conversation.clone()),
+        Place::Pending => sender(row).map(|(_, conversation)| conversation),
+    };
+    Understood::Event(Event::UnknownKind(UnknownKind {
+        guid: row.guid.clone(),
+        conversation,
+        from: author(row),
+        from_me: row.from_me,
+        item_type: row.item_type,
+        group_action_type: row.group_action,
+        associated_message_type: row.associated_type,
+        message_action_type: row.message_action,
+        balloon_bundle_id: row.balloon.clone().map(|balloon| cut(balloon, NAME_BYTES_MAX)),
+        text: cut(text(row), TEXT_BYTES_MAX),
+        at,
+    }))
+}
+
+/// Who did it; none for the owner of the phone.
+fn author(row: &Row) -> Option<Recipient> {
+    if row.from_me { None } else { row.handle.as_deref().and_then(address) }
+}
+
+/// Where an own message went. Without a chat it is the conversation with its handle.
+fn conversation_of_own(row: &Row) -> Option<Conversation> {
+    match &row.place {
+        Place::In(chat) => Some(chat.conversation.clone()),
+        Place::Pending => row
+            .handle
+            .as_deref()
+            .map(|handle| Conversation { kind: ConversationKind::Direct, id: handle.to_owned() }),
+    }
 }
 
 /// Who wrote, and where. Without a chat the conversation is the one with the sender.
 fn sender(row: &Row) -> Option<(Recipient, Conversation)> {
     let from = match (&row.handle, &row.place) {
         (Some(handle), _) => address(handle)?,
-        (None, Place::In(place)) if place.kind == ConversationKind::Direct => address(&place.id)?,
+        (None, Place::In(chat)) if chat.conversation.kind == ConversationKind::Direct => {
+            address(&chat.conversation.id)?
+        }
         (None, Place::In(_) | Place::Pending) => return None,
     };
     let conversation = match &row.place {
-        Place::In(conversation) => conversation.clone(),
+        Place::In(chat) => chat.conversation.clone(),
         Place::Pending => {
             Conversation { kind: ConversationKind::Direct, id: from.address().to_owned() }
         }
@@ -208,13 +272,4 @@ fn address(handle: &str) -> Option<Recipient> {
     })
     // Short codes, names and businesses write to people too, and what they write is not lost.
     .or_else(|| Recipient::service(handle.trim()).ok())
-}
-
-/// At most so many bytes, cut between characters, with a mark that it was cut.
-fn cut(mut text: String, bytes: usize) -> String {
-    if text.len() > bytes {
-        text.truncate(text.floor_char_boundary(bytes.saturating_sub('…'.len_utf8())));
-        text.push('…');
-    }
-    text
 }

@@ -159,8 +159,8 @@ fn epoch_cursor_claims_and_what_was_heard_survive() {
         Change::Account("Ready ".to_owned()),
         Change::Claim { guid: "A".to_owned() },
         Change::Claim { guid: "A".to_owned() },
-        Change::Heard { guid: "H".to_owned() },
-        Change::Heard { guid: "H".to_owned() },
+        Change::Heard { guid: "H".to_owned(), print: Some(u64::MAX) },
+        Change::Heard { guid: "H".to_owned(), print: Some(u64::MAX) },
     ];
     journal.commit(&changes, NOW).unwrap();
     drop(journal);
@@ -170,7 +170,9 @@ fn epoch_cursor_claims_and_what_was_heard_survive() {
     assert_eq!(meta.cursor.as_deref(), Some("{}"));
     assert_eq!(meta.account.as_deref(), Some("Ready "));
     assert_eq!(journal.claims().unwrap(), BTreeSet::from(["A".to_owned()]));
-    assert_eq!(journal.heard(10).unwrap(), ["H"]);
+    let heard = journal.heard(10).unwrap();
+    assert_eq!(heard.len(), 1);
+    assert_eq!((heard[0].guid.as_str(), heard[0].print), ("H", Some(u64::MAX)));
 }
 
 #[test]

@@ -4,6 +4,7 @@ use protocol::pipe::{Attempt, Event as Fact, EventLine, Send};
 use protocol::{Channel, Class, Recipient, UnixMs};
 
 use crate::clock::Now;
+use crate::inbound::Seen;
 use crate::osascript::{Disposition, Failure};
 
 /// One send as the journal has it.
@@ -247,9 +248,15 @@ pub(crate) enum Change {
         guid: String,
     },
     Event(EventLine),
-    /// What came in under this guid has been told.
+    /// What came in under this guid has been told. `print` is its content as a number.
     Heard {
         guid: String,
+        print: Option<u64>,
+    },
+    /// What has been told of the message of this guid since.
+    Seen {
+        guid: String,
+        seen: Seen,
     },
     MaxEpoch(u64),
     /// The listener has every event up to this one; they are forgotten.

@@ -211,6 +211,7 @@ impl Mac {
                 }
                 Change::MaxEpoch(epoch) => self.max_epoch = epoch,
                 Change::Heard { .. }
+                | Change::Seen { .. }
                 | Change::Acked(_)
                 | Change::Cursor(_)
                 | Change::Account(_) => panic!("not of a send"),

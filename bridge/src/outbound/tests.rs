@@ -137,6 +137,7 @@ impl World {
                     self.max_epoch = epoch;
                 }
                 Change::Heard { .. }
+                | Change::Seen { .. }
                 | Change::Acked(_)
                 | Change::Cursor(_)
                 | Change::Account(_) => {

@@ -230,6 +230,17 @@ pub struct AttachmentChange {
     pub at: UnixMs,
 }
 
+/// The preview of a link in an earlier message, when it comes after the message was told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreviewChange {
+    /// Guid of the message.
+    pub message: String,
+    /// What is shown.
+    pub preview: LinkPreview,
+    /// When.
+    pub at: UnixMs,
+}
+
 /// A reaction ("tapback") to an earlier message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reaction {

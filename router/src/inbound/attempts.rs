@@ -160,6 +160,7 @@ pub(super) fn apply(
         | Event::Edited(_)
         | Event::Unsent(_)
         | Event::Attachment(_)
+        | Event::Preview(_)
         | Event::Group(_)
         | Event::Notice(_)
         | Event::UnknownKind(_)

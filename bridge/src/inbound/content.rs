@@ -1,0 +1,258 @@
+//! What a message says, whoever wrote it: text, what is said about stretches of it, files, and
+//! everything else that columns and blobs know. Pure.
+
+use protocol::pipe::{Details, InboundAttachment, ReplyTo, TextRun, TransferState};
+
+use crate::chatdb::{Attachment, Chat, Place, Row};
+use crate::typedstream::{self, Attribute, Run};
+
+/// Longest inbound text, in bytes. Escaped sixfold it still fits into one line of the pipe.
+pub const TEXT_BYTES_MAX: usize = 100_000;
+/// Most files listed of one message, for the same reason. A longer album is cut.
+pub const FILES_MAX: usize = 100;
+/// Longest name, address or guid listed, in bytes; file systems allow 255.
+pub(super) const NAME_BYTES_MAX: usize = 255;
+/// Longest path listed, in bytes; macOS allows 1024.
+const PATH_BYTES_MAX: usize = 1024;
+/// Most stretches listed of one text, and the longest value of one.
+const RUNS_MAX: usize = 200;
+const VALUE_BYTES_MAX: usize = 512;
+/// Longest transcription, in bytes: half an hour of speech.
+const TRANSCRIPTION_BYTES_MAX: usize = 20_000;
+/// Stands in the text for an attachment, and for an app's message.
+const MARKS: [char; 2] = ['\u{fffc}', '\u{fffd}'];
+
+/// What a message says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Content {
+    /// Without the marks of attachments.
+    pub text: String,
+    /// In the order of the text.
+    pub attachments: Vec<InboundAttachment>,
+    /// Everything else.
+    pub details: Box<Details>,
+}
+
+impl Content {
+    /// What this row says. A preview in its own row is that row's.
+    pub(super) fn of(row: &Row) -> Self {
+        Self { text: text(row), attachments: files(row), details: Box::new(details(row)) }
+    }
+}
+
+/// Whether it has a text that somebody wrote.
+pub(super) fn has_text(row: &Row) -> bool {
+    row.text.chars().any(|c| !MARKS.contains(&c) && !c.is_whitespace())
+}
+
+/// Its text; empty for files and apps alone, U+FFFD for one that could not be read.
+pub(super) fn text(row: &Row) -> String {
+    if has_text(row) {
+        cut(row.text.replace('\u{fffc}', ""), TEXT_BYTES_MAX)
+    } else if row.flags.undecodable {
+        // Somebody wrote something, and this is the character for what could not be read.
+        char::REPLACEMENT_CHARACTER.to_string()
+    } else {
+        String::new()
+    }
+}
+
+/// Its files.
+pub(super) fn files(row: &Row) -> Vec<InboundAttachment> {
+    row.attachments.iter().take(FILES_MAX).map(file).collect()
+}
+
+pub(super) fn file(file: &Attachment) -> InboundAttachment {
+    let name = |name: &Option<String>| name.clone().map(|name| cut(name, NAME_BYTES_MAX));
+    InboundAttachment {
+        guid: cut(file.guid.clone(), NAME_BYTES_MAX),
+        name: name(&file.name),
+        mime: name(&file.mime),
+        uti: name(&file.uti),
+        bytes: file.bytes,
+        complete: file.state == TransferState::Complete,
+        state: file.state,
+        path: file.filename.clone().map(|path| cut(path, PATH_BYTES_MAX)),
+        part: file.part,
+        position: file.position,
+        sticker: file.sticker,
+    }
+}
+
+fn details(row: &Row) -> Details {
+    let flags = row.flags;
+    Details {
+        subject: row.subject.clone().map(|subject| cut(subject, VALUE_BYTES_MAX)),
+        runs: runs(row),
+        reply_to: reply_to(row),
+        effect: row.effect.as_deref().map(effect),
+        app: row.app.clone(),
+        preview: row.preview.clone(),
+        audio: flags.audio,
+        transcription: transcription(row),
+        downgraded: row.status.was_downgraded,
+        satellite: flags.satellite,
+        sos: flags.sos,
+        critical: flags.critical,
+        spam: flags.spam,
+        filter: filter(row),
+        deleted: flags.deleted,
+        to_self: flags.to_self,
+        auto_reply: flags.auto_reply,
+        undecodable: flags.undecodable,
+        copy_of: None,
+    }
+}
+
+/// What attributes say about stretches of the text, counted in the text without its marks.
+fn runs(row: &Row) -> Vec<TextRun> {
+    let mut runs: Vec<TextRun> = Vec::new();
+    let mut start = 0_u32;
+    for run in &row.runs {
+        let text = row.text.get(run.bytes.clone()).unwrap_or_default();
+        let shown = text.chars().filter(|c| *c != '\u{fffc}').count();
+        let length = u32::try_from(shown).unwrap_or(u32::MAX);
+        if length > 0 {
+            for (kind, value) in said(run, text) {
+                let value = value.map(|value| cut(value, VALUE_BYTES_MAX));
+                // Two neighbours that differ in something else say this together.
+                let is_full = runs.len() >= RUNS_MAX;
+                let earlier = runs.iter_mut().rev().find(|earlier| {
+                    earlier.kind == kind
+                        && earlier.value == value
+                        && earlier.start.saturating_add(earlier.length) == start
+                });
+                if let Some(earlier) = earlier {
+                    earlier.length = earlier.length.saturating_add(length);
+                } else if !is_full {
+                    runs.push(TextRun { start, length, kind: kind.to_owned(), value });
+                }
+            }
+        }
+        start = start.saturating_add(length);
+    }
+    runs
+}
+
+/// What one stretch is.
+fn said(run: &Run, text: &str) -> Vec<(&'static str, Option<String>)> {
+    let mut said = Vec::new();
+    for (name, value) in run.attributes.iter() {
+        let words = || value.as_str().map(str::to_owned);
+        // A style that is switched off says nothing.
+        let is_on = value.as_integer() != Some(0);
+        let found = match name.as_str() {
+            typedstream::MENTION => ("mention", words()),
+            typedstream::LINK => ("link", words()),
+            // Its dictionary repeats the characters that it stands on.
+            typedstream::ONE_TIME_CODE => ("one_time_code", Some(text.to_owned())),
+            typedstream::CALENDAR_EVENT => ("date", None),
+            typedstream::ADDRESS => ("address", None),
+            typedstream::MONEY => ("money", None),
+            typedstream::BOLD if is_on => ("bold", None),
+            typedstream::ITALIC if is_on => ("italic", None),
+            typedstream::UNDERLINE if is_on => ("underline", None),
+            typedstream::STRIKETHROUGH if is_on => ("strikethrough", None),
+            typedstream::ANIMATION if is_on => ("animation", value.as_integer().map(animation)),
+            typedstream::EMOJI_IMAGE => ("emoji_image", words()),
+            // Links are told as links.
+            typedstream::DATA_DETECTED if run.get(typedstream::LINK).is_none() => {
+                ("detected", None)
+            }
+            _ => continue,
+        };
+        said.push(found);
+    }
+    said
+}
+
+/// The names of animations; that these numbers stand for them is unverified.
+fn animation(number: i64) -> String {
+    match number {
+        4 => "ripple",
+        5 => "big",
+        6 => "bloom",
+        8 => "nod",
+        9 => "shake",
+        10 => "jitter",
+        11 => "small",
+        12 => "explode",
+        _ => return number.to_string(),
+    }
+    .to_owned()
+}
+
+/// The originator of a thread; `reply_to_guid` is merely the message before this one.
+fn reply_to(row: &Row) -> Option<ReplyTo> {
+    let guid = row.thread_guid.clone()?;
+    let part = row.thread_part.as_deref().and_then(|part| part.split(':').next());
+    let part = part.and_then(|part| part.parse().ok()).unwrap_or(0);
+    Some(ReplyTo { guid: cut(guid, NAME_BYTES_MAX), part })
+}
+
+/// `com.apple.messages.effect.CKConfettiEffect` → `confetti`.
+fn effect(id: &str) -> String {
+    let known = match id.rsplit('.').next().unwrap_or(id) {
+        "impact" => "slam",
+        "loud" => "loud",
+        "gentle" => "gentle",
+        "invisibleink" => "invisible_ink",
+        "CKEchoEffect" => "echo",
+        "CKSpotlightEffect" => "spotlight",
+        "CKHappyBirthdayEffect" => "balloons",
+        "CKConfettiEffect" => "confetti",
+        "CKHeartEffect" => "heart",
+        "CKLasersEffect" => "lasers",
+        "CKFireworksEffect" => "fireworks",
+        "CKSparklesEffect" => "sparkles",
+        "CKShootingStarEffect" => "shooting_star",
+        _ => return cut(id.to_owned(), NAME_BYTES_MAX),
+    };
+    known.to_owned()
+}
+
+fn transcription(row: &Row) -> Option<String> {
+    row.runs
+        .iter()
+        .find_map(|run| run.get(typedstream::TRANSCRIPTION).and_then(Attribute::as_str))
+        .map(|said| cut(said.to_owned(), TRANSCRIPTION_BYTES_MAX))
+}
+
+/// Where Messages' filters have put it. What is said of the message goes before what is said of its
+/// chat.
+fn filter(row: &Row) -> Option<String> {
+    let of_chat = |chat: &Chat| {
+        if chat.blocked {
+            return Some("blocked".to_owned());
+        }
+        if chat.pending_review {
+            return Some("pending_review".to_owned());
+        }
+        match chat.filtered {
+            0 => None,
+            1 => Some("unknown_sender".to_owned()),
+            2 => Some("junk".to_owned()),
+            other => Some(format!("filter_{other}")),
+        }
+    };
+    match row.filter_action {
+        2 => Some("junk".to_owned()),
+        3 => Some("promotion".to_owned()),
+        4 => Some("transaction".to_owned()),
+        // 0 is unfiltered, 1 allowed.
+        0 | 1 => match &row.place {
+            Place::In(chat) => of_chat(chat),
+            Place::Pending => None,
+        },
+        other => Some(format!("action_{other}")),
+    }
+}
+
+/// At most so many bytes, cut between characters, with a mark that it was cut.
+pub(super) fn cut(mut text: String, bytes: usize) -> String {
+    if text.len() > bytes {
+        text.truncate(text.floor_char_boundary(bytes.saturating_sub('…'.len_utf8())));
+        text.push('…');
+    }
+    text
+}
