@@ -262,10 +262,9 @@ impl Inbox {
     /// Takes rows. What is told first is what was held, then what has changed, then what is new.
     pub fn take(&mut self, batch: Batch<'_>, now: UnixMs) -> Taken {
         let mut taken = Taken::default();
-        let near = [batch.held, batch.rows];
         for row in batch.held {
             if let Some(since) = self.held.get(&row.rowid).copied() {
-                self.consider(row, since, &near, batch, now, &mut taken);
+                self.consider(row, since, batch, now, &mut taken);
             }
         }
         // What was not among the rows is gone from the database; forget it when its time is over.
@@ -281,7 +280,7 @@ impl Inbox {
                 continue;
             }
             self.read_to = row.rowid;
-            self.consider(row, now, &near, batch, now, &mut taken);
+            self.consider(row, now, batch, now, &mut taken);
         }
         taken
     }
@@ -294,11 +293,11 @@ impl Inbox {
         &mut self,
         row: &Row,
         since: UnixMs,
-        near: &[&[Row]],
         batch: Batch<'_>,
         now: UnixMs,
         taken: &mut Taken,
     ) {
+        let near = [batch.held, batch.rows];
         let late = self.is_late(row, now);
         let in_window = self.window.is_some_and(|window| row.rowid <= window.up_to);
         // A clock that was set back must not hold a row for ever.
@@ -337,7 +336,7 @@ impl Inbox {
         }
         let mut understood = understand(row, is_over(HOLD_MS) || full, late, now);
         if link::awaits_preview(row) && understood != Understood::Incomplete {
-            if let Some(preview) = link::preview_among(row, near) {
+            if let Some(preview) = link::preview_among(row, &near) {
                 self.links.join(preview);
                 attach_preview(&mut understood, preview);
             } else if !is_over(SETTLE_MS) && !full {
@@ -352,7 +351,7 @@ impl Inbox {
                 self.held.remove(&row.rowid);
                 self.skip(why);
                 let mut seen = Seen::untold();
-                self.tell_changes(row, &mut seen, now, taken);
+                Self::tell_changes(row, &mut seen, now, taken);
                 self.remember(row, seen, taken);
             }
             Understood::Event(event) => {
@@ -376,11 +375,11 @@ impl Inbox {
         self.known.learn(&row.guid, print);
         taken.heard.push(Heard { rowid: row.rowid, told, print });
         let mut seen = Seen::told(row);
-        self.tell_changes(row, &mut seen, now, taken);
+        Self::tell_changes(row, &mut seen, now, taken);
         self.remember(row, seen, taken);
     }
 
-    fn tell_changes(&self, row: &Row, seen: &mut Seen, now: UnixMs, taken: &mut Taken) {
+    fn tell_changes(row: &Row, seen: &mut Seen, now: UnixMs, taken: &mut Taken) {
         let events = changes(seen, row, now).into_iter();
         taken.heard.extend(events.map(|event| Heard {
             rowid: row.rowid,
@@ -404,7 +403,7 @@ impl Inbox {
                 Understood::Event(event) => Told::Event(self.matched(row, event, false, batch)),
                 Understood::Own(own) => Told::Own(own),
                 Understood::Skip(_) | Understood::Incomplete => {
-                    self.tell_changes(row, &mut seen, now, taken);
+                    Self::tell_changes(row, &mut seen, now, taken);
                     self.remember(row, seen, taken);
                     return;
                 }
@@ -412,7 +411,7 @@ impl Inbox {
             self.tell(row, told, now, taken);
             return;
         }
-        self.tell_changes(row, &mut seen, now, taken);
+        Self::tell_changes(row, &mut seen, now, taken);
         self.remember(row, seen, taken);
     }
 
