@@ -82,9 +82,9 @@ impl Evidence for Fake {
             return Ok(News::default());
         }
         shelf.told += facts.len();
-        let heard = |fact: &Fact| match fact {
-            Fact::Received(received) => Some((received.guid.clone(), 7)),
-            other => panic!("not a message: {other:?}"),
+        let heard = |fact: &Fact| {
+            let Fact::Received(received) = fact else { panic!("not a message: {fact:?}") };
+            Some((received.guid.clone(), 7))
         };
         let facts = facts.into_iter().map(|fact| NewFact { heard: heard(&fact), fact }).collect();
         let cursor = Some(format!("{{\"told\":{}}}", shelf.told));
