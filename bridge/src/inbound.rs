@@ -381,6 +381,9 @@ impl Inbox {
     }
 
     fn tell_changes(&self, row: &Row, seen: &mut Seen, now: UnixMs, taken: &mut Taken) {
+        // Whoever reads once has not seen it happen: of what has no date of its own, the message's is
+        // nearer the truth than the hour of reading, and the same at every reading.
+        let now = if self.patience.hold_ms == 0 { row.at.unwrap_or(now) } else { now };
         let events = changes(seen, row, now).into_iter();
         taken.heard.extend(events.map(|event| Heard {
             rowid: row.rowid,
