@@ -215,6 +215,16 @@ impl ChatDb {
         })
     }
 
+    /// The number of the row with that guid; none when there is no such row.
+    pub fn rowid_of(&self, guid: &str) -> Result<Option<i64>, NotReady> {
+        self.run(|connection| {
+            connection
+                .prepare_cached("SELECT ROWID FROM message WHERE guid = ?1")?
+                .query_row([guid], |row| row.get(0))
+                .optional()
+        })
+    }
+
     /// The largest rowid that was ever given out: SQLite keeps it for AUTOINCREMENT tables, so it
     /// does not go down when rows are deleted.
     pub fn highest_rowid_ever(&self) -> Result<i64, NotReady> {

@@ -351,7 +351,7 @@ impl Inbox {
                 self.held.remove(&row.rowid);
                 self.skip(why);
                 let mut seen = Seen::untold();
-                Self::tell_changes(row, &mut seen, now, taken);
+                self.tell_changes(row, &mut seen, now, taken);
                 self.remember(row, seen, taken);
             }
             Understood::Event(event) => {
@@ -375,11 +375,14 @@ impl Inbox {
         self.known.learn(&row.guid, print);
         taken.heard.push(Heard { rowid: row.rowid, told, print });
         let mut seen = Seen::told(row);
-        Self::tell_changes(row, &mut seen, now, taken);
+        self.tell_changes(row, &mut seen, now, taken);
         self.remember(row, seen, taken);
     }
 
-    fn tell_changes(row: &Row, seen: &mut Seen, now: UnixMs, taken: &mut Taken) {
+    fn tell_changes(&self, row: &Row, seen: &mut Seen, now: UnixMs, taken: &mut Taken) {
+        // Whoever reads once has not seen it happen: of what has no date of its own, the message's is
+        // nearer the truth than the hour of reading, and the same at every reading.
+        let now = if self.patience.hold_ms == 0 { row.at.unwrap_or(now) } else { now };
         let events = changes(seen, row, now).into_iter();
         taken.heard.extend(events.map(|event| Heard {
             rowid: row.rowid,
@@ -403,7 +406,7 @@ impl Inbox {
                 Understood::Event(event) => Told::Event(self.matched(row, event, false, batch)),
                 Understood::Own(own) => Told::Own(own),
                 Understood::Skip(_) | Understood::Incomplete => {
-                    Self::tell_changes(row, &mut seen, now, taken);
+                    self.tell_changes(row, &mut seen, now, taken);
                     self.remember(row, seen, taken);
                     return;
                 }
@@ -411,7 +414,7 @@ impl Inbox {
             self.tell(row, told, now, taken);
             return;
         }
-        Self::tell_changes(row, &mut seen, now, taken);
+        self.tell_changes(row, &mut seen, now, taken);
         self.remember(row, seen, taken);
     }
 

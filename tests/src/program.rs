@@ -232,6 +232,31 @@ pub fn count_lines(name: &str, args: &[&str]) -> Result<(usize, u64)> {
     Ok((lines, peak))
 }
 
+/// Runs a program to its end with its output thrown away; gives how long that took and the most memory
+/// that it was seen to use, in KiB.
+pub fn time_and_memory(path: &Path, args: &[&str]) -> Result<(Duration, u64)> {
+    /// The peak is kept by the system, so that only what was added in the last moment is missed.
+    const LOOK_EVERY: Duration = Duration::from_millis(5);
+    let began = tokio::time::Instant::now();
+    let mut child = command(path)
+        .args(args)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .with_context(|| format!("cannot start {}", path.display()))?;
+    let mut peak = 0;
+    loop {
+        peak = peak.max(resident_kib(child.id()));
+        if let Some(status) = child.try_wait().context("wait")? {
+            if !status.success() {
+                bail!("{} ended with {status}", path.display());
+            }
+            return Ok((began.elapsed(), peak));
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
 /// Resident memory of a process; 0 when it has ended.
 fn resident_kib(id: u32) -> u64 {
     let number = |text: &str| text.trim().trim_end_matches("kB").trim().parse().ok();
