@@ -14,8 +14,10 @@
 //! Every failure is a [`NotReady`] with the reason and its remedy: a missing, locked, damaged or
 //! forbidden database is a state that the bridge reports and waits out, never a crash.
 
+mod census;
 mod cursor;
 mod error;
+mod pulse;
 mod rows;
 mod schema;
 mod shared;
@@ -30,8 +32,11 @@ use protocol::{Channel, Recipient, UnixMs};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
+pub use census::Census;
 pub use cursor::{Cursor, CursorFacts, RESYNC_WINDOW_MS, ResyncReason, Verified, verify};
 pub use error::{Cause, NotReady};
+pub(crate) use pulse::LATEST_MS;
+pub use pulse::{PULSE_ROWS, PULSE_ROWS_DOCTOR, Pulse};
 pub use rows::{
     Attachment, Place, Row, SendState, SentQuery, SentRow, StatusBits, apple_ms, chat_place, fold,
     same_address,

@@ -21,6 +21,7 @@ pub mod inbound;
 pub mod typedstream;
 pub mod watch;
 
+pub mod checks;
 pub mod clock;
 pub mod config;
 pub mod daemon;
@@ -33,5 +34,6 @@ pub mod outbound;
 
 mod evidence;
 mod health;
+mod machine;
 mod pacing;
 mod window;
