@@ -253,6 +253,7 @@ pub fn time_and_memory(path: &Path, args: &[&str]) -> Result<(Duration, u64)> {
             }
             return Ok((began.elapsed(), peak));
         }
+        #[expect(clippy::disallowed_methods, reason = "a load has nothing else to do meanwhile")]
         std::thread::sleep(LOOK_EVERY);
     }
 }
