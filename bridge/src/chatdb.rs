@@ -180,6 +180,12 @@ impl ChatDb {
         self.shared.is_stale(self.generation)
     }
 
+    /// The longest read of this database by this process so far, in microseconds; no transaction was
+    /// longer.
+    pub fn longest_read_us(&self) -> u64 {
+        self.shared.longest_us()
+    }
+
     /// Which database this is.
     pub fn identity(&self) -> Result<Identity, NotReady> {
         let (device, inode) = self.shared.database();

@@ -94,6 +94,10 @@ impl Evidence for Fake {
     fn pulse(&mut self, _now: Now) -> Result<crate::chatdb::Pulse, protocol::pipe::NotReady> {
         self.shelf().map(|shelf| shelf.pulse)
     }
+    fn longest_read_us(&self) -> u64 {
+        0
+    }
+
     fn hints(&mut self) -> Option<mpsc::Receiver<()>> {
         None
     }
