@@ -15,8 +15,10 @@
 //! forbidden database is a state that the bridge reports and waits out, never a crash.
 
 mod book;
+mod census;
 mod cursor;
 mod error;
+mod pulse;
 mod rows;
 mod schema;
 mod sent;
@@ -34,8 +36,11 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
 pub use book::Chat;
+pub use census::Census;
 pub use cursor::{Cursor, CursorFacts, RESYNC_WINDOW_MS, ResyncReason, Verified, verify};
 pub use error::{Cause, NotReady};
+pub(crate) use pulse::LATEST_MS;
+pub use pulse::{PULSE_ROWS, PULSE_ROWS_DOCTOR, Pulse};
 pub use rows::{
     Attachment, Flags, Place, RawRow, Row, SendState, StatusBits, apple_ms, chat_place,
 };

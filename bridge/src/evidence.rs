@@ -7,7 +7,7 @@ use protocol::pipe::{Event as Fact, NotReady};
 use protocol::{Recipient, UnixMs};
 use tokio::sync::mpsc;
 
-use crate::chatdb::{ChatDb, SendState, SentQuery, StatusBits, Watch};
+use crate::chatdb::{ChatDb, PULSE_ROWS, Pulse, SendState, SentQuery, StatusBits, Watch};
 use crate::clock::Now;
 use crate::inbound::{Seen, Told};
 use crate::journal::Heard;
@@ -59,6 +59,8 @@ pub(crate) trait Evidence {
     fn group_guid(&mut self, to: &Recipient) -> Result<Option<String>, NotReady>;
     /// What has come in since the cursor.
     fn news(&mut self, now: Now) -> Result<News, NotReady>;
+    /// What the newest rows say of the phone's health.
+    fn pulse(&mut self, now: Now) -> Result<Pulse, NotReady>;
     /// A new end for hints that chat.db has changed, when there is one since the last call.
     fn hints(&mut self) -> Option<mpsc::Receiver<()>>;
 }
@@ -199,6 +201,10 @@ impl Evidence for Database {
         self.with(|database| {
             Ok(database.existing_chat_for(to, protocol::Channel::Imessage)?.map(|chat| chat.guid))
         })
+    }
+
+    fn pulse(&mut self, now: Now) -> Result<Pulse, NotReady> {
+        self.with(|database| database.pulse(PULSE_ROWS, now.wall))
     }
 
     fn hints(&mut self) -> Option<mpsc::Receiver<()>> {

@@ -90,6 +90,9 @@ impl Evidence for Fake {
         let cursor = Some(format!("{{\"told\":{}}}", shelf.told));
         Ok(News { facts, cursor, ..News::default() })
     }
+    fn pulse(&mut self, _now: Now) -> Result<crate::chatdb::Pulse, protocol::pipe::NotReady> {
+        self.shelf().map(|_| crate::chatdb::Pulse::default())
+    }
     fn hints(&mut self) -> Option<mpsc::Receiver<()>> {
         None
     }
@@ -145,6 +148,7 @@ fn config(dir: &Path) -> Config {
         match_window: Duration::from_millis(500),
         settle_window: Duration::from_millis(500),
         sent_window: Duration::from_secs(20),
+        disk_low_mib: 16,
         probe_interval: Duration::from_mins(1),
         pacing: Pacing::Unlimited,
     }
