@@ -22,6 +22,7 @@ struct Shelf {
     inbound: Vec<Fact>,
     told: usize,
     broken: Option<Reason>,
+    pulse: crate::chatdb::Pulse,
     /// A row appears for every send that is looked for.
     obliging: bool,
 }
@@ -91,7 +92,7 @@ impl Evidence for Fake {
         Ok(News { facts, cursor, ..News::default() })
     }
     fn pulse(&mut self, _now: Now) -> Result<crate::chatdb::Pulse, protocol::pipe::NotReady> {
-        self.shelf().map(|_| crate::chatdb::Pulse::default())
+        self.shelf().map(|shelf| shelf.pulse)
     }
     fn hints(&mut self) -> Option<mpsc::Receiver<()>> {
         None
@@ -156,7 +157,10 @@ fn config(dir: &Path) -> Config {
 
 impl Bridge {
     fn start(dir: tempfile::TempDir, fake: Fake) -> Self {
-        let config = config(dir.path());
+        Self::start_with(config(dir.path()), dir, fake)
+    }
+
+    fn start_with(config: Config, dir: tempfile::TempDir, fake: Fake) -> Self {
         let journal = Journal::open(
             &dir.path().join("journal.db"),
             &config.phone,
@@ -358,6 +362,54 @@ async fn lines_that_make_no_sense_are_counted_and_the_session_goes_on() {
     bridge.event("sent").await;
     let beat = bridge.until(|up| matches!(up, Up::Heartbeat(_))).await;
     assert!(matches!(beat, Up::Heartbeat(Heartbeat { refused_lines: 6, .. })), "{beat:?}");
+}
+
+#[tokio::test]
+async fn a_heartbeat_tells_of_the_newest_rows() {
+    let dir = tempfile::tempdir().unwrap();
+    program(dir.path(), "");
+    let fake = Fake::default();
+    fake.0.lock().unwrap().pulse = crate::chatdb::Pulse {
+        newest_inbound: Some(UnixMs(1_795_000_000_000)),
+        newest_receipt: Some(UnixMs(1_795_000_001_000)),
+        own_last_hour: 7,
+        not_registered_last_hour: 6,
+        ..crate::chatdb::Pulse::default()
+    };
+    let mut bridge = Bridge::start(dir, fake);
+    let Up::Heartbeat(beat) = bridge.until(|up| matches!(up, Up::Heartbeat(_))).await else {
+        panic!()
+    };
+    assert_eq!(beat.last_inbound, Some(UnixMs(1_795_000_000_000)));
+    assert_eq!(beat.last_receipt, Some(UnixMs(1_795_000_001_000)));
+    assert_eq!((beat.own_last_hour, beat.not_registered_last_hour), (7, 6));
+}
+
+#[tokio::test]
+async fn a_clock_that_is_behind_or_a_full_disk_keeps_the_bridge_from_being_ready() {
+    let dir = tempfile::tempdir().unwrap();
+    program(dir.path(), "");
+    let fake = Fake::default();
+    fake.0.lock().unwrap().pulse =
+        crate::chatdb::Pulse { own_ahead: 3, senders_ahead: 3, ..crate::chatdb::Pulse::default() };
+    let mut full = config(dir.path());
+    full.disk_low_mib = u64::MAX;
+    let mut bridge = Bridge::start_with(full, dir, fake);
+    bridge.event("account").await;
+    let up = bridge
+        .until(|up| {
+            matches!(up, Up::NotReady { reasons } if !reasons.iter().any(|why| why.reason == Reason::Starting))
+        })
+        .await;
+    let Up::NotReady { reasons } = up else { panic!() };
+    let codes: Vec<Reason> = reasons.iter().map(|why| why.reason).collect();
+    assert_eq!(codes, [Reason::ClockWrong, Reason::DiskLow]);
+    // What is taken all the same is kept, and not started.
+    bridge.lease().await;
+    bridge.say(&command(1)).await;
+    bridge.event("accepted").await;
+    bridge.until(|up| matches!(up, Up::Heartbeat(_))).await;
+    assert!(bridge.sends().is_empty());
 }
 
 #[tokio::test]
