@@ -6,12 +6,14 @@ const TO_PARTICIPANT: &str =
     include_str!("../../../bridge/src/scripts/send_to_participant.applescript");
 const TO_CHAT: &str = include_str!("../../../bridge/src/scripts/send_to_chat.applescript");
 const PROBE: &str = include_str!("../../../bridge/src/scripts/probe.applescript");
+const ACCOUNT: &str = include_str!("../../../bridge/src/scripts/account.applescript");
 
 /// Writes down what it is asked.
 #[derive(Default)]
 struct Recorder {
     events: Vec<String>,
     error: Option<i32>,
+    quit: bool,
 }
 
 impl Recorder {
@@ -37,6 +39,11 @@ impl Messages for Recorder {
     fn count_accounts(&mut self, _: Option<u64>) -> Result<i64, EventError> {
         self.event("count".into())?;
         Ok(3)
+    }
+
+    fn is_running(&mut self) -> bool {
+        self.events.push("running".into());
+        !self.quit
     }
 
     fn send_to_participant(
@@ -95,11 +102,38 @@ fn the_bridges_scripts_do_what_they_say() {
     let (events, result) = played(PROBE, &[]);
     assert_eq!(events, ["account iMessage Some(5)", "status iMessage"]);
     assert_eq!(result.as_deref(), Some("connected"));
+    for service in ["iMessage", "RCS", "SMS"] {
+        let (events, result) = played(ACCOUNT, &[service]);
+        let asked = [format!("account {service} Some(5)"), format!("status {service}")];
+        assert_eq!(events, ["running".to_owned()].into_iter().chain(asked).collect::<Vec<_>>());
+        assert_eq!(result.as_deref(), Some("connected"));
+    }
+}
+
+#[test]
+fn whether_messages_runs_is_asked_without_an_event_that_would_start_it() {
+    let mut recorder = Recorder { quit: true, ..Recorder::default() };
+    let result = run_with(ACCOUNT, &["iMessage"], &mut recorder).unwrap();
+    assert_eq!(
+        (recorder.events, result.as_deref()),
+        (vec!["running".to_owned()], Some("not running"))
+    );
+    let script =
+        "if application \"Messages\" is running then\nreturn \"yes\"\nend if\nreturn \"no\"";
+    assert_eq!(played(script, &[]).1.as_deref(), Some("yes"));
+    for script in [
+        "if application \"Mail\" is running then\nend if",
+        "if application is running then\nend if",
+        "if application \"Messages\" running then\nend if",
+        "if application \"Messages\" is not then\nend if",
+    ] {
+        assert!(failed(script, &[]).1, "{script}");
+    }
 }
 
 #[test]
 fn a_script_that_is_cut_off_never_sends() {
-    for script in [TO_PARTICIPANT, TO_CHAT, PROBE] {
+    for script in [TO_PARTICIPANT, TO_CHAT, PROBE, ACCOUNT] {
         let whole = script.trim_end();
         // The end of the handler may be left at `end`; before that nothing may run.
         let handler_ends = whole.len() - " run".len();
