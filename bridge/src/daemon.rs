@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::checks::messages::Remembered;
 use crate::clock::Now;
 use crate::config::Config;
 use crate::evidence::{Database, Evidence, NewFact};
@@ -591,7 +592,7 @@ impl<E: Evidence> Daemon<E> {
 
     fn probed(&mut self, disposition: &Disposition, now: Now, turn: &mut Turn) {
         let news = self.health.probed(disposition, now.continuous_ms);
-        let account = format!("{:?} {}", news.state, news.detail);
+        let account = Remembered { state: news.state, detail: news.detail.clone() }.to_text();
         if self.account.as_ref() == Some(&account) {
             return;
         }
