@@ -857,6 +857,8 @@ impl<E: Evidence> Daemon<E> {
         self.heartbeat.queued = count(self.outbound.queued());
         self.heartbeat.in_flight = count(self.outbound.in_flight());
         self.heartbeat.unacked = self.window.unacked();
+        let longest = self.evidence.longest_read_us();
+        self.heartbeat.longest_read_us = self.heartbeat.longest_read_us.max(longest);
         self.say(&Up::Heartbeat(self.heartbeat.clone()));
     }
 }

@@ -57,6 +57,8 @@ pub(crate) trait Evidence {
     fn states(&mut self, rowids: &[i64]) -> Result<Vec<RowState>, NotReady>;
     /// The guid by which Messages knows a group.
     fn group_guid(&mut self, to: &Recipient) -> Result<Option<String>, NotReady>;
+    /// The longest read so far, in microseconds.
+    fn longest_read_us(&self) -> u64;
     /// What has come in since the cursor.
     fn news(&mut self, now: Now) -> Result<News, NotReady>;
     /// What the newest rows say of the phone's health.
@@ -209,6 +211,10 @@ impl Evidence for Database {
 
     fn hints(&mut self) -> Option<mpsc::Receiver<()>> {
         self.hints.take()
+    }
+
+    fn longest_read_us(&self) -> u64 {
+        self.open.as_ref().map_or(0, ChatDb::longest_read_us)
     }
 
     fn news(&mut self, now: Now) -> Result<News, NotReady> {

@@ -226,6 +226,9 @@ pub struct Heartbeat {
     pub in_flight: u64,
     /// Events not acknowledged; goes up and down.
     pub unacked: u64,
+    /// The longest read of chat.db so far, in microseconds: for so long Messages could not fold its
+    /// WAL into the file.
+    pub longest_read_us: u64,
     /// Turns of the event loop: a hung loop shows here.
     pub turns: u64,
     /// Lines refused.

@@ -10,6 +10,8 @@ use clap::{Parser, ValueEnum};
 use comfy_table::{ContentArrangement, Table, presets};
 
 mod accept;
+mod export;
+mod idle;
 mod percentile;
 mod read;
 mod restart;
@@ -34,6 +36,12 @@ struct Args {
     /// A database made by an earlier run with as many rows, to save the time of making it.
     #[arg(long)]
     read_db: Option<PathBuf>,
+    /// Messages of each database in `export`.
+    #[arg(long, default_value_t = 1_000_000)]
+    export_messages: u32,
+    /// imessage-exporter, to be measured beside it.
+    #[arg(long, value_name = "PROGRAM", env = "IMESSAGE_EXPORTER")]
+    exporter: Option<PathBuf>,
     /// Rows as JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -47,8 +55,12 @@ enum Load {
     Through,
     /// A bridge decoding a large chat.db.
     Read,
+    /// A large chat.db into a file, for people and as JSON lines.
+    Export,
     /// From COMMIT in chat.db to the event on the bridge's stdout.
     Wake,
+    /// What a bridge with nothing to do costs on a large chat.db.
+    Idle,
     /// From SIGKILL of a bridge to ready again.
     Restart,
 }
@@ -92,9 +104,19 @@ async fn main() -> Result<()> {
         progress("read")?;
         figures.extend(read::measure(args.read_rows, args.read_db.as_deref()).context("read")?);
     }
+    if wanted(Load::Export) {
+        progress("export")?;
+        let measured = export::measure(args.export_messages, args.exporter.as_deref());
+        figures.extend(measured.context("export")?);
+    }
     if wanted(Load::Wake) {
         progress("wake")?;
         figures.extend(wake::measure().await.context("wake")?);
+    }
+    if wanted(Load::Idle) {
+        progress("idle")?;
+        let measured = idle::measure(args.read_rows, args.read_db.as_deref()).await;
+        figures.extend(measured.context("idle")?);
     }
     if wanted(Load::Restart) {
         progress("restart")?;

@@ -48,7 +48,7 @@ pub(crate) fn measure(rows: u32, made: Option<&Path>) -> Result<Vec<Figure>> {
 }
 
 /// The columns that the bridge reads, fetched and dropped.
-fn select_alone(db: &Path) -> Result<(usize, f64)> {
+pub(crate) fn select_alone(db: &Path) -> Result<(usize, f64)> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Connection::open_with_flags(db, flags).context("chat.db")?;
     let mut select = db

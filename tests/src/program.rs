@@ -243,6 +243,32 @@ pub fn count_lines(name: &str, args: &[&str]) -> Result<(usize, u64)> {
     Ok((lines, peak))
 }
 
+/// Runs a program to its end with its output thrown away; gives how long that took and the most memory
+/// that it was seen to use, in KiB.
+pub fn time_and_memory(path: &Path, args: &[&str]) -> Result<(Duration, u64)> {
+    /// The peak is kept by the system, so that only what was added in the last moment is missed.
+    const LOOK_EVERY: Duration = Duration::from_millis(5);
+    let began = tokio::time::Instant::now();
+    let mut child = command(path)
+        .args(args)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .with_context(|| format!("cannot start {}", path.display()))?;
+    let mut peak = 0;
+    loop {
+        peak = peak.max(resident_kib(child.id()));
+        if let Some(status) = child.try_wait().context("wait")? {
+            if !status.success() {
+                bail!("{} ended with {status}", path.display());
+            }
+            return Ok((began.elapsed(), peak));
+        }
+        #[expect(clippy::disallowed_methods, reason = "a load has nothing else to do meanwhile")]
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
 /// Resident memory of a process; 0 when it has ended.
 fn resident_kib(id: u32) -> u64 {
     let number = |text: &str| text.trim().trim_end_matches("kB").trim().parse().ok();
@@ -255,6 +281,13 @@ fn resident_kib(id: u32) -> u64 {
             .and_then(|listed| number(&String::from_utf8_lossy(&listed.stdout))),
     };
     seen.unwrap_or(0)
+}
+
+/// What a process has resident now, in KiB; 0 when it has ended, or where there is no `/proc`.
+pub fn resident_now_kib(id: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|text| text.trim().trim_end_matches("kB").trim().parse().ok()).unwrap_or(0)
 }
 
 /// A program whose lines are read with the moment of their arrival.
@@ -275,6 +308,8 @@ impl Lines {
         use std::io::{BufRead as _, BufReader};
         let mut child = command(&path_of(name)?)
             .args(args)
+            // Held open as long as the program is: a bridge ends with its stdin.
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .process_group(0)
             .spawn()
@@ -290,6 +325,11 @@ impl Lines {
         });
         let program = Program { name: name.to_owned(), child };
         Ok(Self { program, lines: std::sync::Arc::new(tokio::sync::Mutex::new(lines)) })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.program.pid()
     }
 
     /// The next line.

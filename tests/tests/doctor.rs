@@ -51,7 +51,7 @@ impl Mac {
         self.dir.path().join(name)
     }
 
-    fn sandbox(&self, args: &[&str]) {
+    fn sandbox(&self, args: &[&str]) -> String {
         let world = self.path("phones");
         let args: Vec<&str> = args
             .iter()
@@ -60,7 +60,7 @@ impl Mac {
             .chain(&args[1..])
             .copied()
             .collect();
-        program::run("switchboard-sandbox", &args, &[]).unwrap();
+        program::run("switchboard-sandbox", &args, &[]).unwrap()
     }
 
     fn doctor(&self) -> Value {
@@ -116,6 +116,7 @@ async fn every_state_of_messages_and_its_account_is_told_apart() {
     }
     mac.sandbox(&["account", "--status", "connected"]);
     assert_eq!(mac.doctor()["ready"], true);
+    assert_eq!(mac.sandbox(&["sends", "--json"]).trim(), "", "doctor has sent something");
 }
 
 #[tokio::test]

@@ -1,10 +1,11 @@
 //! `switchboard-bridge export`: everything that a database holds, as JSON lines or for people.
 //!
-//! An export into a file is written beside it and renamed at the end. Every few seconds what is
-//! written is brought to the disk, and a note says how far it goes; an export that was interrupted,
-//! however hard, goes on there, and what comes out is the same to the byte.
+//! An export into a file is written beside it and renamed at the end. Now and then
+//! ([`NOTE_EVERY_BYTES`]) what is written is brought to the disk, and a note says how far it goes; an
+//! export that was interrupted, however hard, goes on there, and what comes out is the same to the
+//! byte. A lock on the half-written file keeps a second export of the same name away.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, IsTerminal as _, Seek as _, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::text::TextWriter;
 use super::{OUT_BYTES, Rows, StreamError, impatient, understood};
-use crate::chatdb::{ChatDb, Cursor, Identity, NotReady, Verified, verify};
+use crate::chatdb::{ChatDb, Cursor, Identity, NotReady, Row, Verified, verify};
 use crate::clock;
 use crate::exit::Exit;
 use crate::inbound::{Heard, Own, Told};
@@ -96,6 +97,12 @@ pub enum ExportError {
         /// Which.
         path: PathBuf,
     },
+    /// Another process writes it.
+    #[error("{}: another export is writing it; let it end, or name another file", path.display())]
+    Busy {
+        /// The half-written file.
+        path: PathBuf,
+    },
     /// What is half-written belongs to something else.
     #[error("{}: {what}; run it with --restart to begin anew", path.display())]
     Foreign {
@@ -116,7 +123,7 @@ impl ExportError {
                 Exit::NoPermission
             }
             Self::Stream(StreamError::NotReady(_)) => Exit::Unhealthy,
-            Self::Stream(_) | Self::File { .. } => Exit::TryAgain,
+            Self::Stream(_) | Self::File { .. } | Self::Busy { .. } => Exit::TryAgain,
             Self::Exists { .. } | Self::Foreign { .. } => Exit::BadConfig,
         }
     }
@@ -159,13 +166,12 @@ struct Note {
 
 /// Exports. With a closed standard output it ends in silence: whoever read it has seen enough.
 pub fn run(args: &Args, stdout: impl Write) -> Result<(), ExportError> {
-    let ended = match &args.out {
-        Some(path) => into_file(args, path),
-        None => {
-            let db = ChatDb::open(&args.db)?;
-            let plan = Plan::new(args, &db)?;
-            export(args, db, plan, stdout, |_, _| Ok(()))
-        }
+    let ended = if let Some(path) = &args.out {
+        into_file(args, path)
+    } else {
+        let db = ChatDb::open(&args.db)?;
+        let plan = Plan::new(args, &db)?;
+        export(args, db, &plan, stdout, |_, _| Ok(()))
     };
     match ended {
         Err(error) if error.is_closed_pipe() => Ok(()),
@@ -239,11 +245,6 @@ fn into_file(args: &Args, path: &Path) -> Result<(), ExportError> {
         return Err(ExportError::Exists { path: path.to_owned() });
     }
     let db = ChatDb::open(&args.db)?;
-    let noted = if args.restart { None } else { read_note(&note_path)? };
-    let plan = match &noted {
-        Some(note) => resume(args, note, &note_path, &db)?,
-        None => Plan::new(args, &db)?,
-    };
     let mut file = OpenOptions::new()
         .create(true)
         .truncate(false)
@@ -251,6 +252,28 @@ fn into_file(args: &Args, path: &Path) -> Result<(), ExportError> {
         .mode(0o600)
         .open(&partial)
         .map_err(failed(&partial, "cannot be opened"))?;
+    // Before the note is read: it changes while another export is at work. The system gives the lock
+    // up with the process, however that ends.
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(ExportError::Busy { path: partial }),
+        Err(TryLockError::Error(error)) => {
+            return Err(failed(&partial, "cannot be locked")(error));
+        }
+    }
+    if args.restart {
+        forget(&note_path)?;
+    }
+    let plan = match &read_note(&note_path)? {
+        Some(note) => resume(args, note, &note_path, &db)?,
+        None => Plan::new(args, &db)?,
+    };
+    // A note that outlived its file, or a disk that lost what it had promised.
+    let there = file.metadata().map_err(failed(&partial, "cannot be looked at"))?.len();
+    if there < plan.bytes {
+        let what = "the half-written file beside it is shorter than the note says";
+        return Err(ExportError::Foreign { path: note_path, what });
+    }
     // What is beyond the note may be half a line.
     file.set_len(plan.bytes)
         .and_then(|()| file.seek(SeekFrom::Start(plan.bytes)))
@@ -284,13 +307,21 @@ fn into_file(args: &Args, path: &Path) -> Result<(), ExportError> {
             },
         )
     };
-    export(args, db, plan, &mut file, note)?;
+    export(args, db, &plan, &mut file, note)?;
     file.sync_all().map_err(failed(&partial, "cannot be brought to the disk"))?;
-    std::fs::rename(&partial, path).map_err(failed(path, "cannot be given its name"))?;
-    match std::fs::remove_file(&note_path) {
+    std::fs::rename(&partial, path)
+        .and_then(|()| sync_folder(path))
+        .map_err(failed(path, "cannot be given its name"))?;
+    forget(&note_path)
+}
+
+fn forget(note: &Path) -> Result<(), ExportError> {
+    match std::fs::remove_file(note) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(failed(&note_path, "cannot be removed")(source)),
+        Err(source) => {
+            Err(ExportError::File { path: note.to_owned(), doing: "cannot be removed", source })
+        }
     }
 }
 
@@ -305,7 +336,7 @@ fn read_note(path: &Path) -> Result<Option<Note>, ExportError> {
         }
     };
     let note: Note =
-        serde_json::from_str(&text).map_err(|_| foreign("is not a note of an export"))?;
+        serde_json::from_str(&text).map_err(|_bad_note| foreign("is not a note of an export"))?;
     if note.version == NOTE_VERSION {
         Ok(Some(note))
     } else {
@@ -321,7 +352,11 @@ fn write_note(path: &Path, note: &Note) -> io::Result<()> {
     serde_json::to_writer(&mut file, note)?;
     file.sync_all()?;
     std::fs::rename(&fresh, path)?;
-    // The name is on the disk when its folder is.
+    sync_folder(path)
+}
+
+/// A name is on the disk when its folder is.
+fn sync_folder(path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
@@ -340,7 +375,10 @@ fn resume(args: &Args, note: &Note, path: &Path, db: &ChatDb) -> Result<Plan, Ex
         return foreign("is not a note of an export");
     };
     let cursor = Cursor { identity, rowid: note.rowid, guid: note.guid.clone() };
-    if verify(&cursor, &db.cursor_facts(&cursor)?) != Verified::Good {
+    let good = verify(&cursor, &db.cursor_facts(&cursor)?) == Verified::Good;
+    // A row that is gone is no harm, one that has moved is: what follows it may stand below it now.
+    let moved = db.rowid_of(&note.guid)?.is_some_and(|rowid| rowid != note.rowid);
+    if !good || moved {
         return foreign("the database was rebuilt or replaced since, and its rows are others now");
     }
     Ok(Plan {
@@ -356,7 +394,7 @@ fn resume(args: &Args, note: &Note, path: &Path, db: &ChatDb) -> Result<Plan, Ex
 fn export(
     args: &Args,
     db: ChatDb,
-    plan: Plan,
+    plan: &Plan,
     mut out: impl Write,
     mut note: impl FnMut(Mark, Option<String>) -> io::Result<()>,
 ) -> Result<(), ExportError> {
@@ -377,10 +415,24 @@ fn export(
             before = last.rowid;
             continue;
         }
-        for heard in heard.iter().filter(|heard| is_wanted(args, heard)) {
+        let mut rows = batch.iter();
+        for heard in &heard {
+            // Rows that went away since the note was made let a batch reach further: what stands at
+            // or below the noted row is written.
+            if heard.rowid <= plan.write_from {
+                continue;
+            }
+            // Both are in the order of rowid, and several may come from one row.
+            let row = advance(&mut rows, heard.rowid);
+            if !is_wanted(args, heard, row) {
+                continue;
+            }
             match args.format {
                 Format::Jsonl => line::write(&mut lines, &heard.told).map_err(StreamError::Json)?,
-                Format::Txt => text.write(&mut lines, &heard.told),
+                Format::Txt => {
+                    let place = row.and_then(|row| row.place.conversation());
+                    text.write(&mut lines, &heard.told, place);
+                }
             }
         }
         if lines.len() >= OUT_BYTES / 2 {
@@ -398,15 +450,25 @@ fn export(
     Ok(())
 }
 
-fn is_wanted(args: &Args, heard: &Heard) -> bool {
+/// The row of that number, from rows in order of which earlier ones are not needed any more.
+fn advance<'r>(rows: &mut std::slice::Iter<'r, Row>, rowid: i64) -> Option<&'r Row> {
+    let skip = rows.as_slice().partition_point(|row| row.rowid < rowid);
+    *rows = rows.as_slice().get(skip..).unwrap_or_default().iter();
+    rows.as_slice().first().filter(|row| row.rowid == rowid)
+}
+
+/// Whether it lies in the chosen time and conversation. An edit or what was taken back belongs where
+/// its message does: an archive of a conversation has both or neither.
+fn is_wanted(args: &Args, heard: &Heard, row: Option<&Row>) -> bool {
     if args.until.is_none() && args.conversation.is_none() {
         return true;
     }
-    let (conversation, at) = place_and_time(&heard.told);
+    let (told_in, told_at) = place_and_time(&heard.told);
+    let row_in = row.and_then(|row| row.place.conversation());
+    let at = row.and_then(|row| row.at).or(told_at);
     args.until.is_none_or(|until| at.is_none_or(|at| at < until))
         && args.conversation.as_ref().is_none_or(|wanted| {
-            // What is about an earlier message is not said to be in a conversation.
-            conversation.is_some_and(|place| place.id.eq_ignore_ascii_case(wanted))
+            told_in.or(row_in).is_some_and(|place| place.id.eq_ignore_ascii_case(wanted))
         })
 }
 

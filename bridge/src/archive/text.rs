@@ -42,8 +42,9 @@ impl TextWriter {
         Self { zone, quarter: None, day: None }
     }
 
-    /// Adds the lines of what is told.
-    pub(super) fn write(&mut self, out: &mut Vec<u8>, told: &Told) {
+    /// Adds the lines of what is told; `place` is the conversation of its row, for what does not name
+    /// one itself.
+    pub(super) fn write(&mut self, out: &mut Vec<u8>, told: &Told, place: Option<&Conversation>) {
         match told {
             Told::Own(Own::Message(own)) => self.own(out, own),
             Told::Own(Own::Reaction(own)) => {
@@ -51,7 +52,7 @@ impl TextWriter {
                 reaction(out, &own.kind, own.emoji.as_deref(), own.removed, &own.target, own.part);
                 out.push(b'\n');
             }
-            Told::Event(event) => self.event(out, event),
+            Told::Event(event) => self.event(out, event, place),
         }
     }
 
@@ -75,7 +76,7 @@ impl TextWriter {
         out.push(b'\n');
     }
 
-    fn event(&mut self, out: &mut Vec<u8>, event: &Event) {
+    fn event(&mut self, out: &mut Vec<u8>, event: &Event, place: Option<&Conversation>) {
         match event {
             Event::Received(received) => {
                 let author = author(&received.conversation, received.from.address());
@@ -121,7 +122,7 @@ impl TextWriter {
                 out.push(b']');
             }
             Event::Edited(edited) => {
-                self.head(out, edited.at, None, if edited.from_me { "me" } else { "them" });
+                self.head(out, edited.at, place, if edited.from_me { "me" } else { "them" });
                 push(out, &["[edited ", &edited.guid, ", part ", &edited.part.to_string(), "] "]);
                 for version in edited.history.iter().take(edited.history.len().saturating_sub(1)) {
                     indented(out, &version.text);
@@ -130,7 +131,7 @@ impl TextWriter {
                 indented(out, &edited.text);
             }
             Event::Unsent(unsent) => {
-                self.head(out, unsent.at, None, if unsent.from_me { "me" } else { "them" });
+                self.head(out, unsent.at, place, if unsent.from_me { "me" } else { "them" });
                 push(out, &["[took back ", &unsent.guid]);
                 for part in &unsent.parts {
                     push(out, &[", part ", &part.to_string()]);
@@ -138,12 +139,12 @@ impl TextWriter {
                 out.push(b']');
             }
             Event::Attachment(change) => {
-                self.head(out, change.at, None, "them");
+                self.head(out, change.at, place, "them");
                 push(out, &["[file of ", &change.message, "] "]);
                 file(out, &change.attachment);
             }
             Event::Preview(change) => {
-                self.head(out, change.at, None, "them");
+                self.head(out, change.at, place, "them");
                 push(out, &["[preview of ", &change.message, ": ", &change.preview.url]);
                 if let Some(title) = &change.preview.title {
                     push(out, &[", ", title]);
@@ -351,6 +352,8 @@ fn reaction(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chatdb::StatusBits;
+    use crate::inbound::OwnReaction;
 
     #[test]
     fn times_are_local_and_say_by_how_much() {
@@ -368,6 +371,87 @@ mod tests {
         let mut out = Vec::new();
         text.time(&mut out, UnixMs(0));
         assert_eq!(String::from_utf8(out).unwrap(), "1969-12-31 20:30:00 -03:30");
+    }
+
+    fn own(text: &str, status: StatusBits, schedule: Option<i64>) -> Told {
+        Told::Own(Own::Message(OwnMessage {
+            rowid: 7,
+            guid: "OWN".to_owned(),
+            conversation: Some(Conversation {
+                kind: ConversationKind::Direct,
+                id: "+12025550143".to_owned(),
+            }),
+            text: text.to_owned(),
+            attachments: Vec::new(),
+            at: UnixMs(1_763_812_800_000),
+            late: false,
+            schedule,
+            status,
+            details: Box::default(),
+        }))
+    }
+
+    /// One of every kind: the protocol's examples of what a database can tell, and own rows. What
+    /// people read changes only where a review sees it; `UPDATE_GOLDEN=1` writes the file anew.
+    #[test]
+    fn every_kind_reads_as_it_did() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut text = TextWriter::in_zone(TimeZone::fixed(jiff::tz::offset(1)));
+        let mut out = Vec::new();
+        let place = Conversation { kind: ConversationKind::Group, id: "chat831".to_owned() };
+        let kinds = [
+            "received",
+            "reaction",
+            "edited",
+            "unsent",
+            "attachment",
+            "preview",
+            "group",
+            "notice",
+            "unknown_kind",
+        ];
+        for kind in kinds {
+            let example = root.join(format!("../protocol/tests/golden/pipe/up_event_{kind}.json"));
+            let example = std::fs::read_to_string(example).unwrap();
+            let protocol::pipe::Up::Event(line) = protocol::pipe::parse_up(&example).unwrap()
+            else {
+                panic!("{kind} is no event");
+            };
+            let before = out.len();
+            text.write(&mut out, &Told::Event(line.event), Some(&place));
+            assert!(out.len() > before, "{kind} says nothing");
+        }
+        let sent = StatusBits { is_sent: true, ..StatusBits::default() };
+        let read = StatusBits { date_read: Some(UnixMs(1_763_812_860_000)), ..sent };
+        let failed = StatusBits { error: 22, ..StatusBits::default() };
+        for told in [
+            own("sent\nin two lines", sent, None),
+            own("read", read, None),
+            own("on its way", StatusBits::default(), None),
+            own("failed", failed, None),
+            own("later", StatusBits::default(), Some(1)),
+            Told::Own(Own::Reaction(OwnReaction {
+                rowid: 8,
+                guid: "OWN2".to_owned(),
+                conversation: None,
+                target: "THEIRS".to_owned(),
+                part: 1,
+                kind: "emoji".to_owned(),
+                emoji: Some("🎉".to_owned()),
+                attachments: Vec::new(),
+                removed: true,
+                at: UnixMs(1_763_812_800_000),
+                late: false,
+            })),
+        ] {
+            text.write(&mut out, &told, None);
+        }
+        let written = String::from_utf8(out).unwrap();
+        let golden = root.join("tests/data/export.txt");
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(&golden, &written).unwrap();
+        }
+        assert_eq!(written, std::fs::read_to_string(golden).unwrap());
     }
 
     #[test]

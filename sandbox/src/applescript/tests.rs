@@ -5,8 +5,8 @@ use super::*;
 const TO_PARTICIPANT: &str =
     include_str!("../../../bridge/src/scripts/send_to_participant.applescript");
 const TO_CHAT: &str = include_str!("../../../bridge/src/scripts/send_to_chat.applescript");
-const PROBE: &str = include_str!("../../../bridge/src/scripts/probe.applescript");
 const ACCOUNT: &str = include_str!("../../../bridge/src/scripts/account.applescript");
+const PROBE: &str = include_str!("../../../bridge/src/scripts/probe.applescript");
 
 /// Writes down what it is asked.
 #[derive(Default)]
@@ -118,6 +118,9 @@ fn whether_messages_runs_is_asked_without_an_event_that_would_start_it() {
         (recorder.events, result.as_deref()),
         (vec!["running".to_owned()], Some("not running"))
     );
+    // A refusal comes only with the question itself.
+    let mut denied = Recorder { error: Some(-1743), ..Recorder::default() };
+    assert_eq!(run_with(ACCOUNT, &["SMS"], &mut denied).unwrap_err().number, -1743);
     let script =
         "if application \"Messages\" is running then\nreturn \"yes\"\nend if\nreturn \"no\"";
     assert_eq!(played(script, &[]).1.as_deref(), Some("yes"));
