@@ -126,8 +126,8 @@ pub(crate) fn remedy(reason: Reason) -> &'static str {
     } else if matches!(reason, Reason::AccountOffline | Reason::AccountUnusable) {
         "In Messages → Settings → iMessage, sign in, and check the network."
     } else if matches!(reason, Reason::MessagesTimeout | Reason::MessagesConnectionLost) {
-        "Messages does not answer: look at its windows on the screen for a question, or quit and open \
-         it again."
+        "Messages does not answer: look at this Mac's screen for a question of Messages or of macOS, or \
+         quit and open Messages again."
     } else if reason == Reason::ScriptFault {
         "Run `switchboard-bridge doctor`: osascript cannot be started or does not take our scripts."
     } else if reason == Reason::DiskLow {

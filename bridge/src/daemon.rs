@@ -6,6 +6,7 @@
 //! not wait (the pipes, the child, signals) runs on threads and workers of its own.
 
 mod lines;
+mod look;
 #[cfg(test)]
 mod tests;
 
@@ -22,15 +23,13 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::checks::Outcome;
-use crate::checks::machine::{self as checks, Clocks};
+use crate::checks::messages::Remembered;
 use crate::clock::Now;
 use crate::config::Config;
 use crate::evidence::{Database, Evidence, NewFact};
 use crate::exit::Exit;
 use crate::health::Health;
 use crate::journal::{Journal, JournalError};
-use crate::machine;
 use crate::osascript::{
     Disposition, Failure, Osascript, PROBE, PrepareError, Prepared, SEND_TO_CHAT,
     SEND_TO_PARTICIPANT,
@@ -249,6 +248,7 @@ pub(crate) struct Daemon<E> {
     heartbeat_at_ms: i64,
     prune_at_ms: i64,
     machine_at_ms: i64,
+    machine_logged: look::Logged,
     database_at_ms: i64,
     database_ready: bool,
 }
@@ -288,6 +288,7 @@ impl<E: Evidence> Daemon<E> {
             heartbeat_at_ms: now.continuous_ms.saturating_add(HEARTBEAT_MS),
             prune_at_ms: now.continuous_ms,
             machine_at_ms: now.continuous_ms,
+            machine_logged: look::Logged::new(),
             database_at_ms: now.continuous_ms,
             database_ready: false,
             config,
@@ -565,52 +566,6 @@ impl<E: Evidence> Daemon<E> {
         self.health.database(result);
     }
 
-    // ---- the Mac ----------------------------------------------------------------------------
-
-    /// Disks, clock, and what the newest rows say: the same judgement as `doctor`'s.
-    fn look_at_machine(&mut self, now: Now) {
-        let pulse = match self.evidence.pulse(now) {
-            Ok(pulse) => Some(pulse),
-            Err(why) => {
-                // Whoever reads it next says so, and waits it out.
-                tracing::debug!(reason = %why.reason, "no look at the newest rows");
-                None
-            }
-        };
-        if let Some(pulse) = &pulse {
-            self.heartbeat.last_inbound = self.heartbeat.last_inbound.max(pulse.newest_inbound);
-            self.heartbeat.last_receipt = self.heartbeat.last_receipt.max(pulse.newest_receipt);
-            self.heartbeat.own_last_hour = pulse.own_last_hour;
-            self.heartbeat.not_registered_last_hour = pulse.not_registered_last_hour;
-        }
-        let again = (self.clock)();
-        let clocks =
-            Clocks { wall: now.wall, continuous_ms: (now.continuous_ms, again.continuous_ms) };
-        let was_low = self.health.machine_lacks(Reason::DiskLow);
-        let attachments = machine::attachments(&self.config.chat_db);
-        let disk = |check, path: &Path| {
-            checks::disk(check, path, &machine::disk(path), self.config.disk_low_mib, was_low)
-        };
-        let found = [
-            checks::clock(clocks, pulse.as_ref()),
-            disk("state_disk", &self.config.state_dir),
-            disk("attachments_disk", &attachments),
-        ];
-        for check in &found {
-            match check.outcome {
-                Outcome::Error | Outcome::Warning => {
-                    tracing::warn!(
-                        check = check.subject,
-                        found = check.found,
-                        remedy = check.remedy
-                    );
-                }
-                Outcome::Ok | Outcome::Skipped => {}
-            }
-        }
-        self.health.machine(&found);
-    }
-
     // ---- osascript --------------------------------------------------------------------------
 
     fn probe(&mut self, now: Now, turn: &mut Turn) {
@@ -637,7 +592,7 @@ impl<E: Evidence> Daemon<E> {
 
     fn probed(&mut self, disposition: &Disposition, now: Now, turn: &mut Turn) {
         let news = self.health.probed(disposition, now.continuous_ms);
-        let account = format!("{:?} {}", news.state, news.detail);
+        let account = Remembered { state: news.state, detail: news.detail.clone() }.to_text();
         if self.account.as_ref() == Some(&account) {
             return;
         }

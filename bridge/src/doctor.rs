@@ -21,7 +21,7 @@ use crate::checks::history::{database, forwarding, full_disk_access, inbound, re
 use crate::checks::machine::{
     Clocks, Program, StateDir, clock, disk, orphan, osascript, state_dir,
 };
-use crate::checks::messages::{Answer, ended, judge, other_account};
+use crate::checks::messages::{Answer, Remembered, ended, judge, other_account};
 use crate::checks::{Check, Outcome};
 use crate::config::Config;
 use crate::daemon::{DaemonError, Lock, chain};
@@ -67,9 +67,9 @@ pub async fn examine(config: &Config) -> Report {
     checks.extend(history.checks);
     let now = history.clocks.wall;
 
-    let answers = match may_ask(lock.is_some(), program, orphan_runs, journal.as_ref().ok()) {
+    let answers = match may_ask(&state, program, orphan_runs, journal.as_ref().ok()) {
         Ok(()) => Answers::ask(&road, config.osascript_deadline.min(PATIENCE)).await,
-        Err(why) => Answers::none(&why),
+        Err(instead) => Answers::all(&instead),
     };
     checks.extend(judge(&answers.imessage));
     let uses = |channel| config.default_channels.contains(&channel);
@@ -172,31 +172,29 @@ impl History {
     }
 }
 
-/// Whether osascript may be started by us, or why not.
+/// Whether osascript may be started by us, or what stands in the place of its answer.
 fn may_ask(
-    locked: bool,
+    state: &StateDir,
     program: Program,
     orphan_runs: Option<bool>,
     journal: Option<&Option<Inspection>>,
-) -> Result<(), String> {
-    if !locked {
-        let said = journal.and_then(Option::as_ref).and_then(|seen| seen.account.as_deref());
-        return Err(match said {
-            Some(account) => format!(
-                "the bridge runs, or its folder cannot be used; its last word: {}",
-                account.trim_end()
-            ),
-            None => "the bridge runs, or its folder cannot be used; only it may ask".to_owned(),
-        });
+) -> Result<(), Answer> {
+    let not = |why: &str| Err(Answer::NotAsked(why.to_owned()));
+    match state {
+        StateDir::Usable { .. } => {}
+        StateDir::InUse { .. } => {
+            let said = journal.and_then(Option::as_ref).and_then(|seen| seen.account.as_deref());
+            return match said.and_then(Remembered::of_text) {
+                Some(word) => Err(Answer::Remembered(word)),
+                None => not("the bridge runs, and has no answer yet; only it may ask"),
+            };
+        }
+        StateDir::Unusable(_) => return not("the folder of the bridge cannot be used"),
     }
     match (program, orphan_runs) {
-        (Program::Executable, Some(true)) => {
-            Err("an osascript of an earlier run is still working".to_owned())
-        }
+        (Program::Executable, Some(true)) => not("an osascript of an earlier run is still working"),
         (Program::Executable, Some(false) | None) => Ok(()),
-        (Program::Missing | Program::NotExecutable, _) => {
-            Err("osascript cannot be started".to_owned())
-        }
+        (Program::Missing | Program::NotExecutable, _) => not("osascript cannot be started"),
     }
 }
 
@@ -208,9 +206,8 @@ struct Answers {
 }
 
 impl Answers {
-    fn none(why: &str) -> Self {
-        let none = || Answer::NotAsked(why.to_owned());
-        Self { imessage: none(), sms: none(), rcs: none() }
+    fn all(answer: &Answer) -> Self {
+        Self { imessage: answer.clone(), sms: answer.clone(), rcs: answer.clone() }
     }
 
     /// One question after the other. Where the first is not answered the others would wait in vain.
@@ -218,7 +215,8 @@ impl Answers {
         let imessage = ask(road, Channel::Imessage, patience).await;
         let granted = |check: &Check| check.subject == "automation" && check.outcome == Outcome::Ok;
         if !judge(&imessage).iter().any(granted) {
-            return Self { imessage, ..Self::none("Messages could not be asked") };
+            let none = Answer::NotAsked("Messages could not be asked".to_owned());
+            return Self { imessage, ..Self::all(&none) };
         }
         let sms = ask(road, Channel::Sms, patience).await;
         let rcs = ask(road, Channel::Rcs, patience).await;
@@ -257,6 +255,8 @@ async fn ask(road: &Osascript, channel: Channel, patience: Duration) -> Answer {
 
 #[cfg(test)]
 mod tests {
+    use protocol::pipe::AccountState;
+
     use super::*;
 
     fn inspection(change: impl FnOnce(&mut Inspection)) -> Inspection {
@@ -289,14 +289,24 @@ mod tests {
 
     #[test]
     fn only_who_holds_the_lock_asks_and_nobody_past_an_orphan() {
+        let (ours, theirs) = (StateDir::Usable { mode: 0o700 }, StateDir::InUse { mode: 0o700 });
+        let unusable = StateDir::Unusable("read-only".to_owned());
         let seen = Some(inspection(|_| ()));
-        assert_eq!(may_ask(true, Program::Executable, Some(false), Some(&seen)), Ok(()));
-        assert!(
-            may_ask(false, Program::Executable, None, Some(&seen)).unwrap_err().ends_with("Ready")
-        );
-        assert!(may_ask(false, Program::Executable, None, None).is_err());
-        assert!(may_ask(true, Program::Executable, Some(true), None).is_err());
-        assert!(may_ask(true, Program::Missing, Some(false), None).is_err());
-        assert!(may_ask(true, Program::NotExecutable, Some(false), None).is_err());
+        let run = Program::Executable;
+        assert_eq!(may_ask(&ours, run, Some(false), Some(&seen)), Ok(()));
+        let word = Remembered { state: AccountState::Ready, detail: String::new() };
+        let remembered = Err(Answer::Remembered(word));
+        assert_eq!(may_ask(&theirs, run, None, Some(&seen)), remembered);
+        for (state, program, orphan, journal) in [
+            (&theirs, run, None, None),
+            // What a bridge that does not run has left says nothing of today.
+            (&unusable, run, None, Some(&seen)),
+            (&ours, run, Some(true), None),
+            (&ours, Program::Missing, Some(false), None),
+            (&ours, Program::NotExecutable, Some(false), None),
+        ] {
+            let answer = may_ask(state, program, orphan, journal);
+            assert!(matches!(answer, Err(Answer::NotAsked(_))), "{state:?} {answer:?}");
+        }
     }
 }

@@ -72,7 +72,13 @@ impl Health {
 
     /// What the checks of this Mac have found.
     pub(crate) fn machine(&mut self, checks: &[Check]) {
-        self.machine = checks.iter().filter_map(Check::not_ready).collect();
+        self.machine.clear();
+        for why in checks.iter().filter_map(Check::not_ready) {
+            // Two folders on one full disk are one reason.
+            if !self.machine_lacks(why.reason) {
+                self.machine.push(why);
+            }
+        }
     }
 
     /// Whether this is among what is wrong with this Mac.
@@ -204,6 +210,7 @@ mod tests {
             (answer("connecting"), AccountState::Degraded, false),
             (answer("disconnected"), AccountState::SignedOut, false),
             (of_number(-1743), AccountState::NoPermission, false),
+            (of_number(-1744), AccountState::NoPermission, false),
             (of_number(-600), AccountState::Degraded, false),
             (of_number(-2753), AccountState::SignedOut, false),
             (of_number(-1719), AccountState::SignedOut, false),
@@ -215,7 +222,8 @@ mod tests {
             health.database(Ok(()));
             assert_eq!(health.probed(&disposition, 0).state, state, "{disposition:?}");
             assert_eq!(health.is_usable(), usable, "{disposition:?}");
-            assert_eq!(health.is_forbidden(), state == AccountState::NoPermission);
+            // A question that waits is asked again: only a refusal needs another process.
+            assert_eq!(health.is_forbidden(), disposition == of_number(-1743));
         }
     }
 
@@ -227,7 +235,7 @@ mod tests {
         health.probed(&answer("connected"), 0);
         assert!(health.is_usable());
         let low = Check::error("state_disk", "full", Reason::DiskLow, Exit::TryAgain);
-        health.machine(&[Check::ok("clock", "right"), low]);
+        health.machine(&[Check::ok("clock", "right"), low.clone(), low]);
         assert!(!health.is_usable() && health.machine_lacks(Reason::DiskLow));
         assert_eq!(reasons(health.news()), Some(vec![Reason::DiskLow]));
         health.machine(&[Check::warning("state_disk", "some", "Free it.")]);

@@ -33,6 +33,7 @@ pub mod doctor;
 pub mod exit;
 pub mod gate;
 pub mod journal;
+pub mod manual;
 pub mod osascript;
 pub mod outbound;
 

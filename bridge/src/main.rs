@@ -1,8 +1,8 @@
 //! `switchboard-bridge`: one process per phone.
 //!
-//! Arguments, log, configuration, then one of: run, watch, check, doctor. Exit codes are those of
-//! `sysexits.h`: 0 asked to stop, 69 a check failed, 75 try again, 77 permission missing, 78 bad
-//! configuration (64 for arguments that make no sense).
+//! Arguments, log, configuration, then one command. Exit codes are those of `sysexits.h`: 0 done, or
+//! asked to stop; 69 a check failed, 75 try again, 77 permission missing, 78 bad configuration (64
+//! for arguments that make no sense).
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
@@ -10,8 +10,9 @@ use std::process::ExitCode;
 
 use bridge::config::Config;
 use bridge::exit::Exit;
-use bridge::{archive, daemon, doctor, watch};
-use clap::{Parser, Subcommand};
+use bridge::{archive, daemon, doctor, manual, watch};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
 use tracing_subscriber::EnvFilter;
 
 /// `EX_USAGE`.
@@ -55,6 +56,16 @@ enum Command {
         /// One JSON object instead of a table.
         #[arg(long)]
         json: bool,
+    },
+    /// Write completions for a shell to standard output.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Write manual pages into a folder.
+    Man {
+        /// The folder; it is made when it is not there.
+        dir: PathBuf,
     },
 }
 
@@ -128,6 +139,17 @@ async fn act(command: Command) -> Result<Exit, (Exit, anyhow::Error)> {
                 if json { report.write_json(&mut stdout) } else { report.write_table(&mut stdout) };
             written.map_err(unwritable)?;
             Ok(report.exit())
+        }
+        Command::Completions { shell } => {
+            manual::completions(&mut Arguments::command(), shell, &mut std::io::stdout().lock())
+                .map(|()| Exit::Asked)
+                .map_err(unwritable)
+        }
+        Command::Man { dir } => {
+            manual::pages(Arguments::command(), &dir).map(|()| Exit::Asked).map_err(|error| {
+                let error = anyhow::Error::from(error);
+                (Exit::TryAgain, error.context(format!("write manual pages to {}", dir.display())))
+            })
         }
     }
 }

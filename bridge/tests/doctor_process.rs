@@ -207,7 +207,7 @@ fn an_osascript_that_is_missing_or_no_program_is_a_wrong_configuration() {
 }
 
 #[test]
-fn a_database_that_is_missing_locked_foreign_or_empty_is_said_as_such() {
+fn a_database_that_is_missing_foreign_or_empty_is_said_as_such() {
     let mac = Mac::new(CONNECTED, "");
     for suffix in ["", "-wal", "-shm"] {
         let path = mac.path(&format!("chat.db{suffix}"));
@@ -229,6 +229,54 @@ fn a_database_that_is_missing_locked_foreign_or_empty_is_said_as_such() {
     let (code, report) = mac.json();
     assert_eq!(code, 78, "{report}");
     assert_eq!(check(&report, "chat_db")["reason"], "database_foreign");
+}
+
+#[test]
+fn a_database_that_is_held_is_waited_for_a_moment_and_is_temporary() {
+    let mac = Mac::new(CONNECTED, "");
+    let holder = Connection::open(mac.path("chat.db")).unwrap();
+    holder.execute_batch("PRAGMA journal_mode = delete; BEGIN EXCLUSIVE").unwrap();
+    let (code, report) = mac.json();
+    assert_eq!(code, 75, "{report}");
+    assert_eq!(check(&report, "chat_db")["reason"], "database_locked");
+    assert_eq!(outcome(&report, "full_disk_access"), "ok");
+    // What does not need chat.db is looked at all the same.
+    assert_eq!(outcome(&report, "imessage_account"), "ok");
+    holder.execute_batch("COMMIT").unwrap();
+    assert_eq!(mac.json().0, 0);
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a test starts the program that it is about")]
+fn beside_a_running_bridge_osascript_is_left_to_it() {
+    use std::io::{BufRead as _, BufReader};
+    use std::process::Stdio;
+
+    let mac = Mac::new(CONNECTED, "");
+    let mut bridge = Command::new(env!("CARGO_BIN_EXE_switchboard-bridge"))
+        .args(["run", "--config"])
+        .arg(mac.path("bridge.toml"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(bridge.stdout.take().unwrap()).lines();
+    // The account is journaled before the bridge says that it is ready.
+    let ready = lines.map(Result::unwrap).any(|line| line.contains("\"type\":\"ready\""));
+    assert!(ready, "the bridge ended without becoming ready");
+    std::fs::write(mac.path("osascript"), "#!/bin/sh\ntouch \"$0.asked\"\n").unwrap();
+    let (code, report) = mac.json();
+    assert_eq!(code, 0, "{report}");
+    assert!(check(&report, "state_dir")["found"].as_str().unwrap().contains("is in use"));
+    assert_eq!(outcome(&report, "orphan"), "skipped");
+    assert_eq!(outcome(&report, "journal"), "ok");
+    let account = check(&report, "imessage_account");
+    assert_eq!(account["outcome"], "ok");
+    assert_eq!(account["found"], "connected, as the running bridge saw it last");
+    assert!(!mac.path("osascript.asked").exists(), "it was asked by two at once");
+    drop(bridge.stdin.take());
+    assert!(bridge.wait().unwrap().success());
 }
 
 #[test]

@@ -63,6 +63,17 @@ pub fn run(name: &str, args: &[&str], env: &[(&str, &str)]) -> Result<String> {
     String::from_utf8(output.stdout).context("output is not UTF-8")
 }
 
+/// Runs one of the workspace's programs to its end, however that is, and gives its exit code and what
+/// it wrote to stdout.
+pub fn outcome(name: &str, args: &[&str]) -> Result<(Option<i32>, String)> {
+    let output = command(&path_of(name)?)
+        .args(args)
+        .output()
+        .with_context(|| format!("cannot start {name}"))?;
+    let text = String::from_utf8(output.stdout).context("output is not UTF-8")?;
+    Ok((output.status.code(), text))
+}
+
 impl Program {
     /// Starts one of the workspace's programs; both its outputs are appended to `log`.
     pub fn start(name: &str, args: &[&str], env: &[(&str, &str)], log: &Path) -> Result<Self> {

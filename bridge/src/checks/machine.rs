@@ -55,6 +55,10 @@ pub(crate) fn disk(
         if was_low { low_mib.saturating_mul(RECOVERED_QUARTERS) / WARN_TIMES } else { low_mib };
     if free < bound {
         Check::error(check, format!("{found}, less than {bound}"), Reason::DiskLow, Exit::TryAgain)
+            .with_remedy(format!(
+                "Free space on the disk of {}; the bridge goes on by itself when there is enough.",
+                path.display()
+            ))
     } else if free < low_mib.saturating_mul(WARN_TIMES) {
         Check::warning(
             check,

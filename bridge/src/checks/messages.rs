@@ -80,6 +80,38 @@ pub(crate) enum Answer {
     NotStarted(String),
     /// It was not asked, and why.
     NotAsked(String),
+    /// Only the running bridge may ask: what it was told last.
+    Remembered(Remembered),
+}
+
+/// The last word on the account, as the journal keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Remembered {
+    pub(crate) state: AccountState,
+    pub(crate) detail: String,
+}
+
+const STATES: [(AccountState, &str); 5] = [
+    (AccountState::Ready, "Ready"),
+    (AccountState::Degraded, "Degraded"),
+    (AccountState::SignedOut, "SignedOut"),
+    (AccountState::Blocked, "Blocked"),
+    (AccountState::NoPermission, "NoPermission"),
+];
+
+impl Remembered {
+    /// As the journal keeps it.
+    pub(crate) fn to_text(&self) -> String {
+        let word = STATES.iter().find(|(state, _)| *state == self.state).map(|(_, word)| *word);
+        format!("{} {}", word.unwrap_or_default(), self.detail)
+    }
+
+    /// None for what another version of this program has written.
+    pub(crate) fn of_text(text: &str) -> Option<Self> {
+        let (word, detail) = text.split_once(' ')?;
+        let (state, _) = STATES.iter().find(|(_, known)| *known == word)?;
+        Some(Self { state: *state, detail: detail.to_owned() })
+    }
 }
 
 /// The three things that the first answer tells: whether Messages runs, whether it may be
@@ -111,6 +143,7 @@ pub(crate) fn judge(answer: &Answer) -> Vec<Check> {
                 Check::skipped(account, "not told while Messages cannot be asked"),
             ];
         }
+        Answer::Remembered(word) => return judge_remembered(word),
         Answer::Ended(disposition) => disposition,
     };
     let standing = standing(disposition);
@@ -167,6 +200,46 @@ pub(crate) fn judge(answer: &Answer) -> Vec<Check> {
     }
 }
 
+/// The same three from the last word of the running bridge, which tells less than an answer.
+fn judge_remembered(word: &Remembered) -> Vec<Check> {
+    let (running, automation, account) = ("messages", "automation", "imessage_account");
+    let last = "as the running bridge saw it last";
+    let seen = |what: &str| format!("{what}, {last}");
+    let bad = |what: &str| format!("{what} ({}), {last}", word.detail);
+    match word.state {
+        AccountState::Ready => vec![
+            Check::ok(running, seen("Messages runs")),
+            Check::ok(automation, seen("Messages may be controlled")),
+            Check::ok(account, seen("connected")),
+        ],
+        AccountState::NoPermission => vec![
+            Check::skipped(running, "not told while Messages may not be controlled"),
+            // A bridge that was denied ends: one that runs still waits for an answer.
+            Check::error(
+                automation,
+                bad("Messages may not be controlled"),
+                Reason::AutomationConsent,
+                Exit::NoPermission,
+            ),
+            Check::skipped(account, "only a Messages that may be controlled can be asked"),
+        ],
+        AccountState::Degraded | AccountState::SignedOut | AccountState::Blocked => {
+            let (what, exit) = match word.state {
+                AccountState::Degraded => ("not connected", Exit::TryAgain),
+                AccountState::Blocked => ("blocked", Exit::Unhealthy),
+                AccountState::Ready | AccountState::SignedOut | AccountState::NoPermission => {
+                    ("signed out or offline", Exit::Unhealthy)
+                }
+            };
+            vec![
+                Check::skipped(running, "left to the running bridge"),
+                Check::skipped(automation, "left to the running bridge"),
+                Check::error(account, bad(what), Reason::AccountOffline, exit),
+            ]
+        }
+    }
+}
+
 /// What stands between us and an account that is connected.
 enum Obstacle {
     NotRunning,
@@ -211,6 +284,7 @@ pub(crate) fn other_account(channel: Channel, configured: bool, answer: &Answer)
         Answer::Ended(disposition) => disposition,
         Answer::Hung => return Check::skipped(check, "osascript hangs"),
         Answer::NotStarted(why) | Answer::NotAsked(why) => return Check::skipped(check, why),
+        Answer::Remembered(_) => return Check::skipped(check, "left to the running bridge"),
     };
     let standing = standing(disposition);
     let about_account = |reason| {
@@ -311,6 +385,30 @@ mod tests {
         // It ended in the same moment: its word counts.
         let connected = Disposition::Succeeded { output: "connected".to_owned() };
         assert_eq!(ended(connected.clone(), true), Answer::Ended(connected));
+    }
+
+    #[test]
+    fn the_last_word_of_a_running_bridge_is_judged_as_an_answer() {
+        for (state, outcomes, exit) in [
+            (AccountState::Ready, [Ok, Ok, Ok], None),
+            (AccountState::Degraded, [Skipped, Skipped, Error], Some(Exit::TryAgain)),
+            (AccountState::SignedOut, [Skipped, Skipped, Error], Some(Exit::Unhealthy)),
+            (AccountState::Blocked, [Skipped, Skipped, Error], Some(Exit::Unhealthy)),
+            (AccountState::NoPermission, [Skipped, Error, Skipped], Some(Exit::NoPermission)),
+        ] {
+            let word = Remembered { state, detail: "a b".to_owned() };
+            assert_eq!(Remembered::of_text(&word.to_text()), Some(word.clone()));
+            let checks = judge(&Answer::Remembered(word));
+            let found: Vec<_> = checks.iter().map(|check| check.outcome).collect();
+            assert_eq!(found, outcomes, "{state:?}");
+            assert_eq!(checks.iter().find_map(|check| check.exit), exit, "{state:?}");
+            for check in checks.iter().filter(|check| check.outcome == Error) {
+                assert!(check.remedy.ends_with('.') && check.found.contains("(a b)"), "{check:?}");
+            }
+        }
+        for text in ["", "Ready", "ready x", "Happy x"] {
+            assert_eq!(Remembered::of_text(text), None, "{text:?}");
+        }
     }
 
     #[test]

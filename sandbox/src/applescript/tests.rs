@@ -13,6 +13,7 @@ const PROBE: &str = include_str!("../../../bridge/src/scripts/probe.applescript"
 struct Recorder {
     events: Vec<String>,
     error: Option<i32>,
+    quit: bool,
 }
 
 impl Recorder {
@@ -38,6 +39,11 @@ impl Messages for Recorder {
     fn count_accounts(&mut self, _: Option<u64>) -> Result<i64, EventError> {
         self.event("count".into())?;
         Ok(3)
+    }
+
+    fn is_running(&mut self) -> bool {
+        self.events.push("running".into());
+        !self.quit
     }
 
     fn send_to_participant(
@@ -96,19 +102,36 @@ fn the_bridges_scripts_do_what_they_say() {
     let (events, result) = played(PROBE, &[]);
     assert_eq!(events, ["account iMessage Some(5)", "status iMessage"]);
     assert_eq!(result.as_deref(), Some("connected"));
+    for service in ["iMessage", "RCS", "SMS"] {
+        let (events, result) = played(ACCOUNT, &[service]);
+        let asked = [format!("account {service} Some(5)"), format!("status {service}")];
+        assert_eq!(events, ["running".to_owned()].into_iter().chain(asked).collect::<Vec<_>>());
+        assert_eq!(result.as_deref(), Some("connected"));
+    }
 }
 
 #[test]
-fn whether_messages_runs_is_asked_before_anything_else() {
-    let (events, result) = played(ACCOUNT, &["SMS"]);
-    assert_eq!(events, ["count", "account SMS Some(5)", "status SMS"]);
-    assert_eq!(result.as_deref(), Some("connected"));
-    let mut gone = Recorder { error: Some(-600), ..Recorder::default() };
-    let result = run_with(ACCOUNT, &["SMS"], &mut gone).unwrap();
-    assert_eq!(result.as_deref(), Some("not running"));
+fn whether_messages_runs_is_asked_without_an_event_that_would_start_it() {
+    let mut recorder = Recorder { quit: true, ..Recorder::default() };
+    let result = run_with(ACCOUNT, &["iMessage"], &mut recorder).unwrap();
+    assert_eq!(
+        (recorder.events, result.as_deref()),
+        (vec!["running".to_owned()], Some("not running"))
+    );
     // A refusal comes only with the question itself.
     let mut denied = Recorder { error: Some(-1743), ..Recorder::default() };
     assert_eq!(run_with(ACCOUNT, &["SMS"], &mut denied).unwrap_err().number, -1743);
+    let script =
+        "if application \"Messages\" is running then\nreturn \"yes\"\nend if\nreturn \"no\"";
+    assert_eq!(played(script, &[]).1.as_deref(), Some("yes"));
+    for script in [
+        "if application \"Mail\" is running then\nend if",
+        "if application is running then\nend if",
+        "if application \"Messages\" running then\nend if",
+        "if application \"Messages\" is not then\nend if",
+    ] {
+        assert!(failed(script, &[]).1, "{script}");
+    }
 }
 
 #[test]
