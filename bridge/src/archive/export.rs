@@ -166,13 +166,12 @@ struct Note {
 
 /// Exports. With a closed standard output it ends in silence: whoever read it has seen enough.
 pub fn run(args: &Args, stdout: impl Write) -> Result<(), ExportError> {
-    let ended = match &args.out {
-        Some(path) => into_file(args, path),
-        None => {
-            let db = ChatDb::open(&args.db)?;
-            let plan = Plan::new(args, &db)?;
-            export(args, db, plan, stdout, |_, _| Ok(()))
-        }
+    let ended = if let Some(path) = &args.out {
+        into_file(args, path)
+    } else {
+        let db = ChatDb::open(&args.db)?;
+        let plan = Plan::new(args, &db)?;
+        export(args, db, &plan, stdout, |_, _| Ok(()))
     };
     match ended {
         Err(error) if error.is_closed_pipe() => Ok(()),
@@ -308,7 +307,7 @@ fn into_file(args: &Args, path: &Path) -> Result<(), ExportError> {
             },
         )
     };
-    export(args, db, plan, &mut file, note)?;
+    export(args, db, &plan, &mut file, note)?;
     file.sync_all().map_err(failed(&partial, "cannot be brought to the disk"))?;
     std::fs::rename(&partial, path)
         .and_then(|()| sync_folder(path))
@@ -337,7 +336,7 @@ fn read_note(path: &Path) -> Result<Option<Note>, ExportError> {
         }
     };
     let note: Note =
-        serde_json::from_str(&text).map_err(|_| foreign("is not a note of an export"))?;
+        serde_json::from_str(&text).map_err(|_not_ours| foreign("is not a note of an export"))?;
     if note.version == NOTE_VERSION {
         Ok(Some(note))
     } else {
@@ -395,7 +394,7 @@ fn resume(args: &Args, note: &Note, path: &Path, db: &ChatDb) -> Result<Plan, Ex
 fn export(
     args: &Args,
     db: ChatDb,
-    plan: Plan,
+    plan: &Plan,
     mut out: impl Write,
     mut note: impl FnMut(Mark, Option<String>) -> io::Result<()>,
 ) -> Result<(), ExportError> {
