@@ -8,11 +8,11 @@ mod export;
 mod text;
 
 use std::io::{self, Write};
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 use protocol::UnixMs;
 
-use crate::chatdb::{ChatDb, NotReady, RawRow, Row};
+use crate::chatdb::{ChatDb, NotReady, RawRows, Row};
 use crate::inbound::{Batch, Heard, Inbox, Patience};
 use crate::line;
 
@@ -45,35 +45,48 @@ pub enum StreamError {
 
 /// Rows in the order of their numbers, read on a thread of its own.
 struct Rows {
-    batches: Receiver<Result<Vec<RawRow>, NotReady>>,
+    batches: Receiver<Result<RawRows, NotReady>>,
+    /// Batches that were looked at, to be filled again.
+    used: SyncSender<RawRows>,
 }
 
 impl Rows {
     /// Rows above `from`, up to and including `to`.
     fn read(db: ChatDb, from: i64, to: i64) -> io::Result<Self> {
         let (give, batches) = sync_channel(BATCHES_AHEAD);
+        let (used, again) = sync_channel::<RawRows>(BATCHES_AHEAD + 2);
         std::thread::Builder::new().name("rows".to_owned()).spawn(move || {
             let mut at = from;
             while at < to {
-                let batch = db.raw_rows_after(at, BATCH_ROWS).map(|mut rows| {
-                    rows.retain(|row| row.rowid() <= to);
-                    rows
-                });
-                let last = batch.as_ref().ok().and_then(|rows| rows.last()).map(RawRow::rowid);
-                let over = last.is_none();
-                at = last.unwrap_or(at);
-                // Nobody takes any more: the output is closed.
-                if batch.as_ref().is_ok_and(Vec::is_empty) || give.send(batch).is_err() || over {
+                let mut rows = again.try_recv().unwrap_or_default();
+                let read = db.raw_rows_after(at, BATCH_ROWS, &mut rows);
+                rows.truncate_above(to);
+                let last = rows.last_rowid();
+                let batch = read.map(|()| rows);
+                let over = batch.is_err() || last.is_none();
+                if batch.as_ref().is_ok_and(RawRows::is_empty) {
                     return;
                 }
+                // Nobody takes any more when the output is closed.
+                if give.send(batch).is_err() || over {
+                    return;
+                }
+                at = last.unwrap_or(to);
             }
         })?;
-        Ok(Self { batches })
+        Ok(Self { batches, used })
     }
 
     fn next(&self) -> Option<Result<Vec<Row>, NotReady>> {
         let batch = self.batches.recv().ok()?;
-        Some(batch.map(|rows| rows.into_iter().map(RawRow::decode).collect()))
+        Some(batch.map(|mut rows| {
+            let decoded = rows.decode();
+            match self.used.try_send(rows) {
+                // Where there is no room, or nobody reads any more, it is simply freed.
+                Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
+            }
+            decoded
+        }))
     }
 }
 

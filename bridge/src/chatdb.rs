@@ -15,8 +15,10 @@
 //! forbidden database is a state that the bridge reports and waits out, never a crash.
 
 mod book;
+mod census;
 mod cursor;
 mod error;
+mod pulse;
 mod rows;
 mod schema;
 mod sent;
@@ -34,10 +36,13 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
 pub use book::Chat;
+pub use census::Census;
 pub use cursor::{Cursor, CursorFacts, RESYNC_WINDOW_MS, ResyncReason, Verified, verify};
 pub use error::{Cause, NotReady};
+pub(crate) use pulse::LATEST_MS;
+pub use pulse::{PULSE_ROWS, PULSE_ROWS_DOCTOR, Pulse};
 pub use rows::{
-    Attachment, Flags, Place, RawRow, Row, SendState, StatusBits, apple_ms, chat_place,
+    Attachment, Flags, Place, RawRows, Row, SendState, StatusBits, apple_ms, chat_place,
 };
 pub use sent::{SentQuery, SentRow, fold, same_address};
 pub use watch::{Watch, WatchCounters};
@@ -175,6 +180,12 @@ impl ChatDb {
         self.shared.is_stale(self.generation)
     }
 
+    /// The longest read of this database by this process so far, in microseconds; no transaction was
+    /// longer.
+    pub fn longest_read_us(&self) -> u64 {
+        self.shared.longest_us()
+    }
+
     /// Which database this is.
     pub fn identity(&self) -> Result<Identity, NotReady> {
         let (device, inode) = self.shared.database();
@@ -289,20 +300,26 @@ impl ChatDb {
     /// Rows above a rowid in order, at most `limit`: three queries for the whole batch. Every kind
     /// of row is in it; [`crate::inbound`] says which become events.
     pub fn rows_after(&self, rowid: i64, limit: usize) -> Result<Vec<Row>, NotReady> {
-        Ok(decoded(self.raw_rows_after(rowid, limit)?))
+        let mut rows = RawRows::default();
+        self.raw_rows_after(rowid, limit, &mut rows)?;
+        Ok(rows.decode())
     }
 
-    /// The same, for whoever decodes them elsewhere.
-    pub fn raw_rows_after(&self, rowid: i64, limit: usize) -> Result<Vec<RawRow>, NotReady> {
+    /// The same, for whoever decodes them elsewhere. What is in `rows` is forgotten.
+    pub fn raw_rows_after(
+        &self,
+        rowid: i64,
+        limit: usize,
+        rows: &mut RawRows,
+    ) -> Result<(), NotReady> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         self.read(|connection, book| {
-            let mut rows =
-                read_rows(connection, book, &self.schema.rows_after, params![rowid, limit])?;
-            let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return Ok(rows) };
-            let range = [first.rowid(), last.rowid()];
-            let (joins, files) = (&self.schema.joins_between, &self.schema.files_between);
-            self.complete(connection, book, &mut rows, joins, files, range)?;
-            Ok(rows)
+            read_rows(connection, book, &self.schema.rows_after, params![rowid, limit], rows)?;
+            let (Some(first), Some(last)) = (rows.first_rowid(), rows.last_rowid()) else {
+                return Ok(());
+            };
+            let beside = (&*self.schema.joins_between, &*self.schema.files_between);
+            self.complete(connection, book, rows, beside, [first, last])
         })
     }
 
@@ -313,12 +330,13 @@ impl ChatDb {
             return Ok(Vec::new());
         }
         let ids = ids_json(rowids);
-        let rows = self.read(|connection, book| {
-            let mut rows = read_rows(connection, book, &self.schema.rows_by_ids, [&ids])?;
+        let mut rows = self.read(|connection, book| {
+            let mut rows = RawRows::default();
+            read_rows(connection, book, &self.schema.rows_by_ids, [&ids], &mut rows)?;
             self.complete_some(connection, book, &mut rows)?;
             Ok(rows)
         })?;
-        Ok(decoded(rows))
+        Ok(rows.decode())
     }
 
     /// Rows above a rowid whose date is at or after an instant: the window of a resynchronisation.
@@ -384,15 +402,16 @@ impl ChatDb {
         let Some(at) = row.at.filter(|_| !self.schema.twins.is_empty()) else { return Ok(None) };
         let (from, _) = rows::apple_dates(at.plus_ms(-COPY_SLACK_MS));
         let (to, _) = rows::apple_dates(at.plus_ms(COPY_SLACK_MS));
-        let found = self.read(|connection, book| {
+        let mut found = self.read(|connection, book| {
             let params = params![from, to, row.rowid, TWINS_MAX];
-            let mut found = read_rows(connection, book, &self.schema.twins, params)?;
+            let mut found = RawRows::default();
+            read_rows(connection, book, &self.schema.twins, params, &mut found)?;
             self.complete_some(connection, book, &mut found)?;
             Ok(found)
         })?;
         Ok(found
+            .decode()
             .into_iter()
-            .map(RawRow::decode)
             .find(|other| {
                 other.from_me == row.from_me
                     && other.handle == row.handle
@@ -484,14 +503,15 @@ impl ChatDb {
 
     fn own_rows_above(&self, rowid: i64) -> Result<Vec<Row>, NotReady> {
         let limit = i64::try_from(SENT_CANDIDATES).unwrap_or(i64::MAX);
-        let rows = self.read(|connection, book| {
+        let mut rows = self.read(|connection, book| {
             let sql = &self.schema.own_rows_after;
-            let mut rows = read_rows(connection, book, sql, params![rowid, limit])?;
+            let mut rows = RawRows::default();
+            read_rows(connection, book, sql, params![rowid, limit], &mut rows)?;
             rows.reverse();
             self.complete_some(connection, book, &mut rows)?;
             Ok(rows)
         })?;
-        Ok(decoded(rows))
+        Ok(rows.decode())
     }
 
     fn read<T>(
@@ -510,49 +530,37 @@ impl ChatDb {
         &self,
         connection: &Connection,
         book: &mut Book<'_>,
-        rows: &mut [RawRow],
+        rows: &mut RawRows,
     ) -> rusqlite::Result<()> {
-        let ids = ids_json(&rows.iter().map(RawRow::rowid).collect::<Vec<_>>());
-        let (joins, files) = (&self.schema.joins_by_ids, &self.schema.files_by_ids);
-        self.complete(connection, book, rows, joins, files, [&ids])
+        let ids = ids_json(&rows.rowids().collect::<Vec<_>>());
+        let beside = (&*self.schema.joins_by_ids, &*self.schema.files_by_ids);
+        self.complete(connection, book, rows, beside, [&ids])
     }
 
     fn complete(
         &self,
         connection: &Connection,
         book: &mut Book<'_>,
-        rows: &mut [RawRow],
-        joins: &str,
-        files: &str,
+        rows: &mut RawRows,
+        (joins, files): (&str, &str),
         params: impl rusqlite::Params + Clone,
     ) -> rusqlite::Result<()> {
         let mut statement = connection.prepare_cached(joins)?;
-        place_rows(rows, book, &mut statement.query(params.clone())?, false)?;
-        let pending: Vec<i64> =
-            rows.iter().filter(|row| !row.is_placed()).map(RawRow::rowid).collect();
-        if !pending.is_empty() && !self.schema.deleted_by_ids.is_empty() {
+        rows.place(book, &mut statement.query(params.clone())?, false)?;
+        if !self.schema.deleted_by_ids.is_empty() {
             let mut statement = connection.prepare_cached(&self.schema.deleted_by_ids)?;
-            for some in pending.chunks(IDS_MAX) {
-                place_rows(rows, book, &mut statement.query([ids_json(some)])?, true)?;
+            for some in rows.pending().chunks(IDS_MAX) {
+                rows.place(book, &mut statement.query([ids_json(some)])?, true)?;
             }
         }
-        for row in rows.iter_mut().filter(|row| row.is_notice()) {
-            if let Some(chat) = row.chat() {
-                row.set_participants(book.participants(chat)?);
-            }
-        }
+        rows.add_participants(book)?;
         if files.is_empty() {
             return Ok(());
         }
         let mut statement = connection.prepare_cached(files)?;
         let mut found = statement.query(params)?;
         while let Some(file) = found.next()? {
-            let cells = Cells(file);
-            if let Ok(place) = rows.binary_search_by_key(&cells.integer(0), RawRow::rowid)
-                && let Some(row) = rows.get_mut(place)
-            {
-                row.attach(&cells);
-            }
+            rows.attach(&Cells(file));
         }
         Ok(())
     }
@@ -578,48 +586,18 @@ fn mix(digest: u64, number: i64) -> u64 {
     })
 }
 
-fn decoded(rows: Vec<RawRow>) -> Vec<Row> {
-    rows.into_iter().map(RawRow::decode).collect()
-}
-
 fn read_rows(
     connection: &Connection,
     book: &mut Book<'_>,
     sql: &str,
     params: impl rusqlite::Params,
-) -> rusqlite::Result<Vec<RawRow>> {
+    rows: &mut RawRows,
+) -> rusqlite::Result<()> {
+    rows.clear();
     let mut statement = connection.prepare_cached(sql)?;
     let mut found = statement.query(params)?;
-    let mut rows = Vec::new();
     while let Some(row) = found.next()? {
-        rows.push(RawRow::read(&Cells(row), book)?);
-    }
-    Ok(rows)
-}
-
-/// Sets the chat of each row. Rows come in the order of rowid, joins in any.
-fn place_rows(
-    rows: &mut [RawRow],
-    book: &mut Book<'_>,
-    joins: &mut rusqlite::Rows<'_>,
-    deleted: bool,
-) -> rusqlite::Result<()> {
-    let mut at = 0_usize;
-    while let Some(join) = joins.next()? {
-        let cells = Cells(join);
-        let (rowid, chat) = (cells.integer(0), cells.integer(1));
-        // Joins mostly come in the order of the rows as well: look at the next place first.
-        let place = match rows.get(at) {
-            Some(row) if row.rowid() == rowid => Some(at),
-            Some(_) | None => rows.binary_search_by_key(&rowid, RawRow::rowid).ok(),
-        };
-        let Some(place) = place else { continue };
-        at = place + 1;
-        if let Some(row) = rows.get_mut(place)
-            && let Some(found) = book.chat(chat)?
-        {
-            row.place(chat, found, deleted);
-        }
+        rows.push(&Cells(row), book)?;
     }
     Ok(())
 }

@@ -38,6 +38,11 @@ pub fn now() -> Now {
     Now { wall: UnixMs(wall), continuous_ms }
 }
 
+/// The continuous clock in microseconds, for measuring how long something took.
+pub fn continuous_us() -> i64 {
+    clock_gettime(CONTINUOUS).map_or(0, |time| time.num_microseconds())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -21,6 +21,11 @@ const PER_SECOND_MAX: f64 = 1000.0;
 /// A burst is a courtesy after a quiet time, not a way around the pace.
 const BURST_MAX: u32 = 1000;
 
+/// With less, the journal could fill up between two looks.
+const DISK_LOW_MIB_MIN: u64 = 16;
+/// A pebibyte: more than any disk has, so that it can also be said that nothing is enough.
+const DISK_LOW_MIB_MAX: u64 = 1024 * 1024 * 1024;
+
 /// What is wrong with a configuration: always the file, and the line and field where they exist.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -79,6 +84,8 @@ struct Raw {
     sent_window_ms: u64,
     #[serde(default = "Raw::probe_interval_ms")]
     probe_interval_ms: u64,
+    #[serde(default = "Raw::disk_low_mib")]
+    disk_low_mib: u64,
     #[serde(default)]
     pacing: RawPacing,
 }
@@ -107,6 +114,9 @@ impl Raw {
     }
     fn probe_interval_ms() -> u64 {
         60_000
+    }
+    fn disk_low_mib() -> u64 {
+        512
     }
 }
 
@@ -162,6 +172,9 @@ pub struct Config {
     pub sent_window: Duration,
     /// How often the account is probed while nothing is being sent.
     pub probe_interval: Duration,
+    /// Nothing is sent while less than this is free on the disk of `state_dir` or of Messages, in
+    /// MiB.
+    pub disk_low_mib: u64,
     /// How fast this phone may send.
     pub pacing: Pacing,
 }
@@ -240,8 +253,18 @@ impl Config {
             settle_window,
             sent_window: window("sent_window_ms", raw.sent_window_ms, 1)?,
             probe_interval: window("probe_interval_ms", raw.probe_interval_ms, 100)?,
+            disk_low_mib: disk_low_mib(raw.disk_low_mib)
+                .map_err(|message| wrong("disk_low_mib", message))?,
             pacing: pacing(&raw.pacing).map_err(|(field, message)| wrong(field, message))?,
         })
+    }
+}
+
+fn disk_low_mib(raw: u64) -> Result<u64, String> {
+    if (DISK_LOW_MIB_MIN..=DISK_LOW_MIB_MAX).contains(&raw) {
+        Ok(raw)
+    } else {
+        Err(format!("{raw} is not between {DISK_LOW_MIB_MIN} and {DISK_LOW_MIB_MAX}"))
     }
 }
 
@@ -336,6 +359,7 @@ mod tests {
             (base.replace("# per_second = 1.0", "per_second = -1.0"), "`per_second`: -1"),
             (base.replace("# per_second = 1.0", "per_second = nan"), "`per_second`: NaN"),
             (base.replace("# burst = 1", "burst = 0"), "`burst`: 0"),
+            (base.replace("# disk_low_mib = 512", "disk_low_mib = 15"), "`disk_low_mib`: 15"),
             (
                 base.replace(
                     "# default_channels = [\"imessage\", \"sms\"]",

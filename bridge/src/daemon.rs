@@ -22,12 +22,15 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::checks::Outcome;
+use crate::checks::machine::{self as checks, Clocks};
 use crate::clock::Now;
 use crate::config::Config;
 use crate::evidence::{Database, Evidence, NewFact};
 use crate::exit::Exit;
 use crate::health::Health;
 use crate::journal::{Journal, JournalError};
+use crate::machine;
 use crate::osascript::{
     Disposition, Failure, Osascript, PROBE, PrepareError, Prepared, SEND_TO_CHAT,
     SEND_TO_PARTICIPANT,
@@ -45,6 +48,9 @@ const EVENTS_A_READ: usize = 64;
 const TICK: Duration = Duration::from_millis(250);
 /// The sign of life.
 const HEARTBEAT_MS: i64 = 5_000;
+/// Disks, clock and the newest rows of chat.db are looked at this often: a disk does not fill in less
+/// than that, and the look costs some milliseconds.
+const MACHINE_MS: i64 = 60_000;
 /// Finished sends and old claims are swept this often.
 const PRUNE_MS: i64 = 60 * 60 * 1000;
 /// Our supervisor is gone: of the 5 s until our end, three are kept for killing a running osascript
@@ -242,6 +248,7 @@ pub(crate) struct Daemon<E> {
     heartbeat: Heartbeat,
     heartbeat_at_ms: i64,
     prune_at_ms: i64,
+    machine_at_ms: i64,
     database_at_ms: i64,
     database_ready: bool,
 }
@@ -280,6 +287,7 @@ impl<E: Evidence> Daemon<E> {
             heartbeat: Heartbeat::default(),
             heartbeat_at_ms: now.continuous_ms.saturating_add(HEARTBEAT_MS),
             prune_at_ms: now.continuous_ms,
+            machine_at_ms: now.continuous_ms,
             database_at_ms: now.continuous_ms,
             database_ready: false,
             config,
@@ -358,6 +366,10 @@ impl<E: Evidence> Daemon<E> {
         let now = (self.clock)();
         self.heartbeat.turns = self.heartbeat.turns.saturating_add(1);
         let mut turn = Turn::new(self.window.last());
+        if now.continuous_ms >= self.machine_at_ms {
+            self.machine_at_ms = now.continuous_ms.saturating_add(MACHINE_MS);
+            self.look_at_machine(now);
+        }
         for input in inputs {
             self.input(input, now, &mut turn)?;
         }
@@ -551,6 +563,52 @@ impl<E: Evidence> Daemon<E> {
         }
         self.database_ready = result.is_ok();
         self.health.database(result);
+    }
+
+    // ---- the Mac ----------------------------------------------------------------------------
+
+    /// Disks, clock, and what the newest rows say: the same judgement as `doctor`'s.
+    fn look_at_machine(&mut self, now: Now) {
+        let pulse = match self.evidence.pulse(now) {
+            Ok(pulse) => Some(pulse),
+            Err(why) => {
+                // Whoever reads it next says so, and waits it out.
+                tracing::debug!(reason = %why.reason, "no look at the newest rows");
+                None
+            }
+        };
+        if let Some(pulse) = &pulse {
+            self.heartbeat.last_inbound = self.heartbeat.last_inbound.max(pulse.newest_inbound);
+            self.heartbeat.last_receipt = self.heartbeat.last_receipt.max(pulse.newest_receipt);
+            self.heartbeat.own_last_hour = pulse.own_last_hour;
+            self.heartbeat.not_registered_last_hour = pulse.not_registered_last_hour;
+        }
+        let again = (self.clock)();
+        let clocks =
+            Clocks { wall: now.wall, continuous_ms: (now.continuous_ms, again.continuous_ms) };
+        let was_low = self.health.machine_lacks(Reason::DiskLow);
+        let attachments = machine::attachments(&self.config.chat_db);
+        let disk = |check, path: &Path| {
+            checks::disk(check, path, &machine::disk(path), self.config.disk_low_mib, was_low)
+        };
+        let found = [
+            checks::clock(clocks, pulse.as_ref()),
+            disk("state_disk", &self.config.state_dir),
+            disk("attachments_disk", &attachments),
+        ];
+        for check in &found {
+            match check.outcome {
+                Outcome::Error | Outcome::Warning => {
+                    tracing::warn!(
+                        check = check.subject,
+                        found = check.found,
+                        remedy = check.remedy
+                    );
+                }
+                Outcome::Ok | Outcome::Skipped => {}
+            }
+        }
+        self.health.machine(&found);
     }
 
     // ---- osascript --------------------------------------------------------------------------
@@ -844,6 +902,8 @@ impl<E: Evidence> Daemon<E> {
         self.heartbeat.queued = count(self.outbound.queued());
         self.heartbeat.in_flight = count(self.outbound.in_flight());
         self.heartbeat.unacked = self.window.unacked();
+        let longest = self.evidence.longest_read_us();
+        self.heartbeat.longest_read_us = self.heartbeat.longest_read_us.max(longest);
         self.say(&Up::Heartbeat(self.heartbeat.clone()));
     }
 }
@@ -862,6 +922,7 @@ fn is_about_messages(reason: Reason) -> bool {
     matches!(
         reason,
         Reason::AutomationDenied
+            | Reason::AutomationConsent
             | Reason::MessagesNotRunning
             | Reason::MessagesTimeout
             | Reason::MessagesConnectionLost

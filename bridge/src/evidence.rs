@@ -7,7 +7,7 @@ use protocol::pipe::{Event as Fact, NotReady};
 use protocol::{Recipient, UnixMs};
 use tokio::sync::mpsc;
 
-use crate::chatdb::{ChatDb, SendState, SentQuery, StatusBits, Watch};
+use crate::chatdb::{ChatDb, PULSE_ROWS, Pulse, SendState, SentQuery, StatusBits, Watch};
 use crate::clock::Now;
 use crate::inbound::{Seen, Told};
 use crate::journal::Heard;
@@ -57,8 +57,12 @@ pub(crate) trait Evidence {
     fn states(&mut self, rowids: &[i64]) -> Result<Vec<RowState>, NotReady>;
     /// The guid by which Messages knows a group.
     fn group_guid(&mut self, to: &Recipient) -> Result<Option<String>, NotReady>;
+    /// The longest read so far, in microseconds.
+    fn longest_read_us(&self) -> u64;
     /// What has come in since the cursor.
     fn news(&mut self, now: Now) -> Result<News, NotReady>;
+    /// What the newest rows say of the phone's health.
+    fn pulse(&mut self, now: Now) -> Result<Pulse, NotReady>;
     /// A new end for hints that chat.db has changed, when there is one since the last call.
     fn hints(&mut self) -> Option<mpsc::Receiver<()>>;
 }
@@ -201,8 +205,16 @@ impl Evidence for Database {
         })
     }
 
+    fn pulse(&mut self, now: Now) -> Result<Pulse, NotReady> {
+        self.with(|database| database.pulse(PULSE_ROWS, now.wall))
+    }
+
     fn hints(&mut self) -> Option<mpsc::Receiver<()>> {
         self.hints.take()
+    }
+
+    fn longest_read_us(&self) -> u64 {
+        self.open.as_ref().map_or(0, ChatDb::longest_read_us)
     }
 
     fn news(&mut self, now: Now) -> Result<News, NotReady> {

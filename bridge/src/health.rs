@@ -6,19 +6,13 @@
 use protocol::Reason;
 use protocol::pipe::{AccountState, NotReady, Up};
 
+use crate::checks::messages::standing;
+use crate::checks::{Check, remedy};
 use crate::osascript::Disposition;
 
 /// While something is wrong the account is asked this often: people who repair it wait for it.
 const PROBE_WHILE_BAD_MS: i64 = 5_000;
 
-const REMEDY_AUTOMATION: &str = "System Settings → Privacy & Security → Automation: allow Switchboard to control \
-     Messages, then restart this phone";
-const REMEDY_MESSAGES: &str = "open Messages in this login session";
-const REMEDY_ACCOUNT: &str = "Messages → Settings → iMessage: sign in, and check the network";
-const REMEDY_TIMEOUT: &str = "Messages does not answer: look at its windows on the screen for a question, or quit and \
-     open it again";
-const REMEDY_SCRIPT: &str =
-    "run `switchboard-bridge doctor`: osascript cannot be started or does not take our scripts";
 const REMEDY_ORPHAN: &str =
     "an osascript of an earlier run still works; it is waited for. End it if it hangs";
 
@@ -40,6 +34,8 @@ pub(crate) struct Health {
     database: Result<(), NotReady>,
     account: Account,
     orphan: bool,
+    /// What is wrong with this Mac: its disks, its clock.
+    machine: Vec<NotReady>,
     /// What was last said to the listener.
     said: Option<Vec<NotReady>>,
     next_probe_ms: i64,
@@ -59,6 +55,7 @@ impl Health {
             database: Err(not_ready(Reason::Starting)),
             account: Account::Unasked,
             orphan: false,
+            machine: Vec::new(),
             said: None,
             next_probe_ms: now_ms,
             interval_ms,
@@ -71,6 +68,16 @@ impl Health {
 
     pub(crate) fn orphan(&mut self, runs: bool) {
         self.orphan = runs;
+    }
+
+    /// What the checks of this Mac have found.
+    pub(crate) fn machine(&mut self, checks: &[Check]) {
+        self.machine = checks.iter().filter_map(Check::not_ready).collect();
+    }
+
+    /// Whether this is among what is wrong with this Mac.
+    pub(crate) fn machine_lacks(&self, reason: Reason) -> bool {
+        self.machine.iter().any(|why| why.reason == reason)
     }
 
     /// A send has shown something that only a probe can settle.
@@ -91,31 +98,8 @@ impl Health {
 
     /// The answer.
     pub(crate) fn probed(&mut self, disposition: &Disposition, now_ms: i64) -> AccountNews {
-        let (account, state, detail) = match disposition {
-            Disposition::Succeeded { output } if output == "connected" => {
-                (Account::Connected, AccountState::Ready, String::new())
-            }
-            Disposition::Succeeded { output } if output == "connecting" => (
-                Account::Bad(Reason::AccountOffline),
-                AccountState::Degraded,
-                "connecting".to_owned(),
-            ),
-            Disposition::Succeeded { output } => {
-                // A word of Messages' own; cut, because it is shown.
-                let word: String = output.chars().take(40).collect();
-                (Account::Bad(Reason::AccountOffline), AccountState::SignedOut, word)
-            }
-            Disposition::NotStarted(failure) | Disposition::MayHaveCompleted(failure) => {
-                let state = if failure.reason == Reason::AutomationDenied {
-                    AccountState::NoPermission
-                } else if failure.reason == Reason::AccountUnusable {
-                    AccountState::SignedOut
-                } else {
-                    AccountState::Degraded
-                };
-                (Account::Bad(failure.reason), state, failure.detail.clone())
-            }
-        };
+        let standing = standing(disposition);
+        let account = standing.reason.map_or(Account::Connected, Account::Bad);
         self.account = account;
         let pause = match account {
             Account::Connected => self.interval_ms,
@@ -124,7 +108,7 @@ impl Health {
             }
         };
         self.next_probe_ms = now_ms.saturating_add(pause);
-        AccountNews { state, detail }
+        AccountNews { state: standing.state, detail: standing.detail }
     }
 
     /// Automation was denied: only a person can change that, and a running process does not see it.
@@ -135,11 +119,6 @@ impl Health {
     /// May new sends start?
     pub(crate) fn is_usable(&self) -> bool {
         self.account == Account::Connected && self.reasons().is_empty()
-    }
-
-    /// What to do about the first thing that is wrong.
-    pub(crate) fn remedy(&self) -> Option<String> {
-        self.reasons().into_iter().map(|why| why.remedy).find(|remedy| !remedy.is_empty())
     }
 
     fn reasons(&self) -> Vec<NotReady> {
@@ -154,6 +133,7 @@ impl Health {
             }
             Account::Bad(reason) => reasons.push(not_ready(reason)),
         }
+        reasons.extend(self.machine.iter().cloned());
         if self.orphan {
             reasons.push(NotReady {
                 reason: Reason::MessagesTimeout,
@@ -180,20 +160,7 @@ impl Health {
 }
 
 fn not_ready(reason: Reason) -> NotReady {
-    let remedy = if reason == Reason::AutomationDenied {
-        REMEDY_AUTOMATION
-    } else if reason == Reason::MessagesNotRunning {
-        REMEDY_MESSAGES
-    } else if matches!(reason, Reason::AccountOffline | Reason::AccountUnusable) {
-        REMEDY_ACCOUNT
-    } else if matches!(reason, Reason::MessagesTimeout | Reason::MessagesConnectionLost) {
-        REMEDY_TIMEOUT
-    } else if reason == Reason::ScriptFault {
-        REMEDY_SCRIPT
-    } else {
-        ""
-    };
-    NotReady { reason, remedy: remedy.to_owned() }
+    NotReady { reason, remedy: remedy(reason).to_owned() }
 }
 
 #[cfg(test)]
@@ -250,6 +217,22 @@ mod tests {
             assert_eq!(health.is_usable(), usable, "{disposition:?}");
             assert_eq!(health.is_forbidden(), state == AccountState::NoPermission);
         }
+    }
+
+    #[test]
+    fn a_full_disk_or_a_wrong_clock_keeps_a_phone_from_sending() {
+        use crate::exit::Exit;
+        let mut health = Health::new(60_000, 0);
+        health.database(Ok(()));
+        health.probed(&answer("connected"), 0);
+        assert!(health.is_usable());
+        let low = Check::error("state_disk", "full", Reason::DiskLow, Exit::TryAgain);
+        health.machine(&[Check::ok("clock", "right"), low]);
+        assert!(!health.is_usable() && health.machine_lacks(Reason::DiskLow));
+        assert_eq!(reasons(health.news()), Some(vec![Reason::DiskLow]));
+        health.machine(&[Check::warning("state_disk", "some", "Free it.")]);
+        assert!(health.is_usable() && !health.machine_lacks(Reason::DiskLow));
+        assert_eq!(reasons(health.news()), Some(vec![]));
     }
 
     #[test]

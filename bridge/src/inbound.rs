@@ -262,10 +262,9 @@ impl Inbox {
     /// Takes rows. What is told first is what was held, then what has changed, then what is new.
     pub fn take(&mut self, batch: Batch<'_>, now: UnixMs) -> Taken {
         let mut taken = Taken::default();
-        let near = [batch.held, batch.rows];
         for row in batch.held {
             if let Some(since) = self.held.get(&row.rowid).copied() {
-                self.consider(row, since, &near, batch, now, &mut taken);
+                self.consider(row, since, batch, now, &mut taken);
             }
         }
         // What was not among the rows is gone from the database; forget it when its time is over.
@@ -281,7 +280,7 @@ impl Inbox {
                 continue;
             }
             self.read_to = row.rowid;
-            self.consider(row, now, &near, batch, now, &mut taken);
+            self.consider(row, now, batch, now, &mut taken);
         }
         taken
     }
@@ -294,11 +293,11 @@ impl Inbox {
         &mut self,
         row: &Row,
         since: UnixMs,
-        near: &[&[Row]],
         batch: Batch<'_>,
         now: UnixMs,
         taken: &mut Taken,
     ) {
+        let near = [batch.held, batch.rows];
         let late = self.is_late(row, now);
         let in_window = self.window.is_some_and(|window| row.rowid <= window.up_to);
         // A clock that was set back must not hold a row for ever.
@@ -337,7 +336,7 @@ impl Inbox {
         }
         let mut understood = understand(row, is_over(HOLD_MS) || full, late, now);
         if link::awaits_preview(row) && understood != Understood::Incomplete {
-            if let Some(preview) = link::preview_among(row, near) {
+            if let Some(preview) = link::preview_among(row, &near) {
                 self.links.join(preview);
                 attach_preview(&mut understood, preview);
             } else if !is_over(SETTLE_MS) && !full {

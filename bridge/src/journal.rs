@@ -4,6 +4,7 @@
 //! whole turn of the event loop are on the disk, by one fsync. A journal is never repaired or
 //! made anew by itself: forgetting what was sent is how messages are doubled.
 
+mod inspect;
 mod rows;
 
 use std::collections::BTreeSet;
@@ -14,6 +15,8 @@ use std::time::Duration;
 use protocol::pipe::{Attempt, EventLine};
 use protocol::{PhoneId, UnixMs};
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
+
+pub(crate) use inspect::{Inspection, inspect};
 
 use crate::clock::Now;
 use crate::inbound::Seen;

@@ -25,6 +25,7 @@ pub mod summary;
 pub mod typedstream;
 pub mod watch;
 
+pub mod checks;
 pub mod clock;
 pub mod config;
 pub mod daemon;
@@ -38,6 +39,7 @@ pub mod outbound;
 mod evidence;
 mod health;
 mod line;
+mod machine;
 mod pacing;
 mod reading;
 mod window;

@@ -122,8 +122,11 @@ async fn act(command: Command) -> Result<Exit, (Exit, anyhow::Error)> {
         }
         Command::Doctor { config, json } => {
             let report = doctor::examine(&load(&config)?).await;
-            let mut stdout = std::io::stdout().lock();
-            report.write(&mut stdout, json).map_err(unwritable)?;
+            // Colours only on a terminal, and never where NO_COLOR says so.
+            let mut stdout = anstream::stdout().lock();
+            let written =
+                if json { report.write_json(&mut stdout) } else { report.write_table(&mut stdout) };
+            written.map_err(unwritable)?;
             Ok(report.exit())
         }
     }

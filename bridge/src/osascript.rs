@@ -34,6 +34,9 @@ pub(crate) const SEND_TO_CHAT: &str = include_str!("scripts/send_to_chat.applesc
 /// Asks for the state of the account.
 pub(crate) const PROBE: &str = include_str!("scripts/probe.applescript");
 
+/// Asks for the state of one account, without starting Messages.
+pub(crate) const ACCOUNT: &str = include_str!("scripts/account.applescript");
+
 /// osascript's error output: a line or two. More is cut; the number stands at the end.
 const STDERR_TAIL_BYTES: u64 = 4 * 1024;
 /// The result of a script: a word. More is not ours.
@@ -411,6 +414,9 @@ pub(crate) fn of_number(number: i32) -> Disposition {
     match number {
         // Permanent on this Mac until its user grants it; another phone can send the message.
         -1743 => not_started(Reason::AutomationDenied, true),
+        // macOS would have to ask its user first (Apple documents it for the permission query; whether
+        // osascript ever prints it is unverified): nothing was dispatched.
+        -1744 => not_started(Reason::AutomationConsent, true),
         // The program is not running (-600) or could not be launched: nothing received the event.
         -600 | -10_810 | -10_827 => not_started(Reason::MessagesNotRunning, true),
         // The object could not be found: resolved before `send` is dispatched.

@@ -16,7 +16,8 @@
 
 mod reader;
 
-use std::{ops::Range, sync::Arc};
+use std::ops::Range;
+use std::sync::{Arc, LazyLock};
 
 use reader::{Arena, Slot, Value};
 
@@ -78,13 +79,15 @@ pub const TRANSCRIPTION: &str = "IMAudioTranscription";
 /// used first, so that a search finds it without decoding anything; a text that holds such a name
 /// is merely decoded whole.
 pub fn is_notable(blob: &[u8]) -> bool {
-    use memchr::memmem;
+    use memchr::memmem::Finder;
+    static NAMES: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(PREFIX));
+    static SPOKEN: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(TRANSCRIPTION));
     const PLAIN: [&[u8]; 2] = [b"MessagePartAttributeName", b"BaseWritingDirectionAttributeName"];
     const PREFIX: &[u8] = b"__kIM";
-    memmem::find_iter(blob, PREFIX).any(|at| {
+    NAMES.find_iter(blob).any(|at| {
         let name = blob.get(at + PREFIX.len()..).unwrap_or_default();
         !PLAIN.iter().any(|plain| name.starts_with(plain))
-    }) || memmem::find(blob, TRANSCRIPTION.as_bytes()).is_some()
+    }) || SPOKEN.find(blob).is_some()
 }
 
 /// What a blob holds: the text and what is said about stretches of it.

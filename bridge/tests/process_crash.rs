@@ -514,7 +514,7 @@ fn doctor_says_what_is_wrong_and_what_to_do() {
     let output = run(&["doctor", "--config", config]).wait_with_output().unwrap();
     let table = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(69), "{table}");
-    assert!(table.contains("BAD") && table.contains("→ sign in to Messages"), "{table}");
+    assert!(table.contains("ERROR") && table.contains("→ Sign in to Messages"), "{table}");
 }
 
 #[expect(clippy::disallowed_methods, reason = "a test that starts the program")]

@@ -211,6 +211,13 @@ pub struct Heartbeat {
     pub last_change: Option<UnixMs>,
     /// When the last message came in.
     pub last_inbound: Option<UnixMs>,
+    /// When the newest receipt, delivered or read, came.
+    pub last_receipt: Option<UnixMs>,
+    /// Own messages of the last hour, whoever sent them; goes up and down.
+    pub own_last_hour: u64,
+    /// Those of them that failed as not registered (chat.db error 22); goes up and down. Most of
+    /// many is how a limit or a block of the account shows.
+    pub not_registered_last_hour: u64,
     /// Age of the running osascript in milliseconds; none when none runs.
     pub osascript_age_ms: Option<u64>,
     /// Sends accepted and not started; goes up and down.
@@ -219,6 +226,9 @@ pub struct Heartbeat {
     pub in_flight: u64,
     /// Events not acknowledged; goes up and down.
     pub unacked: u64,
+    /// The longest read of chat.db so far, in microseconds: for so long Messages could not fold its
+    /// WAL into the file.
+    pub longest_read_us: u64,
     /// Turns of the event loop: a hung loop shows here.
     pub turns: u64,
     /// Lines refused.

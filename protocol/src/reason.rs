@@ -115,6 +115,12 @@ reasons! {
     DatabaseForeign = "database_foreign",
     /// The account is not connected to its service.
     AccountOffline = "account_offline",
+    /// macOS has not yet been told whether the bridge may control Messages (AppleScript -1744, or a question on the screen).
+    AutomationConsent = "automation_consent",
+    /// A disk that the bridge or Messages writes to is nearly full.
+    DiskLow = "disk_low",
+    /// The Mac's clock cannot be right, and with it no deadline.
+    ClockWrong = "clock_wrong",
     /// The bridge has just started and has not finished its checks.
     Starting = "starting",
 }

@@ -2,7 +2,8 @@
 //!
 //! As in the real one the whole script is compiled before any of it runs, so a script that is cut
 //! off does nothing. The language is `on run argv`, `set … to`, `tell application "Messages"`,
-//! `if … is …`, `with timeout of`, `send … to participant … of …`, `send … to chat id …`,
+//! `if … is …`, `if application "Messages" is (not) running`, `with timeout of`, `send … to
+//! participant … of …`, `send … to chat id …`,
 //! accounts and their connection status, `return`, `log` and comments. All else is a syntax error.
 
 mod parse;
@@ -87,6 +88,10 @@ pub trait Messages {
     ) -> Result<String, EventError>;
     /// How many accounts there are.
     fn count_accounts(&mut self, timeout_s: Option<u64>) -> Result<i64, EventError>;
+    /// Whether Messages runs. Needs no permission, and does not start it.
+    fn is_running(&mut self) -> bool {
+        !matches!(self.count_accounts(Some(5)), Err(EventError { number: -600, .. }))
+    }
     /// Sends a text to an address over an account of this service.
     fn send_to_participant(
         &mut self,

@@ -11,6 +11,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 
 mod accept;
 mod export;
+mod idle;
 mod percentile;
 mod read;
 mod restart;
@@ -58,6 +59,8 @@ enum Load {
     Export,
     /// From COMMIT in chat.db to the event on the bridge's stdout.
     Wake,
+    /// What a bridge with nothing to do costs on a large chat.db.
+    Idle,
     /// From SIGKILL of a bridge to ready again.
     Restart,
 }
@@ -109,6 +112,11 @@ async fn main() -> Result<()> {
     if wanted(Load::Wake) {
         progress("wake")?;
         figures.extend(wake::measure().await.context("wake")?);
+    }
+    if wanted(Load::Idle) {
+        progress("idle")?;
+        let measured = idle::measure(args.read_rows, args.read_db.as_deref()).await;
+        figures.extend(measured.context("idle")?);
     }
     if wanted(Load::Restart) {
         progress("restart")?;

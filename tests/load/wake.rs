@@ -16,6 +16,23 @@ const WARM_MAX: u32 = 40;
 const SEEN_WITHIN: Duration = Duration::from_secs(10);
 
 pub(crate) async fn measure() -> Result<Vec<Figure>> {
+    Ok(vec![
+        Figure::new(
+            "wake: COMMIT in chat.db → event on the bridge's stdout, with file events",
+            latencies(&[]).await?,
+            "promised: p50 5 ms, p99 25 ms".to_owned(),
+            None,
+        ),
+        Figure::new(
+            "wake: the same by polling alone",
+            latencies(&["--poll-only"]).await?,
+            "promised: 260 ms at most".to_owned(),
+            None,
+        ),
+    ])
+}
+
+async fn latencies(more: &[&str]) -> Result<String> {
     let dir = tempfile::Builder::new().prefix("swb-").tempdir_in("/tmp").context("folder")?;
     let path = dir.path().join("chat.db").display().to_string();
     let args = [
@@ -32,7 +49,9 @@ pub(crate) async fn measure() -> Result<Vec<Figure>> {
     e2e::program::run("switchboard-sandbox", &args, &[])?;
     let mut db = Connection::open(&path).context("chat.db")?;
     db.pragma_update(None, "journal_mode", "WAL").context("WAL")?;
-    let bridge = Lines::start("switchboard-bridge", &["watch", "--db", &path, "--since", "now"])?;
+    let mut args = vec!["watch", "--db", &path, "--since", "now"];
+    args.extend(more);
+    let bridge = Lines::start("switchboard-bridge", &args)?;
     // Rows until the first is seen: then the bridge watches.
     let mut n = 0;
     loop {
@@ -58,12 +77,9 @@ pub(crate) async fn measure() -> Result<Vec<Figure>> {
         tokio::time::sleep(Duration::from_millis(u64::from(n * 37 % 300))).await;
     }
     ensure!(samples.len() > 100, "too few samples");
-    Ok(vec![Figure::new(
-        "wake: COMMIT in chat.db → event on the bridge's stdout",
-        p50_p99(&mut samples),
-        "polling alone: up to 250 ms".to_owned(),
-        None,
-    )])
+    let most = samples.iter().max().copied().unwrap_or_default();
+    let shares = p50_p99(&mut samples);
+    Ok(format!("{shares}, most {:.2} ms", most.as_secs_f64() * 1e3))
 }
 
 /// An inbound row as Apple writes it, in one transaction; gives the moment after COMMIT.

@@ -253,6 +253,7 @@ pub fn time_and_memory(path: &Path, args: &[&str]) -> Result<(Duration, u64)> {
             }
             return Ok((began.elapsed(), peak));
         }
+        #[expect(clippy::disallowed_methods, reason = "a load has nothing else to do meanwhile")]
         std::thread::sleep(LOOK_EVERY);
     }
 }
@@ -269,6 +270,13 @@ fn resident_kib(id: u32) -> u64 {
             .and_then(|listed| number(&String::from_utf8_lossy(&listed.stdout))),
     };
     seen.unwrap_or(0)
+}
+
+/// What a process has resident now, in KiB; 0 when it has ended, or where there is no `/proc`.
+pub fn resident_now_kib(id: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|text| text.trim().trim_end_matches("kB").trim().parse().ok()).unwrap_or(0)
 }
 
 /// A program whose lines are read with the moment of their arrival.
@@ -289,6 +297,8 @@ impl Lines {
         use std::io::{BufRead as _, BufReader};
         let mut child = command(&path_of(name)?)
             .args(args)
+            // Held open as long as the program is: a bridge ends with its stdin.
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .process_group(0)
             .spawn()
@@ -304,6 +314,11 @@ impl Lines {
         });
         let program = Program { name: name.to_owned(), child };
         Ok(Self { program, lines: std::sync::Arc::new(tokio::sync::Mutex::new(lines)) })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.program.pid()
     }
 
     /// The next line.

@@ -336,7 +336,7 @@ fn read_note(path: &Path) -> Result<Option<Note>, ExportError> {
         }
     };
     let note: Note =
-        serde_json::from_str(&text).map_err(|_not_ours| foreign("is not a note of an export"))?;
+        serde_json::from_str(&text).map_err(|_bad_note| foreign("is not a note of an export"))?;
     if note.version == NOTE_VERSION {
         Ok(Some(note))
     } else {

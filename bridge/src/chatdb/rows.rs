@@ -334,60 +334,144 @@ pub struct Row {
     pub status: StatusBits,
 }
 
-/// A row as it was read, its blobs not looked at yet.
-#[derive(Debug)]
-pub struct RawRow {
-    row: Row,
-    chat: Option<i64>,
-    body: Option<Vec<u8>>,
-    summary: Option<Vec<u8>>,
-    payload: Option<Vec<u8>>,
+/// Rows as they were read: numbers, and the bytes of their texts and blobs, which nobody has looked
+/// at yet. All bytes of a batch lie in one buffer, so that reading a row allocates nothing, and a
+/// batch is made on one thread, looked at on another and used again by the first.
+#[derive(Debug, Default)]
+pub struct RawRows {
+    rows: Vec<RawRow>,
+    bytes: Vec<u8>,
+    files: Vec<(i64, Attachment)>,
 }
 
-/// Every service that is written into `message.service` in that way: iMessage over a satellite.
+/// A stretch of a batch's bytes; an empty one is none.
+#[derive(Debug, Clone, Copy, Default)]
+struct Span {
+    start: usize,
+    length: usize,
+}
+
+#[derive(Debug)]
+struct RawRow {
+    rowid: i64,
+    from_me: bool,
+    at: Option<UnixMs>,
+    handle: Option<Arc<str>>,
+    other_handle: Option<Arc<str>>,
+    chat: Option<(i64, Arc<Chat>)>,
+    participants: Vec<Arc<str>>,
+    item_type: i64,
+    group_action: i64,
+    share_status: i64,
+    message_action: i64,
+    associated_type: i64,
+    part_count: Option<i64>,
+    edited_at: Option<UnixMs>,
+    filter_action: i64,
+    schedule: Option<i64>,
+    flags: Flags,
+    status: StatusBits,
+    guid: Span,
+    text: Span,
+    body: Span,
+    subject: Span,
+    group_title: Span,
+    associated_guid: Span,
+    associated_emoji: Span,
+    balloon: Span,
+    payload: Span,
+    summary: Span,
+    thread_guid: Span,
+    thread_part: Span,
+    effect: Span,
+}
+
+/// How iMessage over a satellite stands in `message.service`.
 const SATELLITE_SERVICE: &[u8] = b"iMessageLite";
 
-impl RawRow {
-    pub(super) fn read(cells: &Cells<'_, '_>, book: &mut Book<'_>) -> rusqlite::Result<Self> {
-        let copy = |place: usize| cells.blob(place).filter(|b| !b.is_empty()).map(<[u8]>::to_vec);
-        let lite = matches!(cells.value(at::SERVICE), ValueRef::Text(service) if service.eq_ignore_ascii_case(SATELLITE_SERVICE));
+impl RawRows {
+    /// Forgets the rows and keeps the room.
+    pub fn clear(&mut self) {
+        self.rows.clear();
+        self.bytes.clear();
+        self.files.clear();
+    }
+
+    /// How many rows there are.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// The number of the last row.
+    pub fn last_rowid(&self) -> Option<i64> {
+        self.rows.last().map(|row| row.rowid)
+    }
+
+    /// The number of the first row.
+    pub fn first_rowid(&self) -> Option<i64> {
+        self.rows.first().map(|row| row.rowid)
+    }
+
+    /// Leaves out the rows above a number.
+    pub fn truncate_above(&mut self, rowid: i64) {
+        let keep = self.rows.partition_point(|row| row.rowid <= rowid);
+        self.rows.truncate(keep);
+    }
+
+    pub(super) fn reverse(&mut self) {
+        self.rows.reverse();
+    }
+
+    pub(super) fn rowids(&self) -> impl Iterator<Item = i64> {
+        self.rows.iter().map(|row| row.rowid)
+    }
+
+    fn keep(&mut self, bytes: Option<&[u8]>) -> Span {
+        let Some(bytes) = bytes else { return Span::default() };
+        let span = Span { start: self.bytes.len(), length: bytes.len() };
+        self.bytes.extend_from_slice(bytes);
+        span
+    }
+
+    pub(super) fn push(
+        &mut self,
+        cells: &Cells<'_, '_>,
+        book: &mut Book<'_>,
+    ) -> rusqlite::Result<()> {
+        let (service, lite) = match cells.bytes(at::SERVICE) {
+            Some(service) => (
+                str::from_utf8(service).ok().and_then(Channel::of_service),
+                service.eq_ignore_ascii_case(SATELLITE_SERVICE),
+            ),
+            None => (None, false),
+        };
         let handle = book.handle(cells.integer(at::HANDLE))?;
-        let caller = cells.bytes(at::CALLER);
-        let to_self = caller.is_some_and(|caller| {
-            handle.as_ref().is_some_and(|handle| handle.as_bytes() == caller)
-        });
+        let to_self = match (&handle, cells.bytes(at::CALLER)) {
+            (Some(handle), Some(caller)) => handle.as_bytes() == caller,
+            (Some(_) | None, _) => false,
+        };
         let schedule = (cells.integer(at::SCHEDULE_TYPE) == SEND_LATER)
             .then(|| cells.integer(at::SCHEDULE_STATE));
-        let row = Row {
+        let row = RawRow {
             rowid: cells.integer(at::ROWID),
-            guid: cells.text(at::GUID).unwrap_or_default(),
             from_me: cells.flag(at::FROM_ME),
             at: apple_ms(cells.integer(at::DATE)),
             handle,
             other_handle: book.handle(cells.integer(at::OTHER_HANDLE))?,
-            place: Place::Pending,
+            chat: None,
             participants: Vec::new(),
-            text: cells.text(at::TEXT).unwrap_or_default(),
-            runs: Vec::new(),
-            subject: cells.filled(at::SUBJECT),
-            attachments: Vec::new(),
             item_type: cells.integer(at::ITEM_TYPE),
             group_action: cells.integer(at::GROUP_ACTION),
-            group_title: cells.filled(at::GROUP_TITLE),
             share_status: cells.integer(at::SHARE_STATUS),
             message_action: cells.integer(at::MESSAGE_ACTION),
             associated_type: cells.integer(at::ASSOCIATED_TYPE),
-            associated_guid: cells.filled(at::ASSOCIATED_GUID),
-            associated_emoji: cells.filled(at::ASSOCIATED_EMOJI),
-            balloon: cells.filled(at::BALLOON),
-            app: None,
-            preview: None,
-            thread_guid: cells.filled(at::THREAD_GUID),
-            thread_part: cells.filled(at::THREAD_PART),
-            effect: cells.filled(at::EFFECT),
             part_count: cells.number(at::PART_COUNT),
             edited_at: apple_ms(cells.integer(at::DATE_EDITED)),
-            summary: Summary::default(),
             filter_action: cells.integer(at::FILTER_ACTION),
             schedule,
             flags: Flags {
@@ -407,49 +491,72 @@ impl RawRow {
                 undecodable: false,
                 to_self,
             },
-            status: StatusBits::read(cells, at::STATUS),
+            status: StatusBits { service, ..StatusBits::read(cells, at::STATUS) },
+            guid: self.keep(cells.bytes(at::GUID)),
+            text: self.keep(cells.bytes(at::TEXT)),
+            body: self.keep(cells.blob(at::BODY)),
+            subject: self.keep(cells.bytes(at::SUBJECT)),
+            group_title: self.keep(cells.bytes(at::GROUP_TITLE)),
+            associated_guid: self.keep(cells.bytes(at::ASSOCIATED_GUID)),
+            associated_emoji: self.keep(cells.bytes(at::ASSOCIATED_EMOJI)),
+            balloon: self.keep(cells.bytes(at::BALLOON)),
+            payload: self.keep(cells.blob(at::PAYLOAD)),
+            summary: self.keep(cells.blob(at::SUMMARY)),
+            thread_guid: self.keep(cells.bytes(at::THREAD_GUID)),
+            thread_part: self.keep(cells.bytes(at::THREAD_PART)),
+            effect: self.keep(cells.bytes(at::EFFECT)),
         };
-        Ok(Self {
-            row,
-            chat: None,
-            body: copy(at::BODY),
-            summary: copy(at::SUMMARY),
-            payload: copy(at::PAYLOAD),
-        })
+        self.rows.push(row);
+        Ok(())
     }
 
-    /// Number of the row.
-    pub fn rowid(&self) -> i64 {
-        self.row.rowid
-    }
-
-    /// Whether it tells of a change of a group, for which its members are looked up.
-    pub(super) fn is_notice(&self) -> bool {
-        self.row.item_type != 0
-    }
-
-    pub(super) fn is_placed(&self) -> bool {
-        self.chat.is_some()
-    }
-
-    pub(super) fn chat(&self) -> Option<i64> {
-        self.chat
-    }
-
-    pub(super) fn place(&mut self, chat: i64, place: Arc<Chat>, deleted: bool) {
-        if self.chat.is_none() {
-            self.chat = Some(chat);
-            self.row.place = Place::In(place);
-            self.row.flags.deleted = deleted;
+    /// Sets the chat of each row. Rows come in the order of rowid, joins in any.
+    pub(super) fn place(
+        &mut self,
+        book: &mut Book<'_>,
+        joins: &mut rusqlite::Rows<'_>,
+        deleted: bool,
+    ) -> rusqlite::Result<()> {
+        let mut at = 0_usize;
+        while let Some(join) = joins.next()? {
+            let cells = Cells(join);
+            let (rowid, chat) = (cells.integer(0), cells.integer(1));
+            // Joins mostly come in the order of the rows as well: look at the next place first.
+            let place = match self.rows.get(at) {
+                Some(row) if row.rowid == rowid => Some(at),
+                Some(_) | None => self.rows.binary_search_by_key(&rowid, |row| row.rowid).ok(),
+            };
+            let Some(place) = place else { continue };
+            at = place + 1;
+            if let Some(row) = self.rows.get_mut(place)
+                && row.chat.is_none()
+                && let Some(found) = book.chat(chat)?
+            {
+                row.chat = Some((chat, found));
+                row.flags.deleted = deleted;
+            }
         }
+        Ok(())
     }
 
-    pub(super) fn set_participants(&mut self, participants: Vec<Arc<str>>) {
-        self.row.participants = participants;
+    /// The rows that are in no chat.
+    pub(super) fn pending(&self) -> Vec<i64> {
+        self.rows.iter().filter(|row| row.chat.is_none()).map(|row| row.rowid).collect()
     }
 
+    /// Looks up who is in the chats of which a row tells a change.
+    pub(super) fn add_participants(&mut self, book: &mut Book<'_>) -> rusqlite::Result<()> {
+        for row in self.rows.iter_mut().filter(|row| row.item_type != 0) {
+            if let Some((chat, _)) = &row.chat {
+                row.participants = book.participants(*chat)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A file, in the order of the rows.
     pub(super) fn attach(&mut self, cells: &Cells<'_, '_>) {
-        self.row.attachments.push(Attachment {
+        let file = Attachment {
             guid: cells.text(1).unwrap_or_default(),
             name: cells.filled(2),
             mime: cells.filled(3),
@@ -461,29 +568,88 @@ impl RawRow {
             hidden: cells.flag(9),
             part: None,
             position: None,
-        });
+        };
+        self.files.push((cells.integer(0), file));
     }
 
-    /// Looks at the blobs.
-    pub fn decode(self) -> Row {
-        let Self { mut row, body, summary, payload, .. } = self;
-        if let Some(body) = body {
-            decode_body(&mut row, &body);
+    /// Looks at everything, and forgets it.
+    pub fn decode(&mut self) -> Vec<Row> {
+        let Self { rows, bytes, files } = self;
+        let mut files = files.drain(..).peekable();
+        let mut decoded: Vec<Row> = Vec::with_capacity(rows.len());
+        for raw in rows.drain(..) {
+            let rowid = raw.rowid;
+            while files.next_if(|(message, _)| *message < rowid).is_some() {}
+            let mut attachments = Vec::new();
+            while let Some((_, file)) = files.next_if(|(message, _)| *message == rowid) {
+                attachments.push(file);
+            }
+            decoded.push(raw.decode(bytes, attachments));
+        }
+        drop(files);
+        self.clear();
+        decoded
+    }
+}
+
+impl RawRow {
+    fn decode(self, bytes: &[u8], attachments: Vec<Attachment>) -> Row {
+        let slice = |span: Span| {
+            bytes.get(span.start..span.start.saturating_add(span.length)).unwrap_or_default()
+        };
+        let text = |span: Span| String::from_utf8_lossy(slice(span)).into_owned();
+        let filled = |span: Span| (span.length > 0).then(|| text(span));
+        let mut row = Row {
+            rowid: self.rowid,
+            guid: text(self.guid),
+            from_me: self.from_me,
+            at: self.at,
+            handle: self.handle,
+            other_handle: self.other_handle,
+            place: self.chat.map_or(Place::Pending, |(_, chat)| Place::In(chat)),
+            participants: self.participants,
+            text: text(self.text),
+            runs: Vec::new(),
+            subject: filled(self.subject),
+            attachments,
+            item_type: self.item_type,
+            group_action: self.group_action,
+            group_title: filled(self.group_title),
+            share_status: self.share_status,
+            message_action: self.message_action,
+            associated_type: self.associated_type,
+            associated_guid: filled(self.associated_guid),
+            associated_emoji: filled(self.associated_emoji),
+            balloon: filled(self.balloon),
+            app: None,
+            preview: None,
+            thread_guid: filled(self.thread_guid),
+            thread_part: filled(self.thread_part),
+            effect: filled(self.effect),
+            part_count: self.part_count,
+            edited_at: self.edited_at,
+            summary: Summary::default(),
+            filter_action: self.filter_action,
+            schedule: self.schedule,
+            flags: self.flags,
+            status: self.status,
+        };
+        if self.body.length > 0 {
+            decode_body(&mut row, slice(self.body));
         }
         row.order_attachments();
-        // Reactions keep other things in this column.
-        if let Some(blob) = summary {
-            match summary::parse(&blob) {
+        if self.summary.length > 0 {
+            match summary::parse(slice(self.summary)) {
                 Ok(summary) => row.summary = summary,
                 Err(error) => tracing::debug!(rowid = row.rowid, %error, "passed over"),
             }
         }
         if let Some(balloon) = &row.balloon {
-            let blob = payload.unwrap_or_default();
+            let payload = slice(self.payload);
             if balloon == LINK_BALLOON {
-                row.preview = payload::link_preview(&blob);
+                row.preview = payload::link_preview(payload);
             } else {
-                row.app = Some(payload::app(balloon, &blob));
+                row.app = Some(payload::app(balloon, payload));
             }
         }
         row

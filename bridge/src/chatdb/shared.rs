@@ -8,11 +8,13 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 
 use rusqlite::Connection;
 
 use super::{Cause, Files, NotReady, connect};
+use crate::clock;
 
 /// Every path that is open, by its absolute form.
 static OPEN: LazyLock<Mutex<HashMap<PathBuf, Weak<Shared>>>> = LazyLock::new(Mutex::default);
@@ -22,6 +24,9 @@ static OPEN: LazyLock<Mutex<HashMap<PathBuf, Weak<Shared>>>> = LazyLock::new(Mut
 pub(super) struct Shared {
     path: PathBuf,
     state: Mutex<State>,
+    /// The longest read so far, in microseconds. Each statement is a transaction of its own, so that
+    /// no transaction was longer.
+    longest_us: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -40,7 +45,11 @@ impl Shared {
             return shared;
         }
         all.retain(|_, shared| shared.strong_count() > 0);
-        let shared = Arc::new(Self { path: path.to_owned(), state: Mutex::default() });
+        let shared = Arc::new(Self {
+            path: path.to_owned(),
+            state: Mutex::default(),
+            longest_us: AtomicU64::new(0),
+        });
         all.insert(key, Arc::downgrade(&shared));
         shared
     }
@@ -83,6 +92,11 @@ impl Shared {
         self.state().open.as_ref().and_then(|(_, files)| files.database).unwrap_or_default()
     }
 
+    /// The longest read so far, in microseconds.
+    pub(super) fn longest_us(&self) -> u64 {
+        self.longest_us.load(Ordering::Relaxed)
+    }
+
     /// One short read in this opening.
     pub(super) fn run<T>(
         &self,
@@ -97,7 +111,11 @@ impl Shared {
                 return Err(NotReady::new(&self.path, Cause::Failing, detail));
             }
         };
-        read(connection).map_err(|error| {
+        let began = clock::continuous_us();
+        let result = read(connection);
+        let took = u64::try_from(clock::continuous_us().saturating_sub(began)).unwrap_or(0);
+        self.longest_us.fetch_max(took, Ordering::Relaxed);
+        result.map_err(|error| {
             let why = NotReady::of_sqlite(&self.path, &error);
             // A lock passes. Anything else may come from files that changed under the connection.
             if why.cause != Cause::Locked {

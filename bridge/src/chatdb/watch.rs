@@ -58,14 +58,39 @@ impl WatchCounters {
 }
 
 /// Looks after a file event, besides the one at once. The event tells of a write to the WAL; the
-/// commit becomes visible a moment later, with a write to the shared memory of which no event tells.
-/// Without these such a commit would wait for the next poll.
-const ECHOES: [Duration; 4] = [
-    Duration::from_millis(1),
-    Duration::from_millis(3),
-    Duration::from_millis(8),
-    Duration::from_millis(20),
-];
+/// commit becomes visible later, after an fsync that may take its time, with a write to the shared
+/// memory of which no event tells. So for a while after an event it is looked often, first every few
+/// milliseconds; a look costs some microseconds. Without these such a commit would wait for the poll.
+const ECHO_FIRST: Duration = Duration::from_millis(1);
+/// Each look comes half as late again as the one before, up to this.
+const ECHO_MAX: Duration = Duration::from_millis(10);
+/// After so long without another event the poll alone goes on.
+const ECHOES_FOR: Duration = Duration::from_millis(300);
+
+/// How long to wait for the next look after an event, and since when there was none.
+#[derive(Debug, Clone, Copy)]
+struct Echo {
+    next: Duration,
+    passed: Duration,
+}
+
+impl Echo {
+    const OVER: Self = Self { next: POLL_EVERY, passed: ECHOES_FOR };
+
+    /// An event has come.
+    fn begin() -> Self {
+        Self { next: ECHO_FIRST, passed: Duration::ZERO }
+    }
+
+    /// A look without an event before it.
+    fn go_on(self) -> Self {
+        let passed = self.passed.saturating_add(self.next);
+        if passed >= ECHOES_FOR {
+            return Self::OVER;
+        }
+        Self { next: self.next.saturating_mul(3).div_f32(2.0).min(ECHO_MAX), passed }
+    }
+}
 
 /// A running watch; ends when dropped.
 #[derive(Debug)]
@@ -201,18 +226,18 @@ impl Worker {
         self.hints.arm();
         self.look();
         self.tell();
-        let mut echoes = ECHOES.len();
+        let mut echo = Echo::OVER;
         while !self.stop.load(Ordering::Relaxed) && !self.changed.is_closed() {
-            match self.woken.recv_timeout(ECHOES.get(echoes).copied().unwrap_or(POLL_EVERY)) {
+            match self.woken.recv_timeout(echo.next) {
                 Ok(()) => {
-                    echoes = 0;
+                    echo = Echo::begin();
                     // Wait for the rest of the commit's events, and take them together.
                     match self.woken.recv_timeout(SETTLE) {
                         Ok(()) | Err(RecvTimeoutError::Timeout) => {}
                         Err(RecvTimeoutError::Disconnected) => return,
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => echoes = ECHOES.len().min(echoes + 1),
+                Err(RecvTimeoutError::Timeout) => echo = echo.go_on(),
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             if self.look() {
@@ -276,5 +301,23 @@ fn nudge(wake: &SyncSender<()>) {
     match wake.try_send(()) {
         // Full means that it is about to wake anyway; disconnected means that it has ended.
         Ok(()) | Err(mpsc::TrySendError::Full(()) | mpsc::TrySendError::Disconnected(())) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_after_an_event_are_frequent_and_end() {
+        let mut echo = Echo::begin();
+        let mut looks = 0;
+        while echo.next != POLL_EVERY {
+            assert!(echo.next <= ECHO_MAX);
+            echo = echo.go_on();
+            looks += 1;
+        }
+        assert!((30..60).contains(&looks), "{looks}");
+        assert_eq!(echo.go_on().next, POLL_EVERY);
     }
 }

@@ -24,6 +24,7 @@ struct Shelf {
     broken: Option<Reason>,
     /// A row appears for every send that is looked for.
     obliging: bool,
+    pulse: crate::chatdb::Pulse,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -82,14 +83,21 @@ impl Evidence for Fake {
             return Ok(News::default());
         }
         shelf.told += facts.len();
-        let heard = |fact: &Fact| match fact {
-            Fact::Received(received) => Some((received.guid.clone(), 7)),
-            other => panic!("not a message: {other:?}"),
+        let heard = |fact: &Fact| {
+            let Fact::Received(received) = fact else { panic!("not a message: {fact:?}") };
+            Some((received.guid.clone(), 7))
         };
         let facts = facts.into_iter().map(|fact| NewFact { heard: heard(&fact), fact }).collect();
         let cursor = Some(format!("{{\"told\":{}}}", shelf.told));
         Ok(News { facts, cursor, ..News::default() })
     }
+    fn pulse(&mut self, _now: Now) -> Result<crate::chatdb::Pulse, protocol::pipe::NotReady> {
+        self.shelf().map(|shelf| shelf.pulse)
+    }
+    fn longest_read_us(&self) -> u64 {
+        0
+    }
+
     fn hints(&mut self) -> Option<mpsc::Receiver<()>> {
         None
     }
@@ -145,6 +153,7 @@ fn config(dir: &Path) -> Config {
         match_window: Duration::from_millis(500),
         settle_window: Duration::from_millis(500),
         sent_window: Duration::from_secs(20),
+        disk_low_mib: 16,
         probe_interval: Duration::from_mins(1),
         pacing: Pacing::Unlimited,
     }
@@ -152,7 +161,12 @@ fn config(dir: &Path) -> Config {
 
 impl Bridge {
     fn start(dir: tempfile::TempDir, fake: Fake) -> Self {
-        let config = config(dir.path());
+        Self::start_with(dir, fake, |_| ())
+    }
+
+    fn start_with(dir: tempfile::TempDir, fake: Fake, change: impl FnOnce(&mut Config)) -> Self {
+        let mut config = config(dir.path());
+        change(&mut config);
         let journal = Journal::open(
             &dir.path().join("journal.db"),
             &config.phone,
@@ -471,4 +485,69 @@ fn one_bridge_a_phone() {
     assert_eq!(error.exit(), Exit::TryAgain);
     drop(lock);
     Lock::take(dir.path()).unwrap();
+}
+
+#[tokio::test]
+async fn a_nearly_full_disk_keeps_a_bridge_from_sending_and_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    program(dir.path(), "exit 0");
+    let fake = Fake::default();
+    fake.0.lock().unwrap().obliging = true;
+    // No disk has so much.
+    let mut bridge = Bridge::start_with(dir, fake, |config| config.disk_low_mib = 1 << 30);
+    let low = |up: &Up| match up {
+        Up::NotReady { reasons } => reasons.iter().map(|why| why.reason).collect::<Vec<_>>(),
+        Up::Event(_) | Up::Hello(_) | Up::Ready | Up::Heartbeat(_) => Vec::new(),
+    };
+    // Both disks, and nothing else once the account has answered.
+    let both = [Reason::DiskLow, Reason::DiskLow];
+    let said = bridge.until(|up| low(up) == both).await;
+    let Up::NotReady { reasons } = said else { panic!("{said:?}") };
+    assert!(reasons[0].remedy.contains("Free space"), "{reasons:?}");
+    bridge.lease().await;
+    bridge.say(&command(1)).await;
+    bridge.event("accepted").await;
+    bridge.until(|up| matches!(up, Up::Heartbeat(beat) if beat.queued == 1)).await;
+    assert_eq!(bridge.sends(), Vec::<String>::new());
+    bridge.end().await;
+}
+
+#[tokio::test]
+async fn a_clock_that_must_be_wrong_keeps_a_bridge_from_being_ready() {
+    let dir = tempfile::tempdir().unwrap();
+    program(dir.path(), "exit 0");
+    let fake = Fake::default();
+    fake.0.lock().unwrap().pulse.own_ahead = 1;
+    fake.0.lock().unwrap().pulse.senders_ahead = 2;
+    let mut bridge = Bridge::start(dir, fake);
+    bridge
+        .until(|up| match up {
+            Up::NotReady { reasons } => {
+                reasons.iter().map(|why| why.reason).eq([Reason::ClockWrong])
+            }
+            Up::Event(_) | Up::Hello(_) | Up::Ready | Up::Heartbeat(_) => false,
+        })
+        .await;
+    bridge.end().await;
+}
+
+#[tokio::test]
+async fn a_heartbeat_tells_what_the_newest_rows_say() {
+    let dir = tempfile::tempdir().unwrap();
+    program(dir.path(), "exit 0");
+    let fake = Fake::default();
+    fake.0.lock().unwrap().pulse = crate::chatdb::Pulse {
+        newest_inbound: Some(UnixMs(1_795_000_000_000)),
+        newest_receipt: Some(UnixMs(1_795_000_001_000)),
+        own_last_hour: 9,
+        not_registered_last_hour: 7,
+        ..crate::chatdb::Pulse::default()
+    };
+    let mut bridge = Bridge::start(dir, fake);
+    let beat = bridge.until(|up| matches!(up, Up::Heartbeat(_))).await;
+    let Up::Heartbeat(beat) = beat else { panic!("{beat:?}") };
+    assert_eq!(beat.last_inbound, Some(UnixMs(1_795_000_000_000)));
+    assert_eq!(beat.last_receipt, Some(UnixMs(1_795_000_001_000)));
+    assert_eq!((beat.own_last_hour, beat.not_registered_last_hour), (9, 7));
+    bridge.end().await;
 }

@@ -16,6 +16,10 @@ use crate::chatdb::Row;
 /// What was told of a message.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is another thing that was told or not, independent of the others"
+)]
 pub struct Seen {
     /// Of each edited part, how many texts it had when that was told.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]

@@ -179,7 +179,7 @@ fn notice(row: &Row, out_of_time: bool, at: UnixMs) -> Understood {
         change: change.to_owned(),
         subject: subject.map(|subject| cut(subject, NAME_BYTES_MAX)),
         by: author(row),
-        participants: row.participants.iter().map(|address| address.to_string()).collect(),
+        participants: row.participants.iter().map(ToString::to_string).collect(),
         at,
     }))
 }

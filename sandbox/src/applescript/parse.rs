@@ -61,6 +61,8 @@ pub(super) enum Expr {
     Account(String),
     CountAccounts,
     ConnectionStatus(Box<Expr>),
+    /// Whether Messages runs: the one question that does not start it.
+    IsRunning,
     AsText(Box<Expr>),
 }
 
@@ -483,6 +485,17 @@ impl<'a> Parser<'a> {
     }
 
     fn condition(&mut self) -> Result<Condition, ScriptError> {
+        if self.takes(&["application"]) {
+            match self.peek() {
+                Some(Token::Text(name)) if name.eq_ignore_ascii_case("Messages") => self.at += 1,
+                Some(_) | None => return Err(self.expected("“\"Messages\"”")),
+            }
+            self.word("is")?;
+            let negated = self.takes(&["not"]);
+            self.word("running")?;
+            let right = Expr::Text("true".to_owned());
+            return Ok(Condition { left: Expr::IsRunning, right, negated });
+        }
         let left = self.expr()?;
         let negated = if self.takes(&["is", "not"]) || self.takes_symbol('≠') {
             true

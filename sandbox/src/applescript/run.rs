@@ -185,6 +185,7 @@ impl Runner<'_> {
                 .count_accounts(self.timeout_s)
                 .map(Value::Number)
                 .map_err(|error| messages_got(error, span)),
+            Expr::IsRunning => Ok(Value::Text(self.messages.is_running().to_string())),
             Expr::ConnectionStatus(account) => {
                 let Value::Account(service) = self.value(account, span)? else {
                     return Err(execution(-1728, "Can’t get connection status.", span));

@@ -5,6 +5,7 @@ use super::*;
 const TO_PARTICIPANT: &str =
     include_str!("../../../bridge/src/scripts/send_to_participant.applescript");
 const TO_CHAT: &str = include_str!("../../../bridge/src/scripts/send_to_chat.applescript");
+const ACCOUNT: &str = include_str!("../../../bridge/src/scripts/account.applescript");
 const PROBE: &str = include_str!("../../../bridge/src/scripts/probe.applescript");
 
 /// Writes down what it is asked.
@@ -98,8 +99,21 @@ fn the_bridges_scripts_do_what_they_say() {
 }
 
 #[test]
+fn whether_messages_runs_is_asked_before_anything_else() {
+    let (events, result) = played(ACCOUNT, &["SMS"]);
+    assert_eq!(events, ["count", "account SMS Some(5)", "status SMS"]);
+    assert_eq!(result.as_deref(), Some("connected"));
+    let mut gone = Recorder { error: Some(-600), ..Recorder::default() };
+    let result = run_with(ACCOUNT, &["SMS"], &mut gone).unwrap();
+    assert_eq!(result.as_deref(), Some("not running"));
+    // A refusal comes only with the question itself.
+    let mut denied = Recorder { error: Some(-1743), ..Recorder::default() };
+    assert_eq!(run_with(ACCOUNT, &["SMS"], &mut denied).unwrap_err().number, -1743);
+}
+
+#[test]
 fn a_script_that_is_cut_off_never_sends() {
-    for script in [TO_PARTICIPANT, TO_CHAT, PROBE] {
+    for script in [TO_PARTICIPANT, TO_CHAT, PROBE, ACCOUNT] {
         let whole = script.trim_end();
         // The end of the handler may be left at `end`; before that nothing may run.
         let handler_ends = whole.len() - " run".len();
