@@ -9,7 +9,7 @@
 //! and guids show the repeated ones.
 //!
 //! What happens to a message later is told from the difference between what was told of it
-//! ([`Seen`]) and its row ([`changes`]).
+//! ([`Seen`]) and its row ([`changes()`]).
 
 mod changes;
 mod content;
