@@ -20,17 +20,19 @@ use serde_json::Value;
 
 /// How long an export may take on a busy machine before the test gives up on it.
 const LONGEST: Duration = Duration::from_mins(2);
-/// Rows of the database that is exported while being killed; with their texts several times what lies
+/// Rows of the database that is exported while being killed; with their texts many times what lies
 /// between two notes.
-const LONG_ROWS: u32 = 36_000;
+const LONG_ROWS: u32 = 8_000;
+/// How many MiB lie between two notes.
+const NOTE_EVERY: &str = "1";
 /// Exports that are killed before one is let through.
-const KILLS: usize = 2;
+const KILLS: usize = 5;
 
 #[expect(clippy::disallowed_methods, reason = "the test starts the program itself")]
 fn export(database: &Path, format: &str, more: &[&str]) -> std::process::Command {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_switchboard-bridge"));
     command
-        .args(["export", "--quiet", "--format", format, "--db"])
+        .args(["export", "--quiet", "--note-every", NOTE_EVERY, "--format", format, "--db"])
         .arg(database)
         .args(more)
         .env("TZ", "UTC")

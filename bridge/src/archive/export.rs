@@ -1,7 +1,7 @@
 //! `switchboard-bridge export`: everything that a database holds, as JSON lines or for people.
 //!
 //! An export into a file is written beside it and renamed at the end. Now and then
-//! ([`NOTE_EVERY_BYTES`]) what is written is brought to the disk, and a note says how far it goes; an
+//! ([`Args::note_every`]) what is written is brought to the disk, and a note says how far it goes; an
 //! export that was interrupted, however hard, goes on there, and what comes out is the same to the
 //! byte. A lock on the half-written file keeps a second export of the same name away.
 
@@ -25,8 +25,10 @@ use crate::inbound::{Heard, Own, Told};
 use crate::line;
 use crate::watch::Since;
 
-/// What is written between two notes of how far it is on the disk.
-const NOTE_EVERY_BYTES: u64 = 32 * 1024 * 1024;
+/// What is written between two notes, unless it is asked for otherwise: a fraction of a second's
+/// work, and so much that bringing it to the disk does not make the export slower.
+const NOTE_EVERY_MIB: u32 = 32;
+const MIB: u64 = 1024 * 1024;
 /// The version of the note's form.
 const NOTE_VERSION: u32 = 1;
 /// How often a person sees progress.
@@ -69,6 +71,10 @@ pub struct Args {
     /// Forget what an interrupted export has written, and begin anew.
     #[arg(long)]
     pub restart: bool,
+    /// After how much a file is brought to the disk and a note made: so much may have to be written
+    /// again after an interruption.
+    #[arg(long, value_name = "MIB", default_value_t = NOTE_EVERY_MIB)]
+    pub note_every: u32,
     /// Say nothing about the progress.
     #[arg(long)]
     pub quiet: bool,
@@ -280,10 +286,11 @@ fn into_file(args: &Args, path: &Path) -> Result<(), ExportError> {
         .map_err(failed(&partial, "cannot be cut to what is known to be good"))?;
     let identity = db.identity()?.to_text();
     let sync = file.try_clone().map_err(failed(&partial, "cannot be opened twice"))?;
+    let note_every = u64::from(args.note_every) * MIB;
     let mut noted_bytes = plan.bytes;
     let (to, now) = (plan.to, plan.now);
     let note = |mark: Mark, guid: Option<String>| {
-        let Some(guid) = guid.filter(|_| mark.bytes - noted_bytes >= NOTE_EVERY_BYTES) else {
+        let Some(guid) = guid.filter(|_| mark.bytes - noted_bytes >= note_every) else {
             return Ok(());
         };
         noted_bytes = mark.bytes;

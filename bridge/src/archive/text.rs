@@ -109,6 +109,9 @@ impl TextWriter {
                 let from = kind.from.as_ref().map_or("me", |from| from.address());
                 self.head(out, kind.at, kind.conversation.as_ref(), from);
                 indented(out, &kind.text);
+                if !kind.text.is_empty() {
+                    out.push(b' ');
+                }
                 let numbers = [
                     kind.item_type,
                     kind.group_action_type,
