@@ -57,6 +57,12 @@ const PRUNE_MS: i64 = 60 * 60 * 1000;
 const ORPHANED_DEADLINE_MS: i64 = 2_000;
 /// What is said last still has this long to get into the pipe.
 const FLUSH: Duration = Duration::from_millis(500);
+/// How long a lock is waited for that a child of a killed bridge may still hold. A fork becomes an
+/// exec within milliseconds, on a busy machine within some hundred; a bridge that really runs holds
+/// it for good.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+/// How often it is tried.
+const LOCK_POLL: Duration = Duration::from_millis(20);
 /// Guids of inbound messages remembered over a restart.
 const HEARD_MAX: usize = crate::inbound::KNOWN_MAX;
 /// Without any hint chat.db is read this often all the same: hints may be lost, and a database that
@@ -138,6 +144,22 @@ impl From<JournalError> for DaemonError {
 pub(crate) struct Lock(#[expect(dead_code, reason = "held, never looked at")] File);
 
 impl Lock {
+    /// Takes the lock, and waits a moment for it. A bridge that was killed may have been starting an
+    /// osascript: between its fork and its exec the child holds every file of its parent, this lock
+    /// among them, and gives it back by itself.
+    async fn wait_for(state_dir: &Path) -> Result<Self, DaemonError> {
+        let mut waited = Duration::ZERO;
+        loop {
+            match Self::take(state_dir) {
+                Err(DaemonError::Locked { .. }) if waited < LOCK_WAIT => {
+                    tokio::time::sleep(LOCK_POLL).await;
+                    waited = waited.saturating_add(LOCK_POLL);
+                }
+                taken => return taken,
+            }
+        }
+    }
+
     pub(crate) fn take(state_dir: &Path) -> Result<Self, DaemonError> {
         let unusable = |path: &Path| {
             let path = path.to_owned();
@@ -166,7 +188,7 @@ impl Lock {
 
 /// Runs the bridge of one phone over this process's stdin and stdout until it is asked to end.
 pub async fn run(config: Config) -> Result<Exit, DaemonError> {
-    let lock = Lock::take(&config.state_dir)?;
+    let lock = Lock::wait_for(&config.state_dir).await?;
     let now = crate::clock::now();
     let id = format!("jrn_{}", uuid::Uuid::from_bytes(random()?).simple());
     let journal = Journal::open(&config.state_dir.join("journal.db"), &config.phone, &id, now)?;
