@@ -342,6 +342,80 @@ async fn a_senders_wrong_clock_does_not_undo_a_stop() {
     assert_eq!(count(app, "SELECT COUNT(*) FROM opt_outs WHERE state = 'opted_in'").await, 1);
 }
 
+/// A message that iCloud has put in late, and what it is a copy of.
+fn copy(of: &str, guid: &str, text: &str, at: UnixMs) -> Event {
+    let Event::Received(mut copy) = received(TO, guid, text, at) else { unreachable!() };
+    copy.late = true;
+    copy.details.copy_of = Some(of.to_owned());
+    Event::Received(copy)
+}
+
+#[tokio::test]
+async fn a_late_copy_of_a_known_message_is_acknowledged_and_told_to_nobody() {
+    let router = router("").await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    endpoint(app, &tenant, "https://127.0.0.1/", "whsec_c2VjcmV0LW9mLXRoZS10ZXN0cw==").await;
+    let host = host(app, &[ONE]).await;
+    let mut bridge = Bridge::connect(&router, &host).await;
+    let then = app.clock.now().plus_ms(-14 * 3_600_000);
+    bridge.event(received(TO, "g-1", "hello", then)).await;
+    bridge.event(copy("g-1", "g-2", "hello", then)).await;
+    bridge.event(copy("g-1", "g-2", "hello", then)).await;
+    bridge.event(copy("g-2", "g-3", "hello", then)).await;
+    let inbound = "SELECT COUNT(*) FROM messages WHERE direction = 'inbound'";
+    let told = "SELECT COUNT(*) FROM webhook_jobs WHERE type = 'message.received'";
+    // The third names a guid that was never taken in under its own name: it is a message.
+    assert_eq!((count(app, inbound).await, count(app, told).await), (2, 2));
+    assert_eq!(count(app, "SELECT COUNT(*) FROM messages WHERE guid IN ('g-1', 'g-3')").await, 2);
+    assert_eq!(count(app, "SELECT COUNT(*) FROM unplaced_events").await, 0);
+}
+
+#[tokio::test]
+async fn a_copy_of_what_nobody_knows_is_a_message_and_marked_as_late() {
+    let router = router("").await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    endpoint(app, &tenant, "https://127.0.0.1/", "whsec_c2VjcmV0LW9mLXRoZS10ZXN0cw==").await;
+    let host = host(app, &[ONE]).await;
+    let mut bridge = Bridge::connect(&router, &host).await;
+    let then = app.clock.now().plus_ms(-14 * 3_600_000);
+    // Another sender's message under that guid is no original either.
+    bridge.event(received("+12025550144", "g-0", "hello", then)).await;
+    bridge.event(copy("g-0", "g-1", "hello", then)).await;
+    bridge.event(copy("g-9", "g-2", "again", then)).await;
+    assert_eq!(count(app, "SELECT COUNT(*) FROM messages WHERE guid IN ('g-1', 'g-2')").await, 2);
+    assert_eq!(
+        count(
+            app,
+            "SELECT COUNT(*) FROM webhook_jobs WHERE type = 'message.received' AND body LIKE '%\"late\":true%'"
+        )
+        .await,
+        2
+    );
+}
+
+#[tokio::test]
+async fn a_stop_in_a_late_copy_counts_and_a_start_in_one_does_not() {
+    let router = router("").await;
+    let app = &router.app;
+    tenant(app, "Acme").await;
+    let host = host(app, &[ONE]).await;
+    let mut bridge = Bridge::connect(&router, &host).await;
+    let then = app.clock.now().plus_ms(-14 * 3_600_000);
+    let out = "SELECT COUNT(*) FROM opt_outs WHERE state = 'opted_out'";
+    bridge.event(received(TO, "g-1", "STOP", then)).await;
+    // The opt-out was lost, as by a restored backup; the message was not.
+    app.store.write(|tx| tx.execute("DELETE FROM opt_outs", params![])).await.unwrap();
+    bridge.event(copy("g-1", "g-2", "STOP", then)).await;
+    assert_eq!(count(app, out).await, 1);
+    bridge.event(received(TO, "g-3", "START", then.plus_ms(1_000))).await;
+    bridge.event(received(TO, "g-4", "STOP", then.plus_ms(2_000))).await;
+    bridge.event(copy("g-3", "g-5", "START", then.plus_ms(1_000))).await;
+    assert_eq!(count(app, out).await, 1);
+    assert_eq!(count(app, "SELECT COUNT(*) FROM messages WHERE direction = 'inbound'").await, 3);
+}
+
 #[tokio::test]
 async fn a_confirmation_that_a_newer_wish_overtakes_is_not_sent() {
     let router = router("").await;

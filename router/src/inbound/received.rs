@@ -39,6 +39,20 @@ pub(super) fn message(
         return Ok(());
     }
     let talked = talked(tx, phone, message)?;
+    if let Some(original) = original(tx, phone, message)? {
+        // iCloud's second copy of what was taken in already. It is told to nobody again, but who asked to be left alone
+        // is left alone, whatever became of the first copy.
+        metrics::counter!("switchboard_inbound_copies_total").increment(1);
+        if opt_out::asks(&message.text) == Some(Asks::Stop)
+            && let Some(tenant) = attribute(tx, phone, &talked)?
+        {
+            for tenant in reach(&tenant, &talked, now) {
+                let about = (phone, &original);
+                effects.merge(honour(tx, &tenant, about, message, Asks::Stop, now)?);
+            }
+        }
+        return Ok(());
+    }
     let id = MessageId::new(now.0, clock::random());
     let Some(tenant) = attribute(tx, phone, &talked)? else {
         // A stranger writes to a shared phone: the operator may see what it is, and no tenant. A STOP in it is kept
@@ -69,17 +83,34 @@ pub(super) fn salvage(
     if !store::take_guid(tx, phone, &message.guid, now)? {
         return Ok(());
     }
-    let id = MessageId::new(now.0, clock::random());
     let talked = talked(tx, phone, message)?;
     let tenant = attribute(tx, phone, &talked)?;
-    let owner = tenant.clone().unwrap_or_else(store::nobody);
-    store::store_received(tx, &owner, (&id, phone), message, now)?;
+    let id = if let Some(original) = original(tx, phone, message)? {
+        original
+    } else {
+        let id = MessageId::new(now.0, clock::random());
+        let owner = tenant.clone().unwrap_or_else(store::nobody);
+        store::store_received(tx, &owner, (&id, phone), message, now)?;
+        id
+    };
     if let Some(tenant) = tenant.filter(|_| opt_out::asks(&message.text) == Some(Asks::Stop)) {
         for tenant in reach(&tenant, &talked, now) {
             record(tx, &tenant, &id, message, Asks::Stop, now)?;
         }
     }
     Ok(())
+}
+
+/// The message that this one is a late copy of, where it is here. A copy of what never came is a message.
+fn original(
+    tx: &mut Tx<'_>,
+    phone: &PhoneId,
+    message: &Received,
+) -> Result<Option<MessageId>, StoreError> {
+    match message.details.copy_of.as_deref() {
+        Some(guid) => store::received_as(tx, phone, (guid, &message.from)),
+        None => Ok(None),
+    }
 }
 
 /// Who has talked with the sender of a message on this phone, or, where it was written into a group, with the group;

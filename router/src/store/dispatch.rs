@@ -869,6 +869,7 @@ mod tests {
             (inbound::ON_THE_WAY, "messages_on_the_way (tenant_id=? AND recipient=? AND kind=?)"),
             (inbound::TALKED_WITH, "bindings_by_phone (phone_id=? AND recipient=?)"),
             (inbound::BY_GUID, "messages_by_phone_guid (phone_id=? AND guid=?)"),
+            (inbound::RECEIVED_AS, "messages_by_phone_guid (phone_id=? AND guid=?)"),
             (webhook_jobs::WAITING, "webhook_jobs_due_by_endpoint"),
             (claim_webhooks.as_str(), "webhook_jobs_due_by_endpoint (endpoint_id=? AND run_at<?)"),
             (webhook_jobs::FAIL_PENDING, "webhook_jobs_due_by_endpoint (endpoint_id=?)"),

@@ -323,6 +323,18 @@ pub fn by_guid(
 pub(super) const BY_GUID: &str =
     "SELECT tenant_id, id FROM messages WHERE phone_id = ?1 AND guid = ?2";
 
+/// The message that a phone has reported under this guid as coming from this sender.
+pub fn received_as(
+    tx: &mut Tx<'_>,
+    phone: &PhoneId,
+    (guid, from): (&str, &Recipient),
+) -> Result<Option<MessageId>, StoreError> {
+    tx.query_opt(RECEIVED_AS, params![phone, guid, from], |row| row.get(0))
+}
+
+pub(super) const RECEIVED_AS: &str = "SELECT id FROM messages
+     WHERE phone_id = ?1 AND guid = ?2 AND direction = 'inbound' AND recipient = ?3";
+
 /// Adds to a message's story what happened to it later (a reaction, an edit, its being taken back), and tells the tenant.
 pub fn happened_to(
     tx: &mut Tx<'_>,
