@@ -7,7 +7,7 @@ use std::io::sink;
 use std::path::Path;
 
 use archive::{Value, archive};
-use bridge::chatdb::{ChatDb, SentQuery};
+use bridge::chatdb::{ChatDb, SentQuery, Sought};
 use bridge::typedstream::{LINK, MESSAGE_PART};
 use bridge::watch::{Args, Since};
 use divan::{Bencher, counter::ItemsCount};
@@ -99,8 +99,12 @@ fn the_row_of_a_send(bencher: Bencher<'_, '_>) {
     let folder = database(15);
     let db = ChatDb::open(folder.path().join("chat.db")).expect("readable");
     let to: Recipient = "+12025550101".parse().expect("a number");
-    let query =
-        SentQuery { above_rowid: MESSAGES - 1, to: &to, text: "no such text", channel: None };
+    let query = SentQuery {
+        above_rowid: MESSAGES - 1,
+        to: &to,
+        content: Sought::Text("no such text"),
+        channel: None,
+    };
     bencher.bench_local(|| db.find_sent(&query));
 }
 

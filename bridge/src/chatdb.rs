@@ -44,7 +44,7 @@ pub use pulse::{PULSE_ROWS, PULSE_ROWS_DOCTOR, Pulse};
 pub use rows::{
     Attachment, Flags, Place, RawRows, Row, SendState, StatusBits, apple_ms, chat_place,
 };
-pub use sent::{SentQuery, SentRow, fold, same_address};
+pub use sent::{SentQuery, SentRow, Sought, fold, same_address};
 pub use watch::{Watch, WatchCounters};
 
 use book::{Book, Kept};

@@ -9,6 +9,8 @@ use protocol::id::PhoneId;
 use protocol::number::E164;
 use serde::Deserialize;
 
+use crate::attachments::Limits;
+
 /// The commented default, as `switchboard-bridge check-config --print-default` shows it.
 pub const DEFAULT: &str = include_str!("default.toml");
 
@@ -20,6 +22,12 @@ const WINDOW_MS_MAX: u64 = 10 * 60 * 1000;
 const PER_SECOND_MAX: f64 = 1000.0;
 /// A burst is a courtesy after a quiet time, not a way around the pace.
 const BURST_MAX: u32 = 1000;
+
+/// Apple's own limit for one message is said to be 100 MB; ten times as much cannot be a wish.
+const ATTACHMENTS_MIB_MAX: u64 = 1024;
+
+/// A fault of a moment has passed by then, and the message has not grown old.
+const FETCH_PAUSE: Duration = Duration::from_secs(1);
 
 /// With less, the journal could fill up between two looks.
 const DISK_LOW_MIB_MIN: u64 = 16;
@@ -88,6 +96,8 @@ struct Raw {
     disk_low_mib: u64,
     #[serde(default)]
     pacing: RawPacing,
+    #[serde(default)]
+    attachments: RawAttachments,
 }
 
 impl Raw {
@@ -130,6 +140,38 @@ struct RawPacing {
 impl Default for RawPacing {
     fn default() -> Self {
         Self { per_second: 1.0, burst: 1 }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawAttachments {
+    dir: Option<PathBuf>,
+    max_mib: u64,
+    timeout_ms: u64,
+    types: Vec<String>,
+    allow_private: bool,
+}
+
+impl Default for RawAttachments {
+    fn default() -> Self {
+        let types = [
+            "image/",
+            "video/",
+            "audio/",
+            "application/pdf",
+            "application/vnd.apple.pkpass",
+            "text/calendar",
+            "text/plain",
+            "text/vcard",
+        ];
+        Self {
+            dir: None,
+            max_mib: 100,
+            timeout_ms: 120_000,
+            types: types.map(str::to_owned).to_vec(),
+            allow_private: false,
+        }
     }
 }
 
@@ -177,6 +219,10 @@ pub struct Config {
     pub disk_low_mib: u64,
     /// How fast this phone may send.
     pub pacing: Pacing,
+    /// Where files wait for Messages; absolute.
+    pub attachments_dir: PathBuf,
+    /// Which files may be fetched.
+    pub attachments: Limits,
 }
 
 impl Config {
@@ -240,12 +286,17 @@ impl Config {
                 "must not be shorter than match_window_ms".to_owned(),
             ));
         }
+        let chat_db = absolute("chat_db", raw.chat_db)?;
+        let attachments_dir = match raw.attachments.dir {
+            Some(dir) => absolute("dir", dir)?,
+            None => chat_db.with_file_name("Attachments").join("switchboard"),
+        };
         let osascript_deadline = window("osascript_deadline_ms", raw.osascript_deadline_ms, 100)?;
         Ok(Self {
             phone,
             number,
             state_dir: absolute("state_dir", raw.state_dir)?,
-            chat_db: absolute("chat_db", raw.chat_db)?,
+            chat_db,
             osascript: absolute("osascript", raw.osascript)?,
             osascript_deadline,
             default_channels,
@@ -256,7 +307,36 @@ impl Config {
             disk_low_mib: disk_low_mib(raw.disk_low_mib)
                 .map_err(|message| wrong("disk_low_mib", message))?,
             pacing: pacing(&raw.pacing).map_err(|(field, message)| wrong(field, message))?,
+            attachments_dir,
+            attachments: Limits {
+                bytes_max: attachments_bytes(raw.attachments.max_mib)
+                    .map_err(|message| wrong("max_mib", message))?,
+                timeout: window("timeout_ms", raw.attachments.timeout_ms, 100)?,
+                pause: FETCH_PAUSE,
+                types: media_types(raw.attachments.types)
+                    .map_err(|message| wrong("types", message))?,
+                allow_private: raw.attachments.allow_private,
+            },
         })
+    }
+}
+
+fn attachments_bytes(mib: u64) -> Result<u64, String> {
+    if (1..=ATTACHMENTS_MIB_MAX).contains(&mib) {
+        Ok(mib.saturating_mul(1024 * 1024))
+    } else {
+        Err(format!("{mib} is not between 1 and {ATTACHMENTS_MIB_MAX}"))
+    }
+}
+
+fn media_types(types: Vec<String>) -> Result<Vec<String>, String> {
+    let is_one = |kind: &String| {
+        let plain = |c: char| c.is_ascii_graphic() && !c.is_ascii_uppercase();
+        kind.split_once('/').is_some_and(|(half, _)| !half.is_empty()) && kind.chars().all(plain)
+    };
+    match types.iter().find(|kind| !is_one(kind)) {
+        Some(bad) => Err(format!("`{bad}` is not a media type such as `image/png` or `image/`")),
+        None => Ok(types),
     }
 }
 
@@ -360,6 +440,13 @@ mod tests {
             (base.replace("# per_second = 1.0", "per_second = nan"), "`per_second`: NaN"),
             (base.replace("# burst = 1", "burst = 0"), "`burst`: 0"),
             (base.replace("# disk_low_mib = 512", "disk_low_mib = 15"), "`disk_low_mib`: 15"),
+            (base.replace("# max_mib = 100", "max_mib = 0"), "`max_mib`: 0"),
+            (base.replace("# timeout_ms = 120000", "timeout_ms = 1"), "`timeout_ms`: 1"),
+            (
+                base.replace("# allow_private", "types = [\"png\"]\n# allow_private"),
+                "`types`: `png`",
+            ),
+            (base.replace("# allow_private", "dir = \"x\"\n# allow_private"), "`dir`: `x`"),
             (
                 base.replace(
                     "# default_channels = [\"imessage\", \"sms\"]",

@@ -10,19 +10,22 @@ mod look;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use protocol::pipe::{
-    AccountState, Attempt, Capability, Command, Event as Fact, Heartbeat, Hello, Up, parse_command,
+    AccountState, Attempt, Capability, Command, Event as Fact, Heartbeat, Hello,
+    OutboundAttachment, Up, parse_command,
 };
 use protocol::{PROTOCOL, Reason, Recipient, WireError};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::attachments;
 use crate::checks::messages::Remembered;
 use crate::clock::Now;
 use crate::config::Config;
@@ -34,7 +37,7 @@ use crate::osascript::{
     Disposition, Failure, Osascript, PROBE, PrepareError, Prepared, SEND_TO_CHAT,
     SEND_TO_PARTICIPANT,
 };
-use crate::outbound::{Change, Effect, Event, NotPrepared, Outbound, Policy, Turn};
+use crate::outbound::{Change, Content, Effect, Event, NotPrepared, Outbound, Policy, Turn};
 use crate::window::Window;
 
 /// Inputs taken in one turn, and so under one fsync.
@@ -83,6 +86,8 @@ pub(crate) enum Input {
     DatabaseChanged,
     /// The osascript that was given a script, or none, has ended.
     Ended(u64, Disposition),
+    /// The files of a send are here, or cannot be had.
+    Fetched(Fetched),
     Tick,
 }
 
@@ -93,13 +98,13 @@ pub enum DaemonError {
     #[error("{} is held by another bridge of this phone", path.display())]
     Locked {
         /// The lock file.
-        path: std::path::PathBuf,
+        path: PathBuf,
     },
     /// The state folder cannot be used.
     #[error("{}: cannot be used as state_dir", path.display())]
     StateDir {
         /// The folder or file.
-        path: std::path::PathBuf,
+        path: PathBuf,
         /// Why.
         #[source]
         source: std::io::Error,
@@ -239,6 +244,9 @@ struct Child {
     kill: CancellationToken,
 }
 
+/// Whose files were fetched, and where they are or why they are not.
+type Fetched = (Attempt, Result<Vec<PathBuf>, Failure>);
+
 /// Which child has ended, and what that says.
 type Ending = (u64, Disposition);
 
@@ -258,6 +266,9 @@ pub(crate) struct Daemon<E> {
     clock: fn() -> Now,
     tracker: TaskTracker,
     ended: (mpsc::Sender<Ending>, mpsc::Receiver<Ending>),
+    /// Fetches under way, each with what ends it.
+    fetches: HashMap<Attempt, CancellationToken>,
+    fetched: (mpsc::Sender<Fetched>, mpsc::Receiver<Fetched>),
     /// Children so far.
     children: u64,
     /// A child that waits for its script, and the script.
@@ -301,6 +312,8 @@ impl<E: Evidence> Daemon<E> {
             clock,
             tracker: TaskTracker::new(),
             ended: mpsc::channel(4),
+            fetches: HashMap::new(),
+            fetched: mpsc::channel(4),
             children: 0,
             waiting: None,
             child: None,
@@ -352,6 +365,9 @@ impl<E: Evidence> Daemon<E> {
         if let Some(child) = &self.child {
             child.kill.cancel();
         }
+        for fetch in self.fetches.values() {
+            fetch.cancel();
+        }
         self.tracker.close();
         self.tracker.wait().await;
         Ok(exit)
@@ -369,6 +385,7 @@ impl<E: Evidence> Daemon<E> {
         };
         tokio::select! {
             Some((child, disposition)) = self.ended.1.recv() => Input::Ended(child, disposition),
+            Some(fetched) = self.fetched.1.recv() => Input::Fetched(fetched),
             input = self.ports.inputs.recv(), if !self.ports.inputs.is_closed() || !self.ports.inputs.is_empty() => {
                 input.unwrap_or(Input::Eof)
             }
@@ -411,6 +428,7 @@ impl<E: Evidence> Daemon<E> {
         if now.continuous_ms >= self.prune_at_ms {
             self.prune_at_ms = now.continuous_ms.saturating_add(PRUNE_MS);
             self.journal.prune(now)?;
+            self.sweep_staged(now);
         }
         Ok(())
     }
@@ -465,6 +483,13 @@ impl<E: Evidence> Daemon<E> {
             Input::DatabaseChanged => {
                 self.heartbeat.last_change = Some(now.wall);
                 self.read_database(now, turn);
+            }
+            Input::Fetched((attempt, files)) => {
+                self.fetches.remove(&attempt);
+                if let Err(failure) = &files {
+                    tracing::warn!(message = %attempt.message, reason = %failure.reason, detail = failure.detail, "a file cannot be had");
+                }
+                self.outbound.step(Event::Fetched { attempt, files }, now, turn);
             }
             Input::Ended(child, disposition) => self.child_ended(child, disposition, now, turn),
             Input::Tick => {
@@ -697,8 +722,14 @@ impl<E: Evidence> Daemon<E> {
     fn perform(&mut self, effect: Effect, turn: &mut Turn) {
         let now = (self.clock)();
         match effect {
-            Effect::Prepare { attempt, to, channel, text } => {
-                let event = match self.prepare(&to, channel, &text, now) {
+            Effect::Fetch { attempt, files } => self.fetch(attempt, files),
+            Effect::StopFetch { attempt } => {
+                if let Some(fetch) = self.fetches.remove(&attempt) {
+                    fetch.cancel();
+                }
+            }
+            Effect::Prepare { attempt, to, channel, content } => {
+                let event = match self.prepare(&to, channel, &content, now) {
                     Ok(mark) => Event::Prepared { attempt, mark },
                     Err(why) => Event::NotPrepared { attempt, why },
                 };
@@ -736,9 +767,9 @@ impl<E: Evidence> Daemon<E> {
                     child.kill.cancel();
                 }
             }
-            Effect::Find { attempt, mark, since, to, text } => {
+            Effect::Find { attempt, mark, since, to, content } => {
                 if self.database_ready {
-                    match self.evidence.rows(mark, since, &to, &text) {
+                    match self.evidence.rows(mark, since, &to, &content) {
                         Ok(rows) => self.outbound.step(Event::Rows { attempt, rows }, now, turn),
                         Err(why) => self.saw_database(Err(why)),
                     }
@@ -777,9 +808,19 @@ impl<E: Evidence> Daemon<E> {
         &mut self,
         to: &Recipient,
         channel: protocol::Channel,
-        text: &str,
+        content: &Content,
         now: Now,
     ) -> Result<i64, NotPrepared> {
+        let text = match content {
+            Content::Text(text) => text.as_str(),
+            Content::File(_) => {
+                return Err(NotPrepared::Failed(Failure {
+                    reason: Reason::AttachmentsUnsupported,
+                    detail: String::new(),
+                    retryable: false,
+                }));
+            }
+        };
         let (script, args) = match to {
             Recipient::Number(_) | Recipient::Email(_) | Recipient::Service(_) => {
                 (SEND_TO_PARTICIPANT, vec![channel.service(), to.address(), text])
@@ -826,6 +867,44 @@ impl<E: Evidence> Daemon<E> {
                 Err(self.held())
             }
         }
+    }
+
+    // ---- files --------------------------------------------------------------------------------
+
+    /// Fetches the files of a send beside the loop.
+    fn fetch(&mut self, attempt: Attempt, files: Vec<OutboundAttachment>) {
+        let stop = CancellationToken::new();
+        self.fetches.insert(attempt.clone(), stop.clone());
+        let done = self.fetched.0.clone();
+        let dir = self.config.attachments_dir.clone();
+        let limits = self.config.attachments.clone();
+        self.tracker.spawn(async move {
+            let fetching = attachments::fetch::all(&attempt, &files, &dir, &limits);
+            let Some(files) = stop.run_until_cancelled(fetching).await else { return };
+            // The loop may have ended by itself; the next life fetches them again.
+            if done.send((attempt, files)).await.is_err() {
+                tracing::debug!("files came after the loop");
+            }
+        });
+    }
+
+    /// Lets files go away that Messages has long had.
+    fn sweep_staged(&self, now: Now) {
+        let dir = self.config.attachments_dir.clone();
+        let live: Vec<PathBuf> = self
+            .outbound
+            .with_files()
+            .map(|attempt| attachments::staging::folder(&dir, attempt))
+            .collect();
+        self.tracker.spawn_blocking(move || {
+            match attachments::staging::sweep(&dir, &live, now.wall) {
+                Ok((0, 0)) => {}
+                Ok((removed, stuck)) => tracing::info!(removed, stuck, "files of old sends"),
+                Err(error) => {
+                    tracing::warn!(%error, dir = %dir.display(), "cannot be swept");
+                }
+            }
+        });
     }
 
     fn held(&mut self) -> NotPrepared {

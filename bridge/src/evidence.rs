@@ -11,7 +11,7 @@ use crate::chatdb::{ChatDb, PULSE_ROWS, Pulse, SendState, SentQuery, StatusBits,
 use crate::clock::Now;
 use crate::inbound::{Seen, Told};
 use crate::journal::Heard;
-use crate::outbound::RowState;
+use crate::outbound::{Content, RowState};
 use crate::reading::{Read, Reading};
 
 /// Rows of chat.db read in one turn for what came in.
@@ -51,7 +51,7 @@ pub(crate) trait Evidence {
         mark: i64,
         since: UnixMs,
         to: &Recipient,
-        text: &str,
+        content: &Content,
     ) -> Result<Vec<RowState>, NotReady>;
     /// The present state of rows.
     fn states(&mut self, rowids: &[i64]) -> Result<Vec<RowState>, NotReady>;
@@ -158,10 +158,10 @@ impl Evidence for Database {
         mark: i64,
         since: UnixMs,
         to: &Recipient,
-        text: &str,
+        content: &Content,
     ) -> Result<Vec<RowState>, NotReady> {
         // Any service: Messages may have fallen back to SMS itself.
-        let query = SentQuery { above_rowid: mark, to, text, channel: None };
+        let query = SentQuery { above_rowid: mark, to, content: content.sought(), channel: None };
         self.with(|database| {
             let mut rows: Vec<RowState> = database
                 .find_sent(&query)?

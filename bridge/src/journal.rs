@@ -23,8 +23,11 @@ use crate::inbound::Seen;
 use crate::outbound::{Body, Change, SendRecord, Told};
 
 /// Applied in order; `PRAGMA user_version` counts them. Never edited once released.
-const MIGRATIONS: &[&str] =
-    &[include_str!("../migrations/0001_init.sql"), include_str!("../migrations/0002_seen.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("../migrations/0001_init.sql"),
+    include_str!("../migrations/0002_seen.sql"),
+    include_str!("../migrations/0003_parts.sql"),
+];
 
 /// How long an attempt that is over is remembered. A router offers an attempt again for minutes;
 /// a week covers one that was down over a long weekend.

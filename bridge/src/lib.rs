@@ -11,12 +11,14 @@
 //! Decisions are pure: [`outbound`] (the life of a send), [`gate`] (lease, epoch, deadline),
 //! [`inbound`] (rows → events), `pacing`, `health` and `window`. What they decide is committed to
 //! the [`journal`] before it is done, and said before it is forgotten. Two modules touch Apple:
-//! [`chatdb`] reads its database, [`osascript`] starts the one program that sends.
+//! [`chatdb`] reads its database, [`osascript`] starts the one program that sends. One touches the
+//! network: [`attachments`] fetches the files that go with a message.
 //!
-//! Deliberately not here: any network, any knowledge of the router, any write to chat.db, any
-//! second try of a send whose first may have happened.
+//! Deliberately not here: any knowledge of the router, any write to chat.db, any second try of a
+//! send whose first may have happened.
 
 pub mod archive;
+pub mod attachments;
 pub mod bplist;
 pub mod chatdb;
 pub mod inbound;

@@ -20,6 +20,7 @@ mod failure;
 mod intake;
 mod lane;
 mod model;
+mod parts;
 mod settle;
 #[cfg(test)]
 mod storm;
@@ -39,7 +40,8 @@ use crate::osascript::Failure;
 use crate::pacing::Pace;
 
 pub(crate) use model::{
-    Body, Change, Effect, Event, NotPrepared, Phase, RowState, SendRecord, Stage, Told, Turn, Work,
+    Body, Change, Content, Effect, Event, NotPrepared, Phase, RowState, SendRecord, Stage, Told,
+    Turn, Wanted, Work,
 };
 
 /// Sends waiting for their turn. At one a second this is a quarter of an hour, longer than any
@@ -65,6 +67,8 @@ pub(crate) struct Policy {
     pub(crate) sent_window_ms: i64,
     pub(crate) orphan_window_ms: i64,
     pub(crate) pacing: Pacing,
+    /// Whether files may come from private addresses.
+    pub(crate) allow_private: bool,
 }
 
 impl Policy {
@@ -77,6 +81,7 @@ impl Policy {
             sent_window_ms: ms(config.sent_window),
             orphan_window_ms: ms(config.osascript_deadline),
             pacing: config.pacing,
+            allow_private: config.attachments.allow_private,
         }
     }
 }
@@ -124,6 +129,9 @@ struct Failing {
     ripe: bool,
 }
 
+/// A place in the queue: the class's rank, what has not begun after what has, the order of acceptance.
+type Place = (u8, bool, u64);
+
 /// Everything that is not final, and the lane.
 #[derive(Debug)]
 pub(crate) struct Outbound {
@@ -132,9 +140,13 @@ pub(crate) struct Outbound {
     pace: Pace,
     lane: Lane,
     sends: BTreeMap<Attempt, SendRecord>,
-    /// (rank of class, order of acceptance): what starts next.
-    queue: BTreeMap<(u8, u64), Attempt>,
+    /// What starts next.
+    queue: BTreeMap<Place, Attempt>,
     accepted: u64,
+    /// Sends of more than one part.
+    several: BTreeSet<Attempt>,
+    /// Sends whose files are being fetched.
+    fetching: BTreeSet<Attempt>,
     settling: BTreeMap<Attempt, Settling>,
     /// Sends in doubt, with the time of the next look (continuous clock).
     doubts: BTreeMap<Attempt, i64>,
@@ -184,6 +196,8 @@ impl Outbound {
             sends: BTreeMap::new(),
             queue: BTreeMap::new(),
             accepted: 0,
+            several: BTreeSet::new(),
+            fetching: BTreeSet::new(),
             settling: BTreeMap::new(),
             doubts: BTreeMap::new(),
             rows: BTreeMap::new(),
@@ -199,6 +213,7 @@ impl Outbound {
         sends.sort_by_key(|send| send.work().map(|work| (work.accepted_at, send.attempt.clone())));
         for send in sends {
             let attempt = send.attempt.clone();
+            outbound.note_parts(&send);
             match send.phase() {
                 Some(Phase::Accepted) => outbound.enqueue(&send),
                 Some(Phase::Started { .. } | Phase::Handed { .. }) => outbound.settle(
@@ -246,6 +261,7 @@ impl Outbound {
                     self.await_orphan(now);
                 }
             }
+            Event::Fetched { attempt, files } => self.fetched(&attempt, files, now, turn),
             Event::Prepared { attempt, mark } => self.prepared(attempt, mark, now, turn),
             Event::NotPrepared { attempt, why } => self.not_prepared(&attempt, why, now, turn),
             Event::Recorded { attempt } => self.recorded(attempt, now, turn),
@@ -279,6 +295,7 @@ impl Outbound {
             Event::Tick => self.tick(now, turn),
         }
         self.advance(now, turn);
+        self.fetch(turn);
     }
 
     /// After the commit: what became final is only in the journal from now on.
@@ -302,7 +319,7 @@ impl Outbound {
     pub(crate) fn is_done(&self) -> bool {
         let Some(stop) = self.stop else { return false };
         match self.lane {
-            Lane::Idle | Lane::Orphan { .. } => true,
+            Lane::Idle | Lane::Orphan { .. } => !self.finishes_parts() || !self.has_begun_parts(),
             Lane::Matching { .. } => !stop.match_rows || stop.killed,
             Lane::Preparing { .. }
             | Lane::Recording { .. }
@@ -311,6 +328,14 @@ impl Outbound {
             | Lane::Ending
             | Lane::Probing => false,
         }
+    }
+
+    /// Those that have files, and are not over.
+    pub(crate) fn with_files(&self) -> impl Iterator<Item = &Attempt> {
+        self.sends
+            .iter()
+            .filter(|(_, send)| send.work().is_some_and(|work| !work.files.is_empty()))
+            .map(|(attempt, _)| attempt)
     }
 
     /// Accepted and not started.
@@ -330,7 +355,9 @@ impl Outbound {
                 )
             )
         };
-        self.sends.values().filter(pending).count()
+        let between = |attempt: &&Attempt| self.is_between_parts(attempt);
+        let between = self.several.iter().filter(between).count();
+        self.sends.values().filter(pending).count().saturating_add(between)
     }
 
     pub(crate) fn max_epoch(&self) -> u64 {
@@ -368,7 +395,8 @@ impl Outbound {
     fn enqueue(&mut self, send: &SendRecord) {
         if let Some(work) = send.work() {
             self.accepted += 1;
-            self.queue.insert((work.class.rank(), self.accepted), send.attempt.clone());
+            let place = (work.class.rank(), work.done == 0, self.accepted);
+            self.queue.insert(place, send.attempt.clone());
         }
     }
 
@@ -404,6 +432,10 @@ impl Outbound {
         send.finish(now.wall);
         self.over = true;
         turn.changes.push(Change::Put(Box::new(send.clone())));
+        self.several.remove(attempt);
+        if self.fetching.remove(attempt) {
+            turn.effects.push(Effect::StopFetch { attempt: attempt.clone() });
+        }
     }
 
     fn finish_new(&mut self, attempt: Attempt, fact: Fact, now: Now, turn: &mut Turn) {

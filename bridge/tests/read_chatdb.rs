@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use archive::{Value, archive};
-use bridge::chatdb::{Cause, ChatDb, Identity, Place, SentQuery, Verified, Watch, verify};
+use bridge::chatdb::{Cause, ChatDb, Identity, Place, SentQuery, Sought, Verified, Watch, verify};
 use bridge::inbound::{Batch, Inbox, Patience, Skip, Told, Window};
 use bridge::typedstream::{FILE_TRANSFER_GUID, MESSAGE_PART};
 use bridge::watch::{Args, Since, WatchError};
@@ -322,8 +322,12 @@ fn a_send_is_found_by_chat_and_text_above_the_mark_only() {
         let db = messages.open();
         let mark = db.max_rowid().unwrap();
         let anna = number(ANNA);
-        let query =
-            |text: &'static str| SentQuery { above_rowid: mark, to: &anna, text, channel: None };
+        let query = |text: &'static str| SentQuery {
+            above_rowid: mark,
+            to: &anna,
+            content: Sought::Text(text),
+            channel: None,
+        };
         let guids = |query: &SentQuery<'_>| -> Vec<String> {
             db.find_sent(query).unwrap().into_iter().map(|row| row.guid).collect()
         };
@@ -397,7 +401,8 @@ fn reactions_scheduled_messages_and_empty_rows_are_not_sends() {
     let db = messages.open();
     let anna = number(ANNA);
     for text in ["hi", "", " ", "\u{fffc}"] {
-        let query = SentQuery { above_rowid: 0, to: &anna, text, channel: None };
+        let query =
+            SentQuery { above_rowid: 0, to: &anna, content: Sought::Text(text), channel: None };
         let found: Vec<_> = db.find_sent(&query).unwrap().into_iter().map(|row| row.guid).collect();
         assert!(found.iter().all(|guid| guid == "EMPTY"), "{text:?} found {found:?}");
         assert!(text.trim().is_empty() || found.is_empty());

@@ -73,6 +73,16 @@ reasons! {
     BadContent = "bad_content",
     /// Attachments cannot be sent by this bridge.
     AttachmentsUnsupported = "attachments_unsupported",
+    /// An attachment cannot be fetched from where it is said to be, or not be kept here.
+    AttachmentUnavailable = "attachment_unavailable",
+    /// The attachments are larger than what a message may carry.
+    AttachmentTooLarge = "attachment_too_large",
+    /// An attachment is of a kind that may not be sent, or is not what it says.
+    AttachmentType = "attachment_type",
+    /// An attachment is not the file whose SHA-256 was given.
+    AttachmentMismatch = "attachment_mismatch",
+    /// Some parts of the message, files or text, were sent and the rest never will be.
+    PartlySent = "partly_sent",
 
     /// The recipient is not registered with this service (chat.db error 22).
     NotRegistered = "not_registered",

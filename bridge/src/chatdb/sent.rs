@@ -1,5 +1,8 @@
 //! Which own row is which send.
 
+use std::ffi::OsStr;
+use std::path::Path;
+
 use protocol::pipe::ConversationKind;
 use protocol::{Channel, Recipient, UnixMs};
 
@@ -13,10 +16,19 @@ pub struct SentQuery<'q> {
     /// Whom it went to.
     pub to: &'q Recipient,
     /// What was sent.
-    pub text: &'q str,
+    pub content: Sought<'q>,
     /// Only rows of this service; none for any, which is right where Messages may have fallen back
     /// to SMS itself.
     pub channel: Option<Channel>,
+}
+
+/// What a row must hold to be the send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sought<'q> {
+    /// This text.
+    Text(&'q str),
+    /// The file that was handed to Messages under this absolute path.
+    File(&'q Path),
 }
 
 /// A row that is the send.
@@ -26,7 +38,7 @@ pub struct SentRow {
     pub rowid: i64,
     /// Apple's id of the message.
     pub guid: String,
-    /// The same text; false when Messages has rewritten it.
+    /// The same text or path; false when Messages has rewritten the text or put the file elsewhere.
     pub exact: bool,
     /// In the right chat; false when the row is in no chat yet.
     pub placed: bool,
@@ -49,13 +61,11 @@ pub(super) fn sent_row(row: Row, query: &SentQuery<'_>) -> Option<SentRow> {
     if !may_be_to(&row, query.to) {
         return None;
     }
-    let text = row.visible_text();
-    let exact = text == query.text.trim();
-    // An empty text would fold equal to any other empty one: that is a ghost, not a match.
-    if !exact && (text.is_empty() || fold(&text) != fold(query.text)) {
-        return None;
-    }
-    let certain = match (&row.place, query.to) {
+    let likeness = match query.content {
+        Sought::Text(text) => text_likeness(&row, text)?,
+        Sought::File(path) => file_likeness(&row, path)?,
+    };
+    let at_home = match (&row.place, query.to) {
         (Place::In(_), _) => true,
         (Place::Pending, Recipient::Group(_)) => false,
         // A handle that is there was compared.
@@ -64,14 +74,63 @@ pub(super) fn sent_row(row: Row, query: &SentQuery<'_>) -> Option<SentRow> {
         }
     };
     Some(SentRow {
-        certain,
+        certain: at_home && likeness != Likeness::Namesake,
         rowid: row.rowid,
         guid: row.guid,
-        exact,
+        exact: likeness == Likeness::Exact,
         placed: matches!(row.place, Place::In(_)),
         at: row.at,
         status: row.status,
     })
+}
+
+/// How much what a row holds is what was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Likeness {
+    Exact,
+    /// The same text after folding.
+    Rewritten,
+    /// A file of the same name elsewhere: it may be a copy that Messages has made of ours, and it
+    /// may be another file.
+    Namesake,
+}
+
+fn text_likeness(row: &Row, sent: &str) -> Option<Likeness> {
+    let text = row.visible_text();
+    if text == sent.trim() {
+        return Some(Likeness::Exact);
+    }
+    // An empty text would fold equal to any other empty one: that is a ghost, not a match.
+    (!text.is_empty() && fold(&text) == fold(sent)).then_some(Likeness::Rewritten)
+}
+
+/// A staged file has a folder of its own, so its path names this send and no other
+/// (`attachment.filename` holds it, with `~` for the home folder, as imsg reports). Whether every macOS
+/// leaves it there is unverified; a copy keeps at least its name.
+fn file_likeness(row: &Row, sent: &Path) -> Option<Likeness> {
+    let [file] = row.attachments.as_slice() else { return None };
+    // A text beside the file would be another message: ours go one by one.
+    if !row.visible_text().is_empty() {
+        return None;
+    }
+    let stored = file.filename.as_deref().map(Path::new);
+    if stored.is_some_and(|stored| is_same_path(stored, sent)) {
+        return Some(Likeness::Exact);
+    }
+    let name = sent.file_name().and_then(OsStr::to_str);
+    let stored = file.name.as_deref().or_else(|| stored?.file_name()?.to_str());
+    (name.is_some() && stored == name).then_some(Likeness::Namesake)
+}
+
+/// Whether a path of chat.db, in which `~` may stand for the home folder, is this absolute one.
+fn is_same_path(stored: &Path, sent: &Path) -> bool {
+    if stored == sent {
+        return true;
+    }
+    match (stored.strip_prefix("~"), std::env::home_dir()) {
+        (Ok(rest), Some(home)) => home.join(rest) == sent,
+        (Ok(_) | Err(_), _) => false,
+    }
 }
 
 /// Whether nothing speaks against the row having gone to this recipient.

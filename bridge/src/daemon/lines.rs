@@ -157,6 +157,7 @@ mod tests {
                 other @ (Input::Terminate
                 | Input::DatabaseChanged
                 | Input::Ended(..)
+                | Input::Fetched(..)
                 | Input::Tick) => panic!("{other:?}"),
             });
             true

@@ -54,8 +54,12 @@ impl Evidence for Fake {
         mark: i64,
         _since: UnixMs,
         _to: &Recipient,
-        text: &str,
+        content: &Content,
     ) -> Result<Vec<RowState>, protocol::pipe::NotReady> {
+        let text = match content {
+            Content::Text(text) => text.as_str(),
+            Content::File(path) => path.to_str().unwrap(),
+        };
         let mut shelf = self.shelf()?;
         if shelf.obliging && !shelf.rows.iter().any(|row| row.1 == text) {
             let rowid = shelf.rows.iter().map(|row| row.0).max().unwrap_or(0) + 1;
@@ -156,6 +160,14 @@ fn config(dir: &Path) -> Config {
         disk_low_mib: 16,
         probe_interval: Duration::from_mins(1),
         pacing: Pacing::Unlimited,
+        attachments_dir: dir.join("attachments"),
+        attachments: attachments::Limits {
+            bytes_max: 1024,
+            timeout: Duration::from_secs(10),
+            pause: Duration::from_millis(1),
+            types: vec!["image/".to_owned()],
+            allow_private: true,
+        },
     }
 }
 

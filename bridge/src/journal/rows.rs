@@ -1,8 +1,9 @@
 //! A send as a row.
 
+use std::path::PathBuf;
 use std::str::FromStr;
 
-use protocol::pipe::Attempt;
+use protocol::pipe::{Attempt, OutboundAttachment};
 use protocol::{Channel, Class, Reason, Recipient, UnixMs};
 use rusqlite::types::Type;
 use rusqlite::{Row, Transaction, named_params, params};
@@ -11,11 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Now;
 use crate::osascript::Failure;
-use crate::outbound::{Phase, SendRecord, Stage, Told, Work};
+use crate::outbound::{Phase, SendRecord, Stage, Told, Wanted, Work};
 
 pub(super) const SELECT_LIVE: &str = "
     SELECT message, attempt, state, told_seq, told, since_ms, epoch, class, recipient, text, route,
-           channel_index, start_before_ms, accepted_ms, failed, mark, row_id, guid, stage, told_unknown
+           channel_index, start_before_ms, accepted_ms, failed, mark, row_id, guid, stage, told_unknown,
+           files, parts_done
     FROM sends WHERE state <> 'final' ORDER BY accepted_ms, message, attempt";
 
 #[derive(Serialize, Deserialize)]
@@ -24,6 +26,15 @@ struct FailedJson {
     reason: Reason,
     detail: String,
     retryable: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WantedJson {
+    #[serde(flatten)]
+    file: OutboundAttachment,
+    /// A path that is not Unicode cannot be one of ours: names are made of what URLs and commands hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    staged: Option<PathBuf>,
 }
 
 pub(super) fn to_json<T: Serialize>(value: &T) -> rusqlite::Result<String> {
@@ -93,20 +104,30 @@ pub(super) fn put_live(
             })
         })
         .transpose()?;
+    let files = (!work.files.is_empty())
+        .then(|| {
+            let files = work.files.iter().map(|wanted| WantedJson {
+                file: wanted.file.clone(),
+                staged: wanted.staged.clone(),
+            });
+            to_json(&files.collect::<Vec<_>>())
+        })
+        .transpose()?;
     let index = i64::try_from(work.index).unwrap_or(i64::MAX);
     tx.prepare_cached(
         "INSERT INTO sends (message, attempt, state, told_seq, told, since_ms, boot_ms, epoch, class,
              recipient, text, route, channel_index, start_before_ms, accepted_ms, failed, mark, row_id,
-             guid, stage, told_unknown)
+             guid, stage, told_unknown, files, parts_done)
          VALUES (:message, :attempt, :state, :told_seq, :told, :since, :boot, :epoch, :class, :recipient,
              :text, :route, :index, :start_before, :accepted, :failed, :mark, :row_id, :guid, :stage,
-             :told_unknown)
+             :told_unknown, :files, :done)
          ON CONFLICT (message, attempt) DO UPDATE SET
              state = excluded.state, told_seq = excluded.told_seq, told = excluded.told,
              since_ms = excluded.since_ms, boot_ms = excluded.boot_ms,
              channel_index = excluded.channel_index, failed = excluded.failed, mark = excluded.mark,
              row_id = excluded.row_id, guid = excluded.guid, stage = excluded.stage,
-             told_unknown = excluded.told_unknown",
+             told_unknown = excluded.told_unknown, files = excluded.files,
+             parts_done = excluded.parts_done",
     )?
     .execute(named_params! {
         ":message": send.attempt.message.as_str(),
@@ -130,11 +151,13 @@ pub(super) fn put_live(
         ":guid": guid,
         ":stage": stage,
         ":told_unknown": told_unknown,
+        ":files": files,
+        ":done": i64::try_from(work.done).unwrap_or(i64::MAX),
     })
     .map(drop)
 }
 
-/// Neither text nor recipient outlive the send.
+/// Neither text nor recipient nor files outlive the send.
 pub(super) fn put_final(
     tx: &Transaction<'_>,
     send: &SendRecord,
@@ -146,7 +169,8 @@ pub(super) fn put_final(
          VALUES (?1, ?2, 'final', ?3, ?4, ?5, ?6)
          ON CONFLICT (message, attempt) DO UPDATE SET
              state = 'final', told_seq = excluded.told_seq, told = excluded.told,
-             since_ms = excluded.since_ms, boot_ms = excluded.boot_ms, recipient = NULL, text = NULL",
+             since_ms = excluded.since_ms, boot_ms = excluded.boot_ms, recipient = NULL, text = NULL,
+             files = NULL",
     )?
     .execute(params![
         send.attempt.message.as_str(),
@@ -213,6 +237,9 @@ pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<SendRecord> {
         class: word::<Class>(row, 7)?,
         to: json::<Recipient>(row, 8)?,
         text: row.get(9)?,
+        files: files(row, 20)?,
+        // None in a journal of before there were parts.
+        done: usize::try_from(row.get::<_, Option<i64>>(21)?.unwrap_or(0)).unwrap_or(0),
         route: json(row, 10)?,
         index: usize::try_from(index).unwrap_or(usize::MAX),
         start_before: UnixMs(row.get(12)?),
@@ -220,6 +247,12 @@ pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<SendRecord> {
         failed,
     };
     Ok(SendRecord::live(attempt, told, work, phase))
+}
+
+fn files(row: &Row<'_>, column: usize) -> rusqlite::Result<Vec<Wanted>> {
+    let Some(text) = row.get::<_, Option<String>>(column)? else { return Ok(Vec::new()) };
+    let files: Vec<WantedJson> = serde_json::from_str(&text).map_err(|error| bad(column, error))?;
+    Ok(files.into_iter().map(|WantedJson { file, staged }| Wanted { file, staged }).collect())
 }
 
 #[derive(Debug, thiserror::Error)]

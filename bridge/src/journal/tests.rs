@@ -1,9 +1,11 @@
-use protocol::pipe::Event as Fact;
+use std::path::PathBuf;
+
+use protocol::pipe::{Event as Fact, OutboundAttachment};
 use protocol::{Channel, Class, MessageId, Reason, Recipient};
 
 use super::*;
 use crate::osascript::Failure;
-use crate::outbound::{Phase, Stage, Work};
+use crate::outbound::{Phase, Stage, Wanted, Work};
 
 const NOW: Now = Now { wall: UnixMs(1_700_000_000_000), continuous_ms: 5_000 };
 
@@ -28,12 +30,23 @@ fn event(seq: u64) -> Change {
     })
 }
 
+fn wanted(name: &str, staged: Option<&str>) -> Wanted {
+    let file = OutboundAttachment {
+        url: format!("https://example.com/{name}?key=secret"),
+        name: Some(name.to_owned()),
+        sha256: None,
+    };
+    Wanted { file, staged: staged.map(PathBuf::from) }
+}
+
 fn send(n: u8, phase: Phase) -> SendRecord {
     let work = Work {
         epoch: 3,
         class: Class::Otp,
         to: Recipient::Number("+12025550143".parse().unwrap()),
         text: "secret 🎈 \"quoted\"".to_owned(),
+        files: vec![wanted("a", Some("/tmp/Ä 1.png")), wanted("b", None)],
+        done: 1,
         route: vec![Channel::Imessage, Channel::Sms],
         index: 1,
         start_before: NOW.wall.plus_ms(60_000),

@@ -3,6 +3,7 @@
 use protocol::pipe::{Attempt, AttemptReason, Event as Fact};
 use protocol::{Channel, Reason};
 
+use super::Work;
 use crate::osascript::Failure;
 
 /// The `error` column of an own row, by the names of `FZErrorType` in public headers of
@@ -23,6 +24,21 @@ pub(super) fn of_row(error: i64) -> Failure {
 /// says so, or an AppleScript error from before the dispatch.
 pub(super) fn walks_on(reason: Reason) -> bool {
     matches!(reason, Reason::NotRegistered | Reason::NotResolved | Reason::AccountUnusable)
+}
+
+/// Some parts of a message were sent and the rest never will be. Nobody may try again: that would send the
+/// first ones twice.
+pub(super) fn partly(work: &Work, why: Reason, detail: &str) -> Failure {
+    let colon = if detail.is_empty() { "" } else { ": " };
+    Failure {
+        reason: Reason::PartlySent,
+        detail: format!(
+            "{} of {} parts were sent, then {why}{colon}{detail}",
+            work.done,
+            work.parts()
+        ),
+        retryable: false,
+    }
 }
 
 pub(super) fn failed(attempt: &Attempt, failure: &Failure, channel: Option<Channel>) -> Fact {

@@ -2,11 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use protocol::pipe::{Attempt, AttemptReason, Event as Fact, Send};
+use protocol::pipe::{Attempt, AttemptReason, Event as Fact, OutboundAttachment, Send};
 use protocol::{Channel, Reason, Recipient, limits};
 
-use super::{Change, Outbound, Phase, QUEUE_MAX, SendRecord, Told, Turn, Work};
+use super::{Change, Outbound, Phase, QUEUE_MAX, SendRecord, Told, Turn, Wanted, Work, failure};
+use crate::attachments;
 use crate::clock::Now;
+
+fn wanted(files: Vec<OutboundAttachment>) -> Vec<Wanted> {
+    files.into_iter().map(|file| Wanted { file, staged: None }).collect()
+}
 
 impl Outbound {
     pub(super) fn take(&mut self, send: Send, known: Option<Told>, now: Now, turn: &mut Turn) {
@@ -22,18 +27,18 @@ impl Outbound {
         let stale = send.epoch < self.gate.max_epoch();
         self.see(send.epoch, turn);
         let refusal = if stale {
-            Some(Reason::StaleEpoch)
+            Some((Reason::StaleEpoch, String::new()))
         } else if now.wall >= send.start_before {
             self.finish_new(attempt.clone(), Fact::Expired(attempt), now, turn);
             return;
         } else {
             self.refusal(&send)
         };
-        if let Some(reason) = refusal {
+        if let Some((reason, detail)) = refusal {
             let fact = Fact::Refused(AttemptReason {
                 attempt: attempt.clone(),
                 reason,
-                detail: String::new(),
+                detail,
                 retryable: !matches!(reason, Reason::BadContent | Reason::BadAddress),
                 channel: None,
             });
@@ -45,7 +50,9 @@ impl Outbound {
             epoch: send.epoch,
             class: send.class,
             to: send.to,
-            text: send.text,
+            text: if send.text.trim().is_empty() { String::new() } else { send.text },
+            files: wanted(send.attachments),
+            done: 0,
             route,
             index: 0,
             start_before: send.start_before,
@@ -55,28 +62,46 @@ impl Outbound {
         let told = turn.tell(Fact::Accepted(attempt.clone()), now, self.gate.max_epoch());
         let record = SendRecord::live(attempt.clone(), told, work, Phase::Accepted);
         turn.changes.push(Change::Put(Box::new(record.clone())));
+        self.note_parts(&record);
         self.enqueue(&record);
         self.sends.insert(attempt, record);
     }
 
-    pub(super) fn refusal(&self, send: &Send) -> Option<Reason> {
-        if !send.attachments.is_empty() {
-            return Some(Reason::AttachmentsUnsupported);
+    pub(super) fn refusal(&self, send: &Send) -> Option<(Reason, String)> {
+        if let Some(detail) = self.bad_content(send) {
+            return Some((Reason::BadContent, detail));
+        }
+        let reason = if send.route.iter().all(|channel| !self.policy.channels.contains(channel)) {
+            Reason::UnknownChannel
+        } else if self.route(send).is_empty() {
+            Reason::BadAddress
+        } else if self.queue.len() >= QUEUE_MAX {
+            Reason::QueueFull
+        } else {
+            return None;
+        };
+        Some((reason, String::new()))
+    }
+
+    /// What is wrong with text or files, by field; never a word of them.
+    fn bad_content(&self, send: &Send) -> Option<String> {
+        if send.text.trim().is_empty() && send.attachments.is_empty() {
+            return Some("text: is empty, and there are no attachments".to_owned());
         }
         // A NUL ends an argument of a program: the rest of the text would be lost.
-        if send.text.trim().is_empty()
-            || send.text.contains('\0')
-            || send.text.chars().count() > limits::TEXT_CHARS_MAX
-        {
-            return Some(Reason::BadContent);
+        if send.text.contains('\0') {
+            return Some("text: has a NUL in it".to_owned());
         }
-        if send.route.iter().all(|channel| !self.policy.channels.contains(channel)) {
-            return Some(Reason::UnknownChannel);
+        if send.text.chars().count() > limits::TEXT_CHARS_MAX {
+            return Some(format!("text: is longer than {} characters", limits::TEXT_CHARS_MAX));
         }
-        if self.route(send).is_empty() {
-            return Some(Reason::BadAddress);
+        if send.attachments.len() > limits::ATTACHMENTS_MAX {
+            return Some(format!("attachments: are more than {}", limits::ATTACHMENTS_MAX));
         }
-        (self.queue.len() >= QUEUE_MAX).then_some(Reason::QueueFull)
+        send.attachments.iter().enumerate().find_map(|(index, file)| {
+            let bad = attachments::check(file, self.policy.allow_private).err()?;
+            Some(format!("attachments[{index}].{bad}"))
+        })
     }
 
     /// The channels that this phone has and that can reach the recipient, in the order asked for.
@@ -110,7 +135,14 @@ impl Outbound {
             .get(&attempt)
             .is_some_and(|send| matches!(send.phase(), Some(Phase::Accepted)));
         if waiting {
-            let fact = Fact::Canceled(attempt.clone());
+            let begun = self.sends.get(&attempt).and_then(SendRecord::work).filter(|w| w.done > 0);
+            let fact = match begun {
+                None => Fact::Canceled(attempt.clone()),
+                Some(work) => {
+                    let failure = failure::partly(work, Reason::Canceled, "");
+                    failure::failed(&attempt, &failure, work.channel())
+                }
+            };
             self.finish(&attempt, Some(fact), now, turn);
         } else if !self.retell(&attempt, known, now, turn) {
             // Never heard of: a tombstone, so that a send that comes later cannot start.

@@ -10,7 +10,10 @@ use crate::osascript::{Disposition, Failure};
 
 impl Outbound {
     pub(super) fn advance(&mut self, now: Now, turn: &mut Turn) {
-        if self.lane != Lane::Idle || self.stop.is_some() || !self.usable {
+        if self.lane != Lane::Idle || !self.usable {
+            return;
+        }
+        if self.stop.is_some() && !self.finishes_parts() {
             return;
         }
         let mut over = Vec::new();
@@ -18,23 +21,24 @@ impl Outbound {
         for attempt in self.queue.values() {
             let Some(work) = self.sends.get(attempt).and_then(SendRecord::work) else { continue };
             match self.gate.ask(work.epoch, work.start_before, now) {
-                Verdict::Start => {
+                Verdict::Start if self.may_begin(attempt, work) => {
                     next = Some((attempt.clone(), work));
                     break;
                 }
-                Verdict::Wait(_) => {}
+                Verdict::Start | Verdict::Wait(_) => {}
                 Verdict::Stale | Verdict::Expired => over.push(attempt.clone()),
             }
         }
         if let Some((attempt, work)) = next
             && self.pace.wait_ms(now.continuous_ms) == 0
             && let Some(channel) = work.channel()
+            && let Some(content) = work.content()
         {
             turn.effects.push(Effect::Prepare {
                 attempt: attempt.clone(),
                 to: work.to.clone(),
                 channel,
-                text: work.text.clone(),
+                content,
             });
             self.pace.take(now.continuous_ms);
             self.lane = Lane::Preparing { attempt };
@@ -47,6 +51,17 @@ impl Outbound {
     /// The gate says never.
     pub(super) fn never(&mut self, attempt: &Attempt, now: Now, turn: &mut Turn) {
         let Some(work) = self.sends.get(attempt).and_then(SendRecord::work) else { return };
+        if work.done > 0 {
+            let why = match self.gate.ask(work.epoch, work.start_before, now) {
+                Verdict::Start | Verdict::Wait(_) => return,
+                Verdict::Stale => Reason::StaleEpoch,
+                Verdict::Expired => Reason::Expired,
+            };
+            let failure = failure::partly(work, why, "");
+            let fact = failure::failed(attempt, &failure, work.channel());
+            self.finish(attempt, Some(fact), now, turn);
+            return;
+        }
         let fact = match (&work.failed, self.gate.ask(work.epoch, work.start_before, now)) {
             (_, Verdict::Start | Verdict::Wait(_)) => return,
             // An earlier channel was tried and failed: that is what its sender should hear.
@@ -70,7 +85,7 @@ impl Outbound {
             turn.effects.push(Effect::Abandon);
             return;
         }
-        let stopping = self.stop.is_some();
+        let stopping = !self.may_go_on(&attempt);
         let waiting =
             |send: &&mut SendRecord| !stopping && matches!(send.phase(), Some(Phase::Accepted));
         let Some(send) = self.sends.get_mut(&attempt).filter(waiting) else {
@@ -124,7 +139,7 @@ impl Outbound {
             .get(&attempt)
             .and_then(SendRecord::work)
             .map(|work| self.gate.ask(work.epoch, work.start_before, now));
-        if verdict == Some(Verdict::Start) && self.stop.is_none() {
+        if verdict == Some(Verdict::Start) && self.may_go_on(&attempt) {
             turn.effects.push(Effect::HandOver { attempt: attempt.clone() });
             self.lane = Lane::Handing { attempt };
             return;
@@ -241,6 +256,13 @@ impl Outbound {
         let failure = &Failure { retryable: failure.retryable && !doubted, ..failure.clone() };
         let Some(work) = send.work() else { return };
         let from = work.channel();
+        if work.done > 0 {
+            // Another channel, or another phone, would send the first parts again.
+            let failure = failure::partly(work, failure.reason, &failure.detail);
+            let fact = failure::failed(attempt, &failure, from);
+            self.finish(attempt, Some(fact), now, turn);
+            return;
+        }
         let next = work.route.get(work.index.saturating_add(1)).copied();
         let walks_on = !doubted && failure::walks_on(failure.reason);
         if let (Some(from), Some(to), true) = (from, next, walks_on) {

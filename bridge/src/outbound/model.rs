@@ -1,8 +1,11 @@
 //! What a send is made of, and what goes in and out of a step.
 
-use protocol::pipe::{Attempt, Event as Fact, EventLine, Send};
+use std::path::PathBuf;
+
+use protocol::pipe::{Attempt, Event as Fact, EventLine, OutboundAttachment, Send};
 use protocol::{Channel, Class, Recipient, UnixMs};
 
+use crate::chatdb::Sought;
 use crate::clock::Now;
 use crate::inbound::Seen;
 use crate::osascript::{Disposition, Failure};
@@ -20,7 +23,7 @@ pub(crate) struct SendRecord {
 /// command cannot start it again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Body {
-    Live { work: Work, phase: Phase },
+    Live { work: Box<Work>, phase: Phase },
     Final { at: UnixMs },
 }
 
@@ -37,7 +40,12 @@ pub(crate) struct Work {
     pub(crate) epoch: u64,
     pub(crate) class: Class,
     pub(crate) to: Recipient,
+    /// Empty when it is files alone.
     pub(crate) text: String,
+    /// Sent one by one before the text: Messages takes one thing at a time.
+    pub(crate) files: Vec<Wanted>,
+    /// How many of its parts, files and text, have been sent.
+    pub(crate) done: usize,
     /// Not empty.
     pub(crate) route: Vec<Channel>,
     /// Which channel of the route it is at.
@@ -51,6 +59,56 @@ pub(crate) struct Work {
 impl Work {
     pub(crate) fn channel(&self) -> Option<Channel> {
         self.route.get(self.index).copied()
+    }
+
+    /// Files and text.
+    pub(crate) fn parts(&self) -> usize {
+        self.files.len().saturating_add(usize::from(!self.text.is_empty()))
+    }
+
+    /// Whether nothing follows the part that it is at.
+    pub(crate) fn is_last(&self) -> bool {
+        self.done.saturating_add(1) >= self.parts()
+    }
+
+    /// The part that it is at; nothing while its file is not here.
+    pub(crate) fn content(&self) -> Option<Content> {
+        match self.files.get(self.done) {
+            Some(file) => file.staged.clone().map(Content::File),
+            None => Some(Content::Text(self.text.clone())),
+        }
+    }
+
+    /// Whether every file is here. None is sent before all are, so that what cannot be fetched stops the
+    /// whole message and not its second half.
+    pub(crate) fn is_staged(&self) -> bool {
+        self.files.iter().all(|file| file.staged.is_some())
+    }
+}
+
+/// A file that goes with a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) file: OutboundAttachment,
+    /// Where its copy is, once it is here.
+    pub(crate) staged: Option<PathBuf>,
+}
+
+/// What one osascript sends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Content {
+    Text(String),
+    /// The staged copy of a file, by its absolute path.
+    File(PathBuf),
+}
+
+impl Content {
+    /// What its row must hold.
+    pub(crate) fn sought(&self) -> Sought<'_> {
+        match self {
+            Self::Text(text) => Sought::Text(text),
+            Self::File(path) => Sought::File(path),
+        }
     }
 }
 
@@ -79,7 +137,7 @@ pub(crate) enum Stage {
 
 impl SendRecord {
     pub(crate) fn live(attempt: Attempt, told: Told, work: Work, phase: Phase) -> Self {
-        Self { attempt, told, body: Body::Live { work, phase } }
+        Self { attempt, told, body: Body::Live { work: Box::new(work), phase } }
     }
 
     pub(crate) fn finished(attempt: Attempt, told: Told, at: UnixMs) -> Self {
@@ -105,6 +163,29 @@ impl SendRecord {
     pub(super) fn set_phase(&mut self, next: Phase) {
         match &mut self.body {
             Body::Live { phase, .. } => *phase = next,
+            Body::Final { .. } => {}
+        }
+    }
+
+    /// The part that it is at has been sent; the next one may start.
+    pub(super) fn next_part(&mut self) {
+        match &mut self.body {
+            Body::Live { work, phase } => {
+                work.done = work.done.saturating_add(1);
+                *phase = Phase::Accepted;
+            }
+            Body::Final { .. } => {}
+        }
+    }
+
+    /// Its files are here, in their order.
+    pub(super) fn stage(&mut self, paths: Vec<PathBuf>) {
+        match &mut self.body {
+            Body::Live { work, .. } => {
+                for (file, path) in work.files.iter_mut().zip(paths) {
+                    file.staged = Some(path);
+                }
+            }
             Body::Final { .. } => {}
         }
     }
@@ -204,6 +285,11 @@ pub(crate) enum Event {
     NotHandedOver {
         attempt: Attempt,
     },
+    /// The answer to [`Effect::Fetch`]: where the files are, in their order, or why not.
+    Fetched {
+        attempt: Attempt,
+        files: Result<Vec<PathBuf>, Failure>,
+    },
     /// The osascript of the lane has ended.
     Ended {
         disposition: Disposition,
@@ -275,7 +361,16 @@ pub(crate) enum Effect {
         attempt: Attempt,
         to: Recipient,
         channel: Channel,
-        text: String,
+        content: Content,
+    },
+    /// Fetch the files of a send; it does not start before they are here.
+    Fetch {
+        attempt: Attempt,
+        files: Vec<OutboundAttachment>,
+    },
+    /// They are no longer wanted.
+    StopFetch {
+        attempt: Attempt,
     },
     /// Say so when the changes are on the disk.
     Confirm {
@@ -295,7 +390,7 @@ pub(crate) enum Effect {
         mark: i64,
         since: UnixMs,
         to: Recipient,
-        text: String,
+        content: Content,
     },
     ReadStates {
         rowids: Vec<i64>,

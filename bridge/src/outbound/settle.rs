@@ -42,17 +42,17 @@ impl Outbound {
             | Phase::Doubt { mark, .. } => *mark,
             Phase::Accepted | Phase::Found { .. } => return None,
         };
-        Some(Self::find_above(attempt, work, mark))
+        Self::find_above(attempt, work, mark)
     }
 
-    pub(super) fn find_above(attempt: &Attempt, work: &Work, mark: i64) -> Effect {
-        Effect::Find {
+    pub(super) fn find_above(attempt: &Attempt, work: &Work, mark: i64) -> Option<Effect> {
+        Some(Effect::Find {
             attempt: attempt.clone(),
             mark,
             since: work.accepted_at.plus_ms(-DATE_SLACK_MS),
             to: work.to.clone(),
-            text: work.text.clone(),
-        }
+            content: work.content()?,
+        })
     }
 
     /// Looks for the rows of everything that has none.
@@ -140,12 +140,10 @@ impl Outbound {
     /// row: the one in the lane, one whose row has failed and may have been followed by another,
     /// and, where this one is in doubt already, one that is not.
     pub(super) fn is_contested(&self, attempt: &Attempt, work: &Work, phase: &Phase) -> bool {
-        let is_twin = |other: &Attempt| {
-            let other = self.sends.get(other).and_then(SendRecord::work);
-            other.is_some_and(|other| other.to == work.to && other.text == work.text)
-        };
-        let lane = !self.in_lane(attempt)
-            && self.lane_work().is_some_and(|other| other.to == work.to && other.text == work.text);
+        let is_same = |other: &Work| other.to == work.to && other.content() == work.content();
+        let is_twin =
+            |other: &Attempt| self.sends.get(other).and_then(SendRecord::work).is_some_and(is_same);
+        let lane = !self.in_lane(attempt) && self.lane_work().is_some_and(is_same);
         let is_doubt = matches!(phase, Phase::Doubt { .. });
         let mut waiting = self.failing.keys().chain(self.settling.keys());
         lane || (is_doubt && waiting.any(|other| other != attempt && is_twin(other)))

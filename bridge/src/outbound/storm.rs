@@ -3,9 +3,10 @@
 //! What the bridge knows it only knows through the answers to its own effects.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::PathBuf;
 
 use proptest::prelude::*;
-use protocol::pipe::{EventLine, Send};
+use protocol::pipe::{EventLine, OutboundAttachment, Send};
 use protocol::{Class, MessageId, Recipient, UnixMs};
 
 use super::*;
@@ -52,8 +53,12 @@ enum Step {
     Send {
         n: u8,
         twin: bool,
+        /// So many files go with it.
+        files: usize,
         ttl_ms: i64,
     },
+    /// A fetch ends, well or badly.
+    Fetched(bool),
     Cancel(u8),
     Lease(u64),
     Revoke(u64),
@@ -85,8 +90,9 @@ struct Plan {
 fn steps() -> impl Strategy<Value = (Vec<Step>, Vec<Plan>)> {
     let n = 0_u8..4;
     let step = prop_oneof![
-        5 => (n.clone(), prop::bool::weighted(0.3), 500_i64..200_000)
-            .prop_map(|(n, twin, ttl_ms)| Step::Send { n, twin, ttl_ms }),
+        5 => (n.clone(), prop::bool::weighted(0.3), prop_oneof![4 => Just(0), 2 => 1_usize..4], 500_i64..200_000)
+            .prop_map(|(n, twin, files, ttl_ms)| Step::Send { n, twin, files, ttl_ms }),
+        1 => prop::bool::weighted(0.8).prop_map(Step::Fetched),
         1 => n.clone().prop_map(Step::Cancel),
         2 => (1_u64..4).prop_map(Step::Lease),
         1 => (0_u64..4).prop_map(Step::Revoke),
@@ -110,7 +116,7 @@ struct Stored {
     from_ms: i64,
     dated: UnixMs,
     to: Recipient,
-    text: String,
+    content: Content,
     state: RowState,
 }
 
@@ -140,7 +146,10 @@ struct Mac {
     /// Outlived its bridge.
     orphan: Option<Script>,
     /// Asks that arrived at Messages.
-    asked: BTreeMap<(Attempt, Channel), u32>,
+    /// By attempt, part and channel.
+    asked: BTreeMap<(Attempt, usize, Channel), u32>,
+    /// Fetches under way, and of how many files.
+    fetches: BTreeMap<Attempt, usize>,
     lease: Option<(u64, i64)>,
     /// What Messages has sent again as SMS by itself.
     downgraded: BTreeSet<Attempt>,
@@ -160,7 +169,12 @@ fn policy() -> Policy {
         sent_window_ms: 20_000,
         orphan_window_ms: 60_000,
         pacing: Pacing::Unlimited,
+        allow_private: false,
     }
+}
+
+fn file() -> OutboundAttachment {
+    OutboundAttachment { url: "https://example.com/a".to_owned(), name: None, sha256: None }
 }
 
 fn words(n: u8) -> (Recipient, String) {
@@ -190,6 +204,7 @@ impl Mac {
             lease: None,
             downgraded: BTreeSet::new(),
             twins: false,
+            fetches: BTreeMap::new(),
         }
     }
 
@@ -235,7 +250,7 @@ impl Mac {
     fn insert(
         &mut self,
         to: Recipient,
-        text: String,
+        content: Content,
         after_ms: i64,
         change: impl Fn(&mut RowState),
     ) {
@@ -255,7 +270,8 @@ impl Mac {
         change(&mut state);
         self.next_row += 1;
         let from_ms = self.now.continuous_ms + after_ms;
-        self.rows.push(Stored { from_ms, dated: self.now.wall.plus_ms(after_ms), to, text, state });
+        let dated = self.now.wall.plus_ms(after_ms);
+        self.rows.push(Stored { from_ms, dated, to, content, state });
         self.number();
     }
 
@@ -274,9 +290,9 @@ impl Mac {
     /// The script arrives: what Messages does from here on does not depend on any bridge.
     fn ask(&mut self, attempt: &Attempt, channel: Channel) -> Fate {
         let plan = self.plans.pop_front().unwrap_or(Plan { fate: Fate::Sent, row_after_ms: 30 });
-        let (to, text) = {
+        let (to, text, part) = {
             let work = self.outbound.sends[attempt].work().unwrap();
-            (work.to.clone(), work.text.clone())
+            (work.to.clone(), work.content().unwrap(), work.done)
         };
         let fate = match (channel, plan.fate) {
             // Nobody is unregistered with SMS.
@@ -302,7 +318,7 @@ impl Mac {
             Fate::Network => self.insert(to, text, after, |row| row.error = 3),
             Fate::Stuck => self.insert(to, text, after, |_| {}),
         }
-        *self.asked.entry((attempt.clone(), channel)).or_default() += 1;
+        *self.asked.entry((attempt.clone(), part, channel)).or_default() += 1;
         fate
     }
 
@@ -355,7 +371,9 @@ impl Mac {
                 if fate == Fate::Downgraded {
                     self.downgraded.insert(attempt.clone());
                 }
-                let asks = self.asked.get(&(attempt.clone(), channel)).copied().unwrap_or(0);
+                let asked = (attempt.clone(), work.done, channel);
+                let asks = self.asked.get(&asked).copied().unwrap_or(0);
+                prop_assert!(work.is_staged(), "before its files are here: {:?}", attempt);
                 prop_assert!(asks <= 1, "asked twice: {:?} {:?}", attempt, channel);
                 self.running = Some(Script { attempt: attempt.clone(), fate: Some(fate) });
                 self.step(Event::HandedOver { attempt });
@@ -366,11 +384,18 @@ impl Mac {
                 }
             }
             Effect::KillOsascript => self.end(true),
-            Effect::Find { attempt, mark, since, to, text } => {
+            Effect::Fetch { attempt, files } => {
+                prop_assert!(self.fetches.len() < 2, "more than two fetches");
+                self.fetches.insert(attempt, files.len());
+            }
+            Effect::StopFetch { attempt } => {
+                self.fetches.remove(&attempt);
+            }
+            Effect::Find { attempt, mark, since, to, content } => {
                 let mut rows: Vec<RowState> = self
                     .there()
                     .filter(|row| row.state.rowid > mark && row.dated >= since)
-                    .filter(|row| row.text == text && (row.to == to || !row.state.certain))
+                    .filter(|row| row.content == content && (row.to == to || !row.state.certain))
                     .map(|row| row.state.clone())
                     .collect();
                 rows.sort_by_key(|row| row.rowid);
@@ -454,6 +479,7 @@ impl Mac {
     fn crash(&mut self) {
         // The child that waits reads an empty script; the one that runs goes on.
         self.waiting = None;
+        self.fetches.clear();
         self.orphan = self.running.take().or(self.orphan.take());
         self.lease = None;
         self.effects.clear();
@@ -461,6 +487,21 @@ impl Mac {
         let sends = (live, self.claims.clone());
         self.outbound = Outbound::restore(policy(), self.max_epoch, self.acked, sends, self.now);
         self.step(Event::Usable(true));
+    }
+
+    fn fetched(&mut self, well: bool) {
+        let Some((attempt, count)) = self.fetches.pop_first() else { return };
+        let path = |n: usize| PathBuf::from(format!("/{}/{n}", attempt.message));
+        let files = if well {
+            Ok((0..count).map(path).collect())
+        } else {
+            Err(Failure {
+                reason: Reason::AttachmentUnavailable,
+                detail: String::new(),
+                retryable: true,
+            })
+        };
+        self.step(Event::Fetched { attempt, files });
     }
 
     fn last_of(&self, attempt: &Attempt) -> Option<&Fact> {
@@ -475,7 +516,8 @@ fn play(steps: Vec<Step>, plans: Vec<Plan>) -> Result<(), TestCaseError> {
     mac.lease(1);
     for step in steps {
         match step {
-            Step::Send { n, twin, ttl_ms } => {
+            Step::Fetched(well) => mac.fetched(well),
+            Step::Send { n, twin, files, ttl_ms } => {
                 let (to, text) = words(if twin { 0 } else { n });
                 mac.twins |= twin;
                 let send = Send {
@@ -484,7 +526,7 @@ fn play(steps: Vec<Step>, plans: Vec<Plan>) -> Result<(), TestCaseError> {
                     epoch: mac.max_epoch.max(1),
                     to,
                     text,
-                    attachments: Vec::new(),
+                    attachments: vec![file(); files],
                     route: vec![Channel::Imessage, Channel::Sms],
                     class: Class::Otp,
                     start_before: mac.now.wall.plus_ms(ttl_ms),
@@ -515,7 +557,7 @@ fn play(steps: Vec<Step>, plans: Vec<Plan>) -> Result<(), TestCaseError> {
             Step::End { silent } => mac.end(silent),
             Step::Stranger { n, old, loose } => {
                 let (to, text) = words(n);
-                mac.insert(to, text, 0, |row| {
+                mac.insert(to, Content::Text(text), 0, |row| {
                     row.is_sent = true;
                     row.certain = !loose;
                 });
@@ -537,6 +579,8 @@ fn play(steps: Vec<Step>, plans: Vec<Plan>) -> Result<(), TestCaseError> {
     mac.step(Event::Usable(true));
     for _ in 0..30 {
         mac.lease(mac.max_epoch);
+        mac.fetched(true);
+        mac.fetched(true);
         mac.wait(5_000)?;
         mac.end(false);
         mac.settle()?;

@@ -1,12 +1,14 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-use protocol::pipe::{EventLine, Send};
+use protocol::pipe::{EventLine, OutboundAttachment, Send};
 use protocol::{Class, MessageId, Recipient, UnixMs, limits};
 
 use super::*;
 use crate::config::Pacing;
 use crate::osascript::{Disposition, of_number};
+
+mod parts;
 
 const T0: i64 = 1_700_000_000_000;
 
@@ -22,6 +24,7 @@ fn policy() -> Policy {
         sent_window_ms: 20_000,
         orphan_window_ms: 60_000,
         pacing: Pacing::Unlimited,
+        allow_private: false,
     }
 }
 
@@ -31,6 +34,10 @@ fn message(n: u8) -> MessageId {
 
 fn attempt(n: u8) -> Attempt {
     Attempt { message: message(n), attempt: 1 }
+}
+
+fn file(url: &str) -> OutboundAttachment {
+    OutboundAttachment { url: url.to_owned(), name: None, sha256: None }
 }
 
 fn command(n: u8) -> Send {
@@ -203,6 +210,8 @@ impl World {
                 | Effect::Find { .. }
                 | Effect::ReadStates { .. }
                 | Effect::CheckOrphan
+                | Effect::Fetch { .. }
+                | Effect::StopFetch { .. }
                 | Effect::EndOrphan { .. } => None,
             })
             .collect()
@@ -729,15 +738,15 @@ fn what_cannot_be_sent_is_refused_and_stays_refused() {
         (Send { route: vec![], ..command(1) }, Reason::UnknownChannel),
         (Send { route: vec![Channel::Sms], to: email, ..command(1) }, Reason::BadAddress),
         (
+            Send { attachments: vec![file("http://example.com/a")], ..command(1) },
+            Reason::BadContent,
+        ),
+        (
             Send {
-                attachments: vec![protocol::pipe::OutboundAttachment {
-                    url: "https://example.com/a".to_owned(),
-                    name: None,
-                    sha256: None,
-                }],
+                attachments: vec![file("https://example.com/a"); limits::ATTACHMENTS_MAX + 1],
                 ..command(1)
             },
-            Reason::AttachmentsUnsupported,
+            Reason::BadContent,
         ),
     ];
     for (send, reason) in cases {
@@ -1013,6 +1022,8 @@ fn play(steps: Vec<Step>) -> Result<(), TestCaseError> {
                         }
                         Effect::CheckOrphan => world.step(Event::OrphanGone),
                         Effect::EndOrphan { .. }
+                        | Effect::Fetch { .. }
+                        | Effect::StopFetch { .. }
                         | Effect::Abandon
                         | Effect::KillOsascript
                         | Effect::Find { .. }

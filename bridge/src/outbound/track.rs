@@ -96,11 +96,18 @@ impl Outbound {
             if is_old && !runs {
                 failing.ripe = true;
                 // Another row may be the truth.
-                turn.effects.push(Self::find_above(attempt, &work, rowid));
+                turn.effects.extend(Self::find_above(attempt, &work, rowid));
             }
             return;
         }
         self.failing.remove(attempt);
+        if !work.is_last() {
+            // Only what is sent for certain is followed by the next part.
+            if row.is_sent || row.delivered || row.read_at.is_some() {
+                self.part_sent(attempt, told_unknown, now, turn);
+            }
+            return;
+        }
 
         let delivered = row.delivered && !is_group && channel != Channel::Sms;
         let read = row.read_at.filter(|_| !is_group && channel != Channel::Sms);
