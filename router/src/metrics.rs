@@ -90,6 +90,11 @@ const DESCRIBED: &[(Kind, &str, &str)] = &[
     ),
     (
         Kind::Counter,
+        "switchboard_inbound_copies_total",
+        "Late copies of messages that were taken before, told to nobody.",
+    ),
+    (
+        Kind::Counter,
         "switchboard_inbound_unattributed_total",
         "Inbound messages and receipts that belong to no tenant.",
     ),
