@@ -396,24 +396,16 @@ impl ChatDb {
     }
 
     /// The guid of an older row with the same content: conversation, sender, direction and text, and
-    /// a date within a second. Copies that iCloud puts in have all these in common, and new guids
+    /// the same date, or that date without its fraction of a second. Copies that iCloud puts in have all these in common, and new guids
     /// and row numbers.
     pub fn original_of(&self, row: &Row) -> Result<Option<String>, NotReady> {
-        let Some(at) = row.at.filter(|_| !self.schema.twins.is_empty()) else { return Ok(None) };
-        let (from, _) = rows::apple_dates(at.plus_ms(-COPY_SLACK_MS));
-        let (to, _) = rows::apple_dates(at.plus_ms(COPY_SLACK_MS));
-        let mut found = self.read(|connection, book| {
-            let params = params![from, to, row.rowid, TWINS_MAX];
-            let mut found = RawRows::default();
-            read_rows(connection, book, &self.schema.twins, params, &mut found)?;
-            self.complete_some(connection, book, &mut found)?;
-            Ok(found)
-        })?;
-        Ok(found
-            .decode()
+        let Some(at) = row.at else { return Ok(None) };
+        Ok(self
+            .rows_beside(row, COPY_SLACK_MS)?
             .into_iter()
             .find(|other| {
-                other.from_me == row.from_me
+                other.at.is_some_and(|other| is_same_moment(other, at))
+                    && other.from_me == row.from_me
                     && other.handle == row.handle
                     && other.place.conversation() == row.place.conversation()
                     && other.associated_type == row.associated_type
@@ -422,6 +414,24 @@ impl ChatDb {
                     && other.attachments.len() == row.attachments.len()
             })
             .map(|other| other.guid))
+    }
+
+    /// Rows below this one whose dates are within so much of its own.
+    pub fn rows_beside(&self, row: &Row, slack_ms: i64) -> Result<Vec<Row>, NotReady> {
+        // Without an index on dates it would be a walk through the whole table.
+        let Some(at) = row.at.filter(|_| !self.schema.twins.is_empty()) else {
+            return Ok(Vec::new());
+        };
+        let (from, _) = rows::apple_dates(at.plus_ms(-slack_ms));
+        let (to, _) = rows::apple_dates(at.plus_ms(slack_ms));
+        let mut found = self.read(|connection, book| {
+            let params = params![from, to, row.rowid, TWINS_MAX];
+            let mut found = RawRows::default();
+            read_rows(connection, book, &self.schema.twins, params, &mut found)?;
+            self.complete_some(connection, book, &mut found)?;
+            Ok(found)
+        })?;
+        Ok(found.decode())
     }
 
     /// Rows near the end of the table that belong to no chat (yet), newest last.
@@ -576,6 +586,14 @@ impl ChatDb {
     fn run<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, NotReady> {
         self.shared.run(self.generation, read)
     }
+}
+
+/// The same date, where one of them may have lost its fraction of a second. Two messages of the same
+/// words within one second are two.
+fn is_same_moment(left: UnixMs, right: UnixMs) -> bool {
+    let cut = |at: UnixMs| at.0.rem_euclid(1_000) == 0;
+    let second = |at: UnixMs| at.0.div_euclid(1_000);
+    left == right || (second(left) == second(right) && (cut(left) || cut(right)))
 }
 
 /// FNV-1a over the bytes of a number: digests live as long as the process, and only ever tell change

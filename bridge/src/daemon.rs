@@ -29,7 +29,7 @@ use crate::attachments;
 use crate::checks::messages::Remembered;
 use crate::clock::Now;
 use crate::config::Config;
-use crate::evidence::{Database, Evidence, NewFact};
+use crate::evidence::{Database, Evidence, NewFact, NoNews};
 use crate::exit::Exit;
 use crate::health::Health;
 use crate::journal::{Journal, JournalError};
@@ -427,7 +427,9 @@ impl<E: Evidence> Daemon<E> {
         }
         if now.continuous_ms >= self.prune_at_ms {
             self.prune_at_ms = now.continuous_ms.saturating_add(PRUNE_MS);
-            self.journal.prune(now)?;
+            let cursor = self.journal.meta()?.cursor;
+            let needed = cursor.as_deref().and_then(crate::reading::needed_since);
+            self.journal.prune(needed, now)?;
             self.sweep_staged(now);
         }
         Ok(())
@@ -482,7 +484,7 @@ impl<E: Evidence> Daemon<E> {
             }
             Input::DatabaseChanged => {
                 self.heartbeat.last_change = Some(now.wall);
-                self.read_database(now, turn);
+                self.read_database(now, turn)?;
             }
             Input::Fetched((attempt, files)) => {
                 self.fetches.remove(&attempt);
@@ -495,7 +497,7 @@ impl<E: Evidence> Daemon<E> {
             Input::Tick => {
                 self.window.tick(now.continuous_ms);
                 if now.continuous_ms >= self.database_at_ms {
-                    self.read_database(now, turn);
+                    self.read_database(now, turn)?;
                 }
                 self.outbound.step(Event::Tick, now, turn);
             }
@@ -558,8 +560,16 @@ impl<E: Evidence> Daemon<E> {
     }
 
     /// Reads what is new in chat.db: what came in, and what became of our sends.
-    fn read_database(&mut self, now: Now, turn: &mut Turn) {
-        let result = self.evidence.refresh().and_then(|()| self.read_news(now, turn));
+    fn read_database(&mut self, now: Now, turn: &mut Turn) -> Result<(), DaemonError> {
+        let result = match self.evidence.refresh() {
+            Ok(()) => self.read_news(now, turn),
+            Err(why) => Err(why.into()),
+        };
+        let result = match result {
+            Ok(more) => Ok(more),
+            Err(NoNews::NotReady(why)) => Err(why),
+            Err(NoNews::Journal(error)) => return Err(error.into()),
+        };
         if let Some(hints) = self.evidence.hints() {
             self.hints = Some(hints);
         }
@@ -573,12 +583,13 @@ impl<E: Evidence> Daemon<E> {
             self.heartbeat.last_poll = Some(now.wall);
             self.outbound.step(Event::DatabaseChanged, now, turn);
         }
+        Ok(())
     }
 
     /// True when there is more than one turn should read.
-    fn read_news(&mut self, now: Now, turn: &mut Turn) -> Result<bool, protocol::pipe::NotReady> {
+    fn read_news(&mut self, now: Now, turn: &mut Turn) -> Result<bool, NoNews> {
         for _ in 0..READS_A_TURN {
-            let news = self.evidence.news(now)?;
+            let news = self.evidence.news(&self.journal, now)?;
             for NewFact { fact, heard } in news.facts {
                 if let Some((guid, print)) = heard {
                     turn.changes.push(Change::Heard { guid, print: Some(print) });
@@ -588,6 +599,9 @@ impl<E: Evidence> Daemon<E> {
                     tracing::debug!(guid = received.guid, late = received.late, "received");
                 }
                 turn.tell(fact, now, self.outbound.max_epoch());
+            }
+            for guid in news.joined {
+                turn.changes.push(Change::Heard { guid, print: None });
             }
             for (guid, seen) in news.seen {
                 turn.changes.push(Change::Seen { guid, seen });

@@ -10,9 +10,9 @@ use tokio::sync::mpsc;
 use crate::chatdb::{ChatDb, PULSE_ROWS, Pulse, SendState, SentQuery, StatusBits, Watch};
 use crate::clock::Now;
 use crate::inbound::{Seen, Told};
-use crate::journal::Heard;
+use crate::journal::{Heard, JournalError};
 use crate::outbound::{Content, RowState};
-use crate::reading::{Read, Reading};
+use crate::reading::{Memory, Read, ReadError, Reading};
 
 /// Rows of chat.db read in one turn for what came in.
 const ROWS_A_TURN: usize = 500;
@@ -31,10 +31,27 @@ pub(crate) struct News {
     pub(crate) facts: Vec<NewFact>,
     /// What was told of messages by now.
     pub(crate) seen: Vec<(String, Seen)>,
+    /// Guids that are told with another one.
+    pub(crate) joined: Vec<String>,
     /// The new cursor, when it has moved.
     pub(crate) cursor: Option<String>,
     /// There is more to read at once.
     pub(crate) more: bool,
+}
+
+/// Why there is no news.
+#[derive(Debug)]
+pub(crate) enum NoNews {
+    /// chat.db cannot be read now.
+    NotReady(NotReady),
+    /// The journal cannot be read.
+    Journal(JournalError),
+}
+
+impl From<NotReady> for NoNews {
+    fn from(why: NotReady) -> Self {
+        Self::NotReady(why)
+    }
 }
 
 /// The evidence that chat.db gives. Every call is one short read; an error means that it cannot
@@ -59,8 +76,8 @@ pub(crate) trait Evidence {
     fn group_guid(&mut self, to: &Recipient) -> Result<Option<String>, NotReady>;
     /// The longest read so far, in microseconds.
     fn longest_read_us(&self) -> u64;
-    /// What has come in since the cursor.
-    fn news(&mut self, now: Now) -> Result<News, NotReady>;
+    /// What has come in since the cursor, and is not in `memory`.
+    fn news(&mut self, memory: &impl Memory, now: Now) -> Result<News, NoNews>;
     /// What the newest rows say of the phone's health.
     fn pulse(&mut self, now: Now) -> Result<Pulse, NotReady>;
     /// A new end for hints that chat.db has changed, when there is one since the last call.
@@ -217,15 +234,18 @@ impl Evidence for Database {
         self.open.as_ref().map_or(0, ChatDb::longest_read_us)
     }
 
-    fn news(&mut self, now: Now) -> Result<News, NotReady> {
+    fn news(&mut self, memory: &impl Memory, now: Now) -> Result<News, NoNews> {
         self.refresh()?;
         let Self { open, reading, .. } = self;
         let Some(database) = open else { return Ok(News::default()) };
-        let result = reading.read(database, ROWS_A_TURN, now);
-        if result.is_err() {
-            self.open = None;
+        match reading.read(database, memory, ROWS_A_TURN, now) {
+            Ok(read) => Ok(news(read)),
+            Err(ReadError::NotReady(error)) => {
+                self.open = None;
+                Err(NoNews::NotReady(error.to_signal()))
+            }
+            Err(ReadError::Journal(error)) => Err(NoNews::Journal(error)),
         }
-        result.map(news).map_err(|error| error.to_signal())
     }
 }
 
@@ -245,6 +265,7 @@ fn news(read: Read) -> News {
     News {
         facts: resync.into_iter().chain(heard).collect(),
         seen: read.seen,
+        joined: read.joined,
         cursor: read.cursor,
         more: read.more,
     }

@@ -25,6 +25,8 @@ use protocol::pipe::{Event, PreviewChange};
 
 pub use changes::{Seen, changes};
 pub use content::{Content, FILES_MAX, TEXT_BYTES_MAX};
+pub(crate) use link::PREVIEW_MS;
+pub(crate) use memory::print;
 pub use memory::{KNOWN_MAX, Known};
 pub use own::{Own, OwnMessage, OwnReaction};
 pub use understand::understand;
@@ -137,6 +139,8 @@ pub struct Taken {
     pub heard: Vec<Heard>,
     /// To be remembered with it: what was told of these messages by now.
     pub seen: Vec<(String, Seen)>,
+    /// To be remembered with it: guids of rows that are told with another one, and never alone.
+    pub joined: Vec<String>,
 }
 
 /// How much an inbox waits and remembers.
@@ -205,11 +209,11 @@ impl Inbox {
     }
 
     /// Starts over at `rowid` in a database whose rowids mean something else now: nothing whose
-    /// guid is known is told again, and of what is in the window only what is not too old.
+    /// guid is known is told again, and of what is in the window only what is not too old. In which
+    /// order the window is read says nothing: late in it is what is old beside what was read before.
     pub fn resync(&mut self, rowid: i64, window: Window) {
         self.read_to = rowid;
         self.held.clear();
-        self.newest = None;
         self.window = Some(window);
         self.links = Links::default();
     }
@@ -259,6 +263,47 @@ impl Inbox {
         &self.known
     }
 
+    /// The same, to be completed from what keeps all of it.
+    pub fn known_mut(&mut self) -> &mut Known {
+        &mut self.known
+    }
+
+    /// Those of these rows that may be copies of others: for them [`Batch::original`] may be asked.
+    pub fn suspects<'r>(&self, rows: &'r [Row], now: UnixMs) -> Vec<&'r Row> {
+        let newest = rows.iter().filter_map(|row| row.at).max().map(|at| at.min(now));
+        let newest = self.newest.max(newest);
+        let is_old =
+            |row: &Row| newest.zip(row.at).is_some_and(|(newest, at)| newest.since(at) > LATE_MS);
+        rows.iter()
+            .filter(|row| !self.known.has(&row.guid) && (self.is_in_window(row) || is_old(row)))
+            .collect()
+    }
+
+    /// Those of these rows that are previews of a text that nobody has in mind (any more): an earlier
+    /// life may have told it.
+    pub fn orphans<'r>(&self, rows: &'r [Row]) -> Vec<&'r Row> {
+        let is_orphan = |row: &&Row| {
+            link::is_preview(row)
+                && !self.known.has(&row.guid)
+                && !self.links.is_joined(row)
+                && self.links.is_preview_of_told(row).is_none()
+        };
+        rows.iter().filter(is_orphan).collect()
+    }
+
+    /// Brings texts with links back to mind, where they were told.
+    pub fn remind(&mut self, rows: &[Row]) {
+        for row in rows {
+            if self.known.has(&row.guid) {
+                self.links.told(row);
+            }
+        }
+    }
+
+    fn is_in_window(&self, row: &Row) -> bool {
+        self.window.is_some_and(|window| row.rowid <= window.up_to)
+    }
+
     /// Takes rows. What is told first is what was held, then what has changed, then what is new.
     pub fn take(&mut self, batch: Batch<'_>, now: UnixMs) -> Taken {
         let mut taken = Taken::default();
@@ -298,8 +343,8 @@ impl Inbox {
         taken: &mut Taken,
     ) {
         let near = [batch.held, batch.rows];
-        let late = self.is_late(row, now);
-        let in_window = self.window.is_some_and(|window| row.rowid <= window.up_to);
+        let in_window = self.is_in_window(row);
+        let late = self.is_late(row, in_window, now);
         // A clock that was set back must not hold a row for ever.
         let waited = now.since(since);
         let hold_ms = self.patience.hold_ms;
@@ -320,13 +365,13 @@ impl Inbox {
         if self.links.is_joined(row) {
             self.held.remove(&row.rowid);
             self.skip(Skip::LinkPreview);
-            self.known.learn(&row.guid, None);
+            self.join(row, taken);
             return;
         }
         if let Some((message, preview)) = self.links.is_preview_of_told(row) {
             self.held.remove(&row.rowid);
             self.skip(Skip::LinkPreview);
-            self.known.learn(&row.guid, None);
+            self.join(row, taken);
             if let Some(preview) = preview {
                 let at = row.at.unwrap_or(now);
                 let event = Event::Preview(PreviewChange { message, preview, at });
@@ -335,8 +380,12 @@ impl Inbox {
             return;
         }
         let mut understood = understand(row, is_over(HOLD_MS) || full, late, now);
+        // In a window the text may stand behind its preview.
+        if in_window && link::is_preview(row) && !is_over(HOLD_MS) && !full {
+            understood = Understood::Incomplete;
+        }
         if link::awaits_preview(row) && understood != Understood::Incomplete {
-            if let Some(preview) = link::preview_among(row, &near) {
+            if let Some(preview) = link::preview_among(row, &near, in_window) {
                 self.links.join(preview);
                 attach_preview(&mut understood, preview);
             } else if !is_over(SETTLE_MS) && !full {
@@ -368,10 +417,16 @@ impl Inbox {
         }
     }
 
+    /// This row is told with another one.
+    fn join(&mut self, row: &Row, taken: &mut Taken) {
+        self.known.learn(&row.guid, None);
+        taken.joined.push(row.guid.clone());
+    }
+
     /// Tells a row for the first time, and what has happened to it already.
     fn tell(&mut self, row: &Row, told: Told, now: UnixMs, taken: &mut Taken) {
         // Whoever reads once remembers nothing.
-        let print = (self.patience.known_max > 0).then(|| memory::print(row));
+        let print = (self.patience.known_max > 0).then(|| print(row));
         self.known.learn(&row.guid, print);
         taken.heard.push(Heard { rowid: row.rowid, told, print });
         let mut seen = Seen::told(row);
@@ -420,10 +475,12 @@ impl Inbox {
 
     /// Old beside a row before it. The sender's clock may be wrong: a date ahead of ours must not
     /// make all that follows late.
-    fn is_late(&mut self, row: &Row, now: UnixMs) -> bool {
+    fn is_late(&mut self, row: &Row, in_window: bool, now: UnixMs) -> bool {
         let Some(at) = row.at else { return false };
         let late = self.newest.is_some_and(|newest| newest.since(at) > LATE_MS);
-        self.newest = self.newest.max(Some(at.min(now)));
+        if !in_window {
+            self.newest = self.newest.max(Some(at.min(now)));
+        }
         late
     }
 
@@ -431,7 +488,7 @@ impl Inbox {
     fn matched(&self, row: &Row, mut event: Event, suspicious: bool, batch: Batch<'_>) -> Event {
         if suspicious && let Event::Received(received) = &mut event {
             received.details.copy_of =
-                self.known.by_print(memory::print(row)).or_else(|| (batch.original)(row));
+                self.known.by_print(print(row)).or_else(|| (batch.original)(row));
             // In the window of a resynchronisation nothing is older than what came before it.
             received.late |= received.details.copy_of.is_some();
         }

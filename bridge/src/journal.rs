@@ -27,14 +27,15 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0001_init.sql"),
     include_str!("../migrations/0002_seen.sql"),
     include_str!("../migrations/0003_parts.sql"),
+    include_str!("../migrations/0004_prints.sql"),
 ];
 
 /// How long an attempt that is over is remembered. A router offers an attempt again for minutes;
 /// a week covers one that was down over a long weekend.
 const FINAL_KEPT_MS: i64 = 7 * 24 * 60 * 60 * 1000;
 
-/// How long it is remembered what came in. A chat.db that was rebuilt or restored shows it all again,
-/// and iCloud puts in copies of messages that are weeks old.
+/// How long it is remembered at least what came in: iCloud puts in copies of messages that are weeks
+/// old. What a rebuilt or restored chat.db could show as new is remembered in any case.
 const HEARD_KEPT_MS: i64 = 90 * 24 * 60 * 60 * 1000;
 
 /// Only a person with a SQLite shell can hold a lock on this file.
@@ -196,6 +197,34 @@ impl Journal {
         read().map_err(|source| self.failed("its claims cannot be read", source))
     }
 
+    /// Of these guids those that were told, with what was told of them since.
+    pub(crate) fn heard_of(&self, guids: &[&str]) -> Result<Vec<Heard>, JournalError> {
+        let read = || {
+            let mut statement = self
+                .connection
+                .prepare_cached("SELECT guid, print, seen FROM heard WHERE guid = ?1")?;
+            let mut heard = Vec::new();
+            for guid in guids {
+                heard.extend(statement.query_row([guid], rows::heard).optional()?);
+            }
+            Ok(heard)
+        };
+        read().map_err(|source| self.failed("what it has heard cannot be read", source))
+    }
+
+    /// The guid under which something of this content was told first.
+    pub(crate) fn heard_as(&self, print: u64) -> Result<Option<String>, JournalError> {
+        let read = || {
+            self.connection
+                .prepare_cached(
+                    "SELECT guid FROM heard WHERE print = ?1 ORDER BY at_ms, guid LIMIT 1",
+                )?
+                .query_row([print.cast_signed()], |row| row.get(0))
+                .optional()
+        };
+        read().map_err(|source| self.failed("what it has heard cannot be read", source))
+    }
+
     /// What came in and was told, oldest first, at most so many.
     pub(crate) fn heard(&self, limit: usize) -> Result<Vec<Heard>, JournalError> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
@@ -203,15 +232,7 @@ impl Journal {
             let mut heard = self
                 .connection
                 .prepare_cached("SELECT guid, print, seen FROM heard ORDER BY at_ms DESC LIMIT ?1")?
-                .query_map([limit], |row| {
-                    let seen: Option<String> = row.get(2)?;
-                    Ok(Heard {
-                        guid: row.get(0)?,
-                        print: row.get::<_, Option<i64>>(1)?.map(i64::cast_unsigned),
-                        // What cannot be read is told once more rather than never.
-                        seen: seen.and_then(|seen| serde_json::from_str(&seen).ok()),
-                    })
-                })?
+                .query_map([limit], rows::heard)?
                 .collect::<Result<Vec<Heard>, _>>()?;
             heard.reverse();
             Ok(heard)
@@ -273,14 +294,16 @@ impl Journal {
         tx.commit().map_err(failed)
     }
 
-    /// Forgets what is over for more than a week.
-    pub(crate) fn prune(&mut self, now: Now) -> Result<(), JournalError> {
+    /// Forgets what is over for more than a week, and what came in long ago: of that, nothing since
+    /// `needed`, which is how far back a resynchronisation may have to read.
+    pub(crate) fn prune(&mut self, needed: Option<UnixMs>, now: Now) -> Result<(), JournalError> {
         let before = now.wall.0.saturating_sub(FINAL_KEPT_MS);
         let mut prune = || {
             let tx = self.connection.transaction()?;
             tx.execute("DELETE FROM sends WHERE state = 'final' AND since_ms < ?1", [before])?;
             tx.execute("DELETE FROM claims WHERE at_ms < ?1", [before])?;
-            let before = now.wall.0.saturating_sub(HEARD_KEPT_MS);
+            let before = now.wall.plus_ms(-HEARD_KEPT_MS);
+            let before = needed.map_or(before, |needed| needed.min(before)).0;
             tx.execute("DELETE FROM heard WHERE at_ms < ?1", [before])?;
             tx.commit()
         };

@@ -5,6 +5,10 @@
 //! merely watches keeps it in memory.
 
 mod sweep;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
 
 use protocol::UnixMs;
 use serde::{Deserialize, Serialize};
@@ -14,15 +18,62 @@ use crate::chatdb::{
     verify,
 };
 use crate::clock::Now;
-use crate::inbound::{Batch, Heard, Inbox, KNOWN_MAX, Known, Patience, Seen, Window};
-use crate::journal;
+use crate::inbound::{
+    Batch, Heard, Inbox, KNOWN_MAX, Known, PREVIEW_MS, Patience, Seen, Taken, Window, print,
+};
+use crate::journal::{self, Journal, JournalError};
 use sweep::Sweep;
 
 /// The position is verified this often, besides every time that the database is opened.
 const VERIFY_EVERY_MS: i64 = 60_000;
-/// A resynchronisation goes back this much beyond the date of the last row that was read: phones that
-/// were offline deliver late.
-const RESYNC_SLACK_MS: i64 = 24 * 3_600_000;
+/// A message that comes after a phone is read for the first time may be dated so much before: it was on
+/// its way, and its sender's clock may be behind.
+const BEFORE_FIRST_MS: i64 = 3_600_000;
+/// A sender's clock may be ahead: what is dated within a window may have been told before it.
+const AHEAD_MS: i64 = 24 * 3_600_000;
+
+/// What was told in this life and in earlier ones, all of it: what is in memory is bounded.
+pub(crate) trait Memory {
+    /// Of these guids those that were told, with what was told of them since.
+    fn of_guids(&self, guids: &[&str]) -> Result<Vec<journal::Heard>, JournalError>;
+    /// The guid under which something of this content was told first.
+    fn of_print(&self, print: u64) -> Result<Option<String>, JournalError>;
+}
+
+impl Memory for Journal {
+    fn of_guids(&self, guids: &[&str]) -> Result<Vec<journal::Heard>, JournalError> {
+        self.heard_of(guids)
+    }
+
+    fn of_print(&self, print: u64) -> Result<Option<String>, JournalError> {
+        self.heard_as(print)
+    }
+}
+
+/// That of whoever merely watches: what is beyond memory is forgotten.
+#[derive(Debug)]
+pub(crate) struct Forgetful;
+
+impl Memory for Forgetful {
+    fn of_guids(&self, _: &[&str]) -> Result<Vec<journal::Heard>, JournalError> {
+        Ok(Vec::new())
+    }
+
+    fn of_print(&self, _: u64) -> Result<Option<String>, JournalError> {
+        Ok(None)
+    }
+}
+
+/// Why nothing was read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReadError {
+    /// That passes.
+    #[error("chat.db cannot be read now")]
+    NotReady(#[from] NotReady),
+    /// Without it nobody knows what was told.
+    #[error("what was told cannot be looked up")]
+    Journal(#[from] JournalError),
+}
 
 /// The position as the journal has it.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -56,12 +107,25 @@ pub(crate) struct Read {
     pub(crate) heard: Vec<Heard>,
     /// What was told of messages by now.
     pub(crate) seen: Vec<(String, Seen)>,
+    /// Guids that are told with another one.
+    pub(crate) joined: Vec<String>,
     /// The new position, when it has moved.
     pub(crate) cursor: Option<String>,
     /// The numbers of the database mean something else now: why.
     pub(crate) resynced: Option<ResyncReason>,
     /// There is more to read at once.
     pub(crate) more: bool,
+}
+
+/// What one read takes from the database, before anything is made of it.
+#[derive(Debug, Default)]
+struct Gathered {
+    rows: Vec<Row>,
+    held: Vec<Row>,
+    changed: Vec<Row>,
+    /// Guids of what rows may be copies of, by the rows' numbers.
+    originals: HashMap<i64, String>,
+    more: bool,
 }
 
 /// The reading position, in memory and in the journal.
@@ -71,6 +135,8 @@ pub(crate) struct Reading {
     beside: Beside,
     /// What an earlier life has told, until the reading begins.
     heard: Vec<journal::Heard>,
+    /// How much of it is kept in memory.
+    known_max: usize,
     inbox: Option<Inbox>,
     sweep: Sweep,
     /// The stored position is wrong, even where the number happens to be the right one.
@@ -78,21 +144,30 @@ pub(crate) struct Reading {
     /// To be told with the next read.
     resynced: Option<ResyncReason>,
     verify_at_ms: i64,
+    /// `data_version` at the last verification.
+    verified: Option<i64>,
 }
 
 impl Reading {
     /// Goes on where an earlier life stood, or begins at the newest row.
     pub(crate) fn restore(cursor: Option<&str>, heard: Vec<journal::Heard>) -> Self {
+        Self::with_room(cursor, heard, KNOWN_MAX)
+    }
+
+    /// The same, with another amount kept in memory.
+    fn with_room(cursor: Option<&str>, heard: Vec<journal::Heard>, known_max: usize) -> Self {
         let (stored, beside) = cursor.and_then(parse).unzip();
         Self {
             stored,
             beside: beside.unwrap_or_default(),
             heard,
+            known_max,
             inbox: None,
             sweep: Sweep::default(),
             replace: false,
             resynced: None,
             verify_at_ms: i64::MIN,
+            verified: None,
         }
     }
 
@@ -105,7 +180,8 @@ impl Reading {
         let mut reading = Self::restore(None, Vec::new());
         reading.stored = Some(database.cursor_at(rowid)?);
         reading.beside.since = Some(since);
-        reading.begin(rowid, database.newest_date_at(rowid)?);
+        reading.beside.newest = database.newest_date_at(rowid)?;
+        reading.begin(rowid, reading.beside.newest);
         Ok(reading)
     }
 
@@ -118,59 +194,91 @@ impl Reading {
     pub(crate) fn read(
         &mut self,
         database: &ChatDb,
+        memory: &impl Memory,
         limit: usize,
         now: Now,
-    ) -> Result<Read, NotReady> {
-        if now.continuous_ms >= self.verify_at_ms || self.has_jumped_back(database)? {
+    ) -> Result<Read, ReadError> {
+        // Before anything is read at numbers that may mean something else since the last change.
+        let version = database.data_version()?;
+        if now.continuous_ms >= self.verify_at_ms || self.verified != Some(version) {
             self.verify(database, now)?;
             self.verify_at_ms = now.continuous_ms.saturating_add(VERIFY_EVERY_MS);
+            self.verified = Some(version);
         }
+        let gathered = match self.gather(database, memory, (limit, version), now) {
+            Ok(gathered) => gathered,
+            Err(error) => {
+                // What has changed was noticed and not read.
+                self.sweep.forget();
+                return Err(error);
+            }
+        };
+        self.sweep.settle();
+        // From here on nothing may fail: what is taken counts as told.
         let Some(inbox) = &mut self.inbox else { return Ok(Read::default()) };
+        let Gathered { rows, held, changed, originals, more } = gathered;
+        let original = |row: &Row| originals.get(&row.rowid).cloned();
+        let batch = Batch { rows: &rows, held: &held, changed: &changed, original: &original };
+        let Taken { heard, seen, joined } = inbox.take(batch, now.wall);
+        let newest = rows.iter().filter_map(|row| row.at).max().map(|at| at.min(now.wall));
+        self.beside.newest = self.beside.newest.max(newest);
+        let cursor = self.moved(database).unwrap_or_else(|error| {
+            // It moves with the next read.
+            tracing::debug!(%error, "the position stays where it was");
+            None
+        });
+        let resynced = self.resynced.take();
+        Ok(Read { heard, seen, joined, cursor, resynced, more })
+    }
+
+    /// Everything of one read that may fail.
+    fn gather(
+        &mut self,
+        database: &ChatDb,
+        memory: &impl Memory,
+        (limit, version): (usize, i64),
+        now: Now,
+    ) -> Result<Gathered, ReadError> {
+        let Some(inbox) = &mut self.inbox else { return Ok(Gathered::default()) };
         let held = database.rows_by_ids(&inbox.held())?;
         let rows = database.rows_after(inbox.read_to(), limit)?;
         let mut more = rows.len() >= limit;
-        let version = database.data_version()?;
-        let due = self.sweep.due(version, inbox.read_to());
-        let changed = match due {
-            Some(due) => {
-                let since = now.wall.plus_ms(-sweep::YOUNG_MS);
-                let looked = self.sweep.look(database, due, since, now.continuous_ms)?;
-                more |= looked.more;
-                self.changed(database, &looked.rowids)?
+        let mut changed = Vec::new();
+        if let Some(due) = self.sweep.due(version, inbox.read_to()) {
+            let since = now.wall.plus_ms(-sweep::YOUNG_MS);
+            let looked = self.sweep.look(database, due, since, now.continuous_ms)?;
+            more |= looked.more;
+            for some in looked.rowids.chunks(IDS_MAX) {
+                changed.extend(database.rows_by_ids(some)?);
             }
-            None => Vec::new(),
-        };
-        let Some(inbox) = &mut self.inbox else { return Ok(Read::default()) };
-        let original = |row: &Row| {
-            database.original_of(row).unwrap_or_else(|error| {
-                tracing::warn!(%error, "the original of a late row could not be looked for");
-                None
-            })
-        };
-        let batch = Batch { rows: &rows, held: &held, changed: &changed, original: &original };
-        let taken = inbox.take(batch, now.wall);
-        let newest = rows.iter().filter_map(|row| row.at).max().map(|at| at.min(now.wall));
-        self.beside.newest = self.beside.newest.max(newest);
-        let cursor = self.moved(database)?;
-        let resynced = self.resynced.take();
-        Ok(Read { heard: taken.heard, seen: taken.seen, cursor, resynced, more })
-    }
-
-    /// Rows that have changed and of which something may be told: that were told, or have come since
-    /// this phone is read.
-    fn changed(&self, database: &ChatDb, rowids: &[i64]) -> Result<Vec<Row>, NotReady> {
-        let Some(inbox) = &self.inbox else { return Ok(Vec::new()) };
-        let mut rows = Vec::with_capacity(rowids.len());
-        for some in rowids.chunks(IDS_MAX) {
-            rows.extend(database.rows_by_ids(some)?);
         }
+        for rows in [&held, &rows, &changed] {
+            recall(inbox.known_mut(), memory, rows)?;
+        }
+        let orphans = [&held, &rows].into_iter().flat_map(|rows| inbox.orphans(rows));
+        let mut beside = Vec::new();
+        for orphan in orphans {
+            beside.extend(database.rows_beside(orphan, PREVIEW_MS)?);
+        }
+        recall(inbox.known_mut(), memory, &beside)?;
+        inbox.remind(&beside);
+        // Of what has changed something may be told where the message was told, or has come since
+        // this phone is read.
         let since = self.beside.since;
-        rows.retain(|row| {
+        changed.retain(|row| {
             !inbox.is_held(row.rowid)
                 && (inbox.known().has(&row.guid)
                     || since.is_none_or(|since| row.at.is_some_and(|at| at >= since)))
         });
-        Ok(rows)
+        let mut originals = HashMap::new();
+        for row in [&held, &rows].into_iter().flat_map(|rows| inbox.suspects(rows, now.wall)) {
+            let original = match memory.of_print(print(row))? {
+                Some(guid) => Some(guid),
+                None => database.original_of(row)?,
+            };
+            originals.extend(original.map(|guid| (row.rowid, guid)));
+        }
+        Ok(Gathered { rows, held, changed, originals, more })
     }
 
     /// The new position for the journal, when it has moved.
@@ -182,8 +290,8 @@ impl Reading {
         if same && !self.replace && !over {
             return Ok(None);
         }
-        self.beside.window = inbox.window();
         let cursor = database.cursor_at(safe)?;
+        self.beside.window = inbox.window();
         let same = self.stored.as_ref() == Some(&cursor) && !self.replace && !over;
         self.replace = false;
         if same {
@@ -194,51 +302,62 @@ impl Reading {
         Ok(Some(text))
     }
 
-    /// The numbers that were read are larger than any that is there now: another file was copied over
-    /// this one, or an older state of it.
-    fn has_jumped_back(&self, database: &ChatDb) -> Result<bool, NotReady> {
-        let Some(inbox) = &self.inbox else { return Ok(false) };
-        Ok(database.max_rowid()? < inbox.read_to()
-            && database.highest_rowid_ever()? < inbox.read_to())
-    }
-
     fn verify(&mut self, database: &ChatDb, now: Now) -> Result<(), NotReady> {
         let Some(stored) = &self.stored else {
-            // The first look ever: what came before this bridge is not news.
-            let newest = database.max_rowid()?;
-            self.beside.since = Some(now.wall);
-            self.begin(newest, database.newest_date_at(newest)?);
+            if self.inbox.is_none() {
+                // The first look ever: what came before this bridge is not news.
+                let rowid = database.max_rowid()?;
+                let newest = database.newest_date_at(rowid)?;
+                self.beside.since = Some(now.wall);
+                self.beside.newest = newest.map(|newest| newest.min(now.wall));
+                self.begin(rowid, newest);
+            }
             return Ok(());
         };
-        match verify(stored, &database.cursor_facts(stored)?) {
+        let facts = database.cursor_facts(stored)?;
+        // What was read stands above the position while rows are held. Numbers larger than any that
+        // was ever given out mean that another state of the file was put in its place.
+        let read_to = self.inbox.as_ref().map(Inbox::read_to);
+        let is_gone = read_to.is_some_and(|read| read > facts.highest_rowid_ever);
+        let verified = match verify(stored, &facts) {
+            Verified::Good if is_gone => Verified::Resync(ResyncReason::Younger),
+            verified @ (Verified::Good | Verified::Resync(_)) => verified,
+        };
+        match verified {
             Verified::Good => {
                 if self.inbox.is_none() {
-                    let (rowid, newest) = (stored.rowid, database.newest_date_at(stored.rowid)?);
+                    let rowid = stored.rowid;
+                    let newest = self.beside.newest.max(database.newest_date_at(rowid)?);
                     self.begin(rowid, newest);
                     if let Some(inbox) = &mut self.inbox {
                         inbox.set_window(self.beside.window);
                     }
                 }
+                Ok(())
             }
-            Verified::Resync(why) => {
-                tracing::warn!(
-                    why = why.as_str(),
-                    "chat.db's numbers have changed: reading its last days again"
-                );
-                // As far back as what was read last, should that be longer ago than usual.
-                let week = now.wall.plus_ms(-RESYNC_WINDOW_MS);
-                let last = self.beside.newest.map(|at| at.plus_ms(-RESYNC_SLACK_MS));
-                let since = last.map_or(week, |last| week.min(last));
-                let from = database.rowid_before(since)?;
-                let up_to = database.max_rowid()?;
-                self.begin(from, None);
-                self.replace = true;
-                self.resynced = Some(why);
-                self.sweep = Sweep::default();
-                if let Some(inbox) = &mut self.inbox {
-                    inbox.resync(from, Window { up_to, since });
-                }
-            }
+            Verified::Resync(why) => self.resync(database, why, now),
+        }
+    }
+
+    /// Reads the last days again, as far back as what was read last should that be longer ago, but
+    /// nothing that was there before this phone was read.
+    fn resync(&mut self, database: &ChatDb, why: ResyncReason, now: Now) -> Result<(), NotReady> {
+        let last = self.beside.newest.map_or(now.wall, |newest| newest.min(now.wall));
+        let since = last.plus_ms(-RESYNC_WINDOW_MS);
+        let first = self.beside.since.map(|first| first.plus_ms(-BEFORE_FIRST_MS));
+        let since = first.map_or(since, |first| first.max(since));
+        let from = database.rowid_before(since)?;
+        let up_to = database.max_rowid()?;
+        tracing::warn!(
+            why = why.as_str(),
+            "chat.db's numbers have changed: reading its last days again"
+        );
+        self.begin(from, self.beside.newest);
+        self.replace = true;
+        self.resynced = Some(why);
+        self.sweep.forget();
+        if let Some(inbox) = &mut self.inbox {
+            inbox.resync(from, Window { up_to, since });
         }
         Ok(())
     }
@@ -248,15 +367,51 @@ impl Reading {
         if self.inbox.is_some() {
             return;
         }
-        let mut known = Known::new(KNOWN_MAX);
-        for heard in self.heard.drain(..) {
-            known.learn(&heard.guid, heard.print);
-            if let Some(seen) = heard.seen {
-                known.remember(&heard.guid, seen);
-            }
+        let mut known = Known::new(self.known_max);
+        if self.heard.len() >= self.known_max {
+            known.is_part();
         }
-        let patience = Patience::default();
+        for heard in self.heard.drain(..) {
+            learn(&mut known, heard);
+        }
+        let patience = Patience { known_max: self.known_max, ..Patience::default() };
         self.inbox = Some(Inbox::with_memory(rowid, newest, patience, known));
+        // What has happened to messages since the last life is as old as what that one read.
+        if let Some(newest) = self.beside.newest {
+            self.sweep.reach(newest.plus_ms(-sweep::YOUNG_MS));
+        }
+    }
+}
+
+fn learn(known: &mut Known, heard: journal::Heard) {
+    known.learn(&heard.guid, heard.print);
+    if let Some(seen) = heard.seen {
+        known.remember(&heard.guid, seen);
+    }
+}
+
+/// Brings back into memory what was told of these rows.
+fn recall(known: &mut Known, memory: &impl Memory, rows: &[Row]) -> Result<(), JournalError> {
+    let unsure: Vec<&str> =
+        rows.iter().map(|row| row.guid.as_str()).filter(|guid| !known.is_sure_of(guid)).collect();
+    if unsure.is_empty() {
+        return Ok(());
+    }
+    for heard in memory.of_guids(&unsure)? {
+        learn(known, heard);
+    }
+    Ok(())
+}
+
+/// How far back what was told may be needed for the position, or for a resynchronisation from it.
+pub(crate) fn needed_since(cursor: &str) -> Option<UnixMs> {
+    let (_, beside) = parse(cursor)?;
+    let ahead = |since: UnixMs| since.plus_ms(-AHEAD_MS);
+    let next = beside.newest.map(|newest| ahead(newest.plus_ms(-RESYNC_WINDOW_MS)));
+    let open = beside.window.map(|window| ahead(window.since));
+    match (next, open) {
+        (Some(next), Some(open)) => Some(next.min(open)),
+        (one, other) => one.or(other),
     }
 }
 

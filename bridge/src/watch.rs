@@ -21,7 +21,7 @@ use crate::chatdb::{ChatDb, NotReady, StatusBits, Watch};
 use crate::clock::{self, Now};
 use crate::inbound::{Own, OwnMessage, Told, Understood, understand};
 use crate::line::{self, Progress};
-use crate::reading::Reading;
+use crate::reading::{Forgetful, ReadError, Reading};
 
 /// Rows of one read: a read is over within milliseconds, and what else waits is not kept.
 const BATCH_ROWS: usize = 500;
@@ -257,7 +257,14 @@ impl<W: Write> Watching<W> {
 
     fn tell(&mut self, db: &ChatDb, reading: &mut Reading, now: Now) -> Result<(), WatchError> {
         loop {
-            let read = reading.read(db, BATCH_ROWS, now)?;
+            let read = match reading.read(db, &Forgetful, BATCH_ROWS, now) {
+                Ok(read) => read,
+                Err(ReadError::NotReady(why)) => return Err(why.into()),
+                // It has none.
+                Err(ReadError::Journal(error)) => {
+                    return Err(WatchError::Watch(io::Error::other(error)));
+                }
+            };
             if let Some(why) = read.resynced {
                 self.followed = Followed::default();
                 let why = why.as_str().to_owned();

@@ -45,7 +45,7 @@ pub enum ResyncReason {
     Renumbered,
     /// The database never gave out that number: another, younger file.
     Younger,
-    /// The row is not there and the file is another one.
+    /// The file is another one, or holds another database.
     Replaced,
 }
 
@@ -62,28 +62,25 @@ impl ResyncReason {
 
 /// Decides whether a cursor still holds.
 ///
-/// The guid decides: where the same guid stands at the same number, the numbers still mean the
-/// same, also in a copy of the file. Where the row is gone, the same file may go on (rows are
-/// deleted, numbers are not reused); another may not.
+/// Both must be as they were: the file, and the guid at the number. In another file the same guid may
+/// stand at the same number by chance or because little was renumbered, and what had not been read
+/// yet may stand below it. In the same file another state may have been written, which the guid
+/// shows. Where only the row is gone the file may go on: rows are deleted, numbers are not reused.
 pub fn verify(cursor: &Cursor, facts: &CursorFacts) -> Verified {
     if facts.highest_rowid_ever < cursor.rowid {
         return Verified::Resync(ResyncReason::Younger);
     }
     match &facts.guid {
-        Some(guid) if *guid == cursor.guid => Verified::Good,
-        Some(_) => Verified::Resync(ResyncReason::Renumbered),
-        None if same_database(&cursor.identity, &facts.identity) => Verified::Good,
-        None => Verified::Resync(ResyncReason::Replaced),
+        Some(guid) if *guid != cursor.guid => Verified::Resync(ResyncReason::Renumbered),
+        Some(_) | None if is_same_file(&cursor.identity, &facts.identity) => Verified::Good,
+        Some(_) | None => Verified::Resync(ResyncReason::Replaced),
     }
 }
 
-/// Same file, or the same database in another file.
-fn same_database(left: &Identity, right: &Identity) -> bool {
-    match (&left.unique, &right.unique) {
-        (Some(left), Some(right)) => left == right,
-        (None, None) => left.device == right.device && left.inode == right.inode,
-        (Some(_), None) | (None, Some(_)) => false,
-    }
+/// The device does not count: it is numbered anew whenever its volume is mounted, and only one volume
+/// has this path.
+fn is_same_file(left: &Identity, right: &Identity) -> bool {
+    left.inode == right.inode && left.unique == right.unique
 }
 
 #[cfg(test)]
@@ -100,10 +97,30 @@ mod tests {
         let cases = [
             // identity then, cursor's rowid and guid; identity now, guid now, highest; expected
             ((file(5, None), 7, "A"), (file(5, None), Some("A"), 9), Verified::Good),
-            ((file(5, None), 7, "A"), (file(6, None), Some("A"), 9), Verified::Good),
             ((file(5, None), 7, "A"), (file(5, None), None, 9), Verified::Good),
             ((file(5, None), 7, "A"), (file(5, None), None, 7), Verified::Good),
-            ((file(5, Some("u")), 7, "A"), (file(6, Some("u")), None, 9), Verified::Good),
+            (
+                (file(5, Some("u")), 7, "A"),
+                (Identity { device: 2, ..file(5, Some("u")) }, Some("A"), 9),
+                Verified::Good,
+            ),
+            // Another file, whatever stands at the number in it.
+            ((file(5, None), 7, "A"), (file(6, None), Some("A"), 9), Verified::Resync(Replaced)),
+            (
+                (file(5, Some("u")), 7, "A"),
+                (file(6, Some("u")), Some("A"), 9),
+                Verified::Resync(Replaced),
+            ),
+            (
+                (file(5, Some("u")), 7, "A"),
+                (file(6, Some("u")), None, 9),
+                Verified::Resync(Replaced),
+            ),
+            (
+                (file(5, Some("u")), 7, "A"),
+                (file(5, Some("v")), Some("A"), 9),
+                Verified::Resync(Replaced),
+            ),
             ((file(5, None), 7, "A"), (file(5, None), Some("B"), 9), Verified::Resync(Renumbered)),
             ((file(5, None), 7, "A"), (file(6, None), None, 9), Verified::Resync(Replaced)),
             (

@@ -80,7 +80,7 @@ impl Evidence for Fake {
     fn group_guid(&mut self, _to: &Recipient) -> Result<Option<String>, protocol::pipe::NotReady> {
         self.shelf().map(|_| None)
     }
-    fn news(&mut self, _now: Now) -> Result<News, protocol::pipe::NotReady> {
+    fn news(&mut self, _memory: &impl crate::reading::Memory, _now: Now) -> Result<News, NoNews> {
         let mut shelf = self.shelf()?;
         let facts = std::mem::take(&mut shelf.inbound);
         if facts.is_empty() {

@@ -10,7 +10,7 @@ use crate::payload::LINK_BALLOON;
 use crate::typedstream;
 
 /// A preview's date is within this of its text's; two seconds were seen.
-const PREVIEW_MS: i64 = 5_000;
+pub(crate) const PREVIEW_MS: i64 = 5_000;
 /// Texts with links and joined previews that are kept in mind; previews follow at once.
 const KEPT_MAX: usize = 64;
 
@@ -41,7 +41,7 @@ pub(super) fn awaits_preview(row: &Row) -> bool {
             || row.text.contains("://"))
 }
 
-fn is_preview(row: &Row) -> bool {
+pub(super) fn is_preview(row: &Row) -> bool {
     row.is_plain() && row.balloon.as_deref() == Some(LINK_BALLOON)
 }
 
@@ -59,13 +59,15 @@ fn is_near(left: Option<UnixMs>, right: Option<UnixMs>) -> bool {
     matches!((left, right), (Some(left), Some(right)) if left.since(right).abs() <= PREVIEW_MS)
 }
 
-/// The row among these that is the preview of this text.
-pub(super) fn preview_among<'r>(row: &Row, near: &[&'r [Row]]) -> Option<&'r Row> {
+/// The row among these that is the preview of this text. Where rows were numbered anew it may stand
+/// `anywhere`.
+pub(super) fn preview_among<'r>(row: &Row, near: &[&'r [Row]], anywhere: bool) -> Option<&'r Row> {
     near.iter()
         .flat_map(|rows| {
             // Rows are in order, and a preview follows its text closely.
             let from = rows.partition_point(|other| other.rowid <= row.rowid);
-            rows.iter().skip(from).take(KEPT_MAX)
+            let (from, most) = if anywhere { (0, rows.len()) } else { (from, KEPT_MAX) };
+            rows.iter().skip(from).take(most)
         })
         .find(|other| {
             is_preview(other)

@@ -8,8 +8,8 @@ use aws_lc_rs::digest::{SHA256, digest};
 use super::changes::Seen;
 use crate::chatdb::{Place, Row};
 
-/// Guids remembered: what a busy phone hears in a week and more, in some megabytes. What is beyond
-/// is still recognised by the router, by guid.
+/// Guids remembered: what a busy phone hears in a week and more, in some megabytes. For what is beyond
+/// the journal is asked.
 pub const KNOWN_MAX: usize = 50_000;
 /// Messages of which more is remembered than that they were told. They are those with edits, unsends
 /// and open files of two days.
@@ -28,6 +28,8 @@ pub struct Known {
     prints: HashMap<u64, String>,
     seen: HashMap<String, Seen>,
     seen_order: VecDeque<String>,
+    /// Something was told that is not in here (any more).
+    forgetful: bool,
 }
 
 fn short(guid: &str) -> Short {
@@ -51,7 +53,18 @@ impl Known {
             prints: HashMap::new(),
             seen: HashMap::new(),
             seen_order: VecDeque::new(),
+            forgetful: false,
         }
+    }
+
+    /// More was told than is in here: whoever keeps all of it is to be asked about the rest.
+    pub fn is_part(&mut self) {
+        self.forgetful = true;
+    }
+
+    /// Whether all that was told of a message is in here. If not, it may have been told all the same.
+    pub fn is_sure_of(&self, guid: &str) -> bool {
+        !self.forgetful || (self.has(guid) && self.seen.contains_key(guid))
     }
 
     /// Whether a message of that guid has been told.
@@ -68,6 +81,7 @@ impl Known {
         if self.order.len() >= self.max
             && let Some((oldest, print)) = self.order.pop_front()
         {
+            self.forgetful = true;
             self.guids.remove(&oldest);
             if let Some(print) = print {
                 self.prints.remove(&print);
@@ -105,6 +119,7 @@ impl Known {
                 if self.seen_order.len() >= SEEN_MAX
                     && let Some(oldest) = self.seen_order.pop_front()
                 {
+                    self.forgetful = true;
                     self.seen.remove(&oldest);
                 }
                 self.seen_order.push_back(guid.to_owned());
@@ -118,7 +133,7 @@ impl Known {
 /// The content of a message as a number: conversation, sender, direction, text and date. Copies that
 /// iCloud puts in have new guids and row numbers, and all of this in common. It is kept in journals:
 /// the form must not change.
-pub(super) fn print(row: &Row) -> u64 {
+pub(crate) fn print(row: &Row) -> u64 {
     let mut bytes = Vec::with_capacity(row.text.len() + 128);
     let mut add = |part: &[u8]| {
         bytes.extend(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());

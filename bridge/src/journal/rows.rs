@@ -10,6 +10,7 @@ use rusqlite::{Row, Transaction, named_params, params};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::Heard;
 use crate::clock::Now;
 use crate::osascript::Failure;
 use crate::outbound::{Phase, SendRecord, Stage, Told, Wanted, Work};
@@ -198,6 +199,17 @@ pub(super) fn put_told(
         to_json(&told.fact)?
     ])
     .map(drop)
+}
+
+/// Of `guid, print, seen`.
+pub(super) fn heard(row: &Row<'_>) -> rusqlite::Result<Heard> {
+    let seen: Option<String> = row.get(2)?;
+    Ok(Heard {
+        guid: row.get(0)?,
+        print: row.get::<_, Option<i64>>(1)?.map(i64::cast_unsigned),
+        // What cannot be read is told once more rather than never.
+        seen: seen.and_then(|seen| serde_json::from_str(&seen).ok()),
+    })
 }
 
 pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<SendRecord> {

@@ -200,12 +200,60 @@ fn what_is_over_is_remembered_for_a_week() {
     ];
     journal.commit(&changes, NOW).unwrap();
     let later = |ms| Now { wall: NOW.wall.plus_ms(ms), ..NOW };
-    journal.prune(later(FINAL_KEPT_MS - 1)).unwrap();
+    journal.prune(None, later(FINAL_KEPT_MS - 1)).unwrap();
     assert!(journal.told(&attempt(1)).unwrap().is_some());
-    journal.prune(later(FINAL_KEPT_MS + 1)).unwrap();
+    journal.prune(None, later(FINAL_KEPT_MS + 1)).unwrap();
     assert_eq!(journal.told(&attempt(1)).unwrap(), None);
     assert_eq!(journal.claims().unwrap(), BTreeSet::new());
     assert_eq!(journal.live_sends().unwrap().len(), 1, "what is not over is not pruned");
+}
+
+#[test]
+fn what_was_heard_is_found_by_guid_and_by_content_however_much_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut journal = open(dir.path());
+    let heard = |n: u64| Change::Heard { guid: format!("G{n}"), print: Some(n % 1_000) };
+    let changes: Vec<Change> = (0..3_000).map(heard).collect();
+    journal.commit(&changes, NOW).unwrap();
+    let seen = Seen::untold();
+    let changes = [
+        Change::Seen { guid: "G7".to_owned(), seen: seen.clone() },
+        Change::Heard { guid: "JOINED".to_owned(), print: None },
+    ];
+    journal.commit(&changes, NOW).unwrap();
+    let found = journal.heard_of(&["G7", "G3000", "JOINED"]).unwrap();
+    let expected = [
+        Heard { guid: "G7".to_owned(), print: Some(7), seen: Some(seen) },
+        Heard { guid: "JOINED".to_owned(), print: None, seen: None },
+    ];
+    assert_eq!(found, expected);
+    assert_eq!(journal.heard_as(7).unwrap().as_deref(), Some("G1007"), "the first in order");
+    assert_eq!(journal.heard_as(1_000).unwrap(), None);
+    let plan: String = journal
+        .connection
+        .query_row(
+            "EXPLAIN QUERY PLAN SELECT guid FROM heard WHERE print = 7 ORDER BY at_ms, guid LIMIT 1",
+            [],
+            |row| row.get(3),
+        )
+        .unwrap();
+    assert!(plan.contains("heard_print"), "{plan}");
+}
+
+#[test]
+fn what_was_heard_is_kept_for_ninety_days_and_as_long_as_it_may_be_needed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut journal = open(dir.path());
+    let heard = [Change::Heard { guid: "H".to_owned(), print: None }];
+    journal.commit(&heard, NOW).unwrap();
+    let later = |ms| Now { wall: NOW.wall.plus_ms(ms), ..NOW };
+    let is_there = |journal: &Journal| !journal.heard_of(&["H"]).unwrap().is_empty();
+    journal.prune(None, later(HEARD_KEPT_MS)).unwrap();
+    assert!(is_there(&journal));
+    journal.prune(Some(NOW.wall), later(3 * HEARD_KEPT_MS)).unwrap();
+    assert!(is_there(&journal), "the phone was off all the time");
+    journal.prune(Some(NOW.wall.plus_ms(1)), later(HEARD_KEPT_MS + 1)).unwrap();
+    assert!(!is_there(&journal));
 }
 
 #[test]

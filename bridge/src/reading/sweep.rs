@@ -51,16 +51,41 @@ pub(super) struct Sweep {
     edge_at_ms: Option<i64>,
     /// The next rows of the rotation; none when all have been compared since the last change.
     next: Option<i64>,
+    /// There was a change after this rotation had begun: another one follows.
+    again: bool,
+    /// The first rotation goes back to here.
+    reach: Option<UnixMs>,
+    /// A rotation has come to its end.
+    round: bool,
 }
 
 impl Sweep {
+    /// Nobody has compared anything since then: the first rotation goes back so far.
+    pub(super) fn reach(&mut self, since: UnixMs) {
+        self.reach = Some(since);
+    }
+
+    /// What was noticed was not read: all is compared anew.
+    pub(super) fn forget(&mut self) {
+        *self = Self { reach: self.reach, ..Self::default() };
+    }
+
+    /// What was noticed has been read.
+    pub(super) fn settle(&mut self) {
+        if std::mem::take(&mut self.round) && self.reach.take().is_some() {
+            self.edge_at_ms = None;
+        }
+    }
+
     /// What is to be compared, if anything is.
     pub(super) fn due(&mut self, version: i64, read_to: i64) -> Option<Due> {
         let changed = self.seen != Some((version, read_to));
         self.seen = Some((version, read_to));
         if changed {
-            // Everything is compared once after the newest change.
-            self.next = Some(i64::MIN);
+            // Everything is compared once after the newest change. A rotation goes on to its end before:
+            // on a busy phone it would never get far otherwise.
+            self.again = self.next.is_some();
+            self.next = self.next.or(Some(i64::MIN));
             let hot = (read_to.saturating_sub(HOT).saturating_add(1), read_to);
             return Some(Due { hot: Some(hot), read_to });
         }
@@ -77,10 +102,12 @@ impl Sweep {
     ) -> Result<Looked, NotReady> {
         let is_old = |at: i64| now_ms.saturating_sub(at) >= EDGE_EVERY_MS || now_ms < at;
         if self.edge_at_ms.is_none_or(is_old) {
-            let first = database.rowid_before(young_since)?.saturating_add(1);
-            self.edge = Some(first.max(due.read_to.saturating_sub(YOUNG_MAX).saturating_add(1)));
+            let since = self.reach.map_or(young_since, |reach| reach.min(young_since));
+            let first = database.rowid_before(since)?.saturating_add(1);
+            let edge = first.max(due.read_to.saturating_sub(YOUNG_MAX).saturating_add(1));
+            self.edge = Some(edge);
             self.edge_at_ms = Some(now_ms);
-            self.digests = self.digests.split_off(&first);
+            self.digests = self.digests.split_off(&edge);
         }
         let edge = self.edge.unwrap_or(i64::MAX);
         let mut looked = Looked::default();
@@ -94,7 +121,12 @@ impl Sweep {
             if from <= to {
                 self.compare(database, from, to, &mut looked)?;
             }
-            self.next = (to < cold_end).then(|| to.saturating_add(1));
+            self.round = to >= cold_end;
+            self.next = if self.round {
+                std::mem::take(&mut self.again).then_some(i64::MIN)
+            } else {
+                Some(to.saturating_add(1))
+            };
             looked.more = self.next.is_some();
         }
         Ok(looked)
