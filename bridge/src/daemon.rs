@@ -34,8 +34,7 @@ use crate::exit::Exit;
 use crate::health::Health;
 use crate::journal::{Journal, JournalError};
 use crate::osascript::{
-    Disposition, Failure, Osascript, PROBE, PrepareError, Prepared, SEND_TO_CHAT,
-    SEND_TO_PARTICIPANT,
+    Disposition, Failure, Osascript, PROBE, PrepareError, Prepared, SEND, is_about_messages,
 };
 use crate::outbound::{Change, Content, Effect, Event, NotPrepared, Outbound, Policy, Turn};
 use crate::window::Window;
@@ -825,25 +824,12 @@ impl<E: Evidence> Daemon<E> {
         content: &Content,
         now: Now,
     ) -> Result<i64, NotPrepared> {
-        let text = match content {
-            Content::Text(text) => text.as_str(),
-            Content::File(_) => {
-                return Err(NotPrepared::Failed(Failure {
-                    reason: Reason::AttachmentsUnsupported,
-                    detail: String::new(),
-                    retryable: false,
-                }));
+        let guid = match (to, self.evidence.chat_guid(to, channel)) {
+            // Its own guid, whatever its prefix: turned into another, it would lead nowhere (imsg#90).
+            (_, Ok(Some(guid))) => guid,
+            (Recipient::Number(_) | Recipient::Email(_) | Recipient::Service(_), Ok(None)) => {
+                String::new()
             }
-        };
-        let (script, args) = match to {
-            Recipient::Number(_) | Recipient::Email(_) | Recipient::Service(_) => {
-                (SEND_TO_PARTICIPANT, vec![channel.service(), to.address(), text])
-            }
-            Recipient::Group(_) => (SEND_TO_CHAT, vec![text]),
-        };
-        let guid = match (to, self.evidence.group_guid(to)) {
-            (Recipient::Number(_) | Recipient::Email(_) | Recipient::Service(_), _) => None,
-            (Recipient::Group(_), Ok(Some(guid))) => Some(guid),
             (Recipient::Group(_), Ok(None)) => {
                 return Err(NotPrepared::Failed(Failure {
                     reason: Reason::NotResolved,
@@ -851,12 +837,22 @@ impl<E: Evidence> Daemon<E> {
                     retryable: false,
                 }));
             }
-            (Recipient::Group(_), Err(why)) => {
+            (_, Err(why)) => {
                 self.saw_database(Err(why));
                 return Err(self.held());
             }
         };
-        let args: Vec<&str> = guid.as_deref().into_iter().chain(args).collect();
+        let address = match to {
+            Recipient::Number(_) | Recipient::Email(_) | Recipient::Service(_) => to.address(),
+            // A group's id as an address would make a new chat of that name (imsg#16).
+            Recipient::Group(_) => "",
+        };
+        let (kind, value) = match content {
+            Content::Text(text) => ("text", text.as_str()),
+            // Names are made of what URLs and commands hold, which is Unicode.
+            Content::File(path) => ("file", path.to_str().unwrap_or_default()),
+        };
+        let args = [channel.service(), address, guid.as_str(), kind, value];
         let prepared = match self.osascript.prepare(&args) {
             Ok(prepared) => prepared,
             Err(PrepareError::Orphan) => {
@@ -871,7 +867,7 @@ impl<E: Evidence> Daemon<E> {
         };
         match self.evidence.mark() {
             Ok(mark) => {
-                self.waiting = Some((prepared, script));
+                self.waiting = Some((prepared, SEND));
                 Ok(mark)
             }
             Err(why) => {
@@ -985,18 +981,6 @@ const READS_A_TURN: usize = 4;
 
 fn bounded(deadline_ms: u64) -> i64 {
     i64::try_from(deadline_ms).unwrap_or(i64::MAX)
-}
-
-/// Whether a failure may be one of Messages itself rather than of this one send.
-fn is_about_messages(reason: Reason) -> bool {
-    matches!(
-        reason,
-        Reason::AutomationDenied
-            | Reason::AutomationConsent
-            | Reason::MessagesNotRunning
-            | Reason::MessagesTimeout
-            | Reason::MessagesConnectionLost
-    )
 }
 
 fn cannot_start(error: &PrepareError) -> Failure {

@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use protocol::pipe::{Event as Fact, NotReady};
-use protocol::{Recipient, UnixMs};
+use protocol::{Channel, Recipient, UnixMs};
 use tokio::sync::mpsc;
 
 use crate::chatdb::{ChatDb, PULSE_ROWS, Pulse, SendState, SentQuery, StatusBits, Watch};
@@ -72,8 +72,9 @@ pub(crate) trait Evidence {
     ) -> Result<Vec<RowState>, NotReady>;
     /// The present state of rows.
     fn states(&mut self, rowids: &[i64]) -> Result<Vec<RowState>, NotReady>;
-    /// The guid by which Messages knows a group.
-    fn group_guid(&mut self, to: &Recipient) -> Result<Option<String>, NotReady>;
+    /// The guid of the chat in which this recipient is written to over this channel, if there is one. For a
+    /// group, in whatever service the group is.
+    fn chat_guid(&mut self, to: &Recipient, channel: Channel) -> Result<Option<String>, NotReady>;
     /// The longest read so far, in microseconds.
     fn longest_read_us(&self) -> u64;
     /// What has come in since the cursor, and is not in `memory`.
@@ -185,7 +186,7 @@ impl Evidence for Database {
                 .into_iter()
                 .filter(|row| row.at.is_none_or(|at| at >= since))
                 .map(|row| RowState {
-                    certain: row.certain,
+                    certain: row.certain && !is_from_elsewhere(&row.status),
                     ..state(row.rowid, row.guid, &row.status, false)
                 })
                 .collect();
@@ -216,10 +217,8 @@ impl Evidence for Database {
         })
     }
 
-    fn group_guid(&mut self, to: &Recipient) -> Result<Option<String>, NotReady> {
-        self.with(|database| {
-            Ok(database.existing_chat_for(to, protocol::Channel::Imessage)?.map(|chat| chat.guid))
-        })
+    fn chat_guid(&mut self, to: &Recipient, channel: Channel) -> Result<Option<String>, NotReady> {
+        self.with(|database| Ok(database.existing_chat_for(to, channel)?.map(|chat| chat.guid)))
     }
 
     fn pulse(&mut self, now: Now) -> Result<Pulse, NotReady> {
@@ -269,6 +268,12 @@ fn news(read: Read) -> News {
         cursor: read.cursor,
         more: read.more,
     }
+}
+
+/// Whether a row looks like what another device of the account has sent: delivered without a date of
+/// delivery (trackers of OpenBubbles and WebMessage). Such a row may have our words and is not our send.
+fn is_from_elsewhere(status: &StatusBits) -> bool {
+    status.is_delivered && status.date_delivered.is_none()
 }
 
 fn state(rowid: i64, guid: String, status: &StatusBits, ghost: bool) -> RowState {

@@ -26,11 +26,8 @@ use tokio::io::AsyncReadExt as _;
 use tokio::process::{Child, ChildStdin, Command};
 use tokio_util::sync::CancellationToken;
 
-/// Sends one text to one address of an account.
-pub(crate) const SEND_TO_PARTICIPANT: &str =
-    include_str!("scripts/send_to_participant.applescript");
-/// Sends one text into an existing chat.
-pub(crate) const SEND_TO_CHAT: &str = include_str!("scripts/send_to_chat.applescript");
+/// Sends one text or file, into an existing chat or to an address.
+pub(crate) const SEND: &str = include_str!("scripts/send.applescript");
 /// Asks for the state of the account.
 pub(crate) const PROBE: &str = include_str!("scripts/probe.applescript");
 
@@ -389,9 +386,8 @@ fn doubt(reason: Reason, detail: String) -> Disposition {
 
 fn disposition(status: ExitStatus, number: Option<i32>, output: &[u8]) -> Disposition {
     if status.success() {
-        return Disposition::Succeeded {
-            output: String::from_utf8_lossy(output).trim().to_owned(),
-        };
+        let output = String::from_utf8_lossy(output).trim().to_owned();
+        return unsent(&output).unwrap_or(Disposition::Succeeded { output });
     }
     // One that was killed from outside may have written about something before.
     match number.filter(|_| status.code().is_some()) {
@@ -399,6 +395,47 @@ fn disposition(status: ExitStatus, number: Option<i32>, output: &[u8]) -> Dispos
         // It died of something else than AppleScript: nothing says how far it came.
         None => doubt(Reason::NoEvidence, format!("osascript ended with {status} and no number")),
     }
+}
+
+/// What our script says when it has met an error before anything was handed to Messages: `unsent`, what
+/// could not be had (`chat` or `file`), and the number. Whatever the number would mean elsewhere, nothing
+/// was sent.
+fn unsent(output: &str) -> Option<Disposition> {
+    let (what, number) = output.strip_prefix("unsent ")?.split_once(' ')?;
+    let number = number.parse().ok()?;
+    if what == "file" {
+        return Some(Disposition::NotStarted(Failure {
+            reason: Reason::AttachmentUnavailable,
+            detail: format!("AppleScript {number} for the staged file"),
+            retryable: true,
+        }));
+    }
+    Some(match of_number(number) {
+        Disposition::NotStarted(failure) => Disposition::NotStarted(failure),
+        // In doubt only after a send: here there was none.
+        Disposition::MayHaveCompleted(failure) if is_about_messages(failure.reason) => {
+            Disposition::NotStarted(Failure { retryable: true, ..failure })
+        }
+        Disposition::MayHaveCompleted(_) | Disposition::Succeeded { .. } => {
+            Disposition::NotStarted(Failure {
+                reason: Reason::NotResolved,
+                detail: format!("AppleScript {number} for the chat"),
+                retryable: true,
+            })
+        }
+    })
+}
+
+/// Whether a failure may be one of Messages itself rather than of this one send.
+pub(crate) fn is_about_messages(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::AutomationDenied
+            | Reason::AutomationConsent
+            | Reason::MessagesNotRunning
+            | Reason::MessagesTimeout
+            | Reason::MessagesConnectionLost
+    )
 }
 
 /// What an AppleScript error number proves. Whatever is not known to come before the Apple event

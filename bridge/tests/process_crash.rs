@@ -50,7 +50,7 @@ impl Mac {
         let osascript = path.join("osascript");
         let script = format!(
             "#!/bin/sh\ncd {}\nscript=$(cat)\ncase $script in\n'') exit 0 ;;\n\
-             *'connection status'*) echo connected; exit 0 ;;\nesac\necho \"$6\" >> sends\n{body}\n",
+             *'connection status'*) echo connected; exit 0 ;;\nesac\necho \"$8\" >> sends\n{body}\n",
             path.display()
         );
         std::fs::write(&osascript, script).unwrap();
@@ -266,10 +266,10 @@ fn killed_while_accepted_it_is_sent_by_the_next_life() {
 fn killed_while_osascript_runs_its_orphan_is_waited_for_and_its_row_adopted() {
     // The note, and with it the row, comes only after the bridge is dead.
     let mac =
-        Mac::new("touch running; while [ ! -f go ]; do sleep 0.02; done; echo \"$6\" >> sends");
+        Mac::new("touch running; while [ ! -f go ]; do sleep 0.02; done; echo \"$8\" >> sends");
     std::fs::write(mac.path("osascript"), {
         let script = std::fs::read_to_string(mac.path("osascript")).unwrap();
-        script.replacen("echo \"$6\" >> sends\ntouch", "touch", 1)
+        script.replacen("echo \"$8\" >> sends\ntouch", "touch", 1)
     })
     .unwrap();
     let mut life = Life::begin(&mac);

@@ -2,9 +2,10 @@
 //!
 //! As in the real one the whole script is compiled before any of it runs, so a script that is cut
 //! off does nothing. The language is `on run argv`, `set … to`, `tell application "Messages"`,
-//! `if … is …`, `if application "Messages" is (not) running`, `with timeout of`, `send … to
-//! participant … of …`, `send … to chat id …`,
-//! accounts and their connection status, `return`, `log` and comments. All else is a syntax error.
+//! `if … is …`, `if application "Messages" is (not) running`, `with timeout of`, `try … on error
+//! number …`, `send … to participant … of …`, `send … to chat id …`, `id of chat id …`, `(POSIX file …)
+//! as alias`, accounts and their connection status, `&`, `return`, `log` and comments. All else is a
+//! syntax error.
 
 mod parse;
 mod run;
@@ -75,6 +76,15 @@ impl EventError {
     }
 }
 
+/// What a script sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content<'c> {
+    /// A text.
+    Text(&'c str),
+    /// The file of this path.
+    File(&'c str),
+}
+
 /// What a script can ask of Messages. Each is an Apple event that may fail; `timeout_s` is what
 /// `with timeout of` around it says, if anything.
 pub trait Messages {
@@ -92,19 +102,23 @@ pub trait Messages {
     fn is_running(&mut self) -> bool {
         !matches!(self.count_accounts(Some(5)), Err(EventError { number: -600, .. }))
     }
-    /// Sends a text to an address over an account of this service.
+    /// Whether there is a file of this path. AppleScript's own question; Messages does not hear of it.
+    fn is_file(&mut self, path: &str) -> bool;
+    /// Whether Messages knows a chat of that guid.
+    fn chat(&mut self, guid: &str, timeout_s: Option<u64>) -> Result<(), EventError>;
+    /// Sends to an address over an account of this service.
     fn send_to_participant(
         &mut self,
         service: &str,
         address: &str,
-        text: &str,
+        content: Content<'_>,
         timeout_s: Option<u64>,
     ) -> Result<(), EventError>;
-    /// Sends a text into the chat of that guid.
+    /// Sends into the chat of that guid.
     fn send_to_chat(
         &mut self,
         guid: &str,
-        text: &str,
+        content: Content<'_>,
         timeout_s: Option<u64>,
     ) -> Result<(), EventError>;
     /// What `log` writes (to stderr).

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::applescript::{self, EventError, Messages};
+use crate::applescript::{self, Content, EventError, Messages};
 use crate::socket::{Client, Reply, Request};
 
 /// What AppleScript waits for an Apple event when the script does not say.
@@ -158,6 +158,13 @@ impl Remote {
     }
 }
 
+fn parted(content: Content<'_>) -> (String, Option<String>) {
+    match content {
+        Content::Text(text) => (text.to_owned(), None),
+        Content::File(path) => (String::new(), Some(path.to_owned())),
+    }
+}
+
 impl Messages for Remote {
     fn account(&mut self, service: &str, timeout_s: Option<u64>) -> Result<(), EventError> {
         let request = Request::Account { phone: self.number(), service: service.to_owned() };
@@ -180,18 +187,29 @@ impl Messages for Remote {
         Ok(value.as_i64().unwrap_or_default())
     }
 
+    fn is_file(&mut self, path: &str) -> bool {
+        Path::new(path).is_file()
+    }
+
+    fn chat(&mut self, guid: &str, timeout_s: Option<u64>) -> Result<(), EventError> {
+        let request = Request::Chat { phone: self.number(), chat: guid.to_owned() };
+        self.ask(&request, timeout_s).map(drop)
+    }
+
     fn send_to_participant(
         &mut self,
         service: &str,
         address: &str,
-        text: &str,
+        content: Content<'_>,
         timeout_s: Option<u64>,
     ) -> Result<(), EventError> {
+        let (text, file) = parted(content);
         let request = Request::Send {
             phone: self.number(),
             service: service.to_owned(),
             to: address.to_owned(),
-            text: text.to_owned(),
+            text,
+            file,
         };
         self.ask(&request, timeout_s).map(drop)
     }
@@ -199,14 +217,12 @@ impl Messages for Remote {
     fn send_to_chat(
         &mut self,
         guid: &str,
-        text: &str,
+        content: Content<'_>,
         timeout_s: Option<u64>,
     ) -> Result<(), EventError> {
-        let request = Request::SendToChat {
-            phone: self.number(),
-            chat: guid.to_owned(),
-            text: text.to_owned(),
-        };
+        let (text, file) = parted(content);
+        let request =
+            Request::SendToChat { phone: self.number(), chat: guid.to_owned(), text, file };
         self.ask(&request, timeout_s).map(drop)
     }
 

@@ -70,6 +70,8 @@ pub enum Action {
     Answer(Answer),
     /// Checkpoints the WAL, deletes it with its index, and opens the database anew.
     DropWal,
+    /// Another device of the account has sent the same words: its row comes in.
+    OtherDevice,
     /// The row becomes visible, before it is in its chat.
     Row(FirstLook),
     /// The row gets its `chat_message_join`.
@@ -112,9 +114,15 @@ impl Plan {
     /// Whether Messages takes the text at all. An event that is refused before that (-600, -1728,
     /// -1743) leaves no trace and may be repeated without any risk of a second text.
     pub fn is_taken(&self) -> bool {
-        self.outcome != Case::NotRunning.name()
-            && self.outcome != Case::NotAuthorised.name()
-            && self.outcome != Case::NoSuchObject.name()
+        ![
+            Case::NotRunning,
+            Case::NotAuthorised,
+            Case::NoSuchObject,
+            Case::NoAccount,
+            Case::BadValue,
+        ]
+        .iter()
+        .any(|case| case.name() == self.outcome)
     }
 
     /// Whether the text reaches the recipient.
@@ -160,6 +168,14 @@ enum Case {
     NeverSent,
     LateSent,
     DropsWal,
+    Unloaded,
+    ConnectionLost,
+    QuitsHalfway,
+    Restarted,
+    NoAccount,
+    BadValue,
+    OtherDevice,
+    Unreadable,
 }
 
 impl Case {
@@ -186,6 +202,14 @@ impl Case {
             Self::NeverSent => "never_sent",
             Self::LateSent => "late_sent",
             Self::DropsWal => "drops_wal",
+            Self::Unloaded => "unloaded",
+            Self::ConnectionLost => "connection_lost",
+            Self::QuitsHalfway => "quits_halfway",
+            Self::Restarted => "restarted",
+            Self::NoAccount => "no_account",
+            Self::BadValue => "bad_value",
+            Self::OtherDevice => "other_device",
+            Self::Unreadable => "unreadable",
         }
     }
 }
@@ -278,6 +302,24 @@ const TABLE: &[Entry] = &[
         note: "RCS only: error=22 on iMessage, error=1 on SMS",
     },
     all(30, Case::DropsWal, "the WAL is checkpointed, deleted and made anew, then as 00"),
+    Entry {
+        first: 31,
+        last: 31,
+        imessage: Case::Unloaded,
+        rcs: Case::Unloaded,
+        sms: Case::Sent,
+        note: "`chat id` gives -1728 though chat.db has the chat; by participant as 00",
+    },
+    all(32, Case::ConnectionLost, "-609 after 0.1 s, nothing is ever written"),
+    all(33, Case::QuitsHalfway, "-609 when the row is written; it is sent"),
+    all(34, Case::Restarted, "1002 when the row is written; it is sent"),
+    all(35, Case::NoAccount, "-2753, nothing is done"),
+    all(36, Case::BadValue, "-1700, nothing is done"),
+    all(
+        37,
+        Case::OtherDevice,
+        "another device of the account sends the same words first, then as 00",
+    ),
 ];
 
 /// Every other number and every e-mail address: a user of iMessage, as 00.
@@ -329,6 +371,16 @@ pub fn group_plan() -> Plan {
     steps(Case::Sent, Service::Imessage)
 }
 
+/// Whether Messages does not know a chat by its id although chat.db has it (imsg#244, cpo#1012).
+pub fn is_unloaded(address: &str) -> bool {
+    test_digits(address) == Some(31)
+}
+
+/// What becomes of a file that Messages may not read: success, and a row that fails (imsg#110).
+pub fn unreadable_plan() -> Plan {
+    steps(Case::Unreadable, Service::Imessage)
+}
+
 /// What becomes of a text into a group that is named like a direct chat (`any;-;chat…`): success
 /// and a ghost row (imsg#90).
 pub fn ghost_plan() -> Plan {
@@ -370,7 +422,9 @@ fn steps(case: Case, service: Service) -> Plan {
         more
     };
     let mut steps = match case {
-        Case::Delivered | Case::Rewritten => with(sending(ROW_MS, SENT_MS, false), &usual),
+        Case::Delivered | Case::Rewritten | Case::Unloaded => {
+            with(sending(ROW_MS, SENT_MS, false), &usual)
+        }
         Case::Read => with(sending(ROW_MS, SENT_MS, true), &usual),
         Case::Sent => vec![
             at(ROW_MS, Action::Row(FirstLook::Sending)),
@@ -381,6 +435,7 @@ fn steps(case: Case, service: Service) -> Plan {
         ],
         Case::NotRegistered => failed(22),
         Case::FailsAtOnce => failed(1),
+        Case::Unreadable => failed(25),
         Case::NetworkError => vec![
             at(ROW_MS, Action::Row(FirstLook::Sending)),
             at(JOIN_MS, Action::Join),
@@ -407,6 +462,20 @@ fn steps(case: Case, service: Service) -> Plan {
         }
         Case::NotRunning => refused(-600),
         Case::NoSuchObject => refused(-1728),
+        Case::NoAccount => refused(-2753),
+        Case::BadValue => refused(-1700),
+        Case::ConnectionLost => {
+            vec![answer(ANSWER_MS, Answer::Error(-609)), at(ANSWER_MS, Action::Free)]
+        }
+        Case::QuitsHalfway | Case::Restarted => {
+            let number = if case == Case::Restarted { 1002 } else { -609 };
+            let ends = [answer(JOIN_MS, Answer::Error(number)), at(JOIN_MS, Action::Free)];
+            with(sending(ROW_MS, SENT_MS, false), &ends)
+        }
+        Case::OtherDevice => with(
+            with(vec![at(ROW_MS - 20, Action::OtherDevice)], &sending(ROW_MS, SENT_MS, false)),
+            &usual,
+        ),
         Case::Downgraded => vec![
             at(ROW_MS, Action::Row(FirstLook::Sending)),
             at(JOIN_MS, Action::Join),
@@ -524,7 +593,7 @@ mod tests {
 
     #[test]
     fn what_is_refused_writes_nothing_and_is_not_taken() {
-        for (digits, number) in [(16, -1743), (19, -600), (20, -1728)] {
+        for (digits, number) in [(16, -1743), (19, -600), (20, -1728), (35, -2753), (36, -1700)] {
             for service in [Service::Imessage, Service::Rcs, Service::Sms] {
                 let plan = plan(&format!("+120255501{digits:02}"), service);
                 assert!(!plan.is_taken());

@@ -64,8 +64,18 @@ pub enum Request {
         service: String,
         /// The address.
         to: String,
-        /// The text.
+        /// The text; empty with a file.
         text: String,
+        /// The path of a file.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        file: Option<String>,
+    },
+    /// osascript: is there a chat of this guid?
+    Chat {
+        /// The phone.
+        phone: String,
+        /// The chat's guid.
+        chat: String,
     },
     /// osascript: send into a chat.
     SendToChat {
@@ -73,8 +83,11 @@ pub enum Request {
         phone: String,
         /// The chat's guid.
         chat: String,
-        /// The text.
+        /// The text; empty with a file.
         text: String,
+        /// The path of a file.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        file: Option<String>,
     },
     /// A message arrives from outside.
     Receive(rows::Receive),
@@ -208,6 +221,7 @@ mod tests {
             service: "iMessage".into(),
             to: "+12025550100".into(),
             text: "a \"b\"".into(),
+            file: None,
         };
         let line = serde_json::to_string(&send).unwrap();
         assert_eq!(
@@ -235,7 +249,7 @@ mod tests {
     fn the_longest_text_fits_a_line() {
         // Control characters are the worst: six bytes each in JSON.
         let text = "\u{1}".repeat(20_000);
-        let send = Request::SendToChat { phone: "1".into(), chat: "c".into(), text };
+        let send = Request::SendToChat { phone: "1".into(), chat: "c".into(), text, file: None };
         assert!(serde_json::to_vec(&send).unwrap().len() < LINE_BYTES_MAX);
     }
 }

@@ -11,6 +11,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::applescript::Content;
 use crate::clock::AppleNs;
 use crate::outcome::{Plan, Service};
 
@@ -38,13 +39,20 @@ pub struct Send {
     pub guid: String,
     /// SHA-256 of the text, in hexadecimal.
     pub text_sha256: String,
-    /// The text.
+    /// The text; empty with a file.
     pub text: String,
+    /// The path of a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
 }
 
 impl Send {
-    /// What is to be recorded of a text.
-    pub fn new(phone: &str, to: &str, service: Service, text: &str, plan: &Plan) -> Self {
+    /// What is to be recorded of a text or a file.
+    pub fn new(phone: &str, to: &str, service: Service, content: Content<'_>, plan: &Plan) -> Self {
+        let (text, file) = match content {
+            Content::Text(text) => (text, None),
+            Content::File(path) => ("", Some(path.to_owned())),
+        };
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes());
         Self {
             at: AppleNs::now().rfc3339(),
@@ -56,6 +64,7 @@ impl Send {
             guid: crate::chatdb::new_guid(),
             text_sha256: data_encoding::HEXLOWER.encode(digest.as_ref()),
             text: text.to_owned(),
+            file,
         }
     }
 }
@@ -101,7 +110,7 @@ pub fn sends(dir: &Path) -> io::Result<Vec<Send>> {
 /// What sends can be counted by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum CountBy {
-    /// The text.
+    /// The text, or the path of the file.
     Text,
     /// The recipient.
     To,
@@ -118,7 +127,7 @@ pub fn count(sends: &[Send], by: CountBy) -> BTreeMap<String, u64> {
     let mut counts = BTreeMap::new();
     for send in sends {
         let key = match by {
-            CountBy::Text => send.text.as_str(),
+            CountBy::Text => send.file.as_deref().unwrap_or(&send.text),
             CountBy::To => send.to.as_str(),
             CountBy::Phone => send.phone.as_str(),
             CountBy::Service => send.service.as_str(),
@@ -143,7 +152,7 @@ mod tests {
             [("+12025550100", "a\nb"), ("+12025550110", "a\nb"), ("+12025550119", "c")]
         {
             let plan = plan(to, Service::Imessage);
-            let send = Send::new("+15550100001", to, Service::Imessage, text, &plan);
+            let send = Send::new("+15550100001", to, Service::Imessage, Content::Text(text), &plan);
             truth.record(&send, plan.is_taken()).unwrap();
         }
         let sends = sends(dir.path()).unwrap();

@@ -15,11 +15,14 @@ use tokio::sync::{OwnedMutexGuard, oneshot};
 use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
 
+use crate::applescript::Content;
+use crate::chatdb::kinds::attachment::{Attachment, Parts};
+use crate::chatdb::kinds::{Author, Row};
 use crate::chatdb::{
     ChatDb, ChatDbError, Conversation, Inbound, MacOs, Outbound, Written, new_guid,
 };
 use crate::clock::AppleNs;
-use crate::outcome::{self, Action, Answer, Plan, Service};
+use crate::outcome::{self, Action, Answer, FirstLook, Plan, Service};
 use crate::socket::{Account, Reply, Request};
 use crate::truth::{Send, Truth};
 
@@ -128,11 +131,32 @@ pub(crate) struct World {
     tasks: TaskTracker,
 }
 
-/// A text on its way out.
+/// What is sent.
+#[derive(Debug, Clone)]
+enum Matter {
+    Text(String),
+    /// An absolute path.
+    File(PathBuf),
+}
+
+impl Matter {
+    fn of(text: String, file: Option<String>) -> Self {
+        file.map_or(Self::Text(text), |path| Self::File(PathBuf::from(path)))
+    }
+
+    fn content<'m>(&'m self, path: &'m str) -> Content<'m> {
+        match self {
+            Self::Text(text) => Content::Text(text),
+            Self::File(_) => Content::File(path),
+        }
+    }
+}
+
+/// A text or a file on its way out.
 struct Ask {
     conversation: Conversation,
     service: Service,
-    text: String,
+    matter: Matter,
     plan: Plan,
 }
 
@@ -243,19 +267,27 @@ impl World {
                 let missing = phone.app().account == Account::Missing;
                 done(Value::from(if missing { 0 } else { without_rcs }))
             }
-            Request::Send { phone, service, to, text } => {
+            Request::Chat { phone, chat } => {
+                let phone = self.known(&phone)?;
+                let _turn = phone.turn.lock().await;
+                available(&phone)?;
+                self.chat_ask(&phone, chat, Matter::Text(String::new())).await?;
+                done(Value::Null)
+            }
+            Request::Send { phone, service, to, text, file } => {
                 let phone = self.known(&phone)?;
                 let turn = Arc::clone(&phone.turn).lock_owned().await;
                 let service = account(&phone, &service)?;
                 let plan = outcome::plan(&to, service);
                 let conversation = Conversation::Direct(to);
-                self.send(&phone, Ask { conversation, service, text, plan }, turn).await
+                let matter = Matter::of(text, file);
+                self.send(&phone, Ask { conversation, service, matter, plan }, turn).await
             }
-            Request::SendToChat { phone, chat, text } => {
+            Request::SendToChat { phone, chat, text, file } => {
                 let phone = self.known(&phone)?;
                 let turn = Arc::clone(&phone.turn).lock_owned().await;
                 available(&phone)?;
-                let ask = self.chat_ask(&phone, chat, text).await?;
+                let ask = self.chat_ask(&phone, chat, Matter::of(text, file)).await?;
                 self.send(&phone, ask, turn).await
             }
             Request::Receive(ask) => {
@@ -339,7 +371,7 @@ impl World {
         &self,
         phone: &Arc<Phone>,
         guid: String,
-        text: String,
+        matter: Matter,
     ) -> Result<Ask, Outcome> {
         let wanted = guid.clone();
         let found = phone.write(move |db| {
@@ -359,31 +391,43 @@ impl World {
         if let Some(chat) = chat {
             let (service, conversation) = (chat.service, chat.conversation);
             let plan = match &conversation {
+                // Messages has not loaded it, though it is in chat.db.
+                Conversation::Direct(address) if outcome::is_unloaded(address) => {
+                    return Err(cannot_get(&format!("chat id \"{guid}\"")));
+                }
                 Conversation::Direct(address) => outcome::plan(address, service),
                 Conversation::Group { .. } => outcome::group_plan(),
             };
-            return Ok(Ask { conversation, service, text, plan });
+            return Ok(Ask { conversation, service, matter, plan });
         }
         if let Some(id) = ghost {
             let conversation = Conversation::Group { id, members: Vec::new() };
             let (service, plan) = (Service::Imessage, outcome::ghost_plan());
-            return Ok(Ask { conversation, service, text, plan });
+            return Ok(Ask { conversation, service, matter, plan });
         }
         Err(cannot_get(&format!("chat id \"{guid}\"")))
     }
 
-    /// Takes a text: first the truth, then the plan.
+    /// Takes a text or a file: first the truth, then the plan.
     async fn send(
         self: &Arc<Self>,
         phone: &Arc<Phone>,
-        ask: Ask,
+        mut ask: Ask,
         turn: OwnedMutexGuard<()>,
     ) -> Outcome {
         let to = match &ask.conversation {
             Conversation::Direct(to) => to.clone(),
             Conversation::Group { id, .. } => id.clone(),
         };
-        let record = Send::new(&phone.number, &to, ask.service, &ask.text, &ask.plan);
+        let mut path = String::new();
+        if let Matter::File(file) = &ask.matter {
+            path = file.to_string_lossy().into_owned();
+            if ask.plan.is_taken() && !may_read(phone, file) {
+                ask.plan = outcome::unreadable_plan();
+            }
+        }
+        let content = ask.matter.content(&path);
+        let record = Send::new(&phone.number, &to, ask.service, content, &ask.plan);
         if let Err(error) = self.truth.record(&record, ask.plan.is_taken()) {
             error!(%error, "cannot write the truth; nothing is sent");
             return event_error(-10_000);
@@ -411,6 +455,15 @@ impl World {
 
     fn scaled(&self, ms: u64) -> Duration {
         Duration::from_millis(ms).mul_f64(self.speed)
+    }
+}
+
+/// Messages is in a sandbox of its own and reads its own folder, for which the phone's stands here. Which others
+/// it may read is reported differently for every version; a file from elsewhere fails with error 25 (imsg#110).
+fn may_read(phone: &Phone, file: &Path) -> bool {
+    match (file.canonicalize(), phone.folder.canonicalize()) {
+        (Ok(file), Ok(folder)) => file.starts_with(folder) && file.is_file(),
+        (Ok(_) | Err(_), _) => false,
     }
 }
 
@@ -467,7 +520,7 @@ struct Arriving {
     from: String,
     conversation: Conversation,
     service: Service,
-    text: String,
+    matter: Matter,
     date: AppleNs,
 }
 
@@ -476,19 +529,52 @@ async fn receive(
     arriving: Arriving,
     join: Duration,
 ) -> anyhow::Result<Written> {
+    let home = phone.folder.clone();
     let row = phone
-        .write(move |db| {
-            db.write_inbound(&Inbound {
-                guid: arriving.guid,
-                from: &arriving.from,
-                conversation: &arriving.conversation,
-                service: arriving.service,
-                text: &arriving.text,
-                date: arriving.date,
+        .act(move |db| {
+            let Arriving { guid, from, conversation, service, matter, date } = arriving;
+            Ok(match matter {
+                Matter::Text(text) => db.write_inbound(&Inbound {
+                    guid,
+                    from: &from,
+                    conversation: &conversation,
+                    service,
+                    text: &text,
+                    date,
+                })?,
+                Matter::File(path) => {
+                    let file = rows::stored_file(&home, &format!("at_0_{guid}"), &path, false)?;
+                    let row = Row::new(Author::Other(from), conversation, date).guid(guid.clone());
+                    db.write_row(&row.over(service.into()).parts(Parts::of(&guid).file(file)))?
+                }
             })
         })
         .await?;
     join_later(phone, row, join).await
+}
+
+/// The row of a file that goes out. Messages leaves it where it was handed over (imsg matches by that path).
+fn outgoing_file(
+    guid: String,
+    conversation: Conversation,
+    service: Service,
+    (path, look): (&Path, FirstLook),
+    now: AppleNs,
+) -> Row {
+    let bytes = std::fs::metadata(path).map_or(0, |file| file.len());
+    let (finished, error) = match look {
+        FirstLook::Sending | FirstLook::Ghost => (0, 0),
+        FirstLook::Failed(error) => (1, error),
+    };
+    let parts = Parts::of(&guid).file(Attachment::new(path, bytes));
+    Row::new(Author::Me, conversation, now)
+        .guid(guid)
+        .over(service.into())
+        .parts(parts)
+        .with("is_sent", 0)
+        .with("is_delivered", 0)
+        .with("is_finished", finished)
+        .with("error", error)
 }
 
 /// Joins a row to its chat after a while, in a transaction of its own.
@@ -537,25 +623,9 @@ impl Performance {
             (Action::Free, _) => drop(self.turn.take()),
             (Action::DropWal, _) => self.phone.write(ChatDb::drop_wal).await?,
             (Action::Row(look), _) => {
-                let text = if self.ask.plan.rewrites {
-                    outcome::rewritten(&self.ask.text)
-                } else {
-                    self.ask.text.clone()
-                };
-                let conversation = self.ask.conversation.clone();
-                let (guid, service) = (self.guid.clone(), self.ask.service);
-                let row = self.phone.write(move |db| {
-                    db.write_outbound(&Outbound {
-                        guid,
-                        conversation: &conversation,
-                        service,
-                        text: &text,
-                        date: now,
-                        look,
-                    })
-                });
-                self.written = Some(row.await?);
+                self.written = Some(self.write(look, now).await?);
             }
+            (Action::OtherDevice, _) => self.write_from_elsewhere(now).await?,
             (Action::Join, _) => {
                 if let Some(row) = self.written.clone() {
                     self.phone.write(move |db| db.join(&row)).await?;
@@ -589,6 +659,42 @@ impl Performance {
             ) => bail!("{action:?} before there is a row"),
         }
         Ok(())
+    }
+
+    /// The row as it is first seen.
+    async fn write(&self, look: FirstLook, now: AppleNs) -> anyhow::Result<Written> {
+        let conversation = self.ask.conversation.clone();
+        let (guid, service) = (self.guid.clone(), self.ask.service);
+        let text = match &self.ask.matter {
+            Matter::Text(text) if self.ask.plan.rewrites => outcome::rewritten(text),
+            Matter::Text(text) => text.clone(),
+            Matter::File(path) if look != FirstLook::Ghost => {
+                let row = outgoing_file(guid, conversation, service, (path, look), now);
+                return self.phone.write(move |db| db.write_row(&row)).await;
+            }
+            Matter::File(_) => String::new(),
+        };
+        self.phone
+            .write(move |db| {
+                db.write_outbound(&Outbound {
+                    guid,
+                    conversation: &conversation,
+                    service,
+                    text: &text,
+                    date: now,
+                    look,
+                })
+            })
+            .await
+    }
+
+    /// The same words from another device of this account: sent and delivered when the row comes, without a
+    /// date of delivery (trackers of OpenBubbles and WebMessage).
+    async fn write_from_elsewhere(&self, now: AppleNs) -> anyhow::Result<()> {
+        let Matter::Text(text) = &self.ask.matter else { return Ok(()) };
+        let conversation = self.ask.conversation.clone();
+        let row = Row::text(Author::Me, conversation, now, text).over(self.ask.service.into());
+        self.phone.write(move |db| db.write_joined(&row)).await.map(drop)
     }
 
     fn answer(&mut self, answer: Answer) {
@@ -632,9 +738,8 @@ impl Performance {
             // iMessage and RCS carry the sender's guid; a text message has none.
             let guid = if service == Service::Sms { new_guid() } else { self.guid.clone() };
             let date = self.written.as_ref().map_or_else(AppleNs::now, |written| written.date);
-            let text = self.ask.text.clone();
-            let from = from.clone();
-            let arriving = Arriving { guid, from, conversation, service, text, date };
+            let (matter, from) = (self.ask.matter.clone(), from.clone());
+            let arriving = Arriving { guid, from, conversation, service, matter, date };
             let join = self.world.scaled(INBOUND_JOIN_MS);
             if let Err(error) = receive(&peer, arriving, join).await {
                 error!("{}: {error:#}", peer.number);

@@ -16,9 +16,9 @@ use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_switchboard-sandbox");
-const TO_PARTICIPANT: &str =
-    include_str!("../../bridge/src/scripts/send_to_participant.applescript");
-const TO_CHAT: &str = include_str!("../../bridge/src/scripts/send_to_chat.applescript");
+const SEND: &str = include_str!("../../bridge/src/scripts/send.applescript");
+/// As other programs say it.
+const TO_CHAT: &str = "on run argv\ntell application \"Messages\" to send (item 2 of argv) to chat id (item 1 of argv)\nend run";
 const PROBE: &str = include_str!("../../bridge/src/scripts/probe.applescript");
 
 /// Longest wait for anything. Only a failing test waits this long.
@@ -128,7 +128,7 @@ impl Sandbox {
 
     /// Sends, and expects the error of that number, or success.
     fn send(&self, phone: &str, service: &str, to: &str, text: &str, error: Option<i32>) {
-        expect(&self.run(phone, TO_PARTICIPANT, &[service, to, text]), error);
+        expect(&self.run(phone, SEND, &[service, to, "", "text", text]), error);
     }
 
     fn control(&self, args: &[&str]) -> Output {
@@ -431,10 +431,10 @@ fn a_hanging_osascript_blocks_its_phone_until_it_is_killed() {
         let (phone, other) = ("15550100015", "15550100026");
         let before = (sandbox.truth().len(), sandbox.rows(phone));
         let to = format!("+120255501{digits}");
-        let mut hanging = sandbox.started(phone, TO_PARTICIPANT, &["iMessage", &to, "hang"]);
+        let mut hanging = sandbox.started(phone, SEND, &["iMessage", &to, "", "text", "hang"]);
         wait_for("the truth", || (sandbox.truth().len() > before.0).then_some(()));
         let mut waiting =
-            sandbox.started(phone, TO_PARTICIPANT, &["iMessage", "+12025550105", "after"]);
+            sandbox.started(phone, SEND, &["iMessage", "+12025550105", "", "text", "after"]);
         // Another phone is not concerned.
         sandbox.send(other, "iMessage", "+12025550105", "other", None);
         assert!(ended(&mut hanging).is_none() && ended(&mut waiting).is_none());
@@ -450,7 +450,7 @@ fn a_hanging_osascript_blocks_its_phone_until_it_is_killed() {
 fn a_probe_of_a_hanging_phone_times_out() {
     let sandbox = Sandbox::start("0");
     let phone = "15550100015";
-    let mut hanging = sandbox.started(phone, TO_PARTICIPANT, &["iMessage", "+12025550113", "x"]);
+    let mut hanging = sandbox.started(phone, SEND, &["iMessage", "+12025550113", "", "text", "x"]);
     wait_for("the truth", || (sandbox.truth().len() == 1).then_some(()));
     let probe = PROBE.replace("timeout of 5 seconds", "timeout of 1 seconds");
     assert_ne!(probe, PROBE);
@@ -468,7 +468,7 @@ fn two_osascripts_on_one_phone_take_turns() {
         let children: Vec<Child> = (0..4)
             .map(|n| {
                 let text = format!("text {n}");
-                sandbox.started(phone, TO_PARTICIPANT, &["iMessage", "+12025550100", &text])
+                sandbox.started(phone, SEND, &["iMessage", "+12025550100", "", "text", &text])
             })
             .collect();
         children.into_iter().map(|child| child.wait_with_output().unwrap()).collect::<Vec<_>>()
@@ -495,12 +495,12 @@ fn two_osascripts_on_one_phone_take_turns() {
 #[test]
 fn a_script_that_never_arrives_sends_nothing() {
     let sandbox = Sandbox::start("0");
-    let args = ["iMessage", "+12025550100", "x"];
+    let args = ["iMessage", "+12025550100", "", "text", "x"];
     // As when the bridge dies before it writes the script.
     let (child, stdin) = sandbox.osascript("15550100015", &args);
     drop(stdin);
     expect(&child.wait_with_output().unwrap(), None);
-    let cut = TO_PARTICIPANT.trim_end().strip_suffix("end run").unwrap();
+    let cut = SEND.trim_end().strip_suffix("end run").unwrap();
     expect(&sandbox.run("15550100015", cut, &args), Some(-2741));
     assert_eq!(sandbox.rows("15550100015"), 0);
     assert_eq!(sandbox.truth().len(), 0);

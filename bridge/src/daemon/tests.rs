@@ -77,7 +77,11 @@ impl Evidence for Fake {
             .map(|row| row.2.clone())
             .collect())
     }
-    fn group_guid(&mut self, _to: &Recipient) -> Result<Option<String>, protocol::pipe::NotReady> {
+    fn chat_guid(
+        &mut self,
+        _to: &Recipient,
+        _channel: Channel,
+    ) -> Result<Option<String>, protocol::pipe::NotReady> {
         self.shelf().map(|_| None)
     }
     fn news(&mut self, _memory: &impl crate::reading::Memory, _now: Now) -> Result<News, NoNews> {
@@ -127,7 +131,7 @@ fn program(dir: &Path, body: &str) {
     let path = dir.join("osascript");
     let script = format!(
         "#!/bin/sh\nscript=$(cat)\ncase $script in '') exit 0;; *'connection status'*) {probe};; esac\n\
-         echo \"$6\" >> {log}\n{body}\n",
+         echo \"$8\" >> {log}\n{body}\n",
         probe = "if [ -f \"$0.denied\" ]; then echo 'x (-1743)' >&2; exit 1; fi; echo connected; exit 0",
         log = dir.join("sends").display(),
     );

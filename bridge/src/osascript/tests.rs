@@ -47,17 +47,18 @@ async fn arguments_and_script_arrive_exactly_and_the_result_comes_back() {
         5_000,
     );
     let text = "it's \"quoted\" $HOME `id` \\ 🎈\nsecond line";
-    let disposition = stage.run(&["iMessage", "+12025550143", text], SEND_TO_PARTICIPANT).await;
+    let disposition = stage.run(&["iMessage", "+12025550143", "", "text", text], SEND).await;
     assert_eq!(disposition, Disposition::Succeeded { output: "connected".to_owned() });
-    assert_eq!(stage.read("script"), SEND_TO_PARTICIPANT);
-    assert_eq!(stage.read("args"), format!("[-l][AppleScript][-][iMessage][+12025550143][{text}]"));
+    assert_eq!(stage.read("script"), SEND);
+    let expected = format!("[-l][AppleScript][-][iMessage][+12025550143][][text][{text}]");
+    assert_eq!(stage.read("args"), expected);
 }
 
 #[tokio::test]
 async fn the_longest_text_arrives_as_one_argument() {
-    let stage = stage("cat > /dev/null; printf '%s' \"$6\" > text", 5_000);
+    let stage = stage("cat > /dev/null; printf '%s' \"$8\" > text", 5_000);
     let text = "🎈".repeat(protocol::limits::TEXT_CHARS_MAX);
-    stage.run(&["iMessage", "+12025550143", &text], SEND_TO_PARTICIPANT).await;
+    stage.run(&["iMessage", "+12025550143", "", "text", &text], SEND).await;
     assert_eq!(stage.read("text"), text);
 }
 
@@ -91,6 +92,34 @@ async fn error_numbers_decide_and_words_do_not() {
             }
             (Disposition::MayHaveCompleted(_), None) => {}
             (other, _) => panic!("{words}: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_the_script_says_it_has_not_sent_was_not_sent_whatever_the_number() {
+    let cases = [
+        ("unsent chat -1728", Some(Reason::NotResolved)),
+        ("unsent chat -1743", Some(Reason::AutomationDenied)),
+        ("unsent chat -1712", Some(Reason::MessagesTimeout)),
+        ("unsent chat -609", Some(Reason::MessagesConnectionLost)),
+        ("unsent chat 1002", Some(Reason::NotResolved)),
+        ("unsent file -43", Some(Reason::AttachmentUnavailable)),
+        ("unsent file -1700", Some(Reason::AttachmentUnavailable)),
+        // Nothing of these is ours, so nothing is proven by them.
+        ("unsent", None),
+        ("unsent chat", None),
+        ("unsent chat x", None),
+        ("it was unsent chat -1728", None),
+    ];
+    for (output, expected) in cases {
+        let stage = stage(&format!("cat > /dev/null; echo '{output}'"), 5_000);
+        match (stage.run(&[], SEND).await, expected) {
+            (Disposition::NotStarted(failure), Some(reason)) => {
+                assert_eq!((failure.reason, failure.retryable), (reason, true), "{output}");
+            }
+            (Disposition::Succeeded { .. }, None) => {}
+            (other, _) => panic!("{output}: {other:?}"),
         }
     }
 }
@@ -194,7 +223,7 @@ async fn a_flood_of_output_does_not_hang_it() {
 
 #[test]
 fn scripts_are_shorter_than_one_atomic_write() {
-    for script in [SEND_TO_PARTICIPANT, SEND_TO_CHAT, PROBE] {
+    for script in [SEND, PROBE, ACCOUNT] {
         // POSIX guarantees 512; both systems give 4096 into an empty pipe.
         assert!(script.len() < 4096);
     }

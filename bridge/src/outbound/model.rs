@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use protocol::pipe::{Attempt, Event as Fact, EventLine, OutboundAttachment, Send};
 use protocol::{Channel, Class, Recipient, UnixMs};
 
-use crate::chatdb::Sought;
+use crate::chatdb::{Sought, fold};
 use crate::clock::Now;
 use crate::inbound::Seen;
 use crate::osascript::{Disposition, Failure};
@@ -103,6 +103,16 @@ pub(crate) enum Content {
 }
 
 impl Content {
+    /// Whether a row of the one could be taken for one of the other: Messages rewrites what
+    /// [`fold`] makes equal.
+    pub(crate) fn reads_as(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Text(left), Self::Text(right)) => left == right || fold(left) == fold(right),
+            (Self::File(left), Self::File(right)) => left == right,
+            (Self::Text(_), Self::File(_)) | (Self::File(_), Self::Text(_)) => false,
+        }
+    }
+
     /// What its row must hold.
     pub(crate) fn sought(&self) -> Sought<'_> {
         match self {

@@ -140,7 +140,11 @@ impl Outbound {
     /// row: the one in the lane, one whose row has failed and may have been followed by another,
     /// and, where this one is in doubt already, one that is not.
     pub(super) fn is_contested(&self, attempt: &Attempt, work: &Work, phase: &Phase) -> bool {
-        let is_same = |other: &Work| other.to == work.to && other.content() == work.content();
+        let content = work.content();
+        let is_same = |other: &Work| {
+            other.to == work.to
+                && matches!((other.content(), &content), (Some(other), Some(own)) if other.reads_as(own))
+        };
         let is_twin =
             |other: &Attempt| self.sends.get(other).and_then(SendRecord::work).is_some_and(is_same);
         let lane = !self.in_lane(attempt) && self.lane_work().is_some_and(is_same);

@@ -34,12 +34,34 @@ pub(super) struct Statement {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Kind {
-    Set { name: String, value: Expr },
-    If { branches: Vec<(Condition, Vec<Statement>)>, otherwise: Vec<Statement> },
+    Set {
+        name: String,
+        value: Expr,
+    },
+    If {
+        branches: Vec<(Condition, Vec<Statement>)>,
+        otherwise: Vec<Statement>,
+    },
     Tell(Vec<Statement>),
-    Timeout { seconds: Expr, body: Vec<Statement> },
-    SendToParticipant { text: Expr, address: Expr, account: Expr },
-    SendToChat { text: Expr, guid: Expr },
+    Timeout {
+        seconds: Expr,
+        body: Vec<Statement>,
+    },
+    /// `number` is the name that the handler gives to the error's number.
+    Try {
+        body: Vec<Statement>,
+        number: Option<String>,
+        handler: Vec<Statement>,
+    },
+    SendToParticipant {
+        content: Expr,
+        address: Expr,
+        account: Expr,
+    },
+    SendToChat {
+        content: Expr,
+        guid: Expr,
+    },
     Return(Option<Expr>),
     Log(Expr),
     Value(Expr),
@@ -64,6 +86,11 @@ pub(super) enum Expr {
     /// Whether Messages runs: the one question that does not start it.
     IsRunning,
     AsText(Box<Expr>),
+    /// The id of the chat of this id: asks Messages whether it knows the chat.
+    IdOfChat(Box<Expr>),
+    PosixFile(Box<Expr>),
+    AsAlias(Box<Expr>),
+    Joined(Box<Expr>, Box<Expr>),
 }
 
 /// Compiles a script.
@@ -139,7 +166,7 @@ fn lex(script: &str) -> Result<Vec<(Token, Span)>, ScriptError> {
                 };
                 tokens.push((Token::Text(text), Span { from, to }));
             }
-            '(' | ')' | '=' | '≠' => tokens.push((Token::Symbol(c), one)),
+            '(' | ')' | '=' | '≠' | '&' => tokens.push((Token::Symbol(c), one)),
             c if c.is_ascii_digit() => {
                 let mut digits = String::from(c);
                 while let Some((_, c)) = chars.next_if(|(_, c)| c.is_ascii_alphanumeric()) {
@@ -237,6 +264,9 @@ const RESERVED: &[&str] = &[
     "do",
     "connection",
     "status",
+    "posix",
+    "alias",
+    "number",
 ];
 
 struct Parser<'a> {
@@ -419,6 +449,9 @@ impl<'a> Parser<'a> {
             self.end_of("timeout")?;
             return Ok(Kind::Timeout { seconds, body });
         }
+        if self.takes(&["try"]) {
+            return self.attempt();
+        }
         if self.takes(&["send"]) {
             return self.send();
         }
@@ -484,6 +517,22 @@ impl<'a> Parser<'a> {
         Ok(Kind::If { branches, otherwise })
     }
 
+    /// `try` and what follows it.
+    fn attempt(&mut self) -> Result<Kind, ScriptError> {
+        self.end_of_line()?;
+        let body = self.block(|parser| parser.sees(&["end"]) || parser.sees(&["on", "error"]))?;
+        let (mut number, mut handler) = (None, Vec::new());
+        if self.takes(&["on", "error"]) {
+            if self.takes(&["number"]) {
+                number = Some(self.name()?);
+            }
+            self.end_of_line()?;
+            handler = self.block(|parser| parser.sees(&["end"]))?;
+        }
+        self.end_of("try")?;
+        Ok(Kind::Try { body, number, handler })
+    }
+
     fn condition(&mut self) -> Result<Condition, ScriptError> {
         if self.takes(&["application"]) {
             match self.peek() {
@@ -514,14 +563,14 @@ impl<'a> Parser<'a> {
 
     fn send(&mut self) -> Result<Kind, ScriptError> {
         self.told()?;
-        let text = self.expr()?;
+        let content = self.expr()?;
         self.word("to")?;
         let kind = if self.takes(&["participant"]) || self.takes(&["buddy"]) {
             let address = self.expr()?;
             self.word("of")?;
-            Kind::SendToParticipant { text, address, account: self.expr()? }
+            Kind::SendToParticipant { content, address, account: self.expr()? }
         } else if self.takes(&["chat", "id"]) {
-            Kind::SendToChat { text, guid: self.expr()? }
+            Kind::SendToChat { content, guid: self.expr()? }
         } else {
             return Err(self.expected("“participant” or “chat id”"));
         };
@@ -530,12 +579,30 @@ impl<'a> Parser<'a> {
     }
 
     fn expr(&mut self) -> Result<Expr, ScriptError> {
+        let mut expr = self.operand()?;
+        // Each operator adds a level to what is built, and must not nest it without bound.
+        for _ in 0..DEPTH_MAX {
+            if !self.takes_symbol('&') {
+                return Ok(expr);
+            }
+            expr = Expr::Joined(Box::new(expr), Box::new(self.operand()?));
+        }
+        Err(syntax("The script is nested too deeply.", self.span()))
+    }
+
+    fn operand(&mut self) -> Result<Expr, ScriptError> {
         let mut expr = self.simple()?;
         while self.takes(&["as"]) {
+            if self.takes(&["alias"]) {
+                if !matches!(expr, Expr::AsAlias(_)) {
+                    expr = Expr::AsAlias(Box::new(expr));
+                }
+                continue;
+            }
             if !self.takes(&["text"]) {
                 self.word("string")?;
             }
-            // Twice makes no difference, and must not nest without bound.
+            // Twice makes no difference.
             if !matches!(expr, Expr::AsText(_)) {
                 expr = Expr::AsText(Box::new(expr));
             }
@@ -578,6 +645,14 @@ impl<'a> Parser<'a> {
             self.at += 1;
             self.word("of")?;
             return Ok(Expr::Item(*index, Box::new(self.simple()?)));
+        }
+        if self.takes(&["posix", "file"]) {
+            return Ok(Expr::PosixFile(Box::new(self.simple()?)));
+        }
+        if self.sees(&["id", "of", "chat", "id"]) {
+            self.told()?;
+            self.at += 4;
+            return Ok(Expr::IdOfChat(Box::new(self.simple()?)));
         }
         if self.sees(&["1st"]) || self.sees(&["first"]) {
             self.told()?;

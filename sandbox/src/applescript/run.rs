@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::parse::{Condition, Expr, Kind, Statement};
-use super::{EventError, Messages, ScriptError, Span, parse};
+use super::{Content, EventError, Messages, ScriptError, Span, parse};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Value {
@@ -11,6 +11,9 @@ enum Value {
     Number(i64),
     List(Vec<String>),
     Account(String),
+    /// `POSIX file …`: a path that nobody has looked for.
+    File(String),
+    Alias(String),
 }
 
 /// What a block came to: its last value, and whether `return` ended the script.
@@ -43,6 +46,8 @@ fn printed(value: &Value) -> String {
         Value::Number(number) => number.to_string(),
         Value::List(items) => items.join(", "),
         Value::Account(service) => format!("account of {service}"),
+        Value::File(path) => format!("file {path}"),
+        Value::Alias(path) => format!("alias {path}"),
     }
 }
 
@@ -55,6 +60,17 @@ fn messages_got(error: EventError, span: Span) -> ScriptError {
         // A name that is not defined is AppleScript's own finding, a refusal is the system's.
         -2753 | -1743 => execution(error.number, error.message, span),
         number => execution(number, format!("Messages got an error: {}", error.message), span),
+    }
+}
+
+/// What `send` takes.
+fn sendable(value: &Value, span: Span) -> Result<Content<'_>, ScriptError> {
+    match value {
+        Value::Text(text) => Ok(Content::Text(text)),
+        Value::File(path) | Value::Alias(path) => Ok(Content::File(path)),
+        Value::Number(_) | Value::List(_) | Value::Account(_) => {
+            Err(execution(-1700, "Can’t make that into type text.", span))
+        }
     }
 }
 
@@ -103,22 +119,36 @@ impl Runner<'_> {
                 self.timeout_s = outside;
                 return flow;
             }
-            Kind::SendToParticipant { text, address, account } => {
-                let text = self.text(text, span)?;
+            Kind::Try { body, number, handler } => match self.block(body) {
+                Err(error) => {
+                    if let Some(name) = number {
+                        self.names.insert(name.clone(), Value::Number(error.number.into()));
+                    }
+                    return self.block(handler);
+                }
+                flow @ Ok(_) => return flow,
+            },
+            Kind::SendToParticipant { content, address, account } => {
+                let content = self.value(content, span)?;
                 let address = self.text(address, span)?;
                 let Value::Account(service) = self.value(account, span)? else {
                     return Err(execution(-1700, "Can’t make that into type account.", span));
                 };
                 self.messages
-                    .send_to_participant(&service, &address, &text, self.timeout_s)
+                    .send_to_participant(
+                        &service,
+                        &address,
+                        sendable(&content, span)?,
+                        self.timeout_s,
+                    )
                     .map_err(|error| messages_got(error, span))?;
                 None
             }
-            Kind::SendToChat { text, guid } => {
-                let text = self.text(text, span)?;
+            Kind::SendToChat { content, guid } => {
+                let content = self.value(content, span)?;
                 let guid = self.text(guid, span)?;
                 self.messages
-                    .send_to_chat(&guid, &text, self.timeout_s)
+                    .send_to_chat(&guid, sendable(&content, span)?, self.timeout_s)
                     .map_err(|error| messages_got(error, span))?;
                 None
             }
@@ -151,7 +181,7 @@ impl Runner<'_> {
         match self.value(expr, span)? {
             Value::Text(text) => Ok(text),
             Value::Number(number) => Ok(number.to_string()),
-            Value::List(_) | Value::Account(_) => {
+            Value::List(_) | Value::Account(_) | Value::File(_) | Value::Alias(_) => {
                 Err(execution(-1700, "Can’t make that into type text.", span))
             }
         }
@@ -195,9 +225,31 @@ impl Runner<'_> {
                     .map(Value::Text)
                     .map_err(|error| messages_got(error, span))
             }
+            Expr::IdOfChat(guid) => {
+                let guid = self.text(guid, span)?;
+                self.messages
+                    .chat(&guid, self.timeout_s)
+                    .map_err(|error| messages_got(error, span))?;
+                Ok(Value::Text(guid))
+            }
+            Expr::PosixFile(path) => Ok(Value::File(self.text(path, span)?)),
+            Expr::AsAlias(inside) => match self.value(inside, span)? {
+                Value::File(path) if self.messages.is_file(&path) => Ok(Value::Alias(path)),
+                Value::File(path) => {
+                    Err(execution(-43, format!("File {path} wasn’t found."), span))
+                }
+                alias @ Value::Alias(_) => Ok(alias),
+                Value::Text(_) | Value::Number(_) | Value::List(_) | Value::Account(_) => {
+                    Err(execution(-1700, "Can’t make that into type alias.", span))
+                }
+            },
+            Expr::Joined(left, right) => {
+                let (left, right) = (self.text(left, span)?, self.text(right, span)?);
+                Ok(Value::Text(left + &right))
+            }
             Expr::AsText(inside) => match self.value(inside, span)? {
                 text @ (Value::Text(_) | Value::Number(_)) => Ok(Value::Text(printed(&text))),
-                Value::List(_) | Value::Account(_) => {
+                Value::List(_) | Value::Account(_) | Value::File(_) | Value::Alias(_) => {
                     Err(execution(-1700, "Can’t make that into type text.", span))
                 }
             },

@@ -2,9 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const TO_PARTICIPANT: &str =
-    include_str!("../../../bridge/src/scripts/send_to_participant.applescript");
-const TO_CHAT: &str = include_str!("../../../bridge/src/scripts/send_to_chat.applescript");
+const SEND: &str = include_str!("../../../bridge/src/scripts/send.applescript");
 const ACCOUNT: &str = include_str!("../../../bridge/src/scripts/account.applescript");
 const PROBE: &str = include_str!("../../../bridge/src/scripts/probe.applescript");
 
@@ -14,12 +12,22 @@ struct Recorder {
     events: Vec<String>,
     error: Option<i32>,
     quit: bool,
+    /// What `chat id` answers.
+    no_chat: Option<i32>,
+    no_file: bool,
 }
 
 impl Recorder {
     fn event(&mut self, event: String) -> Result<(), EventError> {
         self.events.push(event);
         self.error.map_or(Ok(()), |number| Err(EventError::new(number)))
+    }
+}
+
+fn said(content: Content<'_>) -> String {
+    match content {
+        Content::Text(text) => text.to_owned(),
+        Content::File(path) => format!("file {path}"),
     }
 }
 
@@ -50,14 +58,28 @@ impl Messages for Recorder {
         &mut self,
         service: &str,
         address: &str,
-        text: &str,
+        content: Content<'_>,
         _: Option<u64>,
     ) -> Result<(), EventError> {
-        self.event(format!("send {service} {address} {text}"))
+        self.event(format!("send {service} {address} {}", said(content)))
     }
 
-    fn send_to_chat(&mut self, guid: &str, text: &str, _: Option<u64>) -> Result<(), EventError> {
-        self.event(format!("chat {guid} {text}"))
+    fn send_to_chat(
+        &mut self,
+        guid: &str,
+        content: Content<'_>,
+        _: Option<u64>,
+    ) -> Result<(), EventError> {
+        self.event(format!("chat {guid} {}", said(content)))
+    }
+
+    fn is_file(&mut self, _: &str) -> bool {
+        !self.no_file
+    }
+
+    fn chat(&mut self, guid: &str, _: Option<u64>) -> Result<(), EventError> {
+        self.events.push(format!("known {guid}"));
+        self.no_chat.map_or(Ok(()), |number| Err(EventError::new(number)))
     }
 
     fn log(&mut self, line: &str) {
@@ -92,13 +114,18 @@ fn failed(script: &str, argv: &[&str]) -> (i32, bool) {
 #[test]
 fn the_bridges_scripts_do_what_they_say() {
     for (service, account) in [("iMessage", "iMessage"), ("RCS", "RCS"), ("SMS", "SMS")] {
-        let (events, result) = played(TO_PARTICIPANT, &[service, "+12025550100", "a \"b\" --c"]);
+        let argv = [service, "+12025550100", "", "text", "a \"b\" --c"];
+        let (events, result) = played(SEND, &argv);
         let send = format!("send {account} +12025550100 a \"b\" --c");
         assert_eq!(events, [format!("account {account} None"), send]);
         assert_eq!(result, None);
     }
-    let (events, _) = played(TO_CHAT, &["any;+;chat1", "x\ny"]);
-    assert_eq!(events, ["chat any;+;chat1 x\ny"]);
+    let (events, result) = played(SEND, &["iMessage", "", "any;+;chat1", "text", "x\ny"]);
+    assert_eq!(events, ["known any;+;chat1", "chat any;+;chat1 x\ny"]);
+    assert_eq!(result, None);
+    let (events, _) =
+        played(SEND, &["SMS", "+12025550100", "SMS;-;+12025550100", "file", "/a b.png"]);
+    assert_eq!(events[1..], ["chat SMS;-;+12025550100 file /a b.png"]);
     let (events, result) = played(PROBE, &[]);
     assert_eq!(events, ["account iMessage Some(5)", "status iMessage"]);
     assert_eq!(result.as_deref(), Some("connected"));
@@ -107,6 +134,57 @@ fn the_bridges_scripts_do_what_they_say() {
         let asked = [format!("account {service} Some(5)"), format!("status {service}")];
         assert_eq!(events, ["running".to_owned()].into_iter().chain(asked).collect::<Vec<_>>());
         assert_eq!(result.as_deref(), Some("connected"));
+    }
+}
+
+#[test]
+fn what_cannot_be_resolved_goes_to_the_address_or_says_that_nothing_was_sent() {
+    let send = |argv: &[&str], recorder: Recorder| {
+        let mut recorder = recorder;
+        let result = run_with(SEND, argv, &mut recorder).unwrap();
+        (recorder.events, result)
+    };
+    for number in [-1728, -1712, -609, 1002] {
+        let unknown = || Recorder { no_chat: Some(number), ..Recorder::default() };
+        let argv = ["iMessage", "+12025550100", "iMessage;-;+12025550100", "text", "x"];
+        let (events, result) = send(&argv, unknown());
+        let by_address = ["account iMessage None", "send iMessage +12025550100 x"];
+        assert_eq!(events[1..], by_address);
+        assert_eq!(result, None);
+        let (events, result) = send(&["iMessage", "", "any;+;chat1", "text", "x"], unknown());
+        assert_eq!(events, ["known any;+;chat1"]);
+        assert_eq!(result, Some(format!("unsent chat {number}")));
+    }
+    let missing = Recorder { no_file: true, ..Recorder::default() };
+    let (events, result) = send(&["iMessage", "+12025550100", "", "file", "/x"], missing);
+    assert_eq!((events.len(), result.as_deref()), (0, Some("unsent file -43")));
+}
+
+#[test]
+fn an_error_of_the_send_itself_ends_the_script_with_its_number() {
+    for number in [-1712, -609, -1728, 1002] {
+        for guid in ["", "any;-;+12025550100"] {
+            let mut recorder = Recorder { error: Some(number), ..Recorder::default() };
+            let argv = ["iMessage", "+12025550100", guid, "text", "x"];
+            assert_eq!(run_with(SEND, &argv, &mut recorder).unwrap_err().number, number);
+            let sends =
+                recorder.events.iter().filter(|e| e.starts_with("send") || e.starts_with("chat"));
+            assert!(sends.count() <= 1, "{:?}", recorder.events);
+        }
+    }
+}
+
+#[test]
+fn errors_are_caught_where_a_script_says_so() {
+    for (script, result) in [
+        ("try\nreturn nothing\non error number n\nreturn \"no \" & n\nend try", "no -2753"),
+        ("try\nreturn nothing\non error\nreturn \"no\"\nend try", "no"),
+        ("try\nreturn 1\non error number n\nreturn 2\nend try", "1"),
+        ("try\nreturn nothing\nend try\nreturn 3", "3"),
+        ("return \"a\" & 1 & \"b\"", "a1b"),
+        ("return \"a\" as text & \"b\"", "ab"),
+    ] {
+        assert_eq!(played(script, &[]).1.as_deref(), Some(result), "{script}");
     }
 }
 
@@ -136,14 +214,15 @@ fn whether_messages_runs_is_asked_without_an_event_that_would_start_it() {
 
 #[test]
 fn a_script_that_is_cut_off_never_sends() {
-    for script in [TO_PARTICIPANT, TO_CHAT, PROBE, ACCOUNT] {
+    for script in [SEND, PROBE, ACCOUNT] {
         let whole = script.trim_end();
         // The end of the handler may be left at `end`; before that nothing may run.
         let handler_ends = whole.len() - " run".len();
         for (cut, _) in script.char_indices().filter(|(cut, _)| *cut < handler_ends) {
             let mut recorder = Recorder::default();
             let part = &script[..cut];
-            let result = run_with(part, &["iMessage", "+1", "x"], &mut recorder);
+            let argv = ["iMessage", "+1", "", "text", "x"];
+            let result = run_with(part, &argv, &mut recorder);
             assert_eq!(recorder.events, Vec::<String>::new(), "{part}");
             if part.contains("on run") {
                 assert_eq!(result.expect_err(part).number, -2741);
@@ -271,6 +350,9 @@ fn no_nesting_exhausts_the_stack() {
         format!("return 1{}", " as text".repeat(100_000)),
         "(*".repeat(100_000),
         "with timeout of 1 seconds\n".repeat(100_000),
+        "try\n".repeat(100_000),
+        format!("return 1{}", " & 1".repeat(100_000)),
+        "POSIX file ".repeat(100_000),
     ] {
         // Refused before it runs, or so flat that it is nothing.
         if let Err(error) = run_with(&script, &[], &mut Recorder::default()) {
@@ -292,14 +374,14 @@ proptest! {
         "if", "is", "not", "then", "else", "item", "1", "of", "1st", "account", "whose", "service",
         "type", "=", "iMessage", "send", "participant", "chat", "id", "return", "(", ")", "as",
         "text", "with", "timeout", "seconds", "count", "accounts", "connection", "status", "log",
-        "\"", "--", "(*", "*)", "¬", "≠", "\\",
+        "\"", "--", "(*", "*)", "¬", "≠", "\\", "try", "error", "number", "&", "POSIX", "file", "alias",
     ]), 0..60)) {
         run_with(&words.join(" "), &["a", "b"], &mut Recorder::default()).map_or_else(drop, drop);
     }
 
     #[test]
     fn a_text_arrives_as_it_is(text in "\\PC*") {
-        let (events, _) = played(TO_CHAT, &["g", &text]);
-        prop_assert_eq!(events, vec![format!("chat g {text}")]);
+        let (events, _) = played(SEND, &["SMS", "", "g", "text", &text]);
+        prop_assert_eq!(events, vec!["known g".to_owned(), format!("chat g {text}")]);
     }
 }

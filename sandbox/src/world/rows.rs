@@ -172,7 +172,12 @@ fn received_row(db: &ChatDb, home: &Path, ask: &Receive) -> anyhow::Result<Row> 
 }
 
 /// Copies a file to where Messages would keep it, or to where it waits until it is downloaded.
-fn stored_file(home: &Path, guid: &str, file: &Path, pending: bool) -> anyhow::Result<Attachment> {
+pub(super) fn stored_file(
+    home: &Path,
+    guid: &str,
+    file: &Path,
+    pending: bool,
+) -> anyhow::Result<Attachment> {
     let name = file.file_name().with_context(|| format!("{} is no file", file.display()))?;
     let path = home.join("Attachments").join(folder(guid)).join(name);
     let to = if pending { home.join(PENDING).join(guid) } else { path.clone() };
