@@ -271,7 +271,7 @@ fn news(read: Read) -> News {
 }
 
 /// Whether a row looks like what another device of the account has sent: delivered without a date of
-/// delivery (trackers of OpenBubbles and WebMessage). Such a row may have our words and is not our send.
+/// delivery (seen in the trackers of two other clients). Such a row may have our words and is not our send.
 fn is_from_elsewhere(status: &StatusBits) -> bool {
     status.is_delivered && status.date_delivered.is_none()
 }

@@ -689,7 +689,7 @@ impl Performance {
     }
 
     /// The same words from another device of this account: sent and delivered when the row comes, without a
-    /// date of delivery (trackers of OpenBubbles and WebMessage).
+    /// date of delivery (seen in the trackers of two other clients).
     async fn write_from_elsewhere(&self, now: AppleNs) -> anyhow::Result<()> {
         let Matter::Text(text) = &self.ask.matter else { return Ok(()) };
         let conversation = self.ask.conversation.clone();

@@ -15,6 +15,7 @@ mod idle;
 mod percentile;
 mod read;
 mod restart;
+mod sends;
 mod through;
 mod wake;
 
@@ -30,6 +31,9 @@ struct Args {
     /// Messages to send in `through`.
     #[arg(long, default_value_t = 600)]
     through_messages: u64,
+    /// Messages of `sends`.
+    #[arg(long, default_value_t = 10_000)]
+    sends_messages: usize,
     /// Rows of the database in `read`.
     #[arg(long, default_value_t = 1_000_000)]
     read_rows: u32,
@@ -63,6 +67,8 @@ enum Load {
     Idle,
     /// From SIGKILL of a bridge to ready again.
     Restart,
+    /// Messages through one bridge that is killed on average every twenty.
+    Sends,
 }
 
 /// One line of the table.
@@ -99,6 +105,10 @@ async fn main() -> Result<()> {
     if wanted(Load::Through) {
         progress("through")?;
         figures.extend(through::measure(args.through_messages).await.context("through")?);
+    }
+    if wanted(Load::Sends) {
+        progress("sends")?;
+        figures.extend(sends::measure(args.sends_messages).await.context("sends")?);
     }
     if wanted(Load::Read) {
         progress("read")?;

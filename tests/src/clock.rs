@@ -16,3 +16,14 @@ pub fn chance() -> u64 {
     // A new hasher's keys come from the system's randomness.
     std::collections::hash_map::RandomState::new().build_hasher().finish()
 }
+
+/// Milliseconds on the clock that leases count on: it runs while the machine sleeps.
+pub fn continuous_ms() -> u64 {
+    use nix::sys::time::TimeValLike as _;
+    #[cfg(not(target_vendor = "apple"))]
+    let id = nix::time::ClockId::CLOCK_BOOTTIME;
+    #[cfg(target_vendor = "apple")]
+    let id = nix::time::ClockId::from_raw(nix::libc::CLOCK_MONOTONIC_RAW);
+    let Ok(time) = nix::time::clock_gettime(id) else { return 0 };
+    u64::try_from(time.num_milliseconds()).unwrap_or(0)
+}

@@ -17,9 +17,18 @@ pub struct Asked {
     pub to: String,
     /// The service, as AppleScript names it.
     pub service: String,
+    /// The outcome that the sandbox's table has for it.
+    #[serde(default)]
+    pub outcome: String,
+    /// Whether the recipient gets it.
+    #[serde(default)]
+    pub reaches: bool,
     /// The text.
     #[serde(default)]
     pub text: String,
+    /// The path of a file.
+    #[serde(default)]
+    pub file: Option<String>,
 }
 
 /// Reads the sandbox's count. A last line that is still being written is left out.

@@ -2,6 +2,8 @@
 //!
 //! - [`program`] starts and stops real programs, each in its own process group.
 //! - [`shelf`] puts a router, a host and the sandbox together in one folder.
+//! - [`mac`] puts one bridge and the sandbox together, without a supervisor.
+//! - [`burst`] sends message after message through such a bridge, and kills it.
 //! - [`api`] speaks the public API as a tenant and as an operator would.
 //! - [`sink`] is a webhook endpoint that checks every signature.
 //! - [`proxy`] stands between host and router and cuts.
@@ -13,9 +15,11 @@
 //! deadline ([`eventually`]), never a sleep that hopes.
 
 pub mod api;
+pub mod burst;
 pub mod clock;
 pub mod flow;
 pub mod ledger;
+pub mod mac;
 pub mod program;
 pub mod proxy;
 pub mod shelf;

@@ -299,21 +299,80 @@ pub struct Lines {
     >,
 }
 
+/// A program that is spoken to in lines: its stdin, and [`Lines`].
+#[derive(Debug)]
+pub struct Talk {
+    lines: Lines,
+    stdin: std::process::ChildStdin,
+}
+
+impl Talk {
+    /// Starts one of the workspace's programs; its log is appended to `log`.
+    pub fn start(name: &str, args: &[&str], log: &Path) -> Result<Self> {
+        let (lines, stdin) = Lines::start_with(name, args, Stdio::from(append(log)?))?;
+        Ok(Self { lines, stdin })
+    }
+
+    /// Says a line; false when nobody is there any more.
+    pub fn say(&mut self, line: &str) -> bool {
+        use std::io::Write as _;
+        self.stdin.write_all(format!("{line}\n").as_bytes()).is_ok()
+    }
+
+    /// Whether it has not ended.
+    pub fn runs(&mut self) -> Result<bool> {
+        Ok(self.lines.program.child.try_wait().context("wait")?.is_none())
+    }
+
+    /// What it says.
+    pub fn lines(&self) -> &Lines {
+        &self.lines
+    }
+
+    /// Ends it without a chance to tidy up, and gives the lines that it had still said. What it has started
+    /// goes on.
+    pub async fn crash(self) -> Result<Vec<String>> {
+        let Self { lines, stdin } = self;
+        let Lines { program, lines } = lines;
+        // An osascript is in a group of its own, and goes on.
+        program.crash()?;
+        drop(stdin);
+        let mut rest = Vec::new();
+        let mut lines = lines.lock().await;
+        while let Some((_, line)) = lines.recv().await {
+            rest.push(line);
+        }
+        Ok(rest)
+    }
+}
+
 /// Lines that wait to be looked at.
 const LINES_WAITING_MAX: usize = 1_024;
 
 impl Lines {
     /// Starts one of the workspace's programs.
     pub fn start(name: &str, args: &[&str]) -> Result<Self> {
+        let (mut lines, stdin) = Self::start_with(name, args, Stdio::inherit())?;
+        // Held open as long as the program is: a bridge ends with its stdin.
+        lines.program.child.stdin = Some(stdin);
+        Ok(lines)
+    }
+
+    fn start_with(
+        name: &str,
+        args: &[&str],
+        log: Stdio,
+    ) -> Result<(Self, std::process::ChildStdin)> {
         use std::io::{BufRead as _, BufReader};
         let mut child = command(&path_of(name)?)
             .args(args)
-            // Held open as long as the program is: a bridge ends with its stdin.
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(log)
             .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start {name}"))?;
+        let stdin = child.stdin.take().context("stdin")?;
         let out = child.stdout.take().context("stdout")?;
         let (sender, lines) = tokio::sync::mpsc::channel(LINES_WAITING_MAX);
         std::thread::spawn(move || {
@@ -324,7 +383,8 @@ impl Lines {
             }
         });
         let program = Program { name: name.to_owned(), child };
-        Ok(Self { program, lines: std::sync::Arc::new(tokio::sync::Mutex::new(lines)) })
+        let lines = std::sync::Arc::new(tokio::sync::Mutex::new(lines));
+        Ok((Self { program, lines }, stdin))
     }
 
     /// Its process id.
