@@ -4,7 +4,8 @@
 //! tree copy an object as often as it is referred to: thirty arrays that each name the next one
 //! twice are a few hundred bytes and a billion nodes. So nothing is expanded here. A [`Node`] is a
 //! number in the table, its children are looked up when somebody asks for them, and every look costs
-//! one of [`STEPS_MAX`]. Nothing is copied but texts that are asked for, and no bytes make it panic.
+//! one of [`STEPS_MAX`]. Nothing is copied but texts that are asked for, which costs steps too, and no
+//! bytes make it panic.
 //! ([ADR 9](../../docs/adr/0009-own-bplist-reader.md))
 //!
 //! The format is that of Apple's `CFBinaryPlist`: `bplist00`, objects, a table of their offsets, and
@@ -17,8 +18,12 @@ use std::cell::Cell;
 pub const BLOB_BYTES_MAX: usize = 16 << 20;
 /// Deepest way from the root to a node. Keyed archives of apps have about ten levels.
 pub const DEPTH_MAX: u16 = 64;
-/// Most objects looked at in one list. A history of fifty edits is some five hundred.
+/// Most steps in one list: a look at an object is one, and so is every [`STEP_BYTES`] of a text that
+/// is copied. A history of fifty edits takes some five hundred.
 pub const STEPS_MAX: u32 = 65_536;
+/// A list may name one long text many times: whoever copies it pays by its length. All that may be
+/// copied is then as long as the longest list, 16 MB.
+pub const STEP_BYTES: usize = BLOB_BYTES_MAX / 65_536;
 
 const MAGIC: &[u8] = b"bplist00";
 const TRAILER_BYTES: usize = 32;
@@ -124,11 +129,21 @@ impl<'b> Bplist<'b> {
         self.node(self.root, 0)
     }
 
+    /// How many steps were taken, for those who check that there is a bound.
+    pub fn steps(&self) -> u32 {
+        STEPS_MAX - self.steps.get()
+    }
+
+    fn spend(&self, steps: usize) -> Option<()> {
+        self.steps.set(self.steps.get().checked_sub(u32::try_from(steps).ok()?)?);
+        Some(())
+    }
+
     fn node(&self, number: usize, depth: u16) -> Option<Node<'_, 'b>> {
         if depth > DEPTH_MAX {
             return None;
         }
-        self.steps.set(self.steps.get().checked_sub(1)?);
+        self.spend(1)?;
         let object = self.object(number)?;
         Some(Node { list: self, object, depth })
     }
@@ -249,6 +264,16 @@ impl<'p, 'b> Node<'p, 'b> {
             .map_while(move |reference| self.child(reference))
     }
 
+    /// How many members an array has; none for other kinds.
+    pub fn len(&self) -> usize {
+        self.references().len() / self.list.reference_size
+    }
+
+    /// Whether there are no members.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// One member of an array.
     pub fn item(&self, index: usize) -> Option<Self> {
         self.child(self.references().chunks_exact(self.list.reference_size).nth(index)?)
@@ -268,7 +293,8 @@ impl<'p, 'b> Node<'p, 'b> {
         }
     }
 
-    fn is_text(&self, text: &str) -> bool {
+    /// Whether it is this text, without copying it.
+    pub fn is_text(&self, text: &str) -> bool {
         match self.object {
             Object::Ascii(bytes) => bytes == text.as_bytes(),
             Object::Utf16(bytes) => utf16(bytes).eq(text.encode_utf16()),
@@ -282,15 +308,18 @@ impl<'p, 'b> Node<'p, 'b> {
         }
     }
 
-    /// A string.
+    /// A string; none as well when no steps are left to copy it.
     pub fn text(&self) -> Option<String> {
         match self.object {
-            Object::Ascii(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
-            Object::Utf16(bytes) => Some(
-                char::decode_utf16(utf16(bytes))
-                    .map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER))
-                    .collect(),
-            ),
+            Object::Ascii(bytes) => {
+                self.list.spend(bytes.len() / STEP_BYTES)?;
+                Some(String::from_utf8_lossy(bytes).into_owned())
+            }
+            Object::Utf16(bytes) => {
+                self.list.spend(bytes.len() / STEP_BYTES)?;
+                let chars = char::decode_utf16(utf16(bytes));
+                Some(chars.map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER)).collect())
+            }
             Object::Bool(_)
             | Object::Integer(_)
             | Object::Real(_)

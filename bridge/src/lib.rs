@@ -33,6 +33,8 @@ pub mod config;
 pub mod daemon;
 pub mod doctor;
 pub mod exit;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod gate;
 pub mod journal;
 pub mod manual;

@@ -438,6 +438,46 @@ pub(crate) fn is_about_messages(reason: Reason) -> bool {
     )
 }
 
+/// What must hold for whatever osascript says at its end; see [`crate::fuzzing`].
+pub(crate) fn check(status: ExitStatus, output: &[u8], errors: &str) {
+    let number = error_number(errors);
+    let prefixed = String::from_utf8_lossy(output).trim().starts_with("unsent ");
+    match disposition(status, number, output) {
+        Disposition::Succeeded { output: said } => {
+            assert!(status.success(), "{status} is no success");
+            // U+FFFD is three bytes and may stand for a single one.
+            assert!(said.len() <= output.len() * 3, "more than it said");
+        }
+        // That nothing was sent is believed of our script's own word, and of an exit with a number
+        // that proves it; of nothing else.
+        Disposition::NotStarted(failure) => {
+            let proven = status.success() && prefixed;
+            let numbered = status.code().is_some_and(|code| code != 0) && number.is_some();
+            assert!(proven || numbered, "{status} proves nothing");
+            assert_own_words(&failure.detail);
+        }
+        Disposition::MayHaveCompleted(failure) => {
+            assert!(!status.success() && !failure.retryable, "doubt is never tried again");
+            let unnumbered = format!("osascript ended with {status} and no number");
+            if failure.detail != unnumbered {
+                assert_own_words(&failure.detail);
+            }
+        }
+    }
+}
+
+/// A detail is a sentence of ours with a number: what osascript says may quote a message.
+fn assert_own_words(detail: &str) {
+    let number = detail.strip_prefix("AppleScript ").and_then(|rest| rest.split(' ').next());
+    let number = number.and_then(|number| number.parse::<i32>().ok());
+    let ours = number.is_some_and(|number| {
+        ["", " for the chat", " for the staged file"]
+            .iter()
+            .any(|about| *detail == format!("AppleScript {number}{about}"))
+    });
+    assert!(ours, "words that are not ours: {detail}");
+}
+
 /// What an AppleScript error number proves. Whatever is not known to come before the Apple event
 /// was dispatched is in doubt.
 pub(crate) fn of_number(number: i32) -> Disposition {

@@ -46,9 +46,10 @@ impl<'p, 'b> Archive<'p, 'b> {
             return self.follow(member);
         }
         let keys = object.get("NS.keys")?;
-        let at = keys.items().take(KEYS_MAX).position(|name| {
-            self.follow(name).and_then(|name| name.text()).is_some_and(|name| name == key)
-        })?;
+        let at = keys
+            .items()
+            .take(KEYS_MAX)
+            .position(|name| self.follow(name).is_some_and(|name| name.is_text(key)))?;
         self.follow(object.get("NS.objects")?.item(at)?)
     }
 

@@ -18,6 +18,11 @@ use crate::typedstream;
 pub const PARTS_MAX: usize = 128;
 /// Most texts of one part that are kept, the newest ones. Messages allows five edits in 15 minutes.
 pub const VERSIONS_MAX: usize = 64;
+/// Most that may be spent on decoding the texts of one column, in bytes of their archives and steps
+/// in them ([`typedstream::STEPS_MAX`]). A list may name one archive thousands of times. Fifty edits
+/// of the longest text that Messages sends are a quarter of it; texts beyond it are versions that
+/// cannot be read.
+pub const WORK_MAX: usize = 4 << 20;
 /// 2001-01-01T00:00:00Z in milliseconds since 1970.
 const APPLE_EPOCH_MS: i64 = 978_307_200_000;
 
@@ -51,16 +56,35 @@ impl Summary {
 #[error("message_summary_info cannot be read")]
 pub struct SummaryError(#[from] BplistError);
 
+/// What reading a column took, for those who check that there is a bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Work {
+    /// Steps in the list, of [`crate::bplist::STEPS_MAX`].
+    pub(crate) list: u32,
+    /// Spent on texts, of [`WORK_MAX`].
+    pub(crate) texts: usize,
+}
+
 /// Reads the column. What has another form than the known one is passed over, piece by piece: one
 /// strange part must not hide what happened to the others.
 pub fn parse(blob: &[u8]) -> Result<Summary, SummaryError> {
+    Ok(parse_counted(blob)?.0)
+}
+
+/// The same, and what it took.
+pub(crate) fn parse_counted(blob: &[u8]) -> Result<(Summary, Work), SummaryError> {
     let plist = Bplist::parse(blob)?;
-    let Some(root) = plist.root() else { return Ok(Summary::default()) };
+    let mut left = WORK_MAX;
+    let summary = plist.root().map_or_else(Summary::default, |root| read(root, &mut left));
+    Ok((summary, Work { list: plist.steps(), texts: WORK_MAX - left }))
+}
+
+fn read(root: Node<'_, '_>, left: &mut usize) -> Summary {
     let mut parts = BTreeMap::new();
     if let Some(history) = root.get("ec") {
         for (part, versions) in history.entries().take(PARTS_MAX) {
             let part = part.text().and_then(|part| part.parse::<u32>().ok());
-            let versions = versions_of(versions);
+            let versions = versions_of(versions, left);
             if let Some(part) = part
                 // The first entry is what was there before: one alone is no edit.
                 && versions.len() > 1
@@ -79,26 +103,30 @@ pub fn parse(blob: &[u8]) -> Result<Summary, SummaryError> {
     retracted.sort_unstable();
     retracted.dedup();
     let edits = parts.into_iter().map(|(part, versions)| EditedPart { part, versions }).collect();
-    Ok(Summary { edits, retracted })
+    Summary { edits, retracted }
 }
 
-fn versions_of(list: Node<'_, '_>) -> Vec<Version> {
-    let mut versions: Vec<Version> = list
-        .items()
+fn versions_of(list: Node<'_, '_>, left: &mut usize) -> Vec<Version> {
+    list.items()
+        .skip(list.len().saturating_sub(VERSIONS_MAX))
         .filter_map(|version| {
-            let text = match typedstream::decode_text(version.get("t")?.data()?) {
-                Ok(text) => text,
-                // A version was there, and this is the character for what could not be read.
-                Err(error) => error.salvaged.unwrap_or_else(|| "\u{fffd}".to_owned()),
-            };
+            // What cannot be read was a version too, and this is the character for it.
+            let text = text_of(version.get("t")?.data()?, left)
+                .unwrap_or_else(|| char::REPLACEMENT_CHARACTER.to_string());
             let at = version.get("d").and_then(|date| date.real()).map_or(UnixMs(0), seconds);
             Some(Version { text, at })
         })
-        .collect();
-    if versions.len() > VERSIONS_MAX {
-        versions.drain(..versions.len() - VERSIONS_MAX);
+        .collect()
+}
+
+fn text_of(archive: &[u8], left: &mut usize) -> Option<String> {
+    *left = left.checked_sub(archive.len())?;
+    let (text, steps) = typedstream::decode_text_counted(archive);
+    *left = left.saturating_sub(steps);
+    match text {
+        Ok(text) => Some(text),
+        Err(error) => error.salvaged,
     }
-    versions
 }
 
 /// Seconds since 2001 with a fraction; dates out of any plausible range are none.

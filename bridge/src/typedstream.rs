@@ -29,12 +29,15 @@ pub const BLOB_BYTES_MAX: usize = 4 << 20;
 pub const DEPTH_MAX: usize = 48;
 /// Most objects, classes and C strings in one blob; real ones have tens. Bounds the arena.
 pub const OBJECTS_MAX: usize = 65_536;
-/// Most values in one blob. Bounds the time for types that take no bytes, such as an array of empty
-/// structures.
-pub const VALUES_MAX: usize = 262_144;
-/// Longest type string; the longest real one is `[607c]`. With [`VALUES_MAX`] it bounds the time
-/// spent on scanning them.
+/// Most steps that one blob may cost: each value is one, as is each byte of a type string that is
+/// searched for its end, and each value of a dictionary every time that a run names it. Bounds the
+/// time for types that take no bytes, such as an array of empty structures, and for blobs that name
+/// one large object many times. Real blobs take some hundred.
+pub const STEPS_MAX: usize = 262_144;
+/// Longest type string; the longest real one is `[607c]`.
 pub const TYPES_BYTES_MAX: usize = 256;
+/// Most values of a string, number, URL or data that are looked at; real ones have up to three.
+pub const LEAF_VALUES_MAX: usize = 16;
 /// Most bytes of attribute names and values that are copied out. A blob may refer to one long
 /// string many times.
 pub const ATTRIBUTE_BYTES_MAX: usize = 2 * BLOB_BYTES_MAX;
@@ -195,7 +198,8 @@ pub enum Problem {
     /// Nested deeper than [`DEPTH_MAX`], or more superclasses than [`INHERITANCE_MAX`].
     #[error("nested too deep")]
     TooDeep,
-    /// More objects than [`OBJECTS_MAX`] or values than [`VALUES_MAX`].
+    /// More objects than [`OBJECTS_MAX`], more steps than [`STEPS_MAX`], or more to copy than
+    /// [`ATTRIBUTE_BYTES_MAX`].
     #[error("too many objects or values")]
     TooMany,
     /// A tag that has no meaning in this place.
@@ -221,10 +225,50 @@ pub enum Problem {
     Run,
 }
 
+/// What may still be spent on a blob.
+#[derive(Debug)]
+struct Budget {
+    /// Of [`STEPS_MAX`].
+    steps: usize,
+    /// Of [`ATTRIBUTE_BYTES_MAX`].
+    bytes: usize,
+}
+
+impl Budget {
+    fn new() -> Self {
+        Self { steps: STEPS_MAX, bytes: ATTRIBUTE_BYTES_MAX }
+    }
+
+    fn spend(&mut self, steps: usize) -> Result<(), Problem> {
+        self.steps = self.steps.checked_sub(steps).ok_or(Problem::TooMany)?;
+        Ok(())
+    }
+
+    fn copy(&mut self, bytes: usize) -> Result<(), Problem> {
+        self.bytes = self.bytes.checked_sub(bytes).ok_or(Problem::TooMany)?;
+        Ok(())
+    }
+
+    fn spent(&self) -> usize {
+        STEPS_MAX - self.steps
+    }
+}
+
 /// Decodes text and runs.
 pub fn decode(blob: &[u8]) -> Result<Attributed, DecodeError> {
+    decode_counted(blob).0
+}
+
+/// The same, and how many steps it took.
+pub(crate) fn decode_counted(blob: &[u8]) -> (Result<Attributed, DecodeError>, usize) {
+    let mut budget = Budget::new();
+    let decoded = decode_within(blob, &mut budget);
+    (decoded, budget.spent())
+}
+
+fn decode_within(blob: &[u8], budget: &mut Budget) -> Result<Attributed, DecodeError> {
     let mut arena = Arena::default();
-    let parsed = reader::parse(blob, reader::Until::End, &mut arena);
+    let parsed = reader::parse(blob, reader::Until::End, &mut arena, budget);
     let text_of = |arena: &Arena<'_>| {
         arena.first_text.map(|bytes| String::from_utf8_lossy(bytes).into_owned())
     };
@@ -234,7 +278,7 @@ pub fn decode(blob: &[u8]) -> Result<Attributed, DecodeError> {
             return Err(DecodeError { at, problem, salvaged: text_of(&arena) });
         }
     };
-    attributed(&arena, root).map_err(|problem| DecodeError {
+    attributed(&arena, root, budget).map_err(|problem| DecodeError {
         at: blob.len(),
         problem,
         salvaged: text_of(&arena),
@@ -243,9 +287,20 @@ pub fn decode(blob: &[u8]) -> Result<Attributed, DecodeError> {
 
 /// Decodes the text alone and stops there, which is several times cheaper than [`decode`].
 pub fn decode_text(blob: &[u8]) -> Result<String, DecodeError> {
+    decode_text_counted(blob).0
+}
+
+/// The same, and how many steps it took.
+pub(crate) fn decode_text_counted(blob: &[u8]) -> (Result<String, DecodeError>, usize) {
+    let mut budget = Budget::new();
+    let decoded = decode_text_within(blob, &mut budget);
+    (decoded, budget.spent())
+}
+
+fn decode_text_within(blob: &[u8], budget: &mut Budget) -> Result<String, DecodeError> {
     let mut arena = Arena::default();
     let fail = |at, problem| DecodeError { at, problem, salvaged: None };
-    let parsed = reader::parse(blob, reader::Until::Text, &mut arena);
+    let parsed = reader::parse(blob, reader::Until::Text, &mut arena, budget);
     if let Some(bytes) = arena.first_text {
         return match str::from_utf8(bytes) {
             Ok(text) => Ok(text.to_owned()),
@@ -263,9 +318,8 @@ pub fn decode_text(blob: &[u8]) -> Result<String, DecodeError> {
 }
 
 /// Reads the attributed string at `root` out of the arena.
-fn attributed(arena: &Arena<'_>, root: usize) -> Result<Attributed, Problem> {
-    let mut budget = BLOB_BYTES_MAX;
-    if let Some(text) = string_at(arena, root, &mut budget)? {
+fn attributed(arena: &Arena<'_>, root: usize, budget: &mut Budget) -> Result<Attributed, Problem> {
+    if let Some(text) = string_at(arena, root, budget)? {
         return Ok(Attributed { text, runs: Vec::new() });
     }
     let Some(Slot::Object { class: Some(class), values }) = arena.slots.get(root) else {
@@ -278,8 +332,8 @@ fn attributed(arena: &Arena<'_>, root: usize) -> Result<Attributed, Problem> {
     let Some(Value::Object(Some(string))) = values.next() else {
         return Err(Problem::NotText);
     };
-    let text = string_at(arena, *string, &mut budget)?.ok_or(Problem::NotText)?;
-    let runs = runs(arena, &text, &mut values)?;
+    let text = string_at(arena, *string, budget)?.ok_or(Problem::NotText)?;
+    let runs = runs(arena, &text, &mut values, budget)?;
     Ok(Attributed { text, runs })
 }
 
@@ -289,10 +343,10 @@ fn runs<'v>(
     arena: &Arena<'_>,
     text: &str,
     values: &mut impl Iterator<Item = &'v Value<'v>>,
+    budget: &mut Budget,
 ) -> Result<Vec<Run>, Problem> {
     let mut runs = Vec::new();
     let mut sets: Vec<Arc<[(String, Attribute)]>> = Vec::new();
-    let mut budget = ATTRIBUTE_BYTES_MAX;
     let mut rest = text.char_indices();
     let (mut utf16, mut byte) = (0_usize, 0_usize);
     while let Some(value) = values.next() {
@@ -307,7 +361,7 @@ fn runs<'v>(
         if number == sets.len() {
             let Some(Value::Object(set)) = values.next() else { return Err(Problem::Run) };
             sets.push(match set {
-                Some(set) => dictionary(arena, *set, &mut budget)?.into(),
+                Some(set) => dictionary(arena, *set, budget)?.into(),
                 None => Arc::default(),
             });
         }
@@ -337,7 +391,7 @@ fn runs<'v>(
 fn dictionary(
     arena: &Arena<'_>,
     at: usize,
-    budget: &mut usize,
+    budget: &mut Budget,
 ) -> Result<Vec<(String, Attribute)>, Problem> {
     let Some(Slot::Object { class: Some(class), values }) = arena.slots.get(at) else {
         return Err(Problem::Run);
@@ -345,6 +399,8 @@ fn dictionary(
     if !arena.is_kind(*class, b"NSDictionary") {
         return Err(Problem::Run);
     }
+    // The same dictionary may be named by many runs.
+    budget.spend(values.len())?;
     let mut objects = values.iter().filter_map(|value| match value {
         Value::Object(object) => Some(*object),
         Value::Integer(_) | Value::Float(_) | Value::Bytes(_) | Value::Nothing => None,
@@ -361,58 +417,61 @@ fn dictionary(
 }
 
 /// The value of an attribute, by the class of the object.
-fn attribute(arena: &Arena<'_>, at: usize, budget: &mut usize) -> Result<Attribute, Problem> {
+fn attribute(arena: &Arena<'_>, at: usize, budget: &mut Budget) -> Result<Attribute, Problem> {
     if let Some(text) = string_at(arena, at, budget)? {
         return Ok(Attribute::Text(text));
     }
     let Some(Slot::Object { class: Some(class), values }) = arena.slots.get(at) else {
         return Err(Problem::Reference);
     };
-    let other = || Attribute::Other(arena.class_name(*class));
+    let other = |budget: &mut Budget| {
+        let name = arena.class_name(*class);
+        budget.copy(name.len())?;
+        Ok(Attribute::Other(String::from_utf8_lossy(name).into_owned()))
+    };
     if arena.is_kind(*class, b"NSNumber") {
         // The first value is the C string with the type, the second the number.
-        return Ok(values
-            .iter()
-            .find_map(|value| match value {
-                Value::Integer(number) => Some(Attribute::Integer(*number)),
-                Value::Float(number) => Some(Attribute::Float(*number)),
-                Value::Bytes(_) | Value::Object(_) | Value::Nothing => None,
-            })
-            .unwrap_or_else(other));
+        let number = values.iter().take(LEAF_VALUES_MAX).find_map(|value| match value {
+            Value::Integer(number) => Some(Attribute::Integer(*number)),
+            Value::Float(number) => Some(Attribute::Float(*number)),
+            Value::Bytes(_) | Value::Object(_) | Value::Nothing => None,
+        });
+        return number.map_or_else(|| other(budget), Ok);
     }
     if arena.is_kind(*class, b"NSURL") {
         // A flag, the base URL if the flag says so, then the string; the last object is the string.
-        let last = values.iter().rev().find_map(|value| match value {
+        let last = values.iter().rev().take(LEAF_VALUES_MAX).find_map(|value| match value {
             Value::Object(object) => *object,
             Value::Integer(_) | Value::Float(_) | Value::Bytes(_) | Value::Nothing => None,
         });
-        return Ok(match last {
-            Some(last) => string_at(arena, last, budget)?.map_or_else(other, Attribute::Url),
-            None => other(),
-        });
+        let text = match last {
+            Some(last) => string_at(arena, last, budget)?,
+            None => None,
+        };
+        return text.map_or_else(|| other(budget), |text| Ok(Attribute::Url(text)));
     }
     if arena.is_kind(*class, b"NSData") {
-        let bytes = values.iter().find_map(|value| match value {
+        let bytes = values.iter().take(LEAF_VALUES_MAX).find_map(|value| match value {
             Value::Bytes(bytes) => Some(*bytes),
             Value::Integer(_) | Value::Float(_) | Value::Object(_) | Value::Nothing => None,
         });
         return match bytes {
             Some(bytes) => {
-                *budget = budget.checked_sub(bytes.len()).ok_or(Problem::TooMany)?;
+                budget.copy(bytes.len())?;
                 Ok(Attribute::Data(bytes.to_vec()))
             }
-            None => Ok(other()),
+            None => other(budget),
         };
     }
-    Ok(other())
+    other(budget)
 }
 
 /// The content of an `NSString`; none if the object is something else.
-fn string_at(arena: &Arena<'_>, at: usize, budget: &mut usize) -> Result<Option<String>, Problem> {
+fn string_at(arena: &Arena<'_>, at: usize, budget: &mut Budget) -> Result<Option<String>, Problem> {
     match arena.string_bytes(at) {
         None => Ok(None),
         Some(bytes) => {
-            *budget = budget.checked_sub(bytes.len()).ok_or(Problem::TooMany)?;
+            budget.copy(bytes.len())?;
             match str::from_utf8(bytes) {
                 Ok(text) => Ok(Some(text.to_owned())),
                 Err(_) => Err(Problem::NotUtf8),

@@ -17,6 +17,8 @@ pub mod api;
 pub mod channel;
 pub mod class;
 mod code;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod id;
 pub mod limits;
 pub mod link;

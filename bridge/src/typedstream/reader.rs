@@ -1,7 +1,8 @@
 //! The grammar of the stream: tags, compact numbers, back-references, type strings.
 
 use super::{
-    BLOB_BYTES_MAX, DEPTH_MAX, INHERITANCE_MAX, OBJECTS_MAX, Problem, TYPES_BYTES_MAX, VALUES_MAX,
+    BLOB_BYTES_MAX, Budget, DEPTH_MAX, INHERITANCE_MAX, LEAF_VALUES_MAX, OBJECTS_MAX, Problem,
+    TYPES_BYTES_MAX,
 };
 
 /// A 16-bit number follows.
@@ -87,10 +88,10 @@ impl<'a> Arena<'a> {
     }
 
     /// The name of a class, for values that are only named.
-    pub(super) fn class_name(&self, class: usize) -> String {
+    pub(super) fn class_name(&self, class: usize) -> &'a [u8] {
         match self.slots.get(class) {
-            Some(Slot::Class { name, .. }) => String::from_utf8_lossy(name).into_owned(),
-            Some(Slot::Object { .. } | Slot::CString(_)) | None => String::new(),
+            Some(Slot::Class { name, .. }) => name,
+            Some(Slot::Object { .. } | Slot::CString(_)) | None => &[],
         }
     }
 
@@ -102,7 +103,7 @@ impl<'a> Arena<'a> {
         if !self.is_kind(*class, b"NSString") {
             return None;
         }
-        values.iter().find_map(|value| match value {
+        values.iter().take(LEAF_VALUES_MAX).find_map(|value| match value {
             Value::Bytes(bytes) => Some(*bytes),
             Value::Integer(_) | Value::Float(_) | Value::Object(_) | Value::Nothing => None,
         })
@@ -121,7 +122,7 @@ struct Reader<'a, 'r> {
     /// Type strings and class names, in the order of their back-reference numbers.
     names: Vec<&'a [u8]>,
     arena: &'r mut Arena<'a>,
-    values_left: usize,
+    budget: &'r mut Budget,
 }
 
 /// Parses the stream into `arena` and gives the place of the root object, or offset and problem.
@@ -130,6 +131,7 @@ pub(super) fn parse<'a>(
     blob: &'a [u8],
     until: Until,
     arena: &mut Arena<'a>,
+    budget: &mut Budget,
 ) -> Result<usize, (usize, Problem)> {
     if blob.len() > BLOB_BYTES_MAX {
         return Err((BLOB_BYTES_MAX, Problem::TooLong));
@@ -142,7 +144,7 @@ pub(super) fn parse<'a>(
         done: false,
         names: Vec::with_capacity(16),
         arena,
-        values_left: VALUES_MAX,
+        budget,
     };
     reader.root().map_err(|problem| (reader.at, problem))
 }
@@ -376,7 +378,7 @@ impl<'a> Reader<'a, '_> {
         values: &mut Vec<Value<'a>>,
         depth: usize,
     ) -> Parsed<()> {
-        self.values_left = self.values_left.checked_sub(1).ok_or(Problem::TooMany)?;
+        self.budget.spend(1)?;
         let Some((kind, rest)) = types.split_first() else { return Err(Problem::TypeEncoding(0)) };
         *types = rest;
         let value = match kind {
@@ -466,6 +468,7 @@ impl<'a> Reader<'a, '_> {
             .and_then(|number| number.parse::<usize>().ok())
             .ok_or(Problem::TypeEncoding(b'['))?;
         let length = type_length(element)?;
+        self.budget.spend(digits.saturating_add(length))?;
         let (element, rest) = element.split_at_checked(length).ok_or(Problem::Truncated)?;
         let Some((b']', rest)) = rest.split_first() else {
             return Err(Problem::TypeEncoding(b'['));
@@ -498,6 +501,7 @@ impl<'a> Reader<'a, '_> {
     ) -> Parsed<()> {
         let name =
             types.iter().position(|byte| *byte == b'=').ok_or(Problem::TypeEncoding(b'{'))?;
+        self.budget.spend(name)?;
         let (_, mut inside) =
             types.split_at_checked(name + 1).ok_or(Problem::TypeEncoding(b'{'))?;
         // Types nest in the type string itself, without an object in between.
