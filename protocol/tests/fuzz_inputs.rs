@@ -1,7 +1,11 @@
 //! What fuzzers begin with, and what they have found, is replayed without a fuzzer. The folders are
 //! in `fuzz/`; a new target has both before it has anything else.
 
-#![expect(clippy::unwrap_used, reason = "a failed assumption fails the test")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a failed assumption fails the test, and names the input that it failed at"
+)]
 
 use std::path::Path;
 
