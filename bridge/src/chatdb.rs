@@ -239,13 +239,13 @@ impl ChatDb {
     /// The largest rowid that was ever given out: SQLite keeps it for AUTOINCREMENT tables, so it
     /// does not go down when rows are deleted.
     pub fn highest_rowid_ever(&self) -> Result<i64, NotReady> {
-        let sequence: Option<i64> = self.run(|connection| {
+        let sequence: Option<Option<i64>> = self.run(|connection| {
             connection
                 .prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'message'")?
                 .query_row([], |row| row.get(0))
                 .optional()
         })?;
-        Ok(sequence.unwrap_or(0).max(self.max_rowid()?))
+        Ok(sequence.flatten().unwrap_or(0).max(self.max_rowid()?))
     }
 
     /// What [`verify`] needs to know about a cursor.

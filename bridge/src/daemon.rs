@@ -283,6 +283,8 @@ pub(crate) struct Daemon<E> {
     machine_logged: look::Logged,
     database_at_ms: i64,
     database_ready: bool,
+    /// The rows of our sends have not been found again since chat.db has other numbers.
+    renumbered: bool,
 }
 
 impl<E: Evidence> Daemon<E> {
@@ -325,6 +327,7 @@ impl<E: Evidence> Daemon<E> {
             machine_logged: look::Logged::new(),
             database_at_ms: now.continuous_ms,
             database_ready: false,
+            renumbered: false,
             config,
             journal,
             evidence,
@@ -578,11 +581,32 @@ impl<E: Evidence> Daemon<E> {
         let pause_ms = if polled { 0 } else { DATABASE_POLL_MS };
         self.database_at_ms = now.continuous_ms.saturating_add(pause_ms);
         self.saw_database(result);
+        if self.renumbered && self.database_ready {
+            self.follow_numbers(now, turn);
+        }
         if self.database_ready {
             self.heartbeat.last_poll = Some(now.wall);
             self.outbound.step(Event::DatabaseChanged, now, turn);
         }
         Ok(())
+    }
+
+    /// The rows of our sends have other numbers by now.
+    fn follow_numbers(&mut self, now: Now, turn: &mut Turn) {
+        let tracked = self.outbound.tracked();
+        let guids: Vec<String> = tracked.iter().map(|(_, guid)| guid.clone()).collect();
+        match self.evidence.numbers(&guids) {
+            Ok(numbers) => {
+                let numbers: HashMap<String, i64> = numbers.into_iter().collect();
+                let found = tracked.into_iter().filter_map(|(attempt, guid)| {
+                    numbers.get(&guid).map(|rowid| (attempt, *rowid))
+                });
+                self.renumbered = false;
+                self.outbound.step(Event::Renumbered(found.collect()), now, turn);
+            }
+            // The next look asks again.
+            Err(why) => self.saw_database(Err(why)),
+        }
     }
 
     /// True when there is more than one turn should read.
@@ -593,6 +617,7 @@ impl<E: Evidence> Daemon<E> {
                 if let Some((guid, print)) = heard {
                     turn.changes.push(Change::Heard { guid, print: Some(print) });
                 }
+                self.renumbered |= matches!(fact, Fact::Resync { .. });
                 if let Fact::Received(received) = &fact {
                     self.heartbeat.last_inbound = Some(now.wall);
                     tracing::debug!(guid = received.guid, late = received.late, "received");

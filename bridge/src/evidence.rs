@@ -72,6 +72,8 @@ pub(crate) trait Evidence {
     ) -> Result<Vec<RowState>, NotReady>;
     /// The present state of rows.
     fn states(&mut self, rowids: &[i64]) -> Result<Vec<RowState>, NotReady>;
+    /// The numbers that rows with these guids have now, of those that are there.
+    fn numbers(&mut self, guids: &[String]) -> Result<Vec<(String, i64)>, NotReady>;
     /// The guid of the chat in which this recipient is written to over this channel, if there is one. For a
     /// group, in whatever service the group is.
     fn chat_guid(&mut self, to: &Recipient, channel: Channel) -> Result<Option<String>, NotReady>;
@@ -217,6 +219,16 @@ impl Evidence for Database {
         })
     }
 
+    fn numbers(&mut self, guids: &[String]) -> Result<Vec<(String, i64)>, NotReady> {
+        self.with(|database| {
+            let mut numbers = Vec::with_capacity(guids.len());
+            for guid in guids {
+                numbers.extend(database.rowid_of(guid)?.map(|rowid| (guid.clone(), rowid)));
+            }
+            Ok(numbers)
+        })
+    }
+
     fn chat_guid(&mut self, to: &Recipient, channel: Channel) -> Result<Option<String>, NotReady> {
         self.with(|database| Ok(database.existing_chat_for(to, channel)?.map(|chat| chat.guid)))
     }
@@ -249,7 +261,7 @@ impl Evidence for Database {
 }
 
 /// What of a read is the daemon's to tell.
-fn news(read: Read) -> News {
+pub(crate) fn news(read: Read) -> News {
     let resync = read
         .resynced
         .map(|why| NewFact { fact: Fact::Resync { why: why.as_str().to_owned() }, heard: None });

@@ -21,6 +21,7 @@ mod intake;
 mod lane;
 mod model;
 mod parts;
+mod renumber;
 mod settle;
 #[cfg(test)]
 mod storm;
@@ -286,6 +287,7 @@ impl Outbound {
                     }
                 }
             }
+            Event::Renumbered(found) => self.renumbered(&found, turn),
             Event::DatabaseChanged => {
                 self.look(now, turn);
                 self.read_states(now, turn);
@@ -408,14 +410,9 @@ impl Outbound {
         self.settling.remove(attempt);
         self.doubts.remove(attempt);
         self.failing.remove(attempt);
-        if let Some(Phase::Found { rowid, .. }) =
-            self.sends.get(attempt).and_then(SendRecord::phase)
-        {
-            // No longer tracked; claimed it stays, so that another send with the same words cannot
-            // take it for its own.
-            let rowid = *rowid;
-            self.rows.remove(&rowid);
-        }
+        // No longer tracked; claimed it stays, so that another send with the same words cannot take it
+        // for its own.
+        self.untrack(attempt);
         if matches!(&self.lane, Lane::Matching { attempt: matching, .. } if matching == attempt) {
             self.lane = Lane::Idle;
         }

@@ -135,9 +135,12 @@ pub(crate) struct Reading {
     beside: Beside,
     /// What an earlier life has told, until the reading begins.
     heard: Vec<journal::Heard>,
-    /// How much of it is kept in memory.
-    known_max: usize,
+    /// That is all that was ever told.
+    whole: bool,
     inbox: Option<Inbox>,
+    /// The last row that was read in this life, which stands above the stored position while rows are
+    /// held.
+    last: Option<(i64, String)>,
     sweep: Sweep,
     /// The stored position is wrong, even where the number happens to be the right one.
     replace: bool,
@@ -151,18 +154,20 @@ pub(crate) struct Reading {
 impl Reading {
     /// Goes on where an earlier life stood, or begins at the newest row.
     pub(crate) fn restore(cursor: Option<&str>, heard: Vec<journal::Heard>) -> Self {
-        Self::with_room(cursor, heard, KNOWN_MAX)
+        let whole = heard.len() < KNOWN_MAX;
+        Self::with_memory(cursor, heard, whole)
     }
 
-    /// The same, with another amount kept in memory.
-    fn with_room(cursor: Option<&str>, heard: Vec<journal::Heard>, known_max: usize) -> Self {
+    /// The same; `whole` where nothing else was ever told.
+    fn with_memory(cursor: Option<&str>, heard: Vec<journal::Heard>, whole: bool) -> Self {
         let (stored, beside) = cursor.and_then(parse).unzip();
         Self {
             stored,
             beside: beside.unwrap_or_default(),
             heard,
-            known_max,
+            whole,
             inbox: None,
+            last: None,
             sweep: Sweep::default(),
             replace: false,
             resynced: None,
@@ -220,6 +225,9 @@ impl Reading {
         let original = |row: &Row| originals.get(&row.rowid).cloned();
         let batch = Batch { rows: &rows, held: &held, changed: &changed, original: &original };
         let Taken { heard, seen, joined } = inbox.take(batch, now.wall);
+        if let Some(row) = rows.last() {
+            self.last = Some((row.rowid, row.guid.clone()));
+        }
         let newest = rows.iter().filter_map(|row| row.at).max().map(|at| at.min(now.wall));
         self.beside.newest = self.beside.newest.max(newest);
         let cursor = self.moved(database).unwrap_or_else(|error| {
@@ -262,12 +270,12 @@ impl Reading {
         }
         recall(inbox.known_mut(), memory, &beside)?;
         inbox.remind(&beside);
-        // Of what has changed something may be told where the message was told, or has come since
-        // this phone is read.
+        // Of what has changed something may be told where the message was told or found empty, or has
+        // come since this phone is read.
         let since = self.beside.since;
         changed.retain(|row| {
             !inbox.is_held(row.rowid)
-                && (inbox.known().has(&row.guid)
+                && (inbox.known().remembers(&row.guid)
                     || since.is_none_or(|since| row.at.is_some_and(|at| at >= since)))
         });
         let mut originals = HashMap::new();
@@ -319,8 +327,13 @@ impl Reading {
         // was ever given out mean that another state of the file was put in its place.
         let read_to = self.inbox.as_ref().map(Inbox::read_to);
         let is_gone = read_to.is_some_and(|read| read > facts.highest_rowid_ever);
+        let is_other = match &self.last {
+            Some((rowid, guid)) => database.guid_at(*rowid)?.is_some_and(|now| now != *guid),
+            None => false,
+        };
         let verified = match verify(stored, &facts) {
             Verified::Good if is_gone => Verified::Resync(ResyncReason::Younger),
+            Verified::Good if is_other => Verified::Resync(ResyncReason::Renumbered),
             verified @ (Verified::Good | Verified::Resync(_)) => verified,
         };
         match verified {
@@ -353,6 +366,7 @@ impl Reading {
             "chat.db's numbers have changed: reading its last days again"
         );
         self.begin(from, self.beside.newest);
+        self.last = None;
         self.replace = true;
         self.resynced = Some(why);
         self.sweep.forget();
@@ -367,15 +381,14 @@ impl Reading {
         if self.inbox.is_some() {
             return;
         }
-        let mut known = Known::new(self.known_max);
-        if self.heard.len() >= self.known_max {
+        let mut known = Known::new(KNOWN_MAX);
+        if !self.whole {
             known.is_part();
         }
         for heard in self.heard.drain(..) {
             learn(&mut known, heard);
         }
-        let patience = Patience { known_max: self.known_max, ..Patience::default() };
-        self.inbox = Some(Inbox::with_memory(rowid, newest, patience, known));
+        self.inbox = Some(Inbox::with_memory(rowid, newest, Patience::default(), known));
         // What has happened to messages since the last life is as old as what that one read.
         if let Some(newest) = self.beside.newest {
             self.sweep.reach(newest.plus_ms(-sweep::YOUNG_MS));

@@ -77,6 +77,14 @@ impl Evidence for Fake {
             .map(|row| row.2.clone())
             .collect())
     }
+    fn numbers(
+        &mut self,
+        guids: &[String],
+    ) -> Result<Vec<(String, i64)>, protocol::pipe::NotReady> {
+        let shelf = self.shelf()?;
+        let rows = shelf.rows.iter().filter(|row| guids.contains(&row.2.guid));
+        Ok(rows.map(|row| (row.2.guid.clone(), row.0)).collect())
+    }
     fn chat_guid(
         &mut self,
         _to: &Recipient,

@@ -72,6 +72,11 @@ impl Known {
         self.max > 0 && self.guids.contains(&short(guid))
     }
 
+    /// Whether anything is remembered of it: that it was told, or that there was nothing in it.
+    pub fn remembers(&self, guid: &str) -> bool {
+        self.has(guid) || self.seen.contains_key(guid)
+    }
+
     /// A message of that guid has been told.
     pub fn learn(&mut self, guid: &str, print: Option<u64>) {
         let key = short(guid);
@@ -152,4 +157,28 @@ pub(crate) fn print(row: &Row) -> u64 {
     add(&row.at.map_or(0, |at| at.0).to_be_bytes());
     let hash = digest(&SHA256, &bytes);
     hash.as_ref().first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_left_memory_may_have_been_told_all_the_same() {
+        let mut known = Known::new(3);
+        for guid in ["A", "B", "C"] {
+            known.learn(guid, None);
+        }
+        assert!(known.is_sure_of("A") && known.is_sure_of("NEW"), "all that was told is here");
+        known.learn("D", None);
+        assert!(!known.has("A"));
+        for guid in ["A", "D", "NEW"] {
+            assert!(!known.is_sure_of(guid), "{guid}: more may have been told of it");
+        }
+        known.remember("D", Seen::untold());
+        assert!(known.is_sure_of("D"));
+        let mut part = Known::new(3);
+        part.is_part();
+        assert!(!part.is_sure_of("A"));
+    }
 }

@@ -314,6 +314,11 @@ pub(crate) enum Event {
     },
     /// The answer to [`Effect::ReadStates`].
     States(Vec<RowState>),
+    /// All rows of chat.db have other numbers: these are those of [`Outbound::tracked`] that are
+    /// still there.
+    ///
+    /// [`Outbound::tracked`]: super::Outbound::tracked
+    Renumbered(Vec<(Attempt, i64)>),
     DatabaseChanged,
     Tick,
 }

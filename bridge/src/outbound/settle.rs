@@ -168,12 +168,7 @@ impl Outbound {
         let failure = failing.failure.clone();
         if let Some(row) = other {
             self.failing.remove(attempt);
-            if let Some(Phase::Found { rowid, .. }) =
-                self.sends.get(attempt).and_then(SendRecord::phase)
-            {
-                let rowid = *rowid;
-                self.rows.remove(&rowid);
-            }
+            self.untrack(attempt);
             self.adopt(attempt, &row, now, turn);
             return;
         }

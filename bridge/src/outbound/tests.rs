@@ -9,6 +9,7 @@ use crate::config::Pacing;
 use crate::osascript::{Disposition, of_number};
 
 mod parts;
+mod renumber;
 
 const T0: i64 = 1_700_000_000_000;
 
