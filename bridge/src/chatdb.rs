@@ -69,6 +69,9 @@ const UNJOINED_ROWS: i64 = 500;
 /// Rows below a cursor whose dates give the running maximum for `late`. Backfills come in blocks of
 /// up to some hundred rows.
 const NEWEST_DATE_ROWS: i64 = 500;
+
+/// Rows whose dates are looked at in one read where dates are not indexed: some milliseconds' worth.
+const DATES_A_READ: i64 = 5_000;
 /// A copy's date is that of its original; macOS versions cut it differently.
 const COPY_SLACK_MS: i64 = 1_000;
 /// Rows looked at for the original of a copy; more within two seconds is no conversation.
@@ -287,14 +290,25 @@ impl ChatDb {
         let (nanoseconds, seconds) = rows::apple_dates(at);
         // The smallest rowid at or after the instant, not the largest before it: iCloud inserts old
         // messages late, and those stand behind newer ones.
-        let first: Option<i64> = self.one(
-            "SELECT MIN(ROWID) FROM message WHERE date >= ?1 OR (date >= ?2 AND date < 1000000000000)",
-            [nanoseconds, seconds],
-        )?;
-        match first {
-            Some(first) => Ok(first.saturating_sub(1)),
-            None => self.max_rowid(),
+        let last = self.max_rowid()?;
+        if self.schema.dates_indexed {
+            let first: Option<i64> = self.one(schema::FIRST_SINCE, [nanoseconds, seconds])?;
+            return Ok(first.map_or(last, |first| first.saturating_sub(1)));
         }
+        // Every Mac has that index. Without it the table is read, in steps that hold nobody up.
+        let mut from = 0;
+        while from < last {
+            let first: Option<i64> = self.one(
+                "SELECT MIN(ROWID) FROM message WHERE ROWID > ?3 AND ROWID <= ?3 + ?4
+                 AND (date >= ?1 OR (date >= ?2 AND date < 1000000000000))",
+                [nanoseconds, seconds, from, DATES_A_READ],
+            )?;
+            if let Some(first) = first {
+                return Ok(first.saturating_sub(1));
+            }
+            from = from.saturating_add(DATES_A_READ);
+        }
+        Ok(last)
     }
 
     /// Rows above a rowid in order, at most `limit`: three queries for the whole batch. Every kind
