@@ -82,6 +82,11 @@ impl Echo {
         Self { next: ECHO_FIRST, passed: Duration::ZERO }
     }
 
+    /// The poll alone goes on.
+    fn is_over(self) -> bool {
+        self.passed >= ECHOES_FOR
+    }
+
     /// A look without an event before it.
     fn go_on(self) -> Self {
         let passed = self.passed.saturating_add(self.next);
@@ -116,6 +121,14 @@ impl Watch {
         path: &Path,
         events: bool,
     ) -> std::io::Result<(Self, tokio::sync::mpsc::Receiver<()>)> {
+        Self::start_polling(path, events, POLL_EVERY)
+    }
+
+    fn start_polling(
+        path: &Path,
+        events: bool,
+        poll_every: Duration,
+    ) -> std::io::Result<(Self, tokio::sync::mpsc::Receiver<()>)> {
         // One place: a change that nobody has taken yet says everything that a second would.
         let (changed, changes) = tokio::sync::mpsc::channel(1);
         let (wake, woken) = sync_channel(1);
@@ -131,6 +144,7 @@ impl Watch {
             shared: Shared::at(path),
             seen: None,
             files: Files::default(),
+            poll_every,
         };
         let thread = std::thread::Builder::new()
             .name("chatdb-watch".to_owned())
@@ -219,6 +233,7 @@ struct Worker {
     /// Opening and `data_version` at the last look; none when the database could not be looked at.
     seen: Option<(u64, i64)>,
     files: Files,
+    poll_every: Duration,
 }
 
 impl Worker {
@@ -228,7 +243,8 @@ impl Worker {
         self.tell();
         let mut echo = Echo::OVER;
         while !self.stop.load(Ordering::Relaxed) && !self.changed.is_closed() {
-            match self.woken.recv_timeout(echo.next) {
+            let wait = if echo.is_over() { self.poll_every } else { echo.next };
+            match self.woken.recv_timeout(wait) {
                 Ok(()) => {
                     echo = Echo::begin();
                     // Wait for the rest of the commit's events, and take them together.
@@ -306,7 +322,35 @@ fn nudge(wake: &SyncSender<()>) {
 
 #[cfg(test)]
 mod tests {
+    use rusqlite::Connection;
+
     use super::*;
+
+    /// Whether a commit is noticed when nothing has happened for a while.
+    async fn notices_a_commit(events: bool, poll_every: Duration) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chat.db");
+        let writer = Connection::open(&path).unwrap();
+        writer.pragma_update(None, "journal_mode", "wal").unwrap();
+        writer.execute_batch("CREATE TABLE message (guid)").unwrap();
+        let (watch, mut changes) = Watch::start_polling(&path, events, poll_every).unwrap();
+        let mut change = async |within| tokio::time::timeout(within, changes.recv()).await;
+        change(Duration::from_secs(20)).await.expect("the first one comes at once");
+        while change(ECHOES_FOR.saturating_mul(2)).await.is_ok() {}
+        writer.execute_batch("INSERT INTO message VALUES ('A')").unwrap();
+        change(Duration::from_secs(20)).await.expect("the commit is noticed").unwrap();
+        assert_eq!(watch.counters().hints() > 0, events);
+    }
+
+    #[tokio::test]
+    async fn file_events_alone_tell_of_a_commit() {
+        notices_a_commit(true, Duration::from_hours(1)).await;
+    }
+
+    #[tokio::test]
+    async fn polling_alone_tells_of_a_commit() {
+        notices_a_commit(false, POLL_EVERY).await;
+    }
 
     #[test]
     fn looks_after_an_event_are_frequent_and_end() {

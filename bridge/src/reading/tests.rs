@@ -241,6 +241,15 @@ impl Phone {
 
     // ---- the bridge -------------------------------------------------------------------------
 
+    /// One read, of possibly several.
+    fn read_some(&mut self) {
+        let database = self.database.take().unwrap();
+        let read = self.reading.read(&database, &self.journal, ROWS, self.now).unwrap();
+        self.database = Some(database);
+        let events = self.journal.commit(evidence::news(read));
+        self.events.extend(events);
+    }
+
     /// Reads all there is. Without `commit` the bridge crashes before it is written down.
     fn read(&mut self, commit: bool) {
         for turn in 0.. {
@@ -379,6 +388,50 @@ proptest! {
         }
         prop_assert_eq!(times.len(), phone.written.len());
     }
+}
+
+/// Writes many messages at once.
+fn write_many(phone: &mut Phone, count: i64) {
+    let like = phone.write("many", 0, (true, true));
+    let mut connection = phone.sql();
+    let tx = connection.transaction().unwrap();
+    for n in 0..count {
+        tx.execute(
+            "INSERT INTO message (guid, text, handle_id, service, date, is_finished)
+             SELECT ?2, ?2, handle_id, service, date + ?3, 1 FROM message WHERE guid = ?1",
+            (&like, format!("MANY-{n}"), n * 1_000_000),
+        )
+        .unwrap();
+        tx.execute(
+            "INSERT INTO chat_message_join (chat_id, message_id)
+             SELECT ROWID, last_insert_rowid() FROM chat",
+            [],
+        )
+        .unwrap();
+    }
+    tx.commit().unwrap();
+}
+
+#[test]
+fn an_old_row_that_changes_is_seen_although_something_changes_all_the_time() {
+    let mut phone = Phone::new(100);
+    write_many(&mut phone, 3_000);
+    phone.read(true);
+    let sql = "UPDATE message SET is_empty = 1, part_count = 0, text = NULL, message_summary_info =
+                   (SELECT message_summary_info FROM message WHERE guid = ?1) WHERE guid = ?2";
+    // What an unsend looks like is copied from one.
+    let unsent = phone.write("unsent", 0, (true, true));
+    phone.messages.unsend(&unsent, None, apple(phone.now.wall)).unwrap();
+    phone.sql().execute(sql, (&unsent, "MANY-2000")).unwrap();
+    let is_told = |event: &Event| matches!(event, Event::Unsent(was) if was.guid == "MANY-2000");
+    let mut turns = 0;
+    while !phone.events.iter().any(is_told) {
+        turns += 1;
+        assert!(turns < 20, "the rotation never gets there");
+        phone.write("busy", 0, (true, true));
+        phone.read_some();
+    }
+    assert_eq!(phone.events.iter().filter(|event| is_told(event)).count(), 1);
 }
 
 #[test]
