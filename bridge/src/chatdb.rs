@@ -16,6 +16,7 @@
 
 mod book;
 mod census;
+mod contacts;
 mod cursor;
 mod error;
 mod pulse;
@@ -37,6 +38,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
 pub use book::Chat;
 pub use census::Census;
+pub use contacts::Contact;
 pub use cursor::{Cursor, CursorFacts, RESYNC_WINDOW_MS, ResyncReason, Verified, verify};
 pub use error::{Cause, NotReady};
 pub(crate) use pulse::LATEST_MS;

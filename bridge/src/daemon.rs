@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use protocol::pipe::{
-    AccountState, Attempt, Capability, Command, Event as Fact, Heartbeat, Hello,
+    AccountState, Attempt, Capability, ChannelCapability, Command, Event as Fact, Heartbeat, Hello,
     OutboundAttachment, Up, parse_command,
 };
 use protocol::{PROTOCOL, Reason, Recipient, WireError};
@@ -546,7 +546,8 @@ impl<E: Evidence> Daemon<E> {
                 return Ok(());
             }
             Command::Capability { to } => {
-                let known = Capability { to, channels: Vec::new() };
+                let channels = self.capabilities(&to);
+                let known = Capability { to, channels };
                 turn.tell(Fact::Capability(known), now, self.outbound.max_epoch());
                 return Ok(());
             }
@@ -555,6 +556,24 @@ impl<E: Evidence> Daemon<E> {
         };
         self.outbound.step(event, now, turn);
         Ok(())
+    }
+
+    /// What is known of the channels of an address: nothing of groups and services, nor while chat.db cannot
+    /// be read.
+    fn capabilities(&mut self, to: &Recipient) -> Vec<ChannelCapability> {
+        match to {
+            Recipient::Number(_) | Recipient::Email(_) => {}
+            Recipient::Group(_) | Recipient::Service(_) => return Vec::new(),
+        }
+        match self.evidence.contacts(to.address()) {
+            Ok(contacts) => {
+                crate::capability::known(&contacts, |guid| self.outbound.has_claimed(guid))
+            }
+            Err(why) => {
+                self.saw_database(Err(why));
+                Vec::new()
+            }
+        }
     }
 
     fn known(&self, attempt: &Attempt) -> Result<Option<crate::outbound::Told>, DaemonError> {

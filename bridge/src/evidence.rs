@@ -7,7 +7,7 @@ use protocol::pipe::{Event as Fact, NotReady};
 use protocol::{Channel, Recipient, UnixMs};
 use tokio::sync::mpsc;
 
-use crate::chatdb::{ChatDb, PULSE_ROWS, Pulse, SendState, SentQuery, StatusBits, Watch};
+use crate::chatdb::{ChatDb, Contact, PULSE_ROWS, Pulse, SendState, SentQuery, StatusBits, Watch};
 use crate::clock::Now;
 use crate::inbound::{Seen, Told};
 use crate::journal::{Heard, JournalError};
@@ -77,6 +77,8 @@ pub(crate) trait Evidence {
     /// The guid of the chat in which this recipient is written to over this channel, if there is one. For a
     /// group, in whatever service the group is.
     fn chat_guid(&mut self, to: &Recipient, channel: Channel) -> Result<Option<String>, NotReady>;
+    /// What was exchanged with an address.
+    fn contacts(&mut self, address: &str) -> Result<Vec<Contact>, NotReady>;
     /// The longest read so far, in microseconds.
     fn longest_read_us(&self) -> u64;
     /// What has come in since the cursor, and is not in `memory`.
@@ -231,6 +233,10 @@ impl Evidence for Database {
 
     fn chat_guid(&mut self, to: &Recipient, channel: Channel) -> Result<Option<String>, NotReady> {
         self.with(|database| Ok(database.existing_chat_for(to, channel)?.map(|chat| chat.guid)))
+    }
+
+    fn contacts(&mut self, address: &str) -> Result<Vec<Contact>, NotReady> {
+        self.with(|database| database.contacts(address))
     }
 
     fn pulse(&mut self, now: Now) -> Result<Pulse, NotReady> {

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Decisions are pure: [`outbound`] (the life of a send), [`gate`] (lease, epoch, deadline),
-//! [`inbound`] (rows → events), `pacing`, `health` and `window`. What they decide is committed to
+//! [`inbound`] (rows → events), `capability`, `pacing`, `health` and `window`. What they decide is committed to
 //! the [`journal`] before it is done, and said before it is forgotten. Two modules touch Apple:
 //! [`chatdb`] reads its database, [`osascript`] starts the one program that sends. One touches the
 //! network: [`attachments`] fetches the files that go with a message.
@@ -41,6 +41,7 @@ pub mod manual;
 pub mod osascript;
 pub mod outbound;
 
+mod capability;
 mod evidence;
 mod health;
 mod line;

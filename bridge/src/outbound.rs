@@ -332,6 +332,11 @@ impl Outbound {
         }
     }
 
+    /// Whether the row of this guid belongs to one of our sends.
+    pub(crate) fn has_claimed(&self, guid: &str) -> bool {
+        self.claimed.contains(guid)
+    }
+
     /// Those that have files, and are not over.
     pub(crate) fn with_files(&self) -> impl Iterator<Item = &Attempt> {
         self.sends

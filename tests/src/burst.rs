@@ -115,8 +115,11 @@ pub async fn run(messages: usize, kill_every: u64) -> Result<Books> {
 /// A message of its own words, to one of a hundred numbers that the sandbox delivers to.
 fn message(n: usize) -> (MessageId, String, String) {
     // At the end, where a UUID has no bits of its own.
-    let [a, b, c, d] = u32::try_from(n).unwrap_or(u32::MAX).to_be_bytes();
-    let id = MessageId::new(clock::now().0, [0, 0, 0, 0, 0, 0, a, b, c, d]);
+    let mut random = [0; 10];
+    if let Some(end) = random.last_chunk_mut() {
+        *end = u32::try_from(n).unwrap_or(u32::MAX).to_be_bytes();
+    }
+    let id = MessageId::new(clock::now().0, random);
     (id, format!("+1202556{:04}", n % 100), format!("message {n}"))
 }
 

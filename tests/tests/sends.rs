@@ -19,7 +19,7 @@ const CRASHES: &[(&str, &str)] = &[
         "the bridge, with the script",
         r#"script=$(cat); kill_bridge; printf '%s\n' "$script" | "$real" "$@""#,
     ),
-    ("osascript, with the script", r#"cat > /dev/null; kill -9 $$"#),
+    ("osascript, with the script", "cat > /dev/null; kill -9 $$"),
     ("osascript, asked", r#""$real" "$@" & sleep 0.02; kill -9 $$"#),
     (
         "the bridge, asked",
@@ -45,20 +45,22 @@ const OUTCOMES: &[u32] = &[
 fn ends(outcome: u32) -> &'static [&'static str] {
     match outcome {
         1 => &["read"],
-        // By SMS, after iMessage has provably failed.
-        10 => &["sent"],
+        // By SMS: after iMessage has provably failed, or by Messages itself.
+        10 | 21 => &["sent"],
         11 | 12 | 16 | 19 | 20 | 27 | 35 | 36 => &["failed"],
         // Whatever was done there, chat.db does not show it.
         13 | 18 | 22 | 25 | 32 => &["unknown"],
-        // Messages sent it as SMS itself.
-        21 => &["sent"],
         _ => &["sent", "delivered"],
     }
 }
 
 fn message(n: u32) -> MessageId {
-    let [a, b, c, d] = n.to_be_bytes();
-    MessageId::new(clock::now().0, [0, 0, 0, 0, 0, 0, a, b, c, d])
+    let mut random = [0; 10];
+    // At the end, where a UUID has no bits of its own.
+    if let Some(end) = random.last_chunk_mut() {
+        *end = n.to_be_bytes();
+    }
+    MessageId::new(clock::now().0, random)
 }
 
 fn is_over(event: &Event) -> bool {
@@ -69,12 +71,23 @@ fn is_over(event: &Event) -> bool {
 }
 
 async fn settled(mac: &mut Mac, id: &MessageId, to: &str, text: &str) -> Result<()> {
+    settled_with(mac, id, to, text, &[]).await
+}
+
+/// Says it until it has an end, to one life of the bridge after another.
+async fn settled_with(
+    mac: &mut Mac,
+    id: &MessageId,
+    to: &str,
+    text: &str,
+    files: &[String],
+) -> Result<()> {
     let until = Instant::now() + Duration::from_secs(40);
     let mut repeat = Instant::now();
     while !mac.newest(id).is_some_and(is_over) {
         ensure!(Instant::now() < until, "{text}: no end; {:?}; {}", mac.story(id), mac.log());
         if Instant::now() >= repeat {
-            mac.send(id, to, text, &[])?;
+            mac.send(id, to, text, files)?;
             repeat = Instant::now() + Duration::from_millis(500);
         }
         if !mac.hear(Instant::now() + Duration::from_millis(100)).await? && !mac.runs()? {
@@ -147,6 +160,105 @@ async fn wherever_something_dies_messages_is_asked_once_and_the_truth_is_told() 
     while let Some(played) = plays.join_next().await {
         played.context("a play")??;
     }
+    Ok(())
+}
+
+/// Serves a photo and a menu; of every other request for the photo it says that it has no time.
+async fn files() -> Result<(String, tokio::task::JoinSet<()>)> {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use axum::Router;
+    use axum::http::{StatusCode, header};
+    use axum::routing::get;
+
+    let asked = Arc::new(AtomicUsize::new(0));
+    let photo = get(move || async move {
+        if asked.fetch_add(1, Ordering::SeqCst).is_multiple_of(2) {
+            Err(StatusCode::SERVICE_UNAVAILABLE)
+        } else {
+            Ok(([(header::CONTENT_TYPE, "image/png")], "PNG, more or less"))
+        }
+    });
+    let menu = get(|| async { ([(header::CONTENT_TYPE, "application/pdf")], "%PDF") });
+    let routes = Router::new().route("/photo", photo).route("/menu.pdf", menu);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.context("listener")?;
+    let base = format!("http://{}", listener.local_addr().context("address")?);
+    let mut serving = tokio::task::JoinSet::new();
+    serving.spawn(async move { axum::serve(listener, routes).await.unwrap_or_default() });
+    Ok((base, serving))
+}
+
+/// What Messages was asked to send, by the ends of the paths, and over which service.
+fn parts(mac: &Mac) -> Result<Vec<String>> {
+    let asked = mac.asked()?;
+    Ok(asked
+        .into_iter()
+        .map(|send| {
+            let part = send.file.as_deref().map_or(send.text.clone(), |path| {
+                let mut steps = path.rsplit('/');
+                let (name, number) = (steps.next(), steps.next());
+                format!("{}/{}", number.unwrap_or_default(), name.unwrap_or_default())
+            });
+            format!("{part} by {}", send.service)
+        })
+        .collect())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_go_one_by_one_before_the_text_whoever_dies_between_them() -> Result<()> {
+    let (base, _serving) = files().await?;
+    let urls = [format!("{base}/photo"), format!("{base}/menu.pdf")];
+    for (n, crash) in [0, 1, 2, 5, 6].into_iter().enumerate() {
+        let (name, script) = CRASHES.get(crash).context("no such crash")?;
+        let options = Options {
+            speed: 0.2,
+            around: Some(format!("{AROUND}\n{script}")),
+            config: "match_window_ms = 1200\nsettle_window_ms = 1500".to_owned(),
+        };
+        let mut mac = Mac::new(&options).await?;
+        mac.start().await?;
+        let id = message(u32::try_from(n).context("number")?);
+        std::fs::write(mac.path("armed"), "").context("armed")?;
+        settled_with(&mut mac, &id, "+12025550100", "look", &urls).await?;
+        let expected = ["0/photo.png by iMessage", "1/menu.pdf by iMessage", "look by iMessage"];
+        let asked = parts(&mac)?;
+        let end = mac.newest(&id).map(Event::kind).unwrap_or_default();
+        match end {
+            "sent" | "delivered" => ensure!(asked == expected, "{name}: {asked:?}"),
+            // It was given nothing, and nobody can know that.
+            "unknown" => {
+                ensure!(*name == "the bridge, before the script" && asked.is_empty(), "{name}")
+            }
+            _ => anyhow::bail!("{name}: {:?} {}", mac.story(&id), mac.log()),
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_take_the_next_channel_together_and_none_goes_where_one_cannot_be_had() -> Result<()>
+{
+    let (base, _serving) = files().await?;
+    let config = "match_window_ms = 1200\nsettle_window_ms = 1500".to_owned();
+    let mut mac = Mac::new(&Options { speed: 0.2, around: None, config }).await?;
+    mac.start().await?;
+    let (missing, unregistered) = (message(1), message(2));
+    let urls = [format!("{base}/menu.pdf"), format!("{base}/nothing.pdf")];
+    settled_with(&mut mac, &missing, "+12025550100", "x", &urls).await?;
+    let Some(Event::Failed(about)) = mac.newest(&missing) else { anyhow::bail!("it is sent") };
+    ensure!(about.reason == protocol::Reason::AttachmentUnavailable, "{about:?}");
+    ensure!(about.detail == "attachments[1]: its server answered 404", "{about:?}");
+    ensure!(mac.asked()?.is_empty(), "nothing is sent of what is not whole");
+
+    let urls = [format!("{base}/menu.pdf"), format!("{base}/photo")];
+    settled_with(&mut mac, &unregistered, "+12025550110", "x", &urls).await?;
+    let story = mac.story(&unregistered);
+    ensure!(story.contains(&"fallback") && story.last() == Some(&"sent"), "{story:?}");
+    let expected =
+        ["0/menu.pdf by iMessage", "0/menu.pdf by SMS", "1/photo.png by SMS", "x by SMS"];
+    let asked = parts(&mac)?;
+    ensure!(asked == expected, "{asked:?}");
     Ok(())
 }
 

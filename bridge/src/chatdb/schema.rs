@@ -337,7 +337,11 @@ fn columns(connection: &Connection, table: &str) -> rusqlite::Result<HashSet<Str
 }
 
 /// Whether some complete index of the table begins with that column.
-fn has_index(connection: &Connection, table: &str, column: &str) -> rusqlite::Result<bool> {
+pub(super) fn has_index(
+    connection: &Connection,
+    table: &str,
+    column: &str,
+) -> rusqlite::Result<bool> {
     connection
         .prepare(
             "SELECT EXISTS (SELECT 1 FROM pragma_index_list(?1) l, pragma_index_info(l.name) i \

@@ -11,6 +11,7 @@ use protocol::pipe::{
 use protocol::{Channel, Class, E164, MessageId, PhoneId, UnixMs};
 
 use super::*;
+use crate::chatdb::Contact;
 use crate::config::Pacing;
 use crate::evidence::{NewFact, News};
 use crate::outbound::RowState;
@@ -84,6 +85,18 @@ impl Evidence for Fake {
         let shelf = self.shelf()?;
         let rows = shelf.rows.iter().filter(|row| guids.contains(&row.2.guid));
         Ok(rows.map(|row| (row.2.guid.clone(), row.0)).collect())
+    }
+    fn contacts(&mut self, _address: &str) -> Result<Vec<Contact>, protocol::pipe::NotReady> {
+        let _readable = self.shelf()?;
+        let contact = |channel, error| Contact {
+            guid: format!("{channel}"),
+            channel,
+            own: true,
+            error,
+            is_sent: error == 0,
+            at: UnixMs(1),
+        };
+        Ok(vec![contact(Channel::Imessage, 22), contact(Channel::Sms, 0)])
     }
     fn chat_guid(
         &mut self,
@@ -341,6 +354,26 @@ async fn without_a_lease_nothing_starts() {
     tokio::time::sleep(Duration::from_millis(700)).await;
     assert_eq!(bridge.sends(), Vec::<String>::new());
     assert_eq!(bridge.end().await.0, Exit::Asked);
+}
+
+#[tokio::test]
+async fn what_is_known_of_an_address_is_told_when_it_is_asked_for() {
+    let mut bridge = Bridge::new("");
+    bridge.ready().await;
+    for (to, expected) in [
+        ("+12025550143", vec![(Channel::Imessage, false), (Channel::Sms, true)]),
+        ("group:chat1", vec![]),
+    ] {
+        let to: Recipient = to.parse().unwrap();
+        bridge.say(&Command::Capability { to: to.clone() }).await;
+        let about = |up: &Up| matches!(up, Up::Event(line) if matches!(&line.event, Fact::Capability(known) if known.to == to));
+        let Up::Event(EventLine { event: Fact::Capability(known), .. }) = bridge.until(about).await
+        else {
+            panic!("nothing is told")
+        };
+        let known: Vec<_> = known.channels.iter().map(|c| (c.channel, c.able)).collect();
+        assert_eq!(known, expected);
+    }
 }
 
 #[tokio::test]
