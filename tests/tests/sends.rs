@@ -227,9 +227,7 @@ async fn files_go_one_by_one_before_the_text_whoever_dies_between_them() -> Resu
         match end {
             "sent" | "delivered" => ensure!(asked == expected, "{name}: {asked:?}"),
             // It was given nothing, and nobody can know that.
-            "unknown" => {
-                ensure!(*name == "the bridge, before the script" && asked.is_empty(), "{name}")
-            }
+            "unknown" if *name == "the bridge, before the script" && asked.is_empty() => {}
             _ => anyhow::bail!("{name}: {:?} {}", mac.story(&id), mac.log()),
         }
     }
