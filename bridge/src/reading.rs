@@ -361,11 +361,14 @@ impl Reading {
         let since = first.map_or(since, |first| first.max(since));
         let from = database.rowid_before(since)?;
         let up_to = database.max_rowid()?;
+        // From here on the numbers mean what they mean now, also where the next read fails half-way.
+        let position = database.cursor_at(from)?;
         tracing::warn!(
             why = why.as_str(),
             "chat.db's numbers have changed: reading its last days again"
         );
         self.begin(from, self.beside.newest);
+        self.stored = Some(position);
         self.last = None;
         self.replace = true;
         self.resynced = Some(why);
