@@ -132,11 +132,11 @@ pub fn payload(bytes: &[u8]) {
     }
 }
 
-/// What osascript says at its end: the first four bytes are its wait status, the next its output up
-/// to a zero byte, the rest its error output.
+/// What osascript says at its end: the first four bytes are its wait status, of which a kernel fills
+/// two, the next its output up to a zero byte, the rest its error output.
 pub fn osascript(bytes: &[u8]) {
     let Some((status, rest)) = bytes.split_first_chunk::<4>() else { return };
-    let status = ExitStatus::from_raw(i32::from_le_bytes(*status));
+    let status = ExitStatus::from_raw(i32::from_le_bytes(*status) & 0xffff);
     let end = rest.iter().position(|byte| *byte == 0).unwrap_or(rest.len());
     let (output, errors) = rest.split_at_checked(end).unwrap_or_default();
     osascript::check(status, output, &String::from_utf8_lossy(errors));

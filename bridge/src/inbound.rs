@@ -21,7 +21,7 @@ mod understand;
 use std::collections::BTreeMap;
 
 use protocol::UnixMs;
-use protocol::pipe::{Event, PreviewChange};
+use protocol::pipe::Event;
 
 pub use changes::{Seen, changes};
 pub use content::{Content, FILES_MAX, TEXT_BYTES_MAX};
@@ -362,21 +362,11 @@ impl Inbox {
             self.skip(Skip::Old);
             return;
         }
-        if self.links.is_joined(row) {
+        let of_told = || self.links.is_preview_of_told(row).map(Some);
+        if let Some(message) = self.links.joined(row).map(link::Joined::untold).or_else(of_told) {
             self.held.remove(&row.rowid);
             self.skip(Skip::LinkPreview);
-            self.join(row, taken);
-            return;
-        }
-        if let Some((message, preview)) = self.links.is_preview_of_told(row) {
-            self.held.remove(&row.rowid);
-            self.skip(Skip::LinkPreview);
-            self.join(row, taken);
-            if let Some(preview) = preview {
-                let at = row.at.unwrap_or(now);
-                let event = Event::Preview(PreviewChange { message, preview, at });
-                taken.heard.push(Heard { rowid: row.rowid, told: Told::Event(event), print: None });
-            }
+            self.join(row, message, now, taken);
             return;
         }
         let mut understood = understand(row, is_over(HOLD_MS) || full, late, now);
@@ -386,7 +376,7 @@ impl Inbox {
         }
         if link::awaits_preview(row) && understood != Understood::Incomplete {
             if let Some(preview) = link::preview_among(row, &near, in_window) {
-                self.links.join(preview);
+                self.links.join(preview, row);
                 attach_preview(&mut understood, preview);
             } else if !is_over(SETTLE_MS) && !full {
                 understood = Understood::Incomplete;
@@ -417,10 +407,15 @@ impl Inbox {
         }
     }
 
-    /// This row is told with another one.
-    fn join(&mut self, row: &Row, taken: &mut Taken) {
+    /// This row is told with another one; when it was not, of which message it is the preview.
+    fn join(&mut self, row: &Row, untold: Option<String>, now: UnixMs, taken: &mut Taken) {
         self.known.learn(&row.guid, None);
         taken.joined.push(row.guid.clone());
+        if let Some(message) = untold {
+            let mut seen = Seen::preview_of(message);
+            self.tell_changes(row, &mut seen, now, taken);
+            self.remember(row, seen, taken);
+        }
     }
 
     /// Tells a row for the first time, and what has happened to it already.

@@ -86,12 +86,13 @@ pub fn link_preview(blob: &[u8]) -> Option<LinkPreview> {
     let metadata = archive.get(root, "richLinkMetadata").unwrap_or(root);
     let text = |key| archive.text(metadata, key);
     let url = text("originalURL").or_else(|| text("URL"))?;
-    Some(LinkPreview {
-        url,
-        title: text("title"),
-        summary: text("summary"),
-        site: text("siteName"),
-    })
+    let title = text("title");
+    // Messages writes the row before it has loaded the page, and updates it then.
+    let placeholder = archive.get(root, "richLinkIsPlaceholder").and_then(|flag| flag.boolean());
+    if placeholder == Some(true) && title.is_none() {
+        return None;
+    }
+    Some(LinkPreview { url, title, summary: text("summary"), site: text("siteName") })
 }
 
 /// What an app's message says. `id` is its bundle id.

@@ -706,6 +706,11 @@ impl Row {
         }
     }
 
+    /// Whether the text has a place for a file.
+    pub fn shows_files(&self) -> bool {
+        self.text.contains(OBJECT_REPLACEMENT)
+    }
+
     /// Files that the text shows or the row announces and that are not joined yet.
     pub fn missing_attachments(&self) -> bool {
         let shown = self.text.chars().filter(|c| *c == OBJECT_REPLACEMENT).count();

@@ -7,11 +7,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use protocol::UnixMs;
-use protocol::pipe::{AttachmentChange, Edited, Event, TransferState, Unsent, Version};
+use protocol::pipe::{
+    AttachmentChange, Edited, Event, PreviewChange, TransferState, Unsent, Version,
+};
 use serde::{Deserialize, Serialize};
 
 use super::content::{FILES_MAX, TEXT_BYTES_MAX, cut, file, has_text, text};
 use crate::chatdb::Row;
+use crate::payload::LINK_BALLOON;
 
 /// What was told of a message.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +42,10 @@ pub struct Seen {
     /// It was told without a text.
     #[serde(skip_serializing_if = "is_false")]
     textless: bool,
+    /// It is the preview of a link, and what it shows was not there yet: of which message, itself or
+    /// the text before it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    preview_of: Option<String>,
     /// There was nothing in it, and nothing was told.
     #[serde(skip_serializing_if = "is_false")]
     untold: bool,
@@ -62,7 +69,15 @@ impl Seen {
             .collect();
         // An app's message and a file need no text; one that merely might still come counts.
         let textless = !has_text(row) && row.attachments.is_empty() && row.balloon.is_none();
-        Self { files, missing, textless, ..Self::default() }
+        let is_blank = row.preview.is_none() && row.balloon.as_deref() == Some(LINK_BALLOON);
+        let preview_of = is_blank.then(|| row.guid.clone());
+        Self { files, missing, textless, preview_of, ..Self::default() }
+    }
+
+    /// What is to be remembered of a preview that was found to belong to this message, and of which
+    /// nothing was told.
+    pub fn preview_of(message: String) -> Self {
+        Self { preview_of: Some(message), ..Self::default() }
     }
 
     /// What is to be remembered of a message in which there was nothing.
@@ -87,6 +102,7 @@ pub fn changes(seen: &mut Seen, row: &Row, now: UnixMs) -> Vec<Event> {
     edits(seen, row, now, &mut events);
     unsends(seen, row, now, &mut events);
     files(seen, row, now, &mut events);
+    preview(seen, row, now, &mut events);
     events
 }
 
@@ -147,9 +163,10 @@ fn unsends(seen: &mut Seen, row: &Row, now: UnixMs, events: &mut Vec<Event>) {
     }
     let at = row.edited_at.unwrap_or(now);
     let unsent = |parts| Unsent { guid: row.guid.clone(), parts, from_me: row.from_me, at };
-    // No part is left: `part_count` is 0, and from macOS 26 on the row is marked as empty.
+    // No part is left: `part_count` is 0, and from macOS 26 on the row is marked as empty. Files may
+    // still be joined to it: what the text does not show is gone.
     let nothing_left = row.part_count == Some(0) || row.flags.empty;
-    if nothing_left && !has_text(row) && row.attachments.is_empty() {
+    if nothing_left && !has_text(row) && !row.shows_files() {
         seen.whole = true;
         seen.retracted.extend(retracted);
         events.push(Event::Unsent(unsent(Vec::new())));
@@ -193,5 +210,15 @@ fn files(seen: &mut Seen, row: &Row, now: UnixMs, events: &mut Vec<Event>) {
     if seen.missing && !row.missing_attachments() {
         seen.missing = false;
         seen.files.retain(|_, state| *state != TransferState::Complete);
+    }
+}
+
+/// Messages writes a preview's row first, and what it shows when it has loaded it.
+fn preview(seen: &mut Seen, row: &Row, now: UnixMs, events: &mut Vec<Event>) {
+    if let Some(preview) = &row.preview
+        && let Some(message) = seen.preview_of.take()
+    {
+        let at = row.at.unwrap_or(now);
+        events.push(Event::Preview(PreviewChange { message, preview: preview.clone(), at }));
     }
 }

@@ -112,6 +112,9 @@ fn runs(row: &Row) -> Vec<TextRun> {
         let text = row.text.get(run.bytes.clone()).unwrap_or_default();
         let shown = text.chars().filter(|c| *c != '\u{fffc}').count();
         let length = u32::try_from(shown).unwrap_or(u32::MAX);
+        if length == 0 && runs.len() < RUNS_MAX {
+            runs.extend(drawn_emoji(run, start));
+        }
         if length > 0 {
             for (kind, value) in said(run, text) {
                 let value = value.map(|value| cut(value, VALUE_BYTES_MAX));
@@ -132,6 +135,15 @@ fn runs(row: &Row) -> Vec<TextRun> {
         start = start.saturating_add(length);
     }
     runs
+}
+
+/// A drawn emoji stands in the text as the mark of a file: its place has no length, and its value is
+/// the file's guid.
+fn drawn_emoji(run: &Run, start: u32) -> Option<TextRun> {
+    run.get(typedstream::EMOJI_IMAGE)?;
+    let file = run.get(typedstream::FILE_TRANSFER_GUID).and_then(Attribute::as_str)?;
+    let value = Some(cut(file.to_owned(), NAME_BYTES_MAX));
+    Some(TextRun { start, length: 0, kind: "emoji_image".to_owned(), value })
 }
 
 /// What one stretch is.

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 
 use protocol::UnixMs;
-use protocol::pipe::LinkPreview;
 
 use crate::chatdb::{Place, Row};
 use crate::payload::LINK_BALLOON;
@@ -25,11 +24,27 @@ struct TextWithLink {
     text: String,
 }
 
+/// A preview that belongs to a text which was told before it.
+#[derive(Debug)]
+pub(super) struct Joined {
+    rowid: i64,
+    message: String,
+    /// What it shows was told with the text.
+    shown: bool,
+}
+
+impl Joined {
+    /// Of which message it is, when what it shows has not been told.
+    pub(super) fn untold(&self) -> Option<String> {
+        (!self.shown).then(|| self.message.clone())
+    }
+}
+
 /// What is kept in mind about links.
 #[derive(Debug, Default)]
 pub(super) struct Links {
     told: VecDeque<TextWithLink>,
-    joined: VecDeque<i64>,
+    joined: VecDeque<Joined>,
 }
 
 /// Whether it is a text for whose link a preview may follow.
@@ -81,13 +96,23 @@ pub(super) fn preview_among<'r>(row: &Row, near: &[&'r [Row]], anywhere: bool) -
 
 impl Links {
     /// A preview was put into the event of its text.
-    pub(super) fn join(&mut self, preview: &Row) {
-        keep(&mut self.joined, preview.rowid);
+    pub(super) fn join(&mut self, preview: &Row, text: &Row) {
+        let joined = Joined {
+            rowid: preview.rowid,
+            message: text.guid.clone(),
+            shown: preview.preview.is_some(),
+        };
+        keep(&mut self.joined, joined);
     }
 
     /// Whether this row is a preview that was joined.
     pub(super) fn is_joined(&self, row: &Row) -> bool {
-        self.joined.contains(&row.rowid)
+        self.joined.iter().any(|joined| joined.rowid == row.rowid)
+    }
+
+    /// The preview that was joined, where this row is one.
+    pub(super) fn joined(&self, row: &Row) -> Option<&Joined> {
+        self.joined.iter().find(|joined| joined.rowid == row.rowid)
     }
 
     /// A text was told; its preview may still come.
@@ -107,8 +132,8 @@ impl Links {
         }
     }
 
-    /// The guid of the text that this row is the late preview of, and what it shows.
-    pub(super) fn is_preview_of_told(&self, row: &Row) -> Option<(String, Option<LinkPreview>)> {
+    /// The guid of the text that this row is the late preview of.
+    pub(super) fn is_preview_of_told(&self, row: &Row) -> Option<String> {
         if !is_preview(row) {
             return None;
         }
@@ -119,7 +144,7 @@ impl Links {
                 && is_near(Some(told.at), row.at)
                 && shows(&told.text, row)
         })?;
-        Some((text.guid.clone(), row.preview.clone()))
+        Some(text.guid.clone())
     }
 }
 

@@ -36,6 +36,11 @@ fn message(row: &Row, out_of_time: bool, late: bool, at: UnixMs) -> Understood {
     if empty && (row.flags.empty || (row.part_count == Some(0) && !row.summary.is_empty())) {
         return Understood::Skip(Skip::Empty);
     }
+    // The same of a message with files, whose joins remain.
+    let is_gone = row.part_count == Some(0) && !row.summary.retracted.is_empty();
+    if is_gone && !has_text && !row.shows_files() {
+        return Understood::Skip(Skip::Empty);
+    }
     let placed = row.place != Place::Pending;
     let complete = placed && !empty && !row.missing_attachments();
     // A body that cannot be decoded does not become decodable; the rest may still come.

@@ -120,7 +120,8 @@ pub struct TextRun {
     /// `mention`, `link`, `one_time_code`, `date`, `address`, `money`, `bold`, `italic`,
     /// `underline`, `strikethrough`, `animation`, `emoji_image`, `detected`.
     pub kind: String,
-    /// Who is mentioned, where the link leads, the code, the name of the animation.
+    /// Who is mentioned, where the link leads, the code, the name of the animation. Of an emoji that
+    /// is a file (its place in the text has the length 0), the guid of the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
 }
