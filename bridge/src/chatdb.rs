@@ -15,9 +15,12 @@
 //! forbidden database is a state that the bridge reports and waits out, never a crash.
 
 mod book;
+#[cfg(test)]
+mod bounds;
 mod census;
 mod contacts;
 mod cursor;
+mod dates;
 mod error;
 mod pulse;
 mod rows;
@@ -71,9 +74,6 @@ const UNJOINED_ROWS: i64 = 500;
 /// Rows below a cursor whose dates give the running maximum for `late`. Backfills come in blocks of
 /// up to some hundred rows.
 const NEWEST_DATE_ROWS: i64 = 500;
-
-/// Rows whose dates are looked at in one read where dates are not indexed: some milliseconds' worth.
-const DATES_A_READ: i64 = 5_000;
 /// A copy's date is that of its original; macOS versions cut it differently.
 const COPY_SLACK_MS: i64 = 1_000;
 /// Rows looked at for the original of a copy; more within two seconds is no conversation.
@@ -286,33 +286,6 @@ impl ChatDb {
         Ok(date.and_then(apple_ms))
     }
 
-    /// The newest row older than an instant (by date); rows after it are read from there. 0 when
-    /// there is none.
-    pub fn rowid_before(&self, at: UnixMs) -> Result<i64, NotReady> {
-        let (nanoseconds, seconds) = rows::apple_dates(at);
-        // The smallest rowid at or after the instant, not the largest before it: iCloud inserts old
-        // messages late, and those stand behind newer ones.
-        let last = self.max_rowid()?;
-        if self.schema.dates_indexed {
-            let first: Option<i64> = self.one(schema::FIRST_SINCE, [nanoseconds, seconds])?;
-            return Ok(first.map_or(last, |first| first.saturating_sub(1)));
-        }
-        // Every Mac has that index. Without it the table is read, in steps that hold nobody up.
-        let mut from = 0;
-        while from < last {
-            let first: Option<i64> = self.one(
-                "SELECT MIN(ROWID) FROM message WHERE ROWID > ?3 AND ROWID <= ?3 + ?4
-                 AND (date >= ?1 OR (date >= ?2 AND date < 1000000000000))",
-                [nanoseconds, seconds, from, DATES_A_READ],
-            )?;
-            if let Some(first) = first {
-                return Ok(first.saturating_sub(1));
-            }
-            from = from.saturating_add(DATES_A_READ);
-        }
-        Ok(last)
-    }
-
     /// Rows above a rowid in order, at most `limit`: three queries for the whole batch. Every kind
     /// of row is in it; [`crate::inbound`] says which become events.
     pub fn rows_after(&self, rowid: i64, limit: usize) -> Result<Vec<Row>, NotReady> {
@@ -353,28 +326,6 @@ impl ChatDb {
             Ok(rows)
         })?;
         Ok(rows.decode())
-    }
-
-    /// Rows above a rowid whose date is at or after an instant: the window of a resynchronisation.
-    /// Page on with the last rowid.
-    pub fn rows_dated_after(
-        &self,
-        at: UnixMs,
-        rowid: i64,
-        limit: usize,
-    ) -> Result<Vec<Row>, NotReady> {
-        let limit = i64::try_from(limit.min(IDS_MAX)).unwrap_or(i64::MAX);
-        let (nanoseconds, seconds) = rows::apple_dates(at);
-        let ids: Vec<i64> = self.run(|connection| {
-            connection
-                .prepare_cached(
-                    "SELECT ROWID FROM message WHERE ROWID > ?3 \
-                     AND (date >= ?1 OR (date >= ?2 AND date < 1000000000000)) ORDER BY ROWID LIMIT ?4",
-                )?
-                .query_map([nanoseconds, seconds, rowid, limit], |row| row.get(0))?
-                .collect()
-        })?;
-        self.rows_by_ids(&ids)
     }
 
     /// What may change about the rows of a range, each as a number: two that differ say that the

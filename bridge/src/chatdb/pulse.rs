@@ -53,6 +53,7 @@ pub struct Pulse {
 /// What is looked at of a row.
 #[derive(Debug, Clone, Copy)]
 struct Beat {
+    rowid: i64,
     at: Option<UnixMs>,
     own: bool,
     service: Option<Channel>,
@@ -66,20 +67,30 @@ impl ChatDb {
     /// Looks at the newest rows, at most so many, by their numbers: no index is needed, so the time
     /// is bounded on every macOS.
     pub fn pulse(&self, rows: u32, now: UnixMs) -> Result<Pulse, NotReady> {
-        let beats = self.run(|connection| beats(connection, rows))?;
-        Ok(count(&beats, now))
+        let mut all = Vec::new();
+        let (mut left, mut below) = (rows, i64::MAX);
+        while left > 0 {
+            // No read is longer than that of a running bridge.
+            let some = self.run(|connection| beats(connection, below, left.min(PULSE_ROWS)))?;
+            let Some(last) = some.last() else { break };
+            below = last.rowid;
+            left = left.saturating_sub(PULSE_ROWS);
+            all.extend(some);
+        }
+        Ok(count(&all, now))
     }
 }
 
-fn beats(connection: &Connection, rows: u32) -> rusqlite::Result<Vec<Beat>> {
+/// The newest rows below a number, at most so many, newest first.
+fn beats(connection: &Connection, below: i64, rows: u32) -> rusqlite::Result<Vec<Beat>> {
     let has: HashSet<String> = connection
         .prepare_cached("SELECT name FROM pragma_table_info('message')")?
         .query_map([], |row| row.get(0))?
         .collect::<rusqlite::Result<_>>()?;
     let column = |name: &str| if has.contains(name) { name.to_owned() } else { "0".to_owned() };
     let sql = format!(
-        "SELECT date, is_from_me, service, {}, handle_id, {}, {}, {} FROM message \
-         ORDER BY ROWID DESC LIMIT ?1",
+        "SELECT date, is_from_me, service, {}, handle_id, {}, {}, {}, ROWID FROM message \
+         WHERE ROWID < ?1 ORDER BY ROWID DESC LIMIT ?2",
         column("error"),
         column("schedule_type"),
         column("date_delivered"),
@@ -92,7 +103,7 @@ fn beats(connection: &Connection, rows: u32) -> rusqlite::Result<Vec<Beat>> {
     };
     connection
         .prepare_cached(&sql)?
-        .query_map([rows], |row| {
+        .query_map([below, i64::from(rows)], |row| {
             let service = match row.get_ref(2)? {
                 rusqlite::types::ValueRef::Text(text) => {
                     std::str::from_utf8(text).ok().and_then(Channel::of_service)
@@ -103,6 +114,7 @@ fn beats(connection: &Connection, rows: u32) -> rusqlite::Result<Vec<Beat>> {
                 | rusqlite::types::ValueRef::Blob(_) => None,
             };
             Ok(Beat {
+                rowid: row.get(8)?,
                 at: apple_ms(integer(row, 0)),
                 own: integer(row, 1) != 0,
                 service,
@@ -163,6 +175,7 @@ mod tests {
 
     fn beat(age_ms: i64, own: bool) -> Beat {
         Beat {
+            rowid: 1,
             at: Some(NOW.plus_ms(-age_ms)),
             own,
             service: Some(Channel::Imessage),
@@ -234,7 +247,7 @@ mod tests {
                                             ('B', 'x', 0, 0, 1, NULL);",
             )
             .unwrap();
-        let pulse = count(&beats(&database, 10).unwrap(), NOW);
+        let pulse = count(&beats(&database, i64::MAX, 10).unwrap(), NOW);
         assert_eq!(pulse, Pulse { rows: 2, ..Pulse::default() });
     }
 }

@@ -27,6 +27,9 @@ pub(super) struct Shared {
     /// The longest read so far, in microseconds. Each statement is a transaction of its own, so that
     /// no transaction was longer.
     longest_us: AtomicU64,
+    /// The same in steps of SQLite's machine, which no other process slows down.
+    #[cfg(test)]
+    steps: Arc<super::bounds::Steps>,
 }
 
 #[derive(Debug, Default)]
@@ -49,6 +52,8 @@ impl Shared {
             path: path.to_owned(),
             state: Mutex::default(),
             longest_us: AtomicU64::new(0),
+            #[cfg(test)]
+            steps: Arc::default(),
         });
         all.insert(key, Arc::downgrade(&shared));
         shared
@@ -68,7 +73,10 @@ impl Shared {
             Some(_) | None => {
                 // Closed first; see above.
                 state.open = None;
-                let connection = connect(&self.path)?;
+                #[cfg_attr(not(test), expect(unused_mut, reason = "only tests count its steps"))]
+                let mut connection = connect(&self.path)?;
+                #[cfg(test)]
+                self.steps.count(&mut connection);
                 // The first read opens the WAL, and may create it: only then are the files known.
                 connection
                     .query_row("SELECT COUNT(*) FROM sqlite_master", [], |row| row.get::<_, i64>(0))
@@ -97,6 +105,12 @@ impl Shared {
         self.longest_us.load(Ordering::Relaxed)
     }
 
+    /// The longest read so far, in steps of SQLite's machine.
+    #[cfg(test)]
+    pub(super) fn longest_steps(&self) -> u64 {
+        self.steps.longest()
+    }
+
     /// One short read in this opening.
     pub(super) fn run<T>(
         &self,
@@ -113,6 +127,8 @@ impl Shared {
         };
         let began = clock::continuous_us();
         let result = read(connection);
+        #[cfg(test)]
+        self.steps.settle();
         let took = u64::try_from(clock::continuous_us().saturating_sub(began)).unwrap_or(0);
         self.longest_us.fetch_max(took, Ordering::Relaxed);
         result.map_err(|error| {

@@ -103,8 +103,8 @@ impl Sweep {
         let is_old = |at: i64| now_ms.saturating_sub(at) >= EDGE_EVERY_MS || now_ms < at;
         if self.edge_at_ms.is_none_or(is_old) {
             let since = self.reach.map_or(young_since, |reach| reach.min(young_since));
-            let first = database.rowid_before(since)?.saturating_add(1);
-            let edge = first.max(due.read_to.saturating_sub(YOUNG_MAX).saturating_add(1));
+            let old = due.read_to.saturating_sub(YOUNG_MAX);
+            let edge = database.rowid_before_above(since, old)?.saturating_add(1);
             self.edge = Some(edge);
             self.edge_at_ms = Some(now_ms);
             self.digests = self.digests.split_off(&edge);
