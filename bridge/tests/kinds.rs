@@ -453,3 +453,31 @@ fn what_a_preview_shows_is_told_once_when_it_comes_by_a_later_update() {
         }
     }
 }
+
+#[test]
+fn whatever_others_put_into_a_message_it_fits_into_a_line() {
+    // Control characters take six bytes of a line each.
+    let bells = |count: usize| "\u{7}".repeat(count);
+    for macos in MacOs::ALL {
+        let mut mac = Mac::new(macos);
+        let mut parts = Parts::of(GUID);
+        for n in 0..150 {
+            let word = format!("{n}{}", bells(700));
+            let mention =
+                (typedstream::MENTION.to_owned(), Mark::Text(format!("{n}{}", bells(2_000))));
+            parts = parts.attributed(&AttributedText::from_runs(&[(&word, vec![mention])]));
+            parts = parts.file(Attachment::new(format!("/{n}/{}.png", bells(2_000)), 42));
+        }
+        let row = Row::new(anna(), direct(), NOON).guid(GUID).parts(parts);
+        mac.write(&row.with("subject", bells(5_000)).with("is_audio_message", 1));
+        let heard = mac.hear();
+        let [told] = heard.as_slice() else { panic!("{}", heard.len()) };
+        let bytes = serde_json::to_vec(told).unwrap().len();
+        let most = protocol::limits::LINE_BYTES_MAX - 4_096;
+        assert!((600_000..most).contains(&bytes), "{bytes}");
+        let text = told["text"].as_str().unwrap();
+        assert!(text.len() > 99_000, "the text goes before all else: {}", text.len());
+        assert!(!told["attachments"].as_array().unwrap().is_empty());
+        assert_eq!(mac.hear(), Vec::<Value>::new(), "and once");
+    }
+}

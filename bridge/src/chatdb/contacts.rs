@@ -40,21 +40,24 @@ impl ChatDb {
 }
 
 fn contacts(connection: &Connection, address: &str, last: i64) -> rusqlite::Result<Vec<Contact>> {
-    let from = if schema::has_index(connection, "message", "handle_id")? {
-        0
+    // `+` keeps the planner on the index by handle and date where there is one: by the number it would walk
+    // through all that was ever written.
+    let (from, newer) = if schema::has_index(connection, "message", "handle_id")? {
+        (0, "+ROWID > ?2")
     } else {
-        last.saturating_sub(UNINDEXED_ROWS)
+        (last.saturating_sub(UNINDEXED_ROWS), "ROWID > ?2")
     };
+    let sql = format!(
+        "SELECT guid, service, is_from_me, error, is_sent, date FROM message
+         WHERE handle_id = ?1 AND {newer} ORDER BY date DESC LIMIT ?3"
+    );
     let handles: Vec<i64> = connection
         .prepare_cached("SELECT ROWID FROM handle WHERE id = ?1 LIMIT ?2")?
         .query_map(params![address, HANDLES_MAX], |row| row.get(0))?
         .collect::<rusqlite::Result<_>>()?;
     let mut found = Vec::new();
     for handle in handles {
-        let mut query = connection.prepare_cached(
-            "SELECT guid, service, is_from_me, error, is_sent, date FROM message
-             WHERE handle_id = ?1 AND ROWID > ?2 ORDER BY date DESC LIMIT ?3",
-        )?;
+        let mut query = connection.prepare_cached(&sql)?;
         let mut rows = query.query(params![handle, from, MESSAGES_A_HANDLE])?;
         while let Some(row) = rows.next()? {
             let cells = Cells(row);

@@ -1,9 +1,12 @@
 //! What a message says, whoever wrote it: text, what is said about stretches of it, files, and
 //! everything else that columns and blobs know. Pure.
 
+use protocol::limits;
 use protocol::pipe::{Details, InboundAttachment, ReplyTo, TextRun, TransferState};
+use serde::Serialize;
 
 use crate::chatdb::{Attachment, Chat, Place, Row};
+use crate::payload;
 use crate::typedstream::{self, Attribute, Run};
 
 /// Longest inbound text, in bytes. Escaped sixfold it still fits into one line of the pipe.
@@ -19,6 +22,13 @@ const RUNS_MAX: usize = 200;
 const VALUE_BYTES_MAX: usize = 512;
 /// Longest transcription, in bytes: half an hour of speech.
 const TRANSCRIPTION_BYTES_MAX: usize = 20_000;
+/// Most that a message's content may take of a line of the pipe, as JSON. The rest is for what stands around it:
+/// ids, addresses, the envelopes of pipe and link.
+const CONTENT_BYTES_MAX: usize = limits::LINE_BYTES_MAX - 64 * 1024;
+/// Most that everything but text, files and runs can take, as JSON: a transcription of control characters, and
+/// eight texts of an app's payload of them.
+const DETAILS_BYTES_MAX: usize =
+    6 * (TRANSCRIPTION_BYTES_MAX + 8 * payload::TEXT_BYTES_MAX) + 32 * 1024;
 /// Stands in the text for an attachment, and for an app's message.
 const MARKS: [char; 2] = ['\u{fffc}', '\u{fffd}'];
 
@@ -36,7 +46,15 @@ pub struct Content {
 impl Content {
     /// What this row says. A preview in its own row is that row's.
     pub(super) fn of(row: &Row) -> Self {
-        Self { text: text(row), attachments: files(row), details: Box::new(details(row)) }
+        let (text, mut details) = (text(row), Box::new(details(row)));
+        if row.attachments.is_empty() && details.runs.is_empty() {
+            return Self { text, attachments: Vec::new(), details };
+        }
+        let mut left =
+            CONTENT_BYTES_MAX.saturating_sub(DETAILS_BYTES_MAX).saturating_sub(escaped(&text));
+        let attachments = fitting(row.attachments.iter().take(FILES_MAX).map(file), &mut left);
+        details.runs = fitting(details.runs.into_iter(), &mut left);
+        Self { text, attachments, details }
     }
 }
 
@@ -59,7 +77,26 @@ pub(super) fn text(row: &Row) -> String {
 
 /// Its files.
 pub(super) fn files(row: &Row) -> Vec<InboundAttachment> {
-    row.attachments.iter().take(FILES_MAX).map(file).collect()
+    let mut left = CONTENT_BYTES_MAX;
+    fitting(row.attachments.iter().take(FILES_MAX).map(file), &mut left)
+}
+
+/// What a text takes as JSON, at most: control characters take six bytes.
+fn escaped(text: &str) -> usize {
+    let long = |byte: &u8| *byte < b' ' || matches!(byte, b'"' | b'\\' | 0x7f);
+    text.len().saturating_add(text.bytes().filter(long).count().saturating_mul(5))
+}
+
+/// Those in front that fit into what is left. A line that is too long could never be told, and nothing after
+/// it either; names, paths and mentions are others' words.
+fn fitting<T: Serialize>(all: impl Iterator<Item = T>, left: &mut usize) -> Vec<T> {
+    all.map_while(|one| {
+        // What cannot be written as JSON would not be told.
+        let bytes = serde_json::to_vec(&one).ok()?.len().saturating_add(1);
+        *left = left.checked_sub(bytes)?;
+        Some(one)
+    })
+    .collect()
 }
 
 pub(super) fn file(file: &Attachment) -> InboundAttachment {
