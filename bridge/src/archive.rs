@@ -18,10 +18,10 @@ use crate::line;
 
 pub use export::{Args, ExportError, Format, run};
 
-/// Rows of one batch: read within a few milliseconds, so that Messages can checkpoint in between, and
+/// Rows of one batch: read within a millisecond or two, so that Messages can checkpoint in between, and
 /// large enough that its three queries cost nothing beside its rows.
-const BATCH_ROWS: usize = 1_000;
-/// Batches between the threads. Rows are a few hundred bytes, so that this is about two megabytes.
+const BATCH_ROWS: usize = 400;
+/// Batches between the threads. Rows are a few hundred bytes, so that this is about a megabyte.
 const BATCHES_AHEAD: usize = 2;
 /// Bytes gathered before they are written.
 const OUT_BYTES: usize = 256 * 1024;

@@ -337,7 +337,7 @@ impl ChatDb {
             let columns = statement.column_count();
             let mut rows = statement.query([from, to])?;
             while let Some(row) = rows.next()? {
-                let cells = Cells(row);
+                let cells = Cells::of(row);
                 let digest = (1..columns)
                     .fold(0, |digest, column| mix(digest, cells.number(column).unwrap_or(-1)));
                 digests.push((cells.integer(0), digest));
@@ -348,7 +348,7 @@ impl ChatDb {
             let mut statement = connection.prepare_cached(&self.schema.file_states_between)?;
             let mut files = statement.query([from, to])?;
             while let Some(file) = files.next()? {
-                let cells = Cells(file);
+                let cells = Cells::of(file);
                 let place = digests.binary_search_by_key(&cells.integer(0), |(rowid, _)| *rowid);
                 if let Ok(place) = place
                     && let Some((_, digest)) = digests.get_mut(place)
@@ -440,7 +440,7 @@ impl ChatDb {
         self.run(|connection| {
             connection
                 .prepare_cached(&self.schema.states_by_ids)?
-                .query_map([&ids], |row| Ok(SendState::read(&Cells(row))))?
+                .query_map([&ids], |row| Ok(SendState::read(&Cells::of(row))))?
                 .collect()
         })
     }
@@ -537,7 +537,7 @@ impl ChatDb {
         let mut statement = connection.prepare_cached(files)?;
         let mut found = statement.query(params)?;
         while let Some(file) = found.next()? {
-            rows.attach(&Cells(file));
+            rows.attach(&Cells::of(file));
         }
         Ok(())
     }
@@ -582,7 +582,7 @@ fn read_rows(
     let mut statement = connection.prepare_cached(sql)?;
     let mut found = statement.query(params)?;
     while let Some(row) = found.next()? {
-        rows.push(&Cells(row), book)?;
+        rows.push(&Cells::of_message(row), book)?;
     }
     Ok(())
 }

@@ -306,7 +306,8 @@ impl Inbox {
 
     /// Takes rows. What is told first is what was held, then what has changed, then what is new.
     pub fn take(&mut self, batch: Batch<'_>, now: UnixMs) -> Taken {
-        let mut taken = Taken::default();
+        // Nearly every row is told, and nearly always once.
+        let mut taken = Taken { heard: Vec::with_capacity(batch.rows.len()), ..Taken::default() };
         for row in batch.held {
             if let Some(since) = self.held.get(&row.rowid).copied() {
                 self.consider(row, since, batch, now, &mut taken);

@@ -10,10 +10,12 @@
 //! reads the attributed string out of it. Everything is bounded (see the constants below), nothing
 //! panics, and an error says what was wrong at which byte. Because new macOS versions add
 //! attributes, an error after the text was complete still carries it in [`DecodeError::salvaged`]:
-//! a message is not lost because of its decoration.
+//! a message is not lost because of its decoration. [`plain`] knows by heart how nearly every blob
+//! begins, for when its text is all that is asked.
 //!
 //! Not in here: `NSKeyedArchiver` (that is a property list) and writing.
 
+mod plain;
 mod reader;
 
 use std::ops::Range;
@@ -298,22 +300,34 @@ pub(crate) fn decode_text_counted(blob: &[u8]) -> (Result<String, DecodeError>, 
 }
 
 fn decode_text_within(blob: &[u8], budget: &mut Budget) -> Result<String, DecodeError> {
+    if let Some(bytes) = plain::text(blob) {
+        return utf8(bytes);
+    }
+    parse_text_within(blob, budget)
+}
+
+/// By the grammar alone, whatever form the blob has.
+fn parse_text_within(blob: &[u8], budget: &mut Budget) -> Result<String, DecodeError> {
     let mut arena = Arena::default();
     let fail = |at, problem| DecodeError { at, problem, salvaged: None };
     let parsed = reader::parse(blob, reader::Until::Text, &mut arena, budget);
     if let Some(bytes) = arena.first_text {
-        return match str::from_utf8(bytes) {
-            Ok(text) => Ok(text.to_owned()),
-            Err(_) => Err(DecodeError {
-                at: 0,
-                problem: Problem::NotUtf8,
-                salvaged: Some(String::from_utf8_lossy(bytes).into_owned()),
-            }),
-        };
+        return utf8(bytes);
     }
     match parsed {
         Ok(_) => Err(fail(blob.len(), Problem::NotText)),
         Err((at, problem)) => Err(fail(at, problem)),
+    }
+}
+
+fn utf8(bytes: &[u8]) -> Result<String, DecodeError> {
+    match str::from_utf8(bytes) {
+        Ok(text) => Ok(text.to_owned()),
+        Err(_) => Err(DecodeError {
+            at: 0,
+            problem: Problem::NotUtf8,
+            salvaged: Some(String::from_utf8_lossy(bytes).into_owned()),
+        }),
     }
 }
 
@@ -476,6 +490,72 @@ fn string_at(arena: &Arena<'_>, at: usize, budget: &mut Budget) -> Result<Option
                 Ok(text) => Ok(Some(text.to_owned())),
                 Err(_) => Err(Problem::NotUtf8),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const REAL: [&[u8]; 3] = [
+        include_bytes!("../tests/data/typedstream/regular-text.bin"),
+        include_bytes!("../tests/data/typedstream/tweet.bin"),
+        include_bytes!("../tests/data/typedstream/user-mention.bin"),
+    ];
+
+    fn parsed(blob: &[u8]) -> Result<String, DecodeError> {
+        parse_text_within(blob, &mut Budget::new())
+    }
+
+    /// A real blob whose text is another one.
+    fn with_text(blob: &[u8], text: &[u8]) -> Vec<u8> {
+        let old = plain::text(blob).unwrap();
+        let end = memchr::memmem::find(blob, old).unwrap() + old.len();
+        let head = memchr::memmem::find(blob, b"\x84\x01+").unwrap() + 3;
+        let mut made = blob[..head].to_vec();
+        if let Ok(length @ ..=0x7f) = u8::try_from(text.len()) {
+            made.push(length);
+        } else {
+            made.push(0x81);
+            made.extend(u16::try_from(text.len()).unwrap().to_le_bytes());
+        }
+        made.extend(text);
+        made.extend(&blob[end..]);
+        made
+    }
+
+    #[test]
+    fn what_is_known_by_heart_is_what_messages_writes() {
+        for blob in REAL {
+            let text = plain::text(blob).map(|bytes| String::from_utf8(bytes.to_vec()).unwrap());
+            assert_eq!(text, parsed(blob).ok());
+        }
+        let mutable = [plain::MUTABLE, b"\x02hi\x86"].concat();
+        assert_eq!(plain::text(&mutable), Some(&b"hi"[..]));
+        assert_eq!(parsed(&mutable).as_deref(), Ok("hi"));
+    }
+
+    proptest! {
+        #[test]
+        fn by_heart_and_by_the_grammar_it_is_the_same_text(
+            which in 0..REAL.len(),
+            text in "\\PC{0,400}",
+            changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
+            cut in any::<prop::sample::Index>(),
+            whole: bool,
+        ) {
+            let mut blob = with_text(REAL[which], text.as_bytes());
+            for (at, byte) in changes {
+                let at = at.index(blob.len());
+                blob[at] = byte;
+            }
+            if !whole {
+                blob.truncate(cut.index(blob.len()));
+            }
+            prop_assert_eq!(decode_text(&blob), parsed(&blob));
         }
     }
 }

@@ -260,7 +260,12 @@ fn line_of(out: &mut Vec<u8>, word: &str) {
 
 /// A text whose further lines are indented, so that a line that begins with a time is a message.
 fn indented(out: &mut Vec<u8>, text: &str) {
-    let mut lines = text.trim_end().split(['\n', '\r', '\u{2028}', '\u{2029}']);
+    let text = text.trim_end();
+    // Most texts are one line, which is seen at a glance. U+2028 and U+2029 begin with this byte.
+    if memchr::memchr3(b'\n', b'\r', 0xe2, text.as_bytes()).is_none() {
+        return push(out, &[text]);
+    }
+    let mut lines = text.split(['\n', '\r', '\u{2028}', '\u{2029}']);
     if let Some(first) = lines.next() {
         push(out, &[first]);
     }
@@ -462,5 +467,14 @@ mod tests {
         let mut out = Vec::new();
         indented(&mut out, "one\n2026-11-22 13:30:16\rthree\n");
         assert_eq!(String::from_utf8(out).unwrap(), "one\n    2026-11-22 13:30:16\n    three");
+        for (text, lines) in [
+            ("one \u{2713} line ", "one \u{2713} line"),
+            ("one\u{2028}two\u{2029}three", "one\n    two\n    three"),
+            ("", ""),
+        ] {
+            let mut out = Vec::new();
+            indented(&mut out, text);
+            assert_eq!(String::from_utf8(out).unwrap(), lines);
+        }
     }
 }

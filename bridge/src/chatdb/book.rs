@@ -83,7 +83,7 @@ impl<'c> Book<'c> {
         let found: Option<Option<String>> = self
             .connection
             .prepare_cached("SELECT id FROM handle WHERE ROWID = ?1")?
-            .query_row([rowid], |row| Ok(Cells(row).filled(0)))
+            .query_row([rowid], |row| Ok(Cells::of(row).filled(0)))
             .optional()?;
         let handle: Option<Arc<str>> = found.flatten().map(Into::into);
         if self.kept.handles.len() >= KEPT_MAX {
@@ -102,7 +102,7 @@ impl<'c> Book<'c> {
             .connection
             .prepare_cached(&self.schema.chat_by_id)?
             .query_row([rowid], |row| {
-                let cells = Cells(row);
+                let cells = Cells::of(row);
                 let Some(guid) = cells.text(0) else { return Ok(None) };
                 Ok(Some(Chat {
                     conversation: chat_place(&guid, cells.number(1)),

@@ -60,7 +60,7 @@ fn contacts(connection: &Connection, address: &str, last: i64) -> rusqlite::Resu
         let mut query = connection.prepare_cached(&sql)?;
         let mut rows = query.query(params![handle, from, MESSAGES_A_HANDLE])?;
         while let Some(row) = rows.next()? {
-            let cells = Cells(row);
+            let cells = Cells::of(row);
             let channel = cells.text(1).as_deref().and_then(Channel::of_service);
             let (Some(guid), Some(channel), Some(at)) =
                 (cells.text(0), channel, apple_ms(cells.integer(5)))

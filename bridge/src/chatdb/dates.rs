@@ -76,7 +76,7 @@ impl ChatDb {
                         "SELECT ROWID, date FROM message WHERE ROWID > ?1 ORDER BY ROWID LIMIT ?2",
                     )?
                     .query_map((from, ROWS_A_READ), |row| {
-                        let cells = Cells(row);
+                        let cells = Cells::of(row);
                         Ok((cells.integer(0), cells.integer(1)))
                     })?
                     .collect()

@@ -1,5 +1,6 @@
 //! Rows of Apple's database as our own types.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use protocol::pipe::{App, Conversation, ConversationKind, LinkPreview, TransferState};
@@ -46,11 +47,26 @@ pub(super) fn apple_dates(at: UnixMs) -> (i64, i64) {
 
 /// The columns of a row, read leniently: a NULL or a value of another type is the type's zero.
 /// Apple's columns are not ours to be strict about.
-pub(super) struct Cells<'r, 's>(pub(super) &'r rusqlite::Row<'s>);
+pub(super) struct Cells<'r, 's> {
+    row: &'r rusqlite::Row<'s>,
+    /// The columns from this place on are NULL or zero, and are not asked.
+    end: usize,
+}
 
-impl<'r> Cells<'r, '_> {
+impl<'r, 's> Cells<'r, 's> {
+    pub(super) fn of(row: &'r rusqlite::Row<'s>) -> Self {
+        Self { row, end: usize::MAX }
+    }
+
+    /// Of a row query. Asking SQLite for a column costs as much for a NULL as for a number, and most
+    /// rows have nothing in most columns.
+    pub(super) fn of_message(row: &'r rusqlite::Row<'s>) -> Self {
+        let all = Self::of(row);
+        if all.flag(at::RARE) { all } else { Self { end: at::FIRST_RARE, ..all } }
+    }
+
     pub(super) fn value(&self, at: usize) -> ValueRef<'r> {
-        self.0.get_ref(at).unwrap_or(ValueRef::Null)
+        if at < self.end { self.row.get_ref(at).unwrap_or(ValueRef::Null) } else { ValueRef::Null }
     }
 
     pub(super) fn integer(&self, at: usize) -> i64 {
@@ -155,8 +171,13 @@ pub struct StatusBits {
 impl StatusBits {
     /// From the nine status columns that begin at `at`.
     fn read(cells: &Cells<'_, '_>, at: usize) -> Self {
+        Self::of_service(cells.channel(at), cells, at)
+    }
+
+    /// The same, for whoever has looked at the first of them already.
+    fn of_service(service: Option<Channel>, cells: &Cells<'_, '_>, at: usize) -> Self {
         Self {
-            service: cells.channel(at),
+            service,
             error: cells.integer(at + 1),
             is_sent: cells.flag(at + 2),
             is_delivered: cells.flag(at + 3),
@@ -342,6 +363,51 @@ pub struct RawRows {
     rows: Vec<RawRow>,
     bytes: Vec<u8>,
     files: Vec<(i64, Attachment)>,
+    handles: Each<Arc<str>>,
+    /// With their numbers.
+    chats: Each<(i64, Arc<Chat>)>,
+}
+
+/// Things that many rows share, each once a batch. Were they counted for every row, by two threads,
+/// each would wait for the other's counter longer than reading the row takes.
+#[derive(Debug)]
+struct Each<T> {
+    places: HashMap<i64, Option<usize>>,
+    things: Vec<T>,
+}
+
+impl<T> Default for Each<T> {
+    fn default() -> Self {
+        Self { places: HashMap::new(), things: Vec::new() }
+    }
+}
+
+impl<T> Each<T> {
+    /// The place of what has this row number; what is not known yet is looked for.
+    fn place(
+        &mut self,
+        rowid: i64,
+        look: impl FnOnce() -> rusqlite::Result<Option<T>>,
+    ) -> rusqlite::Result<Option<usize>> {
+        if let Some(place) = self.places.get(&rowid) {
+            return Ok(*place);
+        }
+        let place = look()?.map(|thing| {
+            self.things.push(thing);
+            self.things.len() - 1
+        });
+        self.places.insert(rowid, place);
+        Ok(place)
+    }
+
+    fn get(&self, place: Option<usize>) -> Option<&T> {
+        self.things.get(place?)
+    }
+
+    fn clear(&mut self) {
+        self.places.clear();
+        self.things.clear();
+    }
 }
 
 /// A stretch of a batch's bytes; an empty one is none.
@@ -356,9 +422,10 @@ struct RawRow {
     rowid: i64,
     from_me: bool,
     at: Option<UnixMs>,
-    handle: Option<Arc<str>>,
-    other_handle: Option<Arc<str>>,
-    chat: Option<(i64, Arc<Chat>)>,
+    /// Places among the batch's addresses and chats.
+    handle: Option<usize>,
+    other_handle: Option<usize>,
+    chat: Option<usize>,
     participants: Vec<Arc<str>>,
     item_type: i64,
     group_action: i64,
@@ -395,6 +462,8 @@ impl RawRows {
         self.rows.clear();
         self.bytes.clear();
         self.files.clear();
+        self.handles.clear();
+        self.chats.clear();
     }
 
     /// How many rows there are.
@@ -438,20 +507,28 @@ impl RawRows {
         span
     }
 
+    fn handle(&mut self, rowid: i64, book: &mut Book<'_>) -> rusqlite::Result<Option<usize>> {
+        if rowid <= 0 {
+            return Ok(None);
+        }
+        self.handles.place(rowid, || book.handle(rowid))
+    }
+
     pub(super) fn push(
         &mut self,
         cells: &Cells<'_, '_>,
         book: &mut Book<'_>,
     ) -> rusqlite::Result<()> {
-        let (service, lite) = match cells.bytes(at::SERVICE) {
+        let (service, lite) = match cells.bytes(at::STATUS) {
             Some(service) => (
                 str::from_utf8(service).ok().and_then(Channel::of_service),
                 service.eq_ignore_ascii_case(SATELLITE_SERVICE),
             ),
             None => (None, false),
         };
-        let handle = book.handle(cells.integer(at::HANDLE))?;
-        let to_self = match (&handle, cells.bytes(at::CALLER)) {
+        let handle = self.handle(cells.integer(at::HANDLE), book)?;
+        let other_handle = self.handle(cells.integer(at::OTHER_HANDLE), book)?;
+        let to_self = match (self.handles.get(handle), cells.bytes(at::CALLER)) {
             (Some(handle), Some(caller)) => handle.as_bytes() == caller,
             (Some(_) | None, _) => false,
         };
@@ -462,7 +539,7 @@ impl RawRows {
             from_me: cells.flag(at::FROM_ME),
             at: apple_ms(cells.integer(at::DATE)),
             handle,
-            other_handle: book.handle(cells.integer(at::OTHER_HANDLE))?,
+            other_handle,
             chat: None,
             participants: Vec::new(),
             item_type: cells.integer(at::ITEM_TYPE),
@@ -491,7 +568,7 @@ impl RawRows {
                 undecodable: false,
                 to_self,
             },
-            status: StatusBits { service, ..StatusBits::read(cells, at::STATUS) },
+            status: StatusBits::of_service(service, cells, at::STATUS),
             guid: self.keep(cells.bytes(at::GUID)),
             text: self.keep(cells.bytes(at::TEXT)),
             body: self.keep(cells.blob(at::BODY)),
@@ -519,7 +596,7 @@ impl RawRows {
     ) -> rusqlite::Result<()> {
         let mut at = 0_usize;
         while let Some(join) = joins.next()? {
-            let cells = Cells(join);
+            let cells = Cells::of(join);
             let (rowid, chat) = (cells.integer(0), cells.integer(1));
             // Joins mostly come in the order of the rows as well: look at the next place first.
             let place = match self.rows.get(at) {
@@ -530,10 +607,10 @@ impl RawRows {
             at = place + 1;
             if let Some(row) = self.rows.get_mut(place)
                 && row.chat.is_none()
-                && let Some(found) = book.chat(chat)?
             {
-                row.chat = Some((chat, found));
-                row.flags.deleted = deleted;
+                let look = || Ok(book.chat(chat)?.map(|found| (chat, found)));
+                row.chat = self.chats.place(chat, look)?;
+                row.flags.deleted = deleted && row.chat.is_some();
             }
         }
         Ok(())
@@ -547,7 +624,7 @@ impl RawRows {
     /// Looks up who is in the chats of which a row tells a change.
     pub(super) fn add_participants(&mut self, book: &mut Book<'_>) -> rusqlite::Result<()> {
         for row in self.rows.iter_mut().filter(|row| row.item_type != 0) {
-            if let Some((chat, _)) = &row.chat {
+            if let Some((chat, _)) = self.chats.get(row.chat) {
                 row.participants = book.participants(*chat)?;
             }
         }
@@ -574,7 +651,7 @@ impl RawRows {
 
     /// Looks at everything, and forgets it.
     pub fn decode(&mut self) -> Vec<Row> {
-        let Self { rows, bytes, files } = self;
+        let Self { rows, bytes, files, handles, chats } = self;
         let mut files = files.drain(..).peekable();
         let mut decoded: Vec<Row> = Vec::with_capacity(rows.len());
         for raw in rows.drain(..) {
@@ -584,7 +661,14 @@ impl RawRows {
             while let Some((_, file)) = files.next_if(|(message, _)| *message == rowid) {
                 attachments.push(file);
             }
-            decoded.push(raw.decode(bytes, attachments));
+            let place = match chats.get(raw.chat) {
+                Some((_, chat)) => Place::In(Arc::clone(chat)),
+                None => Place::Pending,
+            };
+            let [handle, other_handle] =
+                [raw.handle, raw.other_handle].map(|place| handles.get(place).map(Arc::clone));
+            let others = Others { handle, other_handle, place, attachments };
+            decoded.push(raw.decode(bytes, others));
         }
         drop(files);
         self.clear();
@@ -592,8 +676,16 @@ impl RawRows {
     }
 }
 
+/// What a row has from other tables.
+struct Others {
+    handle: Option<Arc<str>>,
+    other_handle: Option<Arc<str>>,
+    place: Place,
+    attachments: Vec<Attachment>,
+}
+
 impl RawRow {
-    fn decode(self, bytes: &[u8], attachments: Vec<Attachment>) -> Row {
+    fn decode(self, bytes: &[u8], others: Others) -> Row {
         let slice = |span: Span| {
             bytes.get(span.start..span.start.saturating_add(span.length)).unwrap_or_default()
         };
@@ -604,14 +696,14 @@ impl RawRow {
             guid: text(self.guid),
             from_me: self.from_me,
             at: self.at,
-            handle: self.handle,
-            other_handle: self.other_handle,
-            place: self.chat.map_or(Place::Pending, |(_, chat)| Place::In(chat)),
+            handle: others.handle,
+            other_handle: others.other_handle,
+            place: others.place,
             participants: self.participants,
             text: text(self.text),
             runs: Vec::new(),
             subject: filled(self.subject),
-            attachments,
+            attachments: others.attachments,
             item_type: self.item_type,
             group_action: self.group_action,
             group_title: filled(self.group_title),

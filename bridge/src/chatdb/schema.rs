@@ -49,13 +49,30 @@ pub(super) struct Schema {
 
 /// Gives each column that a row is read from its place, so that query and reader cannot disagree.
 macro_rules! row_columns {
-    ($first:ident $(, $name:ident = $sql:literal)* $(,)?) => {
+    (
+        $first:ident,
+        common { $($common:ident = $common_sql:literal,)* }
+        numbers { $($number:ident = $number_sql:literal,)* }
+        texts { $($text:ident = $text_sql:literal,)* }
+        beside { $($beside:ident = $beside_sql:literal,)* }
+    ) => {
         /// Where the columns of a row query stand.
         pub(super) mod at {
-            row_columns!(@places 0, $first, $($name,)* STATUS,);
+            use super::STATUS_COLUMNS;
+            row_columns!(@places 0, $first, $($common,)* RARE, STATUS,);
+            /// From here on stands what most rows do not have.
+            pub(in crate::chatdb) const FIRST_RARE: usize = STATUS + STATUS_COLUMNS.len();
+            row_columns!(@places FIRST_RARE, $($number,)* $($text,)* $($beside,)*);
         }
-        /// The columns of `message`, in their places after the row's number.
-        const ROW_COLUMNS: &[&str] = &[$($sql),*];
+        /// The columns of `message`, in their places after the row's number: what is read of every
+        /// row …
+        const COMMON_COLUMNS: &[&str] = &[$($common_sql),*];
+        /// … the numbers that are zero or NULL in most rows …
+        const RARE_NUMBERS: &[&str] = &[$($number_sql),*];
+        /// … the texts and blobs that are NULL in most …
+        const RARE_TEXTS: &[&str] = &[$($text_sql),*];
+        /// … and what says nothing without one of these.
+        const BESIDE_COLUMNS: &[&str] = &[$($beside_sql),*];
     };
     (@places $place:expr, $name:ident, $($rest:ident,)*) => {
         pub(in crate::chatdb) const $name: usize = $place;
@@ -66,47 +83,54 @@ macro_rules! row_columns {
 
 row_columns! {
     ROWID,
-    GUID = "guid",
-    FROM_ME = "is_from_me",
-    DATE = "date",
-    SERVICE = "service",
-    TEXT = "text",
-    BODY = "attributedBody",
-    HANDLE = "handle_id",
-    OTHER_HANDLE = "other_handle",
-    CALLER = "destination_caller_id",
-    SUBJECT = "subject",
-    ITEM_TYPE = "item_type",
-    GROUP_ACTION = "group_action_type",
-    GROUP_TITLE = "group_title",
-    SHARE_STATUS = "share_status",
-    MESSAGE_ACTION = "message_action_type",
-    ASSOCIATED_TYPE = "associated_message_type",
-    ASSOCIATED_GUID = "associated_message_guid",
-    ASSOCIATED_EMOJI = "associated_message_emoji",
-    BALLOON = "balloon_bundle_id",
-    PAYLOAD = "payload_data",
-    SUMMARY = "message_summary_info",
-    THREAD_GUID = "thread_originator_guid",
-    THREAD_PART = "thread_originator_part",
-    EFFECT = "expressive_send_style_id",
-    PART_COUNT = "part_count",
-    DATE_EDITED = "date_edited",
-    HAS_ATTACHMENTS = "cache_has_attachments",
-    IS_EMPTY = "is_empty",
-    IS_SYSTEM = "is_system_message",
-    IS_AUDIO = "is_audio_message",
-    IS_STEWIE = "is_stewie",
-    OFF_GRID = "sent_or_received_off_grid",
-    PENDING_SATELLITE = "is_pending_satellite_send",
-    IS_SOS = "is_sos",
-    IS_CRITICAL = "is_critical",
-    TIME_SENSITIVE = "is_time_sensitive",
-    IS_SPAM = "is_spam",
-    FILTER_ACTION = "filter_action",
-    AUTO_REPLY = "is_auto_reply",
-    SCHEDULE_TYPE = "schedule_type",
-    SCHEDULE_STATE = "schedule_state",
+    common {
+        GUID = "guid",
+        FROM_ME = "is_from_me",
+        DATE = "date",
+        TEXT = "text",
+        BODY = "attributedBody",
+        HANDLE = "handle_id",
+        CALLER = "destination_caller_id",
+        SUMMARY = "message_summary_info",
+        PART_COUNT = "part_count",
+        HAS_ATTACHMENTS = "cache_has_attachments",
+    }
+    numbers {
+        OTHER_HANDLE = "other_handle",
+        ITEM_TYPE = "item_type",
+        GROUP_ACTION = "group_action_type",
+        SHARE_STATUS = "share_status",
+        MESSAGE_ACTION = "message_action_type",
+        ASSOCIATED_TYPE = "associated_message_type",
+        DATE_EDITED = "date_edited",
+        IS_EMPTY = "is_empty",
+        IS_SYSTEM = "is_system_message",
+        IS_AUDIO = "is_audio_message",
+        IS_STEWIE = "is_stewie",
+        OFF_GRID = "sent_or_received_off_grid",
+        PENDING_SATELLITE = "is_pending_satellite_send",
+        IS_SOS = "is_sos",
+        IS_CRITICAL = "is_critical",
+        TIME_SENSITIVE = "is_time_sensitive",
+        IS_SPAM = "is_spam",
+        FILTER_ACTION = "filter_action",
+        AUTO_REPLY = "is_auto_reply",
+        SCHEDULE_TYPE = "schedule_type",
+    }
+    texts {
+        SUBJECT = "subject",
+        GROUP_TITLE = "group_title",
+        ASSOCIATED_GUID = "associated_message_guid",
+        ASSOCIATED_EMOJI = "associated_message_emoji",
+        BALLOON = "balloon_bundle_id",
+        THREAD_GUID = "thread_originator_guid",
+        THREAD_PART = "thread_originator_part",
+        EFFECT = "expressive_send_style_id",
+        PAYLOAD = "payload_data",
+    }
+    beside {
+        SCHEDULE_STATE = "schedule_state",
+    }
 }
 
 /// Columns of `message` that [`super::rows::StatusBits::read`] takes, by position.
@@ -161,7 +185,7 @@ impl Schema {
             if has.contains(name) { format!("{alias}.{name}") } else { "NULL".to_owned() }
         };
         let message = |name: &str| column(&tables.message, "m", name);
-        let row_column = |name: &&str| match *name {
+        let row_column = |name: &str| match name {
             // Blobs are long and mostly on pages of their own: they are fetched where they say
             // something. Reactions keep in their summary what they are to, which is not asked.
             "payload_data" => {
@@ -177,8 +201,17 @@ impl Schema {
         let list =
             |names: &[&str]| names.iter().map(|name| message(name)).collect::<Vec<_>>().join(", ");
         let status = list(STATUS_COLUMNS);
-        let row_columns = ROW_COLUMNS.iter().map(row_column).collect::<Vec<_>>().join(", ");
-        let select = format!("SELECT m.ROWID, {row_columns}, {status} FROM message m");
+        let row_list = |names: &[&str]| {
+            names.iter().map(|name| row_column(name)).collect::<Vec<_>>().join(", ")
+        };
+        let select = format!(
+            "SELECT m.ROWID, {}, {}, {status}, {}, {}, {} FROM message m",
+            row_list(COMMON_COLUMNS),
+            has_rare(&tables.message),
+            row_list(RARE_NUMBERS),
+            row_list(RARE_TEXTS),
+            row_list(BESIDE_COLUMNS),
+        );
         // Without an index that begins with message_id, the primary key (chat_id, message_id)
         // serves, one seek a chat; a plain join would read the whole table for every batch.
         let between = if tables.joins_indexed {
@@ -312,6 +345,16 @@ impl Schema {
             },
         }
     }
+}
+
+/// Whether a row has anything that most have not. Asking that of SQLite at once is cheaper than
+/// fetching forty columns of a row that are empty.
+fn has_rare(message: &HashSet<String>) -> String {
+    let has = |name: &&&str| message.contains(**name);
+    let numbers = RARE_NUMBERS.iter().filter(has).map(|name| format!("m.{name}"));
+    let texts = RARE_TEXTS.iter().filter(has).map(|name| format!("m.{name} IS NOT NULL"));
+    let any = numbers.chain(texts).collect::<Vec<_>>().join(" OR ");
+    if any.is_empty() { "0".to_owned() } else { format!("CASE WHEN {any} THEN 1 END") }
 }
 
 /// What the database has.
