@@ -390,7 +390,7 @@ fn disposition(status: ExitStatus, number: Option<i32>, output: &[u8]) -> Dispos
         return unsent(&output).unwrap_or(Disposition::Succeeded { output });
     }
     // One that was killed from outside may have written about something before.
-    match number.filter(|_| status.code().is_some()) {
+    match number.filter(|_| status.code().is_some_and(|code| code != 0)) {
         Some(number) => of_number(number),
         // It died of something else than AppleScript: nothing says how far it came.
         None => doubt(Reason::NoEvidence, format!("osascript ended with {status} and no number")),
