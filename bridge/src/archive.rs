@@ -95,8 +95,22 @@ fn impatient(from: i64, newest: Option<UnixMs>) -> Inbox {
     Inbox::new(from, newest, Patience { hold_ms: 0, known_max: 0 })
 }
 
-fn understood(inbox: &mut Inbox, rows: &[Row], now: UnixMs) -> Vec<Heard> {
-    inbox.take(Batch::of(rows), now).heard
+/// Tells each thing that these rows say while it lasts. The first error is the last thing that is
+/// tried, and is given back.
+fn tell_each<E>(
+    inbox: &mut Inbox,
+    rows: &[Row],
+    now: UnixMs,
+    mut tell: impl FnMut(&Heard) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut told = Ok(());
+    // Whoever reads once remembers nothing.
+    let _noted = inbox.take_each(Batch::of(rows), now, &mut |heard| {
+        if told.is_ok() {
+            told = tell(&heard);
+        }
+    });
+    told
 }
 
 /// Writes everything above a row that is there now as JSON lines.
@@ -111,9 +125,8 @@ pub(crate) fn stream(
     let rows = Rows::read(db, from, to).map_err(StreamError::Thread)?;
     let mut lines = Vec::with_capacity(OUT_BYTES);
     while let Some(batch) = rows.next() {
-        for heard in understood(&mut inbox, &batch?, now) {
-            line::write(&mut lines, &heard.told).map_err(StreamError::Json)?;
-        }
+        tell_each(&mut inbox, &batch?, now, |heard| line::write(&mut lines, &heard.told))
+            .map_err(StreamError::Json)?;
         if lines.len() >= OUT_BYTES / 2 {
             out.write_all(&lines).map_err(StreamError::Out)?;
             lines.clear();

@@ -54,7 +54,7 @@ pub use watch::{Watch, WatchCounters};
 
 use book::{Book, Kept};
 use rows::Cells;
-use schema::Schema;
+use schema::{Schema, at};
 use sent::{may_be_to, sent_row};
 use shared::Shared;
 
@@ -280,7 +280,7 @@ impl ChatDb {
     /// against.
     pub fn newest_date_at(&self, rowid: i64) -> Result<Option<UnixMs>, NotReady> {
         let date: Option<i64> = self.one(
-            "SELECT MAX(date) FROM (SELECT date FROM message WHERE ROWID <= ?1 ORDER BY ROWID DESC LIMIT ?2)",
+            "SELECT MAX(date) FROM (SELECT date FROM message WHERE ROWID <= ?1 ORDER BY ROWID DESC LIMIT ?2 + 0)",
             [rowid, NEWEST_DATE_ROWS],
         )?;
         Ok(date.and_then(apple_ms))
@@ -580,9 +580,17 @@ fn read_rows(
 ) -> rusqlite::Result<()> {
     rows.clear();
     let mut statement = connection.prepare_cached(sql)?;
+    let mut rare = book.rare()?;
     let mut found = statement.query(params)?;
     while let Some(row) = found.next()? {
-        rows.push(&Cells::of_message(row), book)?;
+        let cells = Cells::of(row);
+        if cells.flag(at::RARE) {
+            // The query around it is still under way, so that both see the same row.
+            let mut more = rare.query([cells.integer(at::ROWID)])?;
+            rows.push(&cells.with_rare(more.next()?), book)?;
+        } else {
+            rows.push(&cells, book)?;
+        }
     }
     Ok(())
 }

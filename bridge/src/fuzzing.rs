@@ -47,7 +47,7 @@ fn attributed(decoded: &Attributed, input: usize) {
     assert!(decoded.runs.len() <= typedstream::STEPS_MAX, "{} runs", decoded.runs.len());
     let (mut utf16, mut bytes) = (0, 0);
     let mut copied = 0_usize;
-    let mut sets: Vec<&std::sync::Arc<[(String, Attribute)]>> = Vec::new();
+    let mut sets: Vec<&std::sync::Arc<[(typedstream::Name, Attribute)]>> = Vec::new();
     for run in &decoded.runs {
         assert_eq!((run.utf16.start, run.bytes.start), (utf16, bytes), "runs leave no gap");
         (utf16, bytes) = (run.utf16.end, run.bytes.end);

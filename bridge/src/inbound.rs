@@ -137,9 +137,22 @@ impl<'r> Batch<'r> {
 pub struct Taken {
     /// To be told, in the order of rowid within held, changed and new rows.
     pub heard: Vec<Heard>,
-    /// To be remembered with it: what was told of these messages by now.
+    /// To be remembered with it.
+    pub noted: Noted,
+}
+
+/// Where what comes of a batch goes.
+struct Telling<'t> {
+    hear: &'t mut dyn FnMut(Heard),
+    noted: Noted,
+}
+
+/// What is to be remembered of a batch.
+#[derive(Debug, Default)]
+pub struct Noted {
+    /// What was told of these messages by now.
     pub seen: Vec<(String, Seen)>,
-    /// To be remembered with it: guids of rows that are told with another one, and never alone.
+    /// Guids of rows that are told with another one, and never alone.
     pub joined: Vec<String>,
 }
 
@@ -307,10 +320,22 @@ impl Inbox {
     /// Takes rows. What is told first is what was held, then what has changed, then what is new.
     pub fn take(&mut self, batch: Batch<'_>, now: UnixMs) -> Taken {
         // Nearly every row is told, and nearly always once.
-        let mut taken = Taken { heard: Vec::with_capacity(batch.rows.len()), ..Taken::default() };
+        let mut heard = Vec::with_capacity(batch.rows.len());
+        let noted = self.take_each(batch, now, &mut |one| heard.push(one));
+        Taken { heard, noted }
+    }
+
+    /// The same for whoever needs each only while it is told: nothing is gathered.
+    pub fn take_each(
+        &mut self,
+        batch: Batch<'_>,
+        now: UnixMs,
+        hear: &mut dyn FnMut(Heard),
+    ) -> Noted {
+        let mut telling = Telling { hear, noted: Noted::default() };
         for row in batch.held {
             if let Some(since) = self.held.get(&row.rowid).copied() {
-                self.consider(row, since, batch, now, &mut taken);
+                self.consider(row, since, batch, now, &mut telling);
             }
         }
         // What was not among the rows is gone from the database; forget it when its time is over.
@@ -318,7 +343,7 @@ impl Inbox {
         self.held.retain(|_, since| (0..hold_ms).contains(&now.since(*since)));
         for row in batch.changed {
             if !self.held.contains_key(&row.rowid) && row.rowid <= self.read_to {
-                self.reconsider(row, batch, now, &mut taken);
+                self.reconsider(row, batch, now, &mut telling);
             }
         }
         for row in batch.rows {
@@ -326,9 +351,9 @@ impl Inbox {
                 continue;
             }
             self.read_to = row.rowid;
-            self.consider(row, now, batch, now, &mut taken);
+            self.consider(row, now, batch, now, &mut telling);
         }
-        taken
+        telling.noted
     }
 
     fn skip(&mut self, why: Skip) {
@@ -341,7 +366,7 @@ impl Inbox {
         since: UnixMs,
         batch: Batch<'_>,
         now: UnixMs,
-        taken: &mut Taken,
+        telling: &mut Telling<'_>,
     ) {
         let near = [batch.held, batch.rows];
         let in_window = self.is_in_window(row);
@@ -355,7 +380,7 @@ impl Inbox {
             self.held.remove(&row.rowid);
             self.skip(Skip::Known);
             // What has happened to it while its numbers were wrong.
-            self.reconsider(row, batch, now, taken);
+            self.reconsider(row, batch, now, telling);
             return;
         }
         if self.is_outside_window(row) {
@@ -367,7 +392,7 @@ impl Inbox {
         if let Some(message) = self.links.joined(row).map(link::Joined::untold).or_else(of_told) {
             self.held.remove(&row.rowid);
             self.skip(Skip::LinkPreview);
-            self.join(row, message, now, taken);
+            self.join(row, message, now, telling);
             return;
         }
         let mut understood = understand(row, is_over(HOLD_MS) || full, late, now);
@@ -391,65 +416,62 @@ impl Inbox {
                 self.held.remove(&row.rowid);
                 self.skip(why);
                 let mut seen = Seen::untold();
-                self.tell_changes(row, &mut seen, now, taken);
-                self.remember(row, seen, taken);
+                self.tell_changes(row, &mut seen, now, telling);
+                self.remember(row, seen, telling);
             }
             Understood::Event(event) => {
                 self.held.remove(&row.rowid);
                 self.links.told(row);
                 let event = self.matched(row, event, late || in_window, batch);
-                self.tell(row, Told::Event(event), now, taken);
+                self.tell(row, Told::Event(event), now, telling);
             }
             Understood::Own(own) => {
                 self.held.remove(&row.rowid);
                 self.links.told(row);
-                self.tell(row, Told::Own(own), now, taken);
+                self.tell(row, Told::Own(own), now, telling);
             }
         }
     }
 
     /// This row is told with another one; when it was not, of which message it is the preview.
-    fn join(&mut self, row: &Row, untold: Option<String>, now: UnixMs, taken: &mut Taken) {
+    fn join(&mut self, row: &Row, untold: Option<String>, now: UnixMs, telling: &mut Telling<'_>) {
         self.known.learn(&row.guid, None);
-        taken.joined.push(row.guid.clone());
+        telling.noted.joined.push(row.guid.clone());
         if let Some(message) = untold {
             let mut seen = Seen::preview_of(message);
-            self.tell_changes(row, &mut seen, now, taken);
-            self.remember(row, seen, taken);
+            self.tell_changes(row, &mut seen, now, telling);
+            self.remember(row, seen, telling);
         }
     }
 
     /// Tells a row for the first time, and what has happened to it already.
-    fn tell(&mut self, row: &Row, told: Told, now: UnixMs, taken: &mut Taken) {
+    fn tell(&mut self, row: &Row, told: Told, now: UnixMs, telling: &mut Telling<'_>) {
         // Whoever reads once remembers nothing.
         let print = (self.patience.known_max > 0).then(|| print(row));
         self.known.learn(&row.guid, print);
-        taken.heard.push(Heard { rowid: row.rowid, told, print });
+        (telling.hear)(Heard { rowid: row.rowid, told, print });
         let mut seen = Seen::told(row);
-        self.tell_changes(row, &mut seen, now, taken);
-        self.remember(row, seen, taken);
+        self.tell_changes(row, &mut seen, now, telling);
+        self.remember(row, seen, telling);
     }
 
-    fn tell_changes(&self, row: &Row, seen: &mut Seen, now: UnixMs, taken: &mut Taken) {
+    fn tell_changes(&self, row: &Row, seen: &mut Seen, now: UnixMs, telling: &mut Telling<'_>) {
         // Whoever reads once has not seen it happen: of what has no date of its own, the message's is
         // nearer the truth than the hour of reading, and the same at every reading.
         let now = if self.patience.hold_ms == 0 { row.at.unwrap_or(now) } else { now };
-        let events = changes(seen, row, now).into_iter();
-        taken.heard.extend(events.map(|event| Heard {
-            rowid: row.rowid,
-            told: Told::Event(event),
-            print: None,
-        }));
+        for event in changes(seen, row, now) {
+            (telling.hear)(Heard { rowid: row.rowid, told: Told::Event(event), print: None });
+        }
     }
 
-    fn remember(&mut self, row: &Row, seen: Seen, taken: &mut Taken) {
+    fn remember(&mut self, row: &Row, seen: Seen, telling: &mut Telling<'_>) {
         if self.known.remember(&row.guid, seen.clone()) {
-            taken.seen.push((row.guid.clone(), seen));
+            telling.noted.seen.push((row.guid.clone(), seen));
         }
     }
 
     /// A row that was read before, and has changed.
-    fn reconsider(&mut self, row: &Row, batch: Batch<'_>, now: UnixMs, taken: &mut Taken) {
+    fn reconsider(&mut self, row: &Row, batch: Batch<'_>, now: UnixMs, telling: &mut Telling<'_>) {
         let mut seen = self.known.seen(&row.guid);
         if seen.is_untold() {
             let understood = understand(row, true, false, now);
@@ -457,16 +479,16 @@ impl Inbox {
                 Understood::Event(event) => Told::Event(self.matched(row, event, false, batch)),
                 Understood::Own(own) => Told::Own(own),
                 Understood::Skip(_) | Understood::Incomplete => {
-                    self.tell_changes(row, &mut seen, now, taken);
-                    self.remember(row, seen, taken);
+                    self.tell_changes(row, &mut seen, now, telling);
+                    self.remember(row, seen, telling);
                     return;
                 }
             };
-            self.tell(row, told, now, taken);
+            self.tell(row, told, now, telling);
             return;
         }
-        self.tell_changes(row, &mut seen, now, taken);
-        self.remember(row, seen, taken);
+        self.tell_changes(row, &mut seen, now, telling);
+        self.remember(row, seen, telling);
     }
 
     /// Old beside a row before it. The sender's clock may be wrong: a date ahead of ours must not

@@ -19,7 +19,7 @@ use crate::chatdb::{
 };
 use crate::clock::Now;
 use crate::inbound::{
-    Batch, Heard, Inbox, KNOWN_MAX, Known, PREVIEW_MS, Patience, Seen, Taken, Window, print,
+    Batch, Heard, Inbox, KNOWN_MAX, Known, Noted, PREVIEW_MS, Patience, Seen, Taken, Window, print,
 };
 use crate::journal::{self, Journal, JournalError};
 use sweep::Sweep;
@@ -224,7 +224,7 @@ impl Reading {
         let Gathered { rows, held, changed, originals, more } = gathered;
         let original = |row: &Row| originals.get(&row.rowid).cloned();
         let batch = Batch { rows: &rows, held: &held, changed: &changed, original: &original };
-        let Taken { heard, seen, joined } = inbox.take(batch, now.wall);
+        let Taken { heard, noted: Noted { seen, joined } } = inbox.take(batch, now.wall);
         if let Some(row) = rows.last() {
             self.last = Some((row.rowid, row.guid.clone()));
         }

@@ -18,10 +18,11 @@
 mod plain;
 mod reader;
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
-use reader::{Arena, Slot, Value};
+use reader::{Arena, Value};
 
 /// Longest blob that is looked at. The longest text Messages sends is some 20,000 characters; data
 /// detectors add a few hundred bytes a link. Four megabytes is far beyond both and still decodes in
@@ -80,6 +81,9 @@ pub const EMOJI_IMAGE: &str = "__kIMEmojiImageAttributeName";
 /// Attribute with what an audio message says.
 pub const TRANSCRIPTION: &str = "IMAudioTranscription";
 
+const BASE_WRITING_DIRECTION: &str = "__kIMBaseWritingDirectionAttributeName";
+const FILENAME: &str = "__kIMFilenameAttributeName";
+
 /// Whether a blob says more than a text and its parts. A name stands in a blob in full where it is
 /// used first, so that a search finds it without decoding anything; a text that holds such a name
 /// is merely decoded whole.
@@ -89,6 +93,9 @@ pub fn is_notable(blob: &[u8]) -> bool {
     static SPOKEN: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(TRANSCRIPTION));
     const PLAIN: [&[u8]; 2] = [b"MessagePartAttributeName", b"BaseWritingDirectionAttributeName"];
     const PREFIX: &[u8] = b"__kIM";
+    if plain::is_all(blob) {
+        return false;
+    }
     NAMES.find_iter(blob).any(|at| {
         let name = blob.get(at + PREFIX.len()..).unwrap_or_default();
         !PLAIN.iter().any(|plain| name.starts_with(plain))
@@ -116,6 +123,31 @@ impl Attributed {
     }
 }
 
+/// The name of an attribute.
+pub type Name = Cow<'static, str>;
+
+/// Names that need not be copied out of every blob.
+const NAMES: [&str; 18] = [
+    MESSAGE_PART,
+    BASE_WRITING_DIRECTION,
+    FILE_TRANSFER_GUID,
+    DATA_DETECTED,
+    LINK,
+    MENTION,
+    FILENAME,
+    ONE_TIME_CODE,
+    ADDRESS,
+    CALENDAR_EVENT,
+    MONEY,
+    BOLD,
+    ITALIC,
+    UNDERLINE,
+    STRIKETHROUGH,
+    ANIMATION,
+    EMOJI_IMAGE,
+    TRANSCRIPTION,
+];
+
 /// A stretch of text with one set of attributes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Run {
@@ -124,7 +156,7 @@ pub struct Run {
     /// The same stretch in bytes of [`Attributed::text`], always on character boundaries.
     pub bytes: Range<usize>,
     /// Names and values, in the order of the archive; runs with the same set share it.
-    pub attributes: Arc<[(String, Attribute)]>,
+    pub attributes: Arc<[(Name, Attribute)]>,
 }
 
 impl Run {
@@ -336,10 +368,8 @@ fn attributed(arena: &Arena<'_>, root: usize, budget: &mut Budget) -> Result<Att
     if let Some(text) = string_at(arena, root, budget)? {
         return Ok(Attributed { text, runs: Vec::new() });
     }
-    let Some(Slot::Object { class: Some(class), values }) = arena.slots.get(root) else {
-        return Err(Problem::NotText);
-    };
-    if !arena.is_kind(*class, b"NSAttributedString") {
+    let (class, values) = arena.object(root).ok_or(Problem::NotText)?;
+    if !arena.is_kind(class, b"NSAttributedString") {
         return Err(Problem::NotText);
     }
     let mut values = values.iter();
@@ -360,8 +390,10 @@ fn runs<'v>(
     budget: &mut Budget,
 ) -> Result<Vec<Run>, Problem> {
     let mut runs = Vec::new();
-    let mut sets: Vec<Arc<[(String, Attribute)]>> = Vec::new();
-    let mut rest = text.char_indices();
+    let mut sets: Vec<Arc<[(Name, Attribute)]>> = Vec::new();
+    // Characters, code units and bytes of such a text are the same, and need not be walked through.
+    let is_ascii = text.is_ascii();
+    let mut rest = if is_ascii { "" } else { text }.chars();
     let (mut utf16, mut byte) = (0_usize, 0_usize);
     while let Some(value) = values.next() {
         let Value::Integer(number) = value else { return Err(Problem::Run) };
@@ -381,8 +413,11 @@ fn runs<'v>(
         }
         let end = utf16.checked_add(length).ok_or(Problem::Run)?;
         let (mut at, start) = (utf16, byte);
+        if is_ascii {
+            (at, byte) = (end.min(text.len()), end);
+        }
         while at < end {
-            let (_, next) = rest.next().ok_or(Problem::Run)?;
+            let next = rest.next().ok_or(Problem::Run)?;
             at += next.len_utf16();
             byte += next.len_utf8();
         }
@@ -406,11 +441,9 @@ fn dictionary(
     arena: &Arena<'_>,
     at: usize,
     budget: &mut Budget,
-) -> Result<Vec<(String, Attribute)>, Problem> {
-    let Some(Slot::Object { class: Some(class), values }) = arena.slots.get(at) else {
-        return Err(Problem::Run);
-    };
-    if !arena.is_kind(*class, b"NSDictionary") {
+) -> Result<Vec<(Name, Attribute)>, Problem> {
+    let (class, values) = arena.object(at).ok_or(Problem::Run)?;
+    if !arena.is_kind(class, b"NSDictionary") {
         return Err(Problem::Run);
     }
     // The same dictionary may be named by many runs.
@@ -419,10 +452,10 @@ fn dictionary(
         Value::Object(object) => Some(*object),
         Value::Integer(_) | Value::Float(_) | Value::Bytes(_) | Value::Nothing => None,
     });
-    let mut pairs = Vec::new();
+    let mut pairs = Vec::with_capacity(values.len() / 2);
     while let (Some(key), Some(value)) = (objects.next(), objects.next()) {
         if let (Some(key), Some(value)) = (key, value)
-            && let Some(key) = string_at(arena, key, budget)?
+            && let Some(key) = name_at(arena, key, budget)?
         {
             pairs.push((key, attribute(arena, value, budget)?));
         }
@@ -435,15 +468,13 @@ fn attribute(arena: &Arena<'_>, at: usize, budget: &mut Budget) -> Result<Attrib
     if let Some(text) = string_at(arena, at, budget)? {
         return Ok(Attribute::Text(text));
     }
-    let Some(Slot::Object { class: Some(class), values }) = arena.slots.get(at) else {
-        return Err(Problem::Reference);
-    };
+    let (class, values) = arena.object(at).ok_or(Problem::Reference)?;
     let other = |budget: &mut Budget| {
-        let name = arena.class_name(*class);
+        let name = arena.class_name(class);
         budget.copy(name.len())?;
         Ok(Attribute::Other(String::from_utf8_lossy(name).into_owned()))
     };
-    if arena.is_kind(*class, b"NSNumber") {
+    if arena.is_kind(class, b"NSNumber") {
         // The first value is the C string with the type, the second the number.
         let number = values.iter().take(LEAF_VALUES_MAX).find_map(|value| match value {
             Value::Integer(number) => Some(Attribute::Integer(*number)),
@@ -452,7 +483,7 @@ fn attribute(arena: &Arena<'_>, at: usize, budget: &mut Budget) -> Result<Attrib
         });
         return number.map_or_else(|| other(budget), Ok);
     }
-    if arena.is_kind(*class, b"NSURL") {
+    if arena.is_kind(class, b"NSURL") {
         // A flag, the base URL if the flag says so, then the string; the last object is the string.
         let last = values.iter().rev().take(LEAF_VALUES_MAX).find_map(|value| match value {
             Value::Object(object) => *object,
@@ -464,7 +495,7 @@ fn attribute(arena: &Arena<'_>, at: usize, budget: &mut Budget) -> Result<Attrib
         };
         return text.map_or_else(|| other(budget), |text| Ok(Attribute::Url(text)));
     }
-    if arena.is_kind(*class, b"NSData") {
+    if arena.is_kind(class, b"NSData") {
         let bytes = values.iter().take(LEAF_VALUES_MAX).find_map(|value| match value {
             Value::Bytes(bytes) => Some(*bytes),
             Value::Integer(_) | Value::Float(_) | Value::Object(_) | Value::Nothing => None,
@@ -492,6 +523,16 @@ fn string_at(arena: &Arena<'_>, at: usize, budget: &mut Budget) -> Result<Option
             }
         }
     }
+}
+
+/// The same of one that names an attribute.
+fn name_at(arena: &Arena<'_>, at: usize, budget: &mut Budget) -> Result<Option<Name>, Problem> {
+    let Some(bytes) = arena.string_bytes(at) else { return Ok(None) };
+    if let Some(known) = NAMES.iter().find(|known| known.as_bytes() == bytes) {
+        budget.copy(bytes.len())?;
+        return Ok(Some(Cow::Borrowed(known)));
+    }
+    Ok(string_at(arena, at, budget)?.map(Cow::Owned))
 }
 
 #[cfg(test)]
@@ -533,6 +574,7 @@ mod tests {
             let text = plain::text(blob).map(|bytes| String::from_utf8(bytes.to_vec()).unwrap());
             assert_eq!(text, parsed(blob).ok());
         }
+        assert_eq!(REAL.map(plain::is_all), [true, false, false]);
         let mutable = [plain::MUTABLE, b"\x02hi\x86"].concat();
         assert_eq!(plain::text(&mutable), Some(&b"hi"[..]));
         assert_eq!(parsed(&mutable).as_deref(), Ok("hi"));

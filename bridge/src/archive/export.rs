@@ -17,7 +17,7 @@ use protocol::{Reason, UnixMs};
 use serde::{Deserialize, Serialize};
 
 use super::text::TextWriter;
-use super::{OUT_BYTES, Rows, StreamError, impatient, understood};
+use super::{OUT_BYTES, Rows, StreamError, impatient, tell_each};
 use crate::chatdb::{ChatDb, Cursor, Identity, NotReady, Row, Verified, verify};
 use crate::clock;
 use crate::exit::Exit;
@@ -415,33 +415,29 @@ fn export(
     while let Some(batch) = rows.next() {
         let batch = batch.map_err(StreamError::NotReady)?;
         let newest_before = inbox.newest();
-        let heard = understood(&mut inbox, &batch, plan.now);
         let Some(last) = batch.last() else { break };
-        if last.rowid <= plan.write_from {
-            // It was written before; it was read for what it leaves open.
-            before = last.rowid;
-            continue;
-        }
         let mut rows = batch.iter();
-        for heard in &heard {
-            // Rows that went away since the note was made let a batch reach further: what stands at
-            // or below the noted row is written.
+        tell_each(&mut inbox, &batch, plan.now, |heard| {
+            // It was written before, and was read for what it leaves open. Rows that went away since
+            // the note was made let a batch reach further.
             if heard.rowid <= plan.write_from {
-                continue;
+                return Ok(());
             }
             // Both are in the order of rowid, and several may come from one row.
             let row = advance(&mut rows, heard.rowid);
             if !is_wanted(args, heard, row) {
-                continue;
+                return Ok(());
             }
             match args.format {
-                Format::Jsonl => line::write(&mut lines, &heard.told).map_err(StreamError::Json)?,
+                Format::Jsonl => line::write(&mut lines, &heard.told)?,
                 Format::Txt => {
                     let place = row.and_then(|row| row.place.conversation());
                     text.write(&mut lines, &heard.told, place);
                 }
             }
-        }
+            Ok(())
+        })
+        .map_err(StreamError::Json)?;
         if lines.len() >= OUT_BYTES / 2 {
             out.write_all(&lines).map_err(StreamError::Out)?;
             written = written.saturating_add(u64::try_from(lines.len()).unwrap_or(u64::MAX));

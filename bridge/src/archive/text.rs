@@ -255,6 +255,10 @@ fn author<'a>(conversation: &Conversation, from: &'a str) -> &'a str {
 
 /// A word that must stay on its line.
 fn line_of(out: &mut Vec<u8>, word: &str) {
+    // Without a way out of the loop, sixteen bytes are looked at together.
+    if !word.bytes().fold(false, |any, byte| any | byte.is_ascii_control()) {
+        return push(out, &[word]);
+    }
     out.extend(word.bytes().map(|byte| if byte.is_ascii_control() { b' ' } else { byte }));
 }
 

@@ -4,11 +4,11 @@
 //! hundreds of thousands of messages, and they hardly ever change; what is kept is forgotten whenever
 //! another connection has committed, so that a chat that has moved to junk is seen there.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use protocol::pipe::Conversation;
-use rusqlite::{Connection, OptionalExtension as _};
+use rusqlite::{CachedStatement, Connection, OptionalExtension as _};
+use rustc_hash::FxHashMap;
 
 use super::rows::{Cells, chat_place};
 use super::schema::Schema;
@@ -46,8 +46,8 @@ impl Chat {
 pub(super) struct Kept {
     /// `data_version` at which it was read.
     version: Option<i64>,
-    handles: HashMap<i64, Option<Arc<str>>>,
-    chats: HashMap<i64, Option<Arc<Chat>>>,
+    handles: FxHashMap<i64, Option<Arc<str>>>,
+    chats: FxHashMap<i64, Option<Arc<Chat>>>,
 }
 
 /// The book of one connection while it is read in.
@@ -70,6 +70,11 @@ impl<'c> Book<'c> {
             *kept = Kept { version: Some(version), ..Kept::default() };
         }
         Ok(Self { connection, schema, kept })
+    }
+
+    /// What asks for the columns of one row that most rows do not have.
+    pub(super) fn rare(&self) -> rusqlite::Result<CachedStatement<'c>> {
+        self.connection.prepare_cached(&self.schema.rare)
     }
 
     /// The address of a handle; none for 0 and for what is not there.

@@ -49,10 +49,10 @@ fn contacts(connection: &Connection, address: &str, last: i64) -> rusqlite::Resu
     };
     let sql = format!(
         "SELECT guid, service, is_from_me, error, is_sent, date FROM message
-         WHERE handle_id = ?1 AND {newer} ORDER BY date DESC LIMIT ?3"
+         WHERE handle_id = ?1 AND {newer} ORDER BY date DESC LIMIT ?3 + 0"
     );
     let handles: Vec<i64> = connection
-        .prepare_cached("SELECT ROWID FROM handle WHERE id = ?1 LIMIT ?2")?
+        .prepare_cached("SELECT ROWID FROM handle WHERE id = ?1 LIMIT ?2 + 0")?
         .query_map(params![address, HANDLES_MAX], |row| row.get(0))?
         .collect::<rusqlite::Result<_>>()?;
     let mut found = Vec::new();

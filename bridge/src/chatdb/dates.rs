@@ -73,7 +73,7 @@ impl ChatDb {
             let rows: Vec<(i64, i64)> = self.run(|connection| {
                 connection
                     .prepare_cached(
-                        "SELECT ROWID, date FROM message WHERE ROWID > ?1 ORDER BY ROWID LIMIT ?2",
+                        "SELECT ROWID, date FROM message WHERE ROWID > ?1 ORDER BY ROWID LIMIT ?2 + 0",
                     )?
                     .query_map((from, ROWS_A_READ), |row| {
                         let cells = Cells::of(row);

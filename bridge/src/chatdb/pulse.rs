@@ -90,7 +90,7 @@ fn beats(connection: &Connection, below: i64, rows: u32) -> rusqlite::Result<Vec
     let column = |name: &str| if has.contains(name) { name.to_owned() } else { "0".to_owned() };
     let sql = format!(
         "SELECT date, is_from_me, service, {}, handle_id, {}, {}, {}, ROWID FROM message \
-         WHERE ROWID < ?1 ORDER BY ROWID DESC LIMIT ?2",
+         WHERE ROWID < ?1 ORDER BY ROWID DESC LIMIT ?2 + 0",
         column("error"),
         column("schedule_type"),
         column("date_delivered"),

@@ -1,11 +1,11 @@
 //! Rows of Apple's database as our own types.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use protocol::pipe::{App, Conversation, ConversationKind, LinkPreview, TransferState};
 use protocol::{Channel, UnixMs};
 use rusqlite::types::ValueRef;
+use rustc_hash::FxHashMap;
 
 use super::book::{Book, Chat};
 use super::schema::at;
@@ -49,24 +49,29 @@ pub(super) fn apple_dates(at: UnixMs) -> (i64, i64) {
 /// Apple's columns are not ours to be strict about.
 pub(super) struct Cells<'r, 's> {
     row: &'r rusqlite::Row<'s>,
-    /// The columns from this place on are NULL or zero, and are not asked.
-    end: usize,
+    /// What stands from [`at::FIRST_RARE`] on, where a row of messages has anything there.
+    rare: Option<&'r rusqlite::Row<'s>>,
 }
 
 impl<'r, 's> Cells<'r, 's> {
     pub(super) fn of(row: &'r rusqlite::Row<'s>) -> Self {
-        Self { row, end: usize::MAX }
+        Self { row, rare: None }
     }
 
-    /// Of a row query. Asking SQLite for a column costs as much for a NULL as for a number, and most
-    /// rows have nothing in most columns.
-    pub(super) fn of_message(row: &'r rusqlite::Row<'s>) -> Self {
-        let all = Self::of(row);
-        if all.flag(at::RARE) { all } else { Self { end: at::FIRST_RARE, ..all } }
+    /// Of a row query, with what the query after rare columns has found.
+    pub(super) fn with_rare(self, rare: Option<&'r rusqlite::Row<'s>>) -> Self {
+        Self { rare, ..self }
     }
 
     pub(super) fn value(&self, at: usize) -> ValueRef<'r> {
-        if at < self.end { self.row.get_ref(at).unwrap_or(ValueRef::Null) } else { ValueRef::Null }
+        let cell = match at.checked_sub(at::FIRST_RARE) {
+            None => self.row.get_ref(at),
+            Some(at) => match self.rare {
+                Some(rare) => rare.get_ref(at),
+                None => return ValueRef::Null,
+            },
+        };
+        cell.unwrap_or(ValueRef::Null)
     }
 
     pub(super) fn integer(&self, at: usize) -> i64 {
@@ -82,7 +87,7 @@ impl<'r, 's> Cells<'r, 's> {
 
     pub(super) fn text(&self, at: usize) -> Option<String> {
         match self.value(at) {
-            ValueRef::Text(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
+            ValueRef::Text(bytes) => Some(text_of(bytes)),
             ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_) | ValueRef::Blob(_) => None,
         }
     }
@@ -119,6 +124,15 @@ impl<'r, 's> Cells<'r, 's> {
             ValueRef::Text(bytes) => str::from_utf8(bytes).ok().and_then(Channel::of_service),
             ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_) | ValueRef::Blob(_) => None,
         }
+    }
+}
+
+/// A text, with U+FFFD for what is not UTF-8. Looking at all of it first is several times faster than
+/// looking for what does not fit.
+fn text_of(bytes: &[u8]) -> String {
+    match str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => String::from_utf8_lossy(bytes).into_owned(),
     }
 }
 
@@ -372,13 +386,13 @@ pub struct RawRows {
 /// each would wait for the other's counter longer than reading the row takes.
 #[derive(Debug)]
 struct Each<T> {
-    places: HashMap<i64, Option<usize>>,
+    places: FxHashMap<i64, Option<usize>>,
     things: Vec<T>,
 }
 
 impl<T> Default for Each<T> {
     fn default() -> Self {
-        Self { places: HashMap::new(), things: Vec::new() }
+        Self { places: FxHashMap::default(), things: Vec::new() }
     }
 }
 
@@ -689,7 +703,7 @@ impl RawRow {
         let slice = |span: Span| {
             bytes.get(span.start..span.start.saturating_add(span.length)).unwrap_or_default()
         };
-        let text = |span: Span| String::from_utf8_lossy(slice(span)).into_owned();
+        let text = |span: Span| text_of(slice(span));
         let filled = |span: Span| (span.length > 0).then(|| text(span));
         let mut row = Row {
             rowid: self.rowid,
@@ -773,6 +787,12 @@ fn decode_body(row: &mut Row, body: &[u8]) {
     }
 }
 
+/// The first byte of [`OBJECT_REPLACEMENT`]; most texts do not have it, which is seen faster than that
+/// they do not have the whole character.
+fn may_hold_mark(text: &str) -> bool {
+    memchr::memchr(0xef, text.as_bytes()).is_some()
+}
+
 impl Row {
     /// Own, a plain message, and without text, files or chat.
     pub fn is_ghost(&self) -> bool {
@@ -791,7 +811,7 @@ impl Row {
 
     /// The text without the marks of attachments, and without space around it.
     pub fn visible_text(&self) -> String {
-        if self.text.contains(OBJECT_REPLACEMENT) {
+        if self.shows_files() {
             self.text.replace(OBJECT_REPLACEMENT, "").trim().to_owned()
         } else {
             self.text.trim().to_owned()
@@ -800,12 +820,16 @@ impl Row {
 
     /// Whether the text has a place for a file.
     pub fn shows_files(&self) -> bool {
-        self.text.contains(OBJECT_REPLACEMENT)
+        may_hold_mark(&self.text) && self.text.contains(OBJECT_REPLACEMENT)
     }
 
     /// Files that the text shows or the row announces and that are not joined yet.
     pub fn missing_attachments(&self) -> bool {
-        let shown = self.text.chars().filter(|c| *c == OBJECT_REPLACEMENT).count();
+        let shown = if may_hold_mark(&self.text) {
+            self.text.matches(OBJECT_REPLACEMENT).count()
+        } else {
+            0
+        };
         self.attachments.len() < shown.max(usize::from(self.flags.has_attachments))
     }
 

@@ -18,6 +18,8 @@ const REQUIRED: &[(&str, &[&str])] = &[
 /// Queries for this database's columns, put together once.
 #[derive(Debug)]
 pub(super) struct Schema {
+    /// What most rows do not have, of one row.
+    pub(super) rare: String,
     pub(super) rows_after: String,
     pub(super) rows_by_ids: String,
     pub(super) own_rows_after: String,
@@ -60,7 +62,7 @@ macro_rules! row_columns {
         pub(super) mod at {
             use super::STATUS_COLUMNS;
             row_columns!(@places 0, $first, $($common,)* RARE, STATUS,);
-            /// From here on stands what most rows do not have.
+            /// From here on stands what most rows do not have, in a query of its own.
             pub(in crate::chatdb) const FIRST_RARE: usize = STATUS + STATUS_COLUMNS.len();
             row_columns!(@places FIRST_RARE, $($number,)* $($text,)* $($beside,)*);
         }
@@ -71,7 +73,8 @@ macro_rules! row_columns {
         const RARE_NUMBERS: &[&str] = &[$($number_sql),*];
         /// … the texts and blobs that are NULL in most …
         const RARE_TEXTS: &[&str] = &[$($text_sql),*];
-        /// … and what says nothing without one of these.
+        /// … and what says nothing without one of these: a group's change without `item_type`, what
+        /// a reaction is to without its type, and so on.
         const BESIDE_COLUMNS: &[&str] = &[$($beside_sql),*];
     };
     (@places $place:expr, $name:ident, $($rest:ident,)*) => {
@@ -96,10 +99,7 @@ row_columns! {
         HAS_ATTACHMENTS = "cache_has_attachments",
     }
     numbers {
-        OTHER_HANDLE = "other_handle",
         ITEM_TYPE = "item_type",
-        GROUP_ACTION = "group_action_type",
-        SHARE_STATUS = "share_status",
         MESSAGE_ACTION = "message_action_type",
         ASSOCIATED_TYPE = "associated_message_type",
         DATE_EDITED = "date_edited",
@@ -119,16 +119,19 @@ row_columns! {
     }
     texts {
         SUBJECT = "subject",
-        GROUP_TITLE = "group_title",
-        ASSOCIATED_GUID = "associated_message_guid",
-        ASSOCIATED_EMOJI = "associated_message_emoji",
         BALLOON = "balloon_bundle_id",
         THREAD_GUID = "thread_originator_guid",
-        THREAD_PART = "thread_originator_part",
         EFFECT = "expressive_send_style_id",
-        PAYLOAD = "payload_data",
     }
     beside {
+        OTHER_HANDLE = "other_handle",
+        GROUP_ACTION = "group_action_type",
+        GROUP_TITLE = "group_title",
+        SHARE_STATUS = "share_status",
+        ASSOCIATED_GUID = "associated_message_guid",
+        ASSOCIATED_EMOJI = "associated_message_emoji",
+        THREAD_PART = "thread_originator_part",
+        PAYLOAD = "payload_data",
         SCHEDULE_STATE = "schedule_state",
     }
 }
@@ -205,9 +208,13 @@ impl Schema {
             names.iter().map(|name| row_column(name)).collect::<Vec<_>>().join(", ")
         };
         let select = format!(
-            "SELECT m.ROWID, {}, {}, {status}, {}, {}, {} FROM message m",
+            "SELECT m.ROWID, {}, {}, {status} FROM message m",
             row_list(COMMON_COLUMNS),
             has_rare(&tables.message),
+        );
+        // SQLite computes every column of a row that it gives, asked for or not.
+        let rare = format!(
+            "SELECT {}, {}, {} FROM message m WHERE m.ROWID = ?1",
             row_list(RARE_NUMBERS),
             row_list(RARE_TEXTS),
             row_list(BESIDE_COLUMNS),
@@ -263,13 +270,16 @@ impl Schema {
                 .map(|name| column(&tables.chat, "c", name))
                 .join(", ");
         Self {
-            rows_after: format!("{select} WHERE m.ROWID > ?1 ORDER BY m.ROWID LIMIT ?2"),
+            rare,
+            // SQLite prepares a statement anew whenever another number is bound as its `LIMIT`, but
+            // not for a sum.
+            rows_after: format!("{select} WHERE m.ROWID > ?1 ORDER BY m.ROWID LIMIT ?2 + 0"),
             rows_by_ids: format!("{select} WHERE m.ROWID {IN_IDS} ORDER BY m.ROWID"),
             // `+` keeps the planner on the rowid: an index on is_from_me would visit every own row
             // there ever was. Newest first: what is looked for again and again is a row that was
             // not there the last time.
             own_rows_after: format!(
-                "{select} WHERE m.ROWID > ?1 AND +m.is_from_me = 1 ORDER BY m.ROWID DESC LIMIT ?2"
+                "{select} WHERE m.ROWID > ?1 AND +m.is_from_me = 1 ORDER BY m.ROWID DESC LIMIT ?2 + 0"
             ),
             states_by_ids: format!(
                 "SELECT m.ROWID, m.guid, {status} FROM message m WHERE m.ROWID {IN_IDS} ORDER BY m.ROWID",
@@ -285,7 +295,7 @@ impl Schema {
             files_by_ids: files(IN_IDS),
             chat_by_id: format!("SELECT c.guid, {chat_columns} FROM chat c WHERE c.ROWID = ?1"),
             participants: if tables.members {
-                "SELECT handle_id FROM chat_handle_join WHERE chat_id = ?1 ORDER BY handle_id LIMIT ?2"
+                "SELECT handle_id FROM chat_handle_join WHERE chat_id = ?1 ORDER BY handle_id LIMIT ?2 + 0"
                     .to_owned()
             } else {
                 String::new()
@@ -330,7 +340,7 @@ impl Schema {
             twins: if tables.dates_indexed {
                 format!(
                     "{select} WHERE m.ROWID IN (SELECT t.ROWID FROM message t \
-                     WHERE t.date BETWEEN ?1 AND ?2 AND +t.ROWID < ?3 ORDER BY t.date LIMIT ?4) \
+                     WHERE t.date BETWEEN ?1 AND ?2 AND +t.ROWID < ?3 ORDER BY t.date LIMIT ?4 + 0) \
                      ORDER BY m.ROWID"
                 )
             } else {
@@ -338,7 +348,7 @@ impl Schema {
             },
             dated_after: if tables.dates_indexed {
                 "SELECT ROWID, date FROM message WHERE (date, ROWID) > (?1, ?2) AND date <= ?3 \
-                 ORDER BY date, ROWID LIMIT ?4"
+                 ORDER BY date, ROWID LIMIT ?4 + 0"
                     .to_owned()
             } else {
                 String::new()

@@ -29,6 +29,8 @@ const CONTENT_BYTES_MAX: usize = limits::LINE_BYTES_MAX - 64 * 1024;
 /// eight texts of an app's payload of them.
 const DETAILS_BYTES_MAX: usize =
     6 * (TRANSCRIPTION_BYTES_MAX + 8 * payload::TEXT_BYTES_MAX) + 32 * 1024;
+/// Most that a file or a run takes as JSON beside its texts: names of fields and numbers.
+const FIELDS_BYTES_MAX: usize = 300;
 /// Stands in the text for an attachment, and for an app's message.
 const MARKS: [char; 2] = ['\u{fffc}', '\u{fffd}'];
 
@@ -52,8 +54,8 @@ impl Content {
         }
         let mut left =
             CONTENT_BYTES_MAX.saturating_sub(DETAILS_BYTES_MAX).saturating_sub(escaped(&text));
-        let attachments = fitting(row.attachments.iter().take(FILES_MAX).map(file), &mut left);
-        details.runs = fitting(details.runs.into_iter(), &mut left);
+        let attachments = fitting(listed(row), &mut left);
+        details.runs = fitting(details.runs, &mut left);
         Self { text, attachments, details }
     }
 }
@@ -66,7 +68,9 @@ pub(super) fn has_text(row: &Row) -> bool {
 /// Its text; empty for files and apps alone, U+FFFD for one that could not be read.
 pub(super) fn text(row: &Row) -> String {
     if has_text(row) {
-        cut(row.text.replace('\u{fffc}', ""), TEXT_BYTES_MAX)
+        let text =
+            if row.shows_files() { row.text.replace('\u{fffc}', "") } else { row.text.clone() };
+        cut(text, TEXT_BYTES_MAX)
     } else if row.flags.undecodable {
         // Somebody wrote something, and this is the character for what could not be read.
         char::REPLACEMENT_CHARACTER.to_string()
@@ -78,7 +82,11 @@ pub(super) fn text(row: &Row) -> String {
 /// Its files.
 pub(super) fn files(row: &Row) -> Vec<InboundAttachment> {
     let mut left = CONTENT_BYTES_MAX;
-    fitting(row.attachments.iter().take(FILES_MAX).map(file), &mut left)
+    fitting(listed(row), &mut left)
+}
+
+fn listed(row: &Row) -> Vec<InboundAttachment> {
+    row.attachments.iter().take(FILES_MAX).map(file).collect()
 }
 
 /// What a text takes as JSON, at most: control characters take six bytes.
@@ -87,16 +95,44 @@ fn escaped(text: &str) -> usize {
     text.len().saturating_add(text.bytes().filter(long).count().saturating_mul(5))
 }
 
+/// What has texts of others in it, and a form as JSON.
+trait Told: Serialize {
+    /// Bytes of its texts.
+    fn text_bytes(&self) -> usize;
+}
+
+impl Told for InboundAttachment {
+    fn text_bytes(&self) -> usize {
+        let named = [&self.name, &self.mime, &self.uti, &self.path];
+        self.guid.len() + named.into_iter().flatten().map(String::len).sum::<usize>()
+    }
+}
+
+impl Told for TextRun {
+    fn text_bytes(&self) -> usize {
+        self.kind.len() + self.value.as_ref().map_or(0, String::len)
+    }
+}
+
 /// Those in front that fit into what is left. A line that is too long could never be told, and nothing after
 /// it either; names, paths and mentions are others' words.
-fn fitting<T: Serialize>(all: impl Iterator<Item = T>, left: &mut usize) -> Vec<T> {
-    all.map_while(|one| {
-        // What cannot be written as JSON would not be told.
-        let bytes = serde_json::to_vec(&one).ok()?.len().saturating_add(1);
-        *left = left.checked_sub(bytes)?;
-        Some(one)
-    })
-    .collect()
+fn fitting<T: Told>(all: Vec<T>, left: &mut usize) -> Vec<T> {
+    // Nearly always all of them fit, even if each byte took six, and need not be written to be measured.
+    let most = all.iter().fold(0_usize, |most, one| {
+        most.saturating_add(one.text_bytes().saturating_mul(6)).saturating_add(FIELDS_BYTES_MAX)
+    });
+    if let Some(rest) = left.checked_sub(most) {
+        *left = rest;
+        return all;
+    }
+    all.into_iter()
+        .map_while(|one| {
+            // What cannot be written as JSON would not be told.
+            let bytes = serde_json::to_vec(&one).ok()?.len().saturating_add(1);
+            *left = left.checked_sub(bytes)?;
+            Some(one)
+        })
+        .collect()
 }
 
 pub(super) fn file(file: &Attachment) -> InboundAttachment {
@@ -190,7 +226,7 @@ fn said(run: &Run, text: &str) -> Vec<(&'static str, Option<String>)> {
         let words = || value.as_str().map(str::to_owned);
         // A style that is switched off says nothing.
         let is_on = value.as_integer() != Some(0);
-        let found = match name.as_str() {
+        let found = match &**name {
             typedstream::MENTION => ("mention", words()),
             typedstream::LINK => ("link", words()),
             // Its dictionary repeats the characters that it stands on.

@@ -15,6 +15,12 @@ pub(super) const MUTABLE: &[u8] =
     b"\x04\x0bstreamtyped\x81\xe8\x03\x84\x01@\x84\x84\x84\x19NSMutableAttributedString\0\
 \x84\x84\x12NSAttributedString\0\x84\x84\x08NSObject\0\x85\x92\x84\x84\x84\x0fNSMutableString\x01\
 \x84\x84\x08NSString\x01\x95\x84\x01+";
+/// What follows a text that is one part: a run, whose length stands between these, with the number of
+/// the part, 0, as its only attribute.
+const ONE_RUN: &[u8] = b"\x86\x84\x02iI\x01";
+const PART_0: &[u8] =
+    b"\x92\x84\x84\x84\x0cNSDictionary\0\x94\x84\x01i\x01\x92\x84\x96\x96\x1d__kIMMessagePartAttributeName\
+\x86\x92\x84\x84\x84\x08NSNumber\0\x84\x84\x07NSValue\0\x94\x84\x01*\x84\x99\x99\0\x86\x86\x86";
 /// A number of two bytes follows.
 const TWO_BYTES: u8 = 0x81;
 /// The largest number that is written as itself.
@@ -28,11 +34,26 @@ pub(super) fn text(blob: &[u8]) -> Option<&[u8]> {
         return None;
     }
     let rest = blob.strip_prefix(PLAIN).or_else(|| blob.strip_prefix(MUTABLE))?;
-    let (length, rest) = match rest {
-        [TWO_BYTES, low, high, rest @ ..] => (u16::from_le_bytes([*low, *high]), rest),
-        [length @ ..=ONE_BYTE_MAX, rest @ ..] => (u16::from(*length), rest),
-        _ => return None,
-    };
-    let (text, rest) = rest.split_at_checked(usize::from(length))?;
+    let (text, rest) = text_first(rest)?;
     (rest.first() == Some(&END)).then_some(text)
+}
+
+/// Whether the blob is a text of one part of which nothing else is said.
+pub(super) fn is_all(blob: &[u8]) -> bool {
+    let rest = blob.strip_prefix(PLAIN).and_then(text_first).map(|(_, rest)| rest);
+    let rest = rest.and_then(|rest| rest.strip_prefix(ONE_RUN)).and_then(number_first);
+    rest.is_some_and(|(_, rest)| rest == PART_0)
+}
+
+fn text_first(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = number_first(bytes)?;
+    rest.split_at_checked(length.into())
+}
+
+fn number_first(bytes: &[u8]) -> Option<(u16, &[u8])> {
+    match bytes {
+        [TWO_BYTES, low, high, rest @ ..] => Some((u16::from_le_bytes([*low, *high]), rest)),
+        [number @ ..=ONE_BYTE_MAX, rest @ ..] => Some((u16::from(*number), rest)),
+        _ => None,
+    }
 }

@@ -1,5 +1,7 @@
 //! The grammar of the stream: tags, compact numbers, back-references, type strings.
 
+use std::ops::Range;
+
 use super::{
     BLOB_BYTES_MAX, Budget, DEPTH_MAX, INHERITANCE_MAX, LEAF_VALUES_MAX, OBJECTS_MAX, Problem,
     TYPES_BYTES_MAX,
@@ -20,6 +22,10 @@ const TAG_END: u8 = 0x86;
 /// The first byte that is a back-reference (number 0); below are tags, of which 0x80 and 0x87 to
 /// 0x91 are unused.
 const FIRST_REFERENCE: u8 = 0x92;
+/// What a text with a few runs has: room for as much is made at once.
+const NAMES_USUAL: usize = 16;
+const SLOTS_USUAL: usize = 32;
+const VALUES_USUAL: usize = 48;
 /// Of the header.
 const STREAMER_VERSION: u8 = 4;
 
@@ -51,7 +57,8 @@ pub(super) enum Slot<'a> {
     /// The class is none until it has been read.
     Object {
         class: Option<usize>,
-        values: Vec<Value<'a>>,
+        /// Where its values stand in [`Arena::values`].
+        values: Range<usize>,
     },
     Class {
         name: &'a [u8],
@@ -64,11 +71,24 @@ pub(super) enum Slot<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Arena<'a> {
     pub(super) slots: Vec<Slot<'a>>,
+    /// The values of all complete objects, those of one object side by side: one allocation for all.
+    values: Vec<Value<'a>>,
     /// The first complete `NSString`: in an attributed string, its text.
     pub(super) first_text: Option<&'a [u8]>,
 }
 
 impl<'a> Arena<'a> {
+    /// Class and values of an object.
+    pub(super) fn object(&self, at: usize) -> Option<(usize, &[Value<'a>])> {
+        match self.slots.get(at) {
+            Some(Slot::Object { class: Some(class), values }) => {
+                Some((*class, self.values.get(values.clone()).unwrap_or_default()))
+            }
+            Some(Slot::Object { class: None, .. } | Slot::Class { .. } | Slot::CString(_))
+            | None => None,
+        }
+    }
+
     /// Whether the class or one of its superclasses has that name.
     pub(super) fn is_kind(&self, class: usize, wanted: &[u8]) -> bool {
         let mut next = Some(class);
@@ -97,10 +117,8 @@ impl<'a> Arena<'a> {
 
     /// The bytes of an `NSString`.
     pub(super) fn string_bytes(&self, at: usize) -> Option<&'a [u8]> {
-        let Some(Slot::Object { class: Some(class), values }) = self.slots.get(at) else {
-            return None;
-        };
-        if !self.is_kind(*class, b"NSString") {
+        let (class, values) = self.object(at)?;
+        if !self.is_kind(class, b"NSString") {
             return None;
         }
         values.iter().take(LEAF_VALUES_MAX).find_map(|value| match value {
@@ -121,6 +139,8 @@ struct Reader<'a, 'r> {
     done: bool,
     /// Type strings and class names, in the order of their back-reference numbers.
     names: Vec<&'a [u8]>,
+    /// Values of the objects that are not complete, the innermost last.
+    open: Vec<Value<'a>>,
     arena: &'r mut Arena<'a>,
     budget: &'r mut Budget,
 }
@@ -136,13 +156,17 @@ pub(super) fn parse<'a>(
     if blob.len() > BLOB_BYTES_MAX {
         return Err((BLOB_BYTES_MAX, Problem::TooLong));
     }
+    // A text with one run takes about so many.
+    arena.slots.reserve(SLOTS_USUAL);
+    arena.values.reserve(VALUES_USUAL);
     let mut reader = Reader {
         bytes: blob,
         at: 0,
         big_endian: false,
         until,
         done: false,
-        names: Vec::with_capacity(16),
+        names: Vec::with_capacity(NAMES_USUAL),
+        open: Vec::with_capacity(VALUES_USUAL),
         arena,
         budget,
     };
@@ -285,13 +309,16 @@ impl<'a> Reader<'a, '_> {
                     return Err(Problem::TooDeep);
                 }
                 // An object takes its number before its class does.
-                let place = self.push(Slot::Object { class: None, values: Vec::new() })?;
+                let place = self.push(Slot::Object { class: None, values: 0..0 })?;
                 let class = self.class()?.ok_or(Problem::Reference)?;
-                let mut values = Vec::new();
-                self.contents(&mut values, depth)?;
+                let first = self.open.len();
+                self.contents(depth)?;
                 if self.done {
                     return Ok(Some(place));
                 }
+                let start = self.arena.values.len();
+                self.arena.values.extend(self.open.drain(first..));
+                let values = start..self.arena.values.len();
                 if let Some(slot) = self.arena.slots.get_mut(place) {
                     *slot = Slot::Object { class: Some(class), values };
                 }
@@ -314,7 +341,7 @@ impl<'a> Reader<'a, '_> {
     }
 
     /// Typed values up to the end tag.
-    fn contents(&mut self, values: &mut Vec<Value<'a>>, depth: usize) -> Parsed<()> {
+    fn contents(&mut self, depth: usize) -> Parsed<()> {
         loop {
             let tag = self.byte()?;
             if tag == TAG_END {
@@ -326,7 +353,7 @@ impl<'a> Reader<'a, '_> {
                 None => return Err(self.unexpected(tag)),
             };
             while !types.is_empty() {
-                self.value(&mut types, values, depth)?;
+                self.value(&mut types, depth)?;
                 if self.done {
                     return Ok(());
                 }
@@ -372,12 +399,7 @@ impl<'a> Reader<'a, '_> {
     }
 
     /// One value of the type that `types` begins with; `types` moves on behind it.
-    fn value(
-        &mut self,
-        types: &mut &'a [u8],
-        values: &mut Vec<Value<'a>>,
-        depth: usize,
-    ) -> Parsed<()> {
+    fn value(&mut self, types: &mut &'a [u8], depth: usize) -> Parsed<()> {
         self.budget.spend(1)?;
         let Some((kind, rest)) = types.split_first() else { return Err(Problem::TypeEncoding(0)) };
         *types = rest;
@@ -416,11 +438,11 @@ impl<'a> Reader<'a, '_> {
                 Value::Nothing
             }
             b'!' => Value::Nothing,
-            b'[' => return self.elements(types, values, depth),
-            b'{' => return self.members(types, values, depth),
+            b'[' => return self.elements(types, depth),
+            b'{' => return self.members(types, depth),
             other => return Err(Problem::TypeEncoding(*other)),
         };
-        values.push(value);
+        self.open.push(value);
         Ok(())
     }
 
@@ -455,12 +477,7 @@ impl<'a> Reader<'a, '_> {
     }
 
     /// `[607c]`: so many values of one type; characters are raw bytes.
-    fn elements(
-        &mut self,
-        types: &mut &'a [u8],
-        values: &mut Vec<Value<'a>>,
-        depth: usize,
-    ) -> Parsed<()> {
+    fn elements(&mut self, types: &mut &'a [u8], depth: usize) -> Parsed<()> {
         let digits = types.iter().take_while(|byte| byte.is_ascii_digit()).count();
         let (number, element) = types.split_at(digits);
         let count = str::from_utf8(number)
@@ -475,7 +492,8 @@ impl<'a> Reader<'a, '_> {
         };
         *types = rest;
         if matches!(element, b"c" | b"C") {
-            values.push(Value::Bytes(self.take(count)?));
+            let bytes = self.take(count)?;
+            self.open.push(Value::Bytes(bytes));
             return Ok(());
         }
         // Types nest in the type string itself, without an object in between.
@@ -484,7 +502,7 @@ impl<'a> Reader<'a, '_> {
         }
         for _ in 0..count {
             let mut one = element;
-            self.value(&mut one, values, depth + 1)?;
+            self.value(&mut one, depth + 1)?;
             if self.done {
                 break;
             }
@@ -493,12 +511,7 @@ impl<'a> Reader<'a, '_> {
     }
 
     /// `{name=types}`: the values of the types.
-    fn members(
-        &mut self,
-        types: &mut &'a [u8],
-        values: &mut Vec<Value<'a>>,
-        depth: usize,
-    ) -> Parsed<()> {
+    fn members(&mut self, types: &mut &'a [u8], depth: usize) -> Parsed<()> {
         let name =
             types.iter().position(|byte| *byte == b'=').ok_or(Problem::TypeEncoding(b'{'))?;
         self.budget.spend(name)?;
@@ -515,7 +528,7 @@ impl<'a> Reader<'a, '_> {
                     *types = rest;
                     return Ok(());
                 }
-                Some(_) => self.value(&mut inside, values, depth + 1)?,
+                Some(_) => self.value(&mut inside, depth + 1)?,
             }
             if self.done {
                 return Ok(());
