@@ -297,7 +297,7 @@ impl Inbox {
     pub fn orphans<'r>(&self, rows: &'r [Row]) -> Vec<&'r Row> {
         let is_orphan = |row: &&Row| {
             link::is_preview(row)
-                && !self.known.has(&row.guid)
+                && (!self.known.has(&row.guid) || self.known.seen(&row.guid).is_untold())
                 && !self.links.is_joined(row)
                 && self.links.is_preview_of_told(row).is_none()
         };
@@ -396,16 +396,20 @@ impl Inbox {
             return;
         }
         let mut understood = understand(row, is_over(HOLD_MS) || full, late, now);
+        if row.awaits_payload() && !is_over(SETTLE_MS) && !full {
+            understood = Understood::Incomplete;
+        }
         // In a window the text may stand behind its preview.
         if in_window && link::is_preview(row) && !is_over(HOLD_MS) && !full {
             understood = Understood::Incomplete;
         }
         if link::awaits_preview(row) && understood != Understood::Incomplete {
-            if let Some(preview) = link::preview_among(row, &near, in_window) {
+            let preview = link::preview_among(row, &near, in_window);
+            if preview.is_none_or(Row::awaits_payload) && !is_over(SETTLE_MS) && !full {
+                understood = Understood::Incomplete;
+            } else if let Some(preview) = preview {
                 self.links.join(preview, row);
                 attach_preview(&mut understood, preview);
-            } else if !is_over(SETTLE_MS) && !full {
-                understood = Understood::Incomplete;
             }
         }
         match understood {
@@ -474,6 +478,11 @@ impl Inbox {
     fn reconsider(&mut self, row: &Row, batch: Batch<'_>, now: UnixMs, telling: &mut Telling<'_>) {
         let mut seen = self.known.seen(&row.guid);
         if seen.is_untold() {
+            // It was empty when it was read, and shows now of which text it is the preview.
+            if let Some(message) = self.links.is_preview_of_told(row) {
+                self.join(row, Some(message), now, telling);
+                return;
+            }
             let understood = understand(row, true, false, now);
             let told = match understood {
                 Understood::Event(event) => Told::Event(self.matched(row, event, false, batch)),

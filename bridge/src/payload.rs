@@ -138,6 +138,8 @@ mod tests {
         assert_eq!(preview.url, "https://example.test/a");
         assert_eq!(preview.title.as_deref(), Some("A title"));
         assert_eq!(preview.summary, None);
+        let placeholder = row.placeholder("https://example.test/a");
+        assert_eq!(link_preview(&payload(&placeholder)), None, "nothing was loaded yet");
     }
 
     #[test]

@@ -263,13 +263,6 @@ impl Reading {
         for rows in [&held, &rows, &changed] {
             recall(inbox.known_mut(), memory, rows)?;
         }
-        let orphans = [&held, &rows].into_iter().flat_map(|rows| inbox.orphans(rows));
-        let mut beside = Vec::new();
-        for orphan in orphans {
-            beside.extend(database.rows_beside(orphan, PREVIEW_MS)?);
-        }
-        recall(inbox.known_mut(), memory, &beside)?;
-        inbox.remind(&beside);
         // Of what has changed something may be told where the message was told or found empty, or has
         // come since this phone is read.
         let since = self.beside.since;
@@ -278,6 +271,12 @@ impl Reading {
                 && (inbox.known().remembers(&row.guid)
                     || since.is_none_or(|since| row.at.is_some_and(|at| at >= since)))
         });
+        let mut beside = Vec::new();
+        for orphan in [&held, &rows, &changed].into_iter().flat_map(|rows| inbox.orphans(rows)) {
+            beside.extend(database.rows_beside(orphan, PREVIEW_MS)?);
+        }
+        recall(inbox.known_mut(), memory, &beside)?;
+        inbox.remind(&beside);
         let mut originals = HashMap::new();
         for row in [&held, &rows].into_iter().flat_map(|rows| inbox.suspects(rows, now.wall)) {
             let original = match memory.of_print(print(row))? {

@@ -21,6 +21,9 @@ use bridge::watch::{Args, Since, WatchError};
 use protocol::pipe::{ConversationKind, Event, TransferState};
 use protocol::{Channel, Reason, Recipient, UnixMs};
 use rusqlite::{Connection, params};
+use sandbox::chatdb::Conversation;
+use sandbox::chatdb::kinds::{Author, Row as Written};
+use sandbox::clock::AppleNs;
 use tempfile::TempDir;
 
 const VERSIONS: [u32; 6] = [12, 13, 14, 15, 26, 27];
@@ -796,10 +799,21 @@ fn kinds_of_rows_become_their_events() {
         ..New::default()
     });
     messages.text("LINK", "look https://example.org");
+    let written = Written::text(
+        Author::Other(ANNA.to_owned()),
+        Conversation::Direct(ANNA.to_owned()),
+        AppleNs(apple(NOON)),
+        "",
+    )
+    .url_preview("https://example.org", "A title");
+    let preview = written.columns()["payload_data"].clone();
     messages.write(&New {
         guid: "PREVIEW",
         text: Some("https://example.org"),
-        more: &[("balloon_bundle_id", "com.apple.messages.URLBalloonProvider".to_owned().into())],
+        more: &[
+            ("balloon_bundle_id", "com.apple.messages.URLBalloonProvider".to_owned().into()),
+            ("payload_data", preview),
+        ],
         ..New::default()
     });
     messages.write(&New { guid: "BAD", body: Some(vec![4; 40]), ..New::default() });

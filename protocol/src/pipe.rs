@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 pub use content::{
     App, AttachmentChange, Details, Edited, GroupChange, InboundAttachment, LinkPreview, Notice,
-    PreviewChange, Reaction, Received, ReplyTo, TextRun, TransferState, UnknownKind, Unsent,
-    Version,
+    PreviewChange, Reaction, Received, ReplyTo, TextPart, TextRun, TransferState, UnknownKind,
+    Unsent, Version,
 };
 
 use crate::wire::{WireError, parse_tagged};

@@ -58,6 +58,8 @@ pub const UNDERLINE: &str = "__kIMTextUnderlineAttributeName";
 pub const STRIKETHROUGH: &str = "__kIMTextStrikethroughAttributeName";
 /// The attribute of animated text; its value is the animation's number.
 pub const EFFECT: &str = "__kIMTextEffectAttributeName";
+/// The attribute of an attachment that is a character of the text; its value is 1.
+pub const EMOJI_IMAGE: &str = "__kIMEmojiImageAttributeName";
 /// The attribute of an audio message; its value is what was said.
 pub const TRANSCRIPTION: &str = "IMAudioTranscription";
 /// The attribute of the direction of writing: -1 is the natural one.

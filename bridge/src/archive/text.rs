@@ -333,6 +333,11 @@ fn content(out: &mut Vec<u8>, text: &str, files: &[InboundAttachment], details: 
 
 fn file(out: &mut Vec<u8>, file: &InboundAttachment) {
     out.push(b'[');
+    if let Some(shows) = file.description.as_ref().filter(|_| file.emoji_image) {
+        push(out, &["emoji: "]);
+        line_of(out, shows);
+        push(out, &[", "]);
+    }
     line_of(out, file.name.as_deref().unwrap_or("file"));
     if let Some(mime) = &file.mime {
         push(out, &[", "]);

@@ -22,8 +22,6 @@ const NANOSECONDS_FROM: i64 = 1_000_000_000_000;
 const PLAUSIBLE_MS_MAX: i64 = 4_102_444_800_000;
 /// `chat.style` of a group.
 const STYLE_GROUP: i64 = 43;
-/// `schedule_type` of Send Later: such a row is not sent before its date.
-const SEND_LATER: i64 = 2;
 /// Stands in the text for an attachment.
 pub(super) const OBJECT_REPLACEMENT: char = '\u{fffc}';
 
@@ -250,6 +248,10 @@ pub struct Attachment {
     pub part: Option<u32>,
     /// Before which character of the text without its marks it stands.
     pub position: Option<u32>,
+    /// It is a character of the text's: a drawn emoji.
+    pub emoji_image: bool,
+    /// `emoji_image_short_description`.
+    pub description: Option<String>,
 }
 
 /// `attachment.transfer_state`: 0 not downloaded, 3 downloading, 5 complete. What lies between is on
@@ -295,6 +297,8 @@ pub struct Flags {
     pub undecodable: bool,
     /// `destination_caller_id` is the other side's address: written to oneself.
     pub to_self: bool,
+    /// `payload_data` is there.
+    pub payload: bool,
 }
 
 /// A message.
@@ -546,8 +550,8 @@ impl RawRows {
             (Some(handle), Some(caller)) => handle.as_bytes() == caller,
             (Some(_) | None, _) => false,
         };
-        let schedule = (cells.integer(at::SCHEDULE_TYPE) == SEND_LATER)
-            .then(|| cells.integer(at::SCHEDULE_STATE));
+        // 2 is Send Later, and 1 was seen on such rows: neither is sent before its date.
+        let schedule = cells.flag(at::SCHEDULE_TYPE).then(|| cells.integer(at::SCHEDULE_STATE));
         let row = RawRow {
             rowid: cells.integer(at::ROWID),
             from_me: cells.flag(at::FROM_ME),
@@ -581,6 +585,7 @@ impl RawRows {
                 deleted: false,
                 undecodable: false,
                 to_self,
+                payload: false,
             },
             status: StatusBits::of_service(service, cells, at::STATUS),
             guid: self.keep(cells.bytes(at::GUID)),
@@ -659,6 +664,8 @@ impl RawRows {
             hidden: cells.flag(9),
             part: None,
             position: None,
+            emoji_image: cells.filled(11).is_some(),
+            description: cells.filled(10),
         };
         self.files.push((cells.integer(0), file));
     }
@@ -740,18 +747,19 @@ impl RawRow {
             flags: self.flags,
             status: self.status,
         };
-        if self.body.length > 0 {
-            decode_body(&mut row, slice(self.body));
-        }
-        row.order_attachments();
         if self.summary.length > 0 {
             match summary::parse(slice(self.summary)) {
                 Ok(summary) => row.summary = summary,
                 Err(error) => tracing::debug!(rowid = row.rowid, %error, "passed over"),
             }
         }
+        if self.body.length > 0 {
+            decode_body(&mut row, slice(self.body));
+        }
+        row.order_attachments();
         if let Some(balloon) = &row.balloon {
             let payload = slice(self.payload);
+            row.flags.payload = !payload.is_empty();
             if balloon == LINK_BALLOON {
                 row.preview = payload::link_preview(payload);
             } else {
@@ -763,8 +771,11 @@ impl RawRow {
 }
 
 fn decode_body(row: &mut Row, body: &[u8]) {
-    // Decoding the text alone is several times cheaper, and most texts have nothing else.
-    let decoded = if row.flags.has_attachments || typedstream::is_notable(body) {
+    // Decoding the text alone is several times cheaper, and most texts have nothing else. What is left
+    // when parts were taken back need not be part 0, even where it is one text.
+    let is_parted =
+        row.part_count.is_some_and(|parts| parts > 1) || !row.summary.retracted.is_empty();
+    let decoded = if row.flags.has_attachments || is_parted || typedstream::is_notable(body) {
         typedstream::decode(body).map(|decoded| (decoded.text, decoded.runs))
     } else if row.text.is_empty() {
         typedstream::decode_text(body).map(|text| (text, Vec::new()))
@@ -823,6 +834,19 @@ impl Row {
         may_hold_mark(&self.text) && self.text.contains(OBJECT_REPLACEMENT)
     }
 
+    /// An app's message or a link's preview whose content has not been written yet: Messages may write
+    /// the row first. Messages of an app that belong to an earlier one of their session are 2 and 3.
+    pub fn awaits_payload(&self) -> bool {
+        self.item_type == 0
+            && matches!(self.associated_type, 0 | 2 | 3)
+            && !self.flags.system
+            && match self.balloon.as_deref() {
+                Some(LINK_BALLOON) => self.preview.is_none(),
+                Some(_) => !self.flags.payload,
+                None => false,
+            }
+    }
+
     /// Files that the text shows or the row announces and that are not joined yet.
     pub fn missing_attachments(&self) -> bool {
         let shown = if may_hold_mark(&self.text) {
@@ -852,6 +876,9 @@ impl Row {
                     .and_then(typedstream::Attribute::as_integer)
                     .and_then(|part| u32::try_from(part).ok());
                 file.position = Some(position);
+                // Its number is 1 where it was seen: public rows have it on drawn emoji, Memoji and
+                // stickers that were sent between characters, in the part of those characters.
+                file.emoji_image |= run.get(typedstream::EMOJI_IMAGE).is_some();
             }
             let shown = text.chars().filter(|c| *c != OBJECT_REPLACEMENT).count();
             position = position.saturating_add(u32::try_from(shown).unwrap_or(u32::MAX));

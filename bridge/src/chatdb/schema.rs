@@ -256,6 +256,8 @@ impl Schema {
                 "filename",
                 "is_sticker",
                 "hide_attachment",
+                "emoji_image_short_description",
+                "emoji_image_content_identifier",
             ]
             .map(|name| column(&tables.attachment, "a", name))
             .join(", ");

@@ -1,4 +1,5 @@
-//! What has happened to a message since it was told: edits, unsends, files that have come. Pure.
+//! What has happened to a message since it was told: edits, unsends, files and previews that have
+//! come. Pure.
 //!
 //! [`Seen`] is what was told of a message beyond its first telling; a message about which there is
 //! nothing to remember has none. The journal keeps it with the events that it stands for, so that

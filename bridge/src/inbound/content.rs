@@ -2,7 +2,7 @@
 //! everything else that columns and blobs know. Pure.
 
 use protocol::limits;
-use protocol::pipe::{Details, InboundAttachment, ReplyTo, TextRun, TransferState};
+use protocol::pipe::{Details, InboundAttachment, ReplyTo, TextPart, TextRun, TransferState};
 use serde::Serialize;
 
 use crate::chatdb::{Attachment, Chat, Place, Row};
@@ -103,7 +103,7 @@ trait Told: Serialize {
 
 impl Told for InboundAttachment {
     fn text_bytes(&self) -> usize {
-        let named = [&self.name, &self.mime, &self.uti, &self.path];
+        let named = [&self.name, &self.mime, &self.uti, &self.path, &self.description];
         self.guid.len() + named.into_iter().flatten().map(String::len).sum::<usize>()
     }
 }
@@ -149,6 +149,8 @@ pub(super) fn file(file: &Attachment) -> InboundAttachment {
         part: file.part,
         position: file.position,
         sticker: file.sticker,
+        emoji_image: file.emoji_image,
+        description: name(&file.description),
     }
 }
 
@@ -157,6 +159,7 @@ fn details(row: &Row) -> Details {
     Details {
         subject: row.subject.clone().map(|subject| cut(subject, VALUE_BYTES_MAX)),
         runs: runs(row),
+        parts: parts(row),
         reply_to: reply_to(row),
         effect: row.effect.as_deref().map(effect),
         app: row.app.clone(),
@@ -177,6 +180,31 @@ fn details(row: &Row) -> Details {
     }
 }
 
+/// Which stretch of the text is which part, counted in the text without its marks; nothing where all
+/// of it is part 0.
+fn parts(row: &Row) -> Vec<TextPart> {
+    let mut parts: Vec<TextPart> = Vec::new();
+    let (mut start, mut part) = (0_u32, 0_u32);
+    for run in &row.runs {
+        let text = row.text.get(run.bytes.clone()).unwrap_or_default();
+        let shown = text.chars().filter(|c| *c != '\u{fffc}').count();
+        let length = u32::try_from(shown).unwrap_or(u32::MAX);
+        // Some runs have no number, such as traces of a shared photo: they go with what is before.
+        let number = run.get(typedstream::MESSAGE_PART).and_then(Attribute::as_integer);
+        part = number.and_then(|number| u32::try_from(number).ok()).unwrap_or(part);
+        if length > 0 {
+            let is_full = parts.len() >= RUNS_MAX;
+            match parts.last_mut().filter(|last| last.part == part) {
+                Some(last) => last.length = start.saturating_add(length).saturating_sub(last.start),
+                None if is_full => break,
+                None => parts.push(TextPart { part, start, length }),
+            }
+        }
+        start = start.saturating_add(length);
+    }
+    if parts.iter().all(|stretch| stretch.part == 0) { Vec::new() } else { parts }
+}
+
 /// What attributes say about stretches of the text, counted in the text without its marks.
 fn runs(row: &Row) -> Vec<TextRun> {
     let mut runs: Vec<TextRun> = Vec::new();
@@ -185,9 +213,6 @@ fn runs(row: &Row) -> Vec<TextRun> {
         let text = row.text.get(run.bytes.clone()).unwrap_or_default();
         let shown = text.chars().filter(|c| *c != '\u{fffc}').count();
         let length = u32::try_from(shown).unwrap_or(u32::MAX);
-        if length == 0 && runs.len() < RUNS_MAX {
-            runs.extend(drawn_emoji(run, start));
-        }
         if length > 0 {
             for (kind, value) in said(run, text) {
                 let value = value.map(|value| cut(value, VALUE_BYTES_MAX));
@@ -210,15 +235,6 @@ fn runs(row: &Row) -> Vec<TextRun> {
     runs
 }
 
-/// A drawn emoji stands in the text as the mark of a file: its place has no length, and its value is
-/// the file's guid.
-fn drawn_emoji(run: &Run, start: u32) -> Option<TextRun> {
-    run.get(typedstream::EMOJI_IMAGE)?;
-    let file = run.get(typedstream::FILE_TRANSFER_GUID).and_then(Attribute::as_str)?;
-    let value = Some(cut(file.to_owned(), NAME_BYTES_MAX));
-    Some(TextRun { start, length: 0, kind: "emoji_image".to_owned(), value })
-}
-
 /// What one stretch is.
 fn said(run: &Run, text: &str) -> Vec<(&'static str, Option<String>)> {
     let mut said = Vec::new();
@@ -239,7 +255,6 @@ fn said(run: &Run, text: &str) -> Vec<(&'static str, Option<String>)> {
             typedstream::UNDERLINE if is_on => ("underline", None),
             typedstream::STRIKETHROUGH if is_on => ("strikethrough", None),
             typedstream::ANIMATION if is_on => ("animation", value.as_integer().map(animation)),
-            typedstream::EMOJI_IMAGE => ("emoji_image", words()),
             // Links are told as links.
             typedstream::DATA_DETECTED if run.get(typedstream::LINK).is_none() => {
                 ("detected", None)

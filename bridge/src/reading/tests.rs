@@ -495,6 +495,44 @@ fn the_same_words_twice_in_a_second_are_two_messages() {
 }
 
 #[test]
+fn a_preview_that_is_filled_in_another_life_is_told_once() {
+    const LINK: &str = "https://example.test/a";
+    for (recalled, empty) in [(0, false), (0, true), (100, false), (100, true)] {
+        let mut phone = Phone::new(recalled);
+        let message = phone.write(&format!("see {LINK}"), 0, (true, true));
+        let (anna, at) = (Author::Other(ANNA.to_owned()), apple(phone.now.wall));
+        let new = || Writes::new(anna.clone(), Conversation::Direct(ANNA.to_owned()), at);
+        let whole = new().url_preview(LINK, "A title");
+        // Messages writes the row first: with its text at most.
+        let bare = if empty {
+            let balloon = whole.columns()["balloon_bundle_id"].clone();
+            new().guid(whole.guid.clone()).with("balloon_bundle_id", balloon)
+        } else {
+            whole.clone().without_payload()
+        };
+        phone.messages.write_joined(&bare).unwrap();
+        phone.settle();
+        assert_eq!(phone.received().len(), 1, "{recalled} {empty}");
+        phone.restart();
+        phone.read(true);
+        phone.messages.fill_payload(&whole.guid, &whole).unwrap();
+        phone.read(true);
+        phone.restart();
+        phone.settle();
+        let told: Vec<_> = phone
+            .events
+            .iter()
+            .filter_map(|event| match event {
+                Event::Preview(told) => Some((&told.message, told.preview.title.as_deref())),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(told, [(&message, Some("A title"))], "{recalled} {empty}");
+        assert_eq!(phone.received().len(), 1);
+    }
+}
+
+#[test]
 fn in_a_window_late_is_what_is_old_beside_what_was_read_before() {
     let mut phone = Phone::new(100);
     phone.pass(48 * HOUR_MS);

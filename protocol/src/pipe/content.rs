@@ -54,6 +54,9 @@ pub struct Details {
     /// What is said about stretches of the text: mentions, links, codes, styles.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub runs: Vec<TextRun>,
+    /// Which stretch of the text is which part of the message; left out where all of it is part 0.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<TextPart>,
     /// It answers an earlier message.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reply_to: Option<ReplyTo>,
@@ -118,12 +121,23 @@ pub struct TextRun {
     /// How long it is, in Unicode scalar values.
     pub length: u32,
     /// `mention`, `link`, `one_time_code`, `date`, `address`, `money`, `bold`, `italic`,
-    /// `underline`, `strikethrough`, `animation`, `emoji_image`, `detected`.
+    /// `underline`, `strikethrough`, `animation`, `detected`.
     pub kind: String,
-    /// Who is mentioned, where the link leads, the code, the name of the animation. Of an emoji that
-    /// is a file (its place in the text has the length 0), the guid of the file.
+    /// Who is mentioned, where the link leads, the code, the name of the animation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
+}
+
+/// A stretch of text that is a part of its message, or some of it: reactions, answers, edits and
+/// unsends name parts by these numbers. Numbers are not places: what was taken back leaves a gap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TextPart {
+    /// The number of the part.
+    pub part: u32,
+    /// Where it begins, in Unicode scalar values.
+    pub start: u32,
+    /// How long it is, in Unicode scalar values.
+    pub length: u32,
 }
 
 /// Which message, and which part of it, is answered.
@@ -218,6 +232,12 @@ pub struct InboundAttachment {
     /// A sticker.
     #[serde(default, skip_serializing_if = "is_false")]
     pub sticker: bool,
+    /// It stands in the text like a character of it, in the same part: a drawn emoji.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub emoji_image: bool,
+    /// What a drawn emoji shows, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
 }
 
 /// A file of an earlier message whose state has changed.

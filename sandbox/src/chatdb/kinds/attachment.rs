@@ -49,6 +49,8 @@ pub struct Attachment {
     pub sticker: bool,
     /// Hidden ones are not shown: previews of links.
     pub hidden: bool,
+    /// What a drawn emoji shows, in words.
+    pub shows: Option<String>,
 }
 
 /// Extension, uniform type identifier, MIME type.
@@ -84,6 +86,7 @@ impl Attachment {
             transfer: Transfer::Complete,
             sticker: false,
             hidden: false,
+            shows: None,
         }
     }
 
@@ -91,6 +94,13 @@ impl Attachment {
     #[must_use]
     pub fn sticker(mut self) -> Self {
         self.sticker = true;
+        self
+    }
+
+    /// The same as a drawn emoji of this.
+    #[must_use]
+    pub fn showing(mut self, what: &str) -> Self {
+        self.shows = Some(what.to_owned());
         self
     }
 
@@ -128,6 +138,11 @@ impl Attachment {
             ("total_bytes", i64::try_from(self.bytes).unwrap_or(i64::MAX).into()),
             ("is_sticker", i64::from(self.sticker).into()),
             ("hide_attachment", i64::from(self.hidden).into()),
+            (
+                "emoji_image_content_identifier",
+                self.shows.as_ref().map_or(Sql::Null, |_| text(&self.guid)),
+            ),
+            ("emoji_image_short_description", self.shows.as_deref().map_or(Sql::Null, text)),
         ]
     }
 }
@@ -145,6 +160,26 @@ impl Parts {
     /// The parts of the message of that guid.
     pub fn of(guid: &str) -> Self {
         Self { guid: guid.to_owned(), runs: Vec::new(), next: 0, attachments: Vec::new() }
+    }
+
+    /// And then this text in the part of what is before it.
+    #[must_use]
+    pub fn more_text(mut self, text: &str) -> Self {
+        self.next = (self.next - 1).max(0);
+        self.text(text)
+    }
+
+    /// And then this drawn emoji, in the part of the text before it: that is how public rows have it,
+    /// and its guid does not name the part.
+    #[must_use]
+    pub fn emoji(mut self, drawn: Attachment) -> Self {
+        self.next = (self.next - 1).max(0);
+        let (_, part) = self.number();
+        let file = (typedstream::FILE.to_owned(), Value::Text(drawn.guid.clone()));
+        let image = (typedstream::EMOJI_IMAGE.to_owned(), Value::Number(1));
+        self.runs.push((typedstream::ATTACHMENT_CHAR.to_string(), vec![image, file, part]));
+        self.attachments.push(drawn);
+        self
     }
 
     fn number(&mut self) -> (i32, (String, Value)) {

@@ -75,7 +75,7 @@ impl App {
             Self::FindMy => extension("Find My", "Started sharing location"),
             Self::Polls => extension("Polls", "Where shall we eat?"),
             Self::GamePigeon => extension("GamePigeon", "8 Ball"),
-            Self::UrlPreview => link("https://example.test/", "Example"),
+            Self::UrlPreview => link("https://example.test/", Some("Example")),
         }
     }
 }
@@ -122,8 +122,8 @@ fn extension(app: &str, caption: &str) -> Vec<u8> {
     archive(Plist::map([("root", Plist::Uid(1))]), objects)
 }
 
-/// What a link's preview keeps.
-fn link(url: &str, title: &str) -> Vec<u8> {
+/// What a link's preview keeps. Without a title it is a placeholder: nothing has been loaded yet.
+fn link(url: &str, title: Option<&str>) -> Vec<u8> {
     let nsurl = |text| {
         let none = Plist::Uid(0);
         Plist::map([("NS.base", none), ("NS.relative", text), ("$class", Plist::Uid(6))])
@@ -131,7 +131,7 @@ fn link(url: &str, title: &str) -> Vec<u8> {
     let objects = vec![
         Plist::text("$null"),
         Plist::map([
-            ("richLinkIsPlaceholder", Plist::Bool(false)),
+            ("richLinkIsPlaceholder", Plist::Bool(title.is_none())),
             ("richLinkMetadata", Plist::Uid(2)),
             ("$class", Plist::Uid(8)),
         ]),
@@ -144,7 +144,7 @@ fn link(url: &str, title: &str) -> Vec<u8> {
         ]),
         nsurl(Plist::Uid(4)),
         Plist::text(url),
-        Plist::text(title),
+        Plist::text(title.unwrap_or_default()),
         class(&["NSURL", "NSObject"]),
         class(&["LPLinkMetadata", "NSObject"]),
         class(&["RichLink", "NSObject"]),
@@ -163,6 +163,20 @@ impl Row {
             .with("payload_data", app.payload())
     }
 
+    /// The same while nothing of the link has been loaded.
+    #[must_use]
+    pub fn placeholder(self, url: &str) -> Self {
+        self.with("payload_data", link(url, None))
+    }
+
+    /// The same before Messages has written the app's content: the payload follows with
+    /// [`super::super::ChatDb::fill_payload`].
+    #[must_use]
+    pub fn without_payload(mut self) -> Self {
+        self.columns.remove("payload_data");
+        self
+    }
+
     /// The same as the preview of a link: the row that follows its text within two seconds.
     #[must_use]
     pub fn url_preview(self, url: &str, title: &str) -> Self {
@@ -172,7 +186,7 @@ impl Row {
         ];
         self.body(AttributedText::from_runs(&[(url, attributes)]).mutable())
             .with("balloon_bundle_id", App::UrlPreview.bundle().to_owned())
-            .with("payload_data", link(url, title))
+            .with("payload_data", link(url, Some(title)))
             .with("has_dd_results", 1)
     }
 }
@@ -183,7 +197,8 @@ mod tests {
 
     #[test]
     fn archives_name_their_objects() {
-        let archive = Plist::decode(&link("https://example.test/a", "A title")).expect("a list");
+        let archive =
+            Plist::decode(&link("https://example.test/a", Some("A title"))).expect("a list");
         assert_eq!(archive.get("$archiver"), Some(&Plist::text("NSKeyedArchiver")));
         let Some(Plist::Array(objects)) = archive.get("$objects") else { panic!("no objects") };
         let metadata = &objects[2];

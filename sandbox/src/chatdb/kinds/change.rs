@@ -7,7 +7,7 @@ use super::attachment::Transfer;
 use super::flag::{ChatFilter, Schedule};
 use super::group::{GroupChange, group_event};
 use super::summary::{Content, Summary};
-use super::{Author, count};
+use super::{Author, Row, count};
 use crate::bplist::Plist;
 use crate::chatdb::{Chat, ChatDb, ChatDbError, Conversation, MacOs, Result, Written, sqlite};
 use crate::clock::AppleNs;
@@ -131,6 +131,14 @@ impl ChatDb {
         let parts = count(text.parts().len()).into();
         let values = vec![("attributedBody", blob), ("part_count", parts)];
         self.together(|db| db.change(rowid, values))?;
+        Ok(rowid)
+    }
+
+    /// The content of an app's message or of a preview arrives in a row that was written without.
+    pub fn fill_payload(&mut self, guid: &str, filled: &Row) -> Result<i64> {
+        let rowid = self.stored(guid)?.rowid;
+        let payload = filled.columns().get("payload_data").cloned().unwrap_or(Sql::Null);
+        self.together(|db| db.change(rowid, vec![("payload_data", payload)]))?;
         Ok(rowid)
     }
 
