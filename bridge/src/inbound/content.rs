@@ -356,3 +356,36 @@ pub(super) fn cut(mut text: String, bytes: usize) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_file_or_run_takes_more_than_is_reckoned_for_its_texts() {
+        // A control character takes six bytes. All fields are named, so that none is forgotten here.
+        let bells = || "\u{7}".repeat(200);
+        let file = InboundAttachment {
+            guid: bells(),
+            name: Some(bells()),
+            mime: Some(bells()),
+            uti: Some(bells()),
+            bytes: u64::MAX,
+            complete: false,
+            state: TransferState::Downloading,
+            path: Some(bells()),
+            part: Some(u32::MAX),
+            position: Some(u32::MAX),
+            sticker: true,
+            emoji_image: true,
+            description: Some(bells()),
+        };
+        let run =
+            TextRun { start: u32::MAX, length: u32::MAX, kind: bells(), value: Some(bells()) };
+        let [written, reckoned] = [
+            [serde_json::to_vec(&file).unwrap().len(), serde_json::to_vec(&run).unwrap().len()],
+            [file.text_bytes(), run.text_bytes()].map(|texts| texts * 6 + FIELDS_BYTES_MAX),
+        ];
+        assert!(written[0] < reckoned[0] && written[1] < reckoned[1], "{written:?} {reckoned:?}");
+    }
+}

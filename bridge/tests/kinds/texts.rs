@@ -110,6 +110,25 @@ fn files_and_stretches_of_text_carry_the_numbers_of_their_parts() {
 }
 
 #[test]
+fn texts_beside_each_other_are_parts_too() {
+    on_every_macos(|phone| {
+        let row = inbound();
+        let parts = Parts::of(&row.guid).text("one").text("zwei");
+        let row = row.parts(parts);
+        let mut expected = json!({ "text": "onezwei" });
+        // Before macOS 13 there is no count of parts, and nothing else says that there are two.
+        if phone.is(13) {
+            let stretches = json!([
+                { "part": 0, "start": 0, "length": 3 },
+                { "part": 1, "start": 3, "length": 4 },
+            ]);
+            expected = with(expected, json!({ "parts": stretches }));
+        }
+        phone.tells(&row, received(&row, expected));
+    });
+}
+
+#[test]
 fn a_drawn_emoji_is_a_file_in_the_part_of_its_text() {
     on_every_macos(|phone| {
         let drawn = photo("emoji.heic").showing("a fox in a hat");
