@@ -10,7 +10,6 @@
 mod archive;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use archive::{Value, archive};
 use bridge::typedstream::{
@@ -287,7 +286,7 @@ fn hostile(types: &[u8], rest: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn hostile_blobs_end_soon() {
+fn hostile_blobs_take_bounded_work() {
     let deep_objects = {
         // Objects in objects, each of the class of the first.
         let mut blob = hostile(b"@", b"");
@@ -315,9 +314,9 @@ fn hostile_blobs_end_soon() {
         ("a negative count", hostile(b"[-1c]", b"\x86")),
     ];
     for (what, blob) in cases {
-        let clock = tokio::time::Instant::now();
         assert!(decode(&blob).is_err(), "{what}");
-        assert!(clock.elapsed() < Duration::from_secs(20), "{what} took {:?}", clock.elapsed());
+        // Counts the steps, and that they stay below their bound.
+        bridge::fuzzing::typedstream(&blob);
     }
     // One long value named by many sets of attributes must not be copied out for each of them.
     let long = "y".repeat(1 << 20);
