@@ -73,10 +73,31 @@ impl Work {
 
     /// The part that it is at; nothing while its file is not here.
     pub(crate) fn content(&self) -> Option<Content> {
+        self.sought().map(|sought| match sought {
+            Sought::Text(text) => Content::Text(text.to_owned()),
+            Sought::File(path) => Content::File(path.to_owned()),
+        })
+    }
+
+    /// What the row of that part must hold.
+    fn sought(&self) -> Option<Sought<'_>> {
         match self.files.get(self.done) {
-            Some(file) => file.staged.clone().map(Content::File),
-            None => Some(Content::Text(self.text.clone())),
+            Some(file) => file.staged.as_deref().map(Sought::File),
+            None => Some(Sought::Text(&self.text)),
         }
+    }
+
+    /// Whether a row of the one could be taken for one of the other: the same recipient, and words or a
+    /// file that read the same, as Messages rewrites what [`fold`] makes equal.
+    pub(crate) fn is_twin_of(&self, other: &Self) -> bool {
+        self.to == other.to
+            && match (self.sought(), other.sought()) {
+                (Some(Sought::Text(left)), Some(Sought::Text(right))) => {
+                    left == right || fold(left) == fold(right)
+                }
+                (Some(Sought::File(left)), Some(Sought::File(right))) => left == right,
+                (Some(Sought::Text(_) | Sought::File(_)) | None, _) => false,
+            }
     }
 
     /// Whether every file is here. None is sent before all are, so that what cannot be fetched stops the
@@ -103,16 +124,6 @@ pub(crate) enum Content {
 }
 
 impl Content {
-    /// Whether a row of the one could be taken for one of the other: Messages rewrites what
-    /// [`fold`] makes equal.
-    pub(crate) fn reads_as(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Text(left), Self::Text(right)) => left == right || fold(left) == fold(right),
-            (Self::File(left), Self::File(right)) => left == right,
-            (Self::Text(_), Self::File(_)) | (Self::File(_), Self::Text(_)) => false,
-        }
-    }
-
     /// What its row must hold.
     pub(crate) fn sought(&self) -> Sought<'_> {
         match self {

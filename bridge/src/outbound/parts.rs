@@ -45,14 +45,10 @@ impl Outbound {
     /// Whether another send of the same words to the same recipient is out and has no row yet, or one that
     /// says that it failed and is not believed yet. With both on their way nobody could tell whose row is
     /// whose, so this one waits until that one is settled, or told as unknown.
-    fn has_unsettled_twin(&self, attempt: &Attempt, work: &Work) -> bool {
-        let Some(content) = work.content() else { return false };
+    pub(super) fn has_unsettled_twin(&self, attempt: &Attempt, work: &Work) -> bool {
         self.settling.keys().chain(self.failing.keys()).any(|other| {
-            other != attempt
-                && self.sends.get(other).and_then(SendRecord::work).is_some_and(|other| {
-                    other.to == work.to
-                        && other.content().is_some_and(|other| other.reads_as(&content))
-                })
+            let other_work = || self.sends.get(other).and_then(SendRecord::work);
+            other != attempt && other_work().is_some_and(|other| other.is_twin_of(work))
         })
     }
 

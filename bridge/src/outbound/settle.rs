@@ -139,18 +139,10 @@ impl Outbound {
     /// Whether another send of the same words to the same recipient has the better right to a new
     /// row: the one in the lane, one whose row has failed and may have been followed by another,
     /// and, where this one is in doubt already, one that is not.
-    pub(super) fn is_contested(&self, attempt: &Attempt, work: &Work, phase: &Phase) -> bool {
-        let content = work.content();
-        let is_same = |other: &Work| {
-            other.to == work.to
-                && matches!((other.content(), &content), (Some(other), Some(own)) if other.reads_as(own))
-        };
-        let is_twin =
-            |other: &Attempt| self.sends.get(other).and_then(SendRecord::work).is_some_and(is_same);
-        let lane = !self.in_lane(attempt) && self.lane_work().is_some_and(is_same);
-        let is_doubt = matches!(phase, Phase::Doubt { .. });
-        let mut waiting = self.failing.keys().chain(self.settling.keys());
-        lane || (is_doubt && waiting.any(|other| other != attempt && is_twin(other)))
+    fn is_contested(&self, attempt: &Attempt, work: &Work, phase: &Phase) -> bool {
+        let is_twin = |other: &Work| other.is_twin_of(work);
+        (!self.in_lane(attempt) && self.lane_work().is_some_and(is_twin))
+            || (matches!(phase, Phase::Doubt { .. }) && self.has_unsettled_twin(attempt, work))
     }
 
     /// Its row has failed, and this is another row that fits and has not, if there is one. Messages may
