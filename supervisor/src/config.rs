@@ -166,8 +166,15 @@ pub(crate) struct PhoneConfig {
     pub(crate) extra: toml::Table,
 }
 
+impl PhoneConfig {
+    /// All of it that a bridge is started with: two that agree in this need no new bridge.
+    pub(crate) fn essence(&self) -> Self {
+        Self { label: None, ..self.clone() }
+    }
+}
+
 /// The router.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RouterConfig {
     /// Where it is.
     pub(crate) url: Url,

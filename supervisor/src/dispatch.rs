@@ -37,7 +37,8 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::identity::random;
 use crate::logs::LogLine;
 use crate::phone::{Order, Report};
-use crate::pool::{Ask, Handle, NotTaken, Pool};
+use crate::pool::{Ask, Handle, NotTaken, Pool, chain};
+use crate::reload::{ReloadError, Reloaded, Reloader};
 use crate::stream::{Item, Missed};
 use crate::switchboard::LinkState;
 
@@ -57,6 +58,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 pub(crate) struct Dispatch {
     /// The phones.
     pub(crate) pool: Pool,
+    /// Takes a changed configuration.
+    pub(crate) reloader: Reloader,
     /// How the link stands.
     pub(crate) link: watch::Receiver<LinkState>,
     /// Counts of the link.
@@ -73,7 +76,7 @@ pub(crate) struct Dispatch {
 impl Dispatch {
     /// Everything but the places for listeners, which are made here.
     pub(crate) fn new(
-        pool: Pool,
+        (pool, reloader): (Pool, Reloader),
         link: (watch::Receiver<LinkState>, Option<Arc<LinkStats>>),
         token: SecretString,
         metrics: PrometheusHandle,
@@ -82,6 +85,7 @@ impl Dispatch {
         let (link, stats) = link;
         Self {
             pool,
+            reloader,
             link,
             stats,
             token: Arc::new(token),
@@ -105,6 +109,7 @@ pub(crate) fn routes(dispatch: Dispatch) -> Router {
         .route("/phones/{id}/restart", post(restart))
         .route("/phones/{id}/drain", post(drain))
         .route("/link", get(link))
+        .route("/reload", post(reload))
         .fallback(not_found)
         .layer(middleware::from_fn_with_state(dispatch.clone(), authorise));
     Router::new()
@@ -313,21 +318,21 @@ struct List<T> {
     data: Vec<T>,
 }
 
-fn find<'a>(dispatch: &'a Dispatch, id: &str) -> Result<&'a Handle, Failure> {
+fn find(dispatch: &Dispatch, id: &str) -> Result<Handle, Failure> {
     id.parse::<PhoneId>().ok().and_then(|id| dispatch.pool.get(&id)).ok_or_else(|| {
         Failure::new(StatusCode::NOT_FOUND, "phone_not_found", "this host has no such phone")
     })
 }
 
 async fn phones(State(dispatch): State<Dispatch>) -> Json<List<PhoneView>> {
-    Json(List { data: dispatch.pool.iter().map(view).collect() })
+    Json(List { data: dispatch.pool.iter().map(|handle| view(&handle)).collect() })
 }
 
 async fn phone(
     State(dispatch): State<Dispatch>,
     Path(id): Path<String>,
 ) -> Result<Json<PhoneView>, Failure> {
-    Ok(Json(view(find(&dispatch, &id)?)))
+    Ok(Json(view(&find(&dispatch, &id)?)))
 }
 
 async fn log(
@@ -335,6 +340,18 @@ async fn log(
     Path(id): Path<String>,
 ) -> Result<Json<List<LogLine>>, Failure> {
     Ok(Json(List { data: find(&dispatch, &id)?.logs() }))
+}
+
+/// Takes the configuration file anew. Answers when bridges that had to stop have ended.
+async fn reload(State(dispatch): State<Dispatch>) -> Result<Json<Reloaded>, Failure> {
+    dispatch.reloader.reload().await.map(Json).map_err(|error| {
+        let (status, code) = match &error {
+            ReloadError::Config(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_configuration"),
+            ReloadError::Identity(_) => (StatusCode::CONFLICT, "phones_unknown"),
+            ReloadError::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
+        };
+        Failure::new(status, code, chain(&error))
+    })
 }
 
 #[derive(Debug, Serialize)]
@@ -352,7 +369,7 @@ fn order(dispatch: &Dispatch, id: &str, order: Order) -> Ordered {
     let handle = find(dispatch, id)?;
     tracing::info!(phone = %handle.id, ?order, "ordered through the dispatch API");
     handle.ask(Ask::Order(order))?;
-    Ok((StatusCode::ACCEPTED, Json(view(handle))))
+    Ok((StatusCode::ACCEPTED, Json(view(&handle))))
 }
 
 async fn start(State(dispatch): State<Dispatch>, Path(id): Path<String>) -> Ordered {

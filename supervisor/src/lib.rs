@@ -26,6 +26,7 @@ mod logs;
 mod phone;
 mod plan;
 mod pool;
+mod reload;
 mod resources;
 mod restart;
 mod stream;

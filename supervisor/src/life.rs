@@ -28,6 +28,7 @@ use crate::dispatch::{self, Dispatch};
 use crate::files;
 use crate::identity::{self, Identity, IdentityError, random};
 use crate::pool::{Pool, Surroundings, chain};
+use crate::reload::{self, Reloader};
 use crate::switchboard::{self, LinkState};
 
 /// Files that the supervisor may have open: a few per phone, listeners, and room. launchd's default of 256 is little.
@@ -116,10 +117,8 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
         announce_phones(linked, phones.keys());
     }
     let surroundings = Surroundings {
-        bridge: config.bridge.clone(),
         state_dir: config.state_dir.clone(),
-        settings: config.settings.clone(),
-        memory: config.memory,
+        tuning: reload::tuning(&config),
         link: linked.as_ref().map(|linked| linked.inputs.clone()),
         local_epoch: config.dispatch.local_epoch,
         stopping: stopping.clone(),
@@ -128,7 +127,9 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
     };
     // The owners get a tracker of their own: a stop waits for them first, then for the rest.
     let owners = TaskTracker::new();
-    let pool = Pool::start(&phones, &Surroundings { tracker: owners.clone(), ..surroundings });
+    let surroundings = Surroundings { tracker: owners.clone(), ..surroundings };
+    let pool = Pool::start(&phones, &surroundings);
+    let reloader = Reloader::new(config, pool.clone(), surroundings);
     let (state, link_state) = watch::channel(match &linked {
         Some(_) => LinkState::Disconnected,
         None => LinkState::Standalone,
@@ -140,7 +141,7 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
         tracker.spawn(switchboard::forward(pool.clone(), outputs, inputs, state, closing.clone()));
     }
     let routes = dispatch::routes(Dispatch::new(
-        pool.clone(),
+        (pool.clone(), reloader.clone()),
         (link_state, stats),
         token,
         metrics.clone(),
@@ -168,6 +169,10 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
         }
     });
 
+    let hangups = signals.hup.take().map(|hup| reload_on(hup, reloader, stopping.clone()));
+    if let Some(hangups) = hangups {
+        tracker.spawn(hangups);
+    }
     signals.asked_to_end().await;
     tracing::info!("stopping: bridges finish what is started");
     stopping.cancel();
@@ -318,7 +323,7 @@ fn raise_open_files() {
 struct Signals {
     term: tokio::signal::unix::Signal,
     int: tokio::signal::unix::Signal,
-    hup: tokio::signal::unix::Signal,
+    hup: Option<tokio::signal::unix::Signal>,
 }
 
 impl Signals {
@@ -328,20 +333,28 @@ impl Signals {
         Ok(Self {
             term: listen(SignalKind::terminate())?,
             int: listen(SignalKind::interrupt())?,
-            hup: listen(SignalKind::hangup())?,
+            hup: Some(listen(SignalKind::hangup())?),
         })
     }
 
-    /// Waits for TERM or INT. A HUP (a terminal that goes away, an orphaned group) must never end a supervisor.
+    /// Waits for TERM or INT.
     async fn asked_to_end(&mut self) {
-        loop {
-            tokio::select! {
-                _ = self.term.recv() => return,
-                _ = self.int.recv() => return,
-                _ = self.hup.recv() => {
-                    tracing::info!("SIGHUP: a changed configuration is taken at the next start");
-                }
-            }
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
         }
+    }
+}
+
+/// Takes the configuration anew at every HUP. One that comes of a terminal that goes away finds nothing changed, and
+/// none ever ends a supervisor.
+async fn reload_on(
+    mut hup: tokio::signal::unix::Signal,
+    reloader: Reloader,
+    stopping: CancellationToken,
+) {
+    while let Some(Some(())) = stopping.run_until_cancelled(hup.recv()).await {
+        // What came of it is in the log; nobody waits for an answer.
+        drop(reloader.reload().await);
     }
 }

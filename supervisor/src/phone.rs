@@ -275,6 +275,11 @@ impl Phone {
         }
     }
 
+    /// Other periods, as of the next thing that happens.
+    pub(crate) fn tune(&mut self, settings: Settings) {
+        self.settings = settings;
+    }
+
     /// What there is to know.
     pub(crate) fn report(&self) -> Report {
         let (state, not_ready, waits_for, running) = match &self.state {

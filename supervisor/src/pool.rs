@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
 use std::path::PathBuf;
 use std::process::ExitStatus;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
@@ -17,6 +17,7 @@ use protocol::pipe::{Command, EventLine, Up, parse_up};
 use protocol::{PhoneId, limits};
 use router_client::clock::{ContinuousMs, continuous_now};
 use router_client::link::LinkInput;
+use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -49,6 +50,8 @@ pub(crate) enum Ask {
     Order(Order),
     /// A line for the bridge.
     Command(Command),
+    /// What is the same for all phones has changed.
+    Tune(Box<Tuning>),
 }
 
 /// Why something was not taken.
@@ -57,8 +60,8 @@ pub(crate) enum NotTaken {
     /// The owner has too much to do.
     #[error("the phone has too many commands waiting")]
     Busy,
-    /// The supervisor is stopping.
-    #[error("the supervisor is stopping")]
+    /// The phone or the whole supervisor is stopping.
+    #[error("the phone is being stopped")]
     Gone,
 }
 
@@ -75,6 +78,10 @@ pub(crate) struct Handle {
     /// Its events.
     pub(crate) stream: Arc<Stream>,
     logs: Arc<Mutex<Ring>>,
+    /// Cancelled when this phone is to stop in order.
+    end: CancellationToken,
+    /// Cancelled when its owner has ended.
+    ended: CancellationToken,
 }
 
 /// The newest lease of a phone.
@@ -127,17 +134,24 @@ impl Handle {
     }
 }
 
-/// What every owner needs.
-#[derive(Debug, Clone)]
-pub(crate) struct Surroundings {
-    /// The bridge program.
+/// What is the same for all phones and may change while they run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Tuning {
+    /// The bridge program, as of its next start.
     pub(crate) bridge: PathBuf,
-    /// The supervisor's state folder.
-    pub(crate) state_dir: PathBuf,
     /// Periods and policy.
     pub(crate) settings: Settings,
     /// What a bridge may use.
     pub(crate) memory: MemoryLimits,
+}
+
+/// What every owner needs.
+#[derive(Debug, Clone)]
+pub(crate) struct Surroundings {
+    /// The supervisor's state folder.
+    pub(crate) state_dir: PathBuf,
+    /// What may change while the phones run.
+    pub(crate) tuning: Tuning,
     /// Where events and states go, when there is a router.
     pub(crate) link: Option<mpsc::Sender<LinkInput>>,
     /// The epoch of leases granted here, when there is none.
@@ -150,10 +164,23 @@ pub(crate) struct Surroundings {
     pub(crate) tracker: TaskTracker,
 }
 
-/// All phones of this host. The set is fixed while the supervisor runs.
+/// All phones of this host.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Pool {
-    phones: Arc<BTreeMap<PhoneId, Handle>>,
+    phones: Arc<RwLock<BTreeMap<PhoneId, Handle>>>,
+}
+
+/// What a changed configuration has done to the phones.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Changes {
+    /// They are new.
+    pub(crate) started: Vec<PhoneId>,
+    /// They are not wanted any more.
+    pub(crate) stopped: Vec<PhoneId>,
+    /// Their settings are others: their bridges were stopped in order and started anew.
+    pub(crate) replaced: Vec<PhoneId>,
+    /// How many were not touched.
+    pub(crate) untouched: usize,
 }
 
 impl Pool {
@@ -162,27 +189,104 @@ impl Pool {
         wanted: &BTreeMap<PhoneId, PhoneConfig>,
         surroundings: &Surroundings,
     ) -> Self {
-        let mut phones = BTreeMap::new();
+        let pool = Self::default();
         for (id, action) in plan::plan(wanted, &BTreeMap::new()) {
             match (action, wanted.get(&id)) {
-                (Action::Start, Some(config)) => {
-                    phones.insert(id.clone(), start_owner(id, config.clone(), surroundings));
-                }
+                (Action::Start, Some(config)) => pool.add(id, config, surroundings),
                 // Nothing runs yet, so there is nothing to stop or to replace.
                 (Action::Start | Action::Stop | Action::Replace, _) => {}
             }
         }
-        Self { phones: Arc::new(phones) }
+        pool
+    }
+
+    /// Makes the phones that run those that are wanted. What is the same keeps its bridge, its lease and whatever it
+    /// is doing. Phones that stop or change finish what is started first, and all of them have ended before any is
+    /// started: a chat.db that moves from one phone to another is never read by two bridges.
+    pub(crate) async fn reload(
+        &self,
+        wanted: &BTreeMap<PhoneId, PhoneConfig>,
+        surroundings: &Surroundings,
+    ) -> Changes {
+        let running: BTreeMap<PhoneId, Handle> = self.snapshot();
+        let essence = |(id, config): (&PhoneId, &PhoneConfig)| (id.clone(), config.essence());
+        let plan = plan::plan(
+            &wanted.iter().map(essence).collect(),
+            &running.iter().map(|(id, handle)| essence((id, &handle.config))).collect(),
+        );
+        let ending = plan.iter().filter(|(_, action)| *action != Action::Start);
+        let ending: Vec<&Handle> = ending.filter_map(|(id, _)| running.get(id)).collect();
+        for handle in &ending {
+            handle.end.cancel();
+        }
+        for handle in &ending {
+            handle.ended.cancelled().await;
+        }
+        let mut changes = Changes::default();
+        if surroundings.stopping.is_cancelled() {
+            return changes;
+        }
+        for (id, action) in plan {
+            match (action, wanted.get(&id)) {
+                (Action::Stop, _) | (Action::Start | Action::Replace, None) => {
+                    self.remove(&id, surroundings).await;
+                    changes.stopped.push(id);
+                }
+                (Action::Replace, Some(config)) => {
+                    self.add(id.clone(), config, surroundings);
+                    changes.replaced.push(id);
+                }
+                (Action::Start, Some(config)) => {
+                    self.add(id.clone(), config, surroundings);
+                    changes.started.push(id);
+                }
+            }
+        }
+        let touched = [&changes.started, &changes.replaced];
+        for handle in
+            self.iter().filter(|handle| !touched.iter().any(|ids| ids.contains(&handle.id)))
+        {
+            changes.untouched += 1;
+            self.relabel(&handle.id, wanted);
+            // An owner that has ended has nothing to be told.
+            drop(handle.asks.send(Ask::Tune(Box::new(surroundings.tuning.clone()))).await);
+        }
+        changes
+    }
+
+    fn add(&self, id: PhoneId, config: &PhoneConfig, surroundings: &Surroundings) {
+        let handle = start_owner(id.clone(), config.clone(), surroundings);
+        self.phones.write().unwrap_or_else(PoisonError::into_inner).insert(id, handle);
+    }
+
+    async fn remove(&self, id: &PhoneId, surroundings: &Surroundings) {
+        self.phones.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+        if let Some(link) = &surroundings.link {
+            // Without a link there is nobody left who could announce the phone.
+            drop(link.send(LinkInput::Forget(id.clone())).await);
+        }
+    }
+
+    /// What people call a phone is not worth a new bridge.
+    fn relabel(&self, id: &PhoneId, wanted: &BTreeMap<PhoneId, PhoneConfig>) {
+        let mut phones = self.phones.write().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(handle), Some(config)) = (phones.get_mut(id), wanted.get(id)) {
+            handle.config = Arc::new(config.clone());
+        }
+    }
+
+    fn snapshot(&self) -> BTreeMap<PhoneId, Handle> {
+        self.phones.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The phone with this id.
-    pub(crate) fn get(&self, id: &PhoneId) -> Option<&Handle> {
-        self.phones.get(id)
+    pub(crate) fn get(&self, id: &PhoneId) -> Option<Handle> {
+        self.phones.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 
     /// Every phone, by id.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Handle> {
-        self.phones.values()
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Handle> + use<> {
+        self.snapshot().into_values()
     }
 
     /// Restarts of all bridges since the supervisor started.
@@ -193,12 +297,13 @@ impl Pool {
 
 fn start_owner(id: PhoneId, config: PhoneConfig, surroundings: &Surroundings) -> Handle {
     let (asks, asked) = mpsc::channel(ASKS);
-    let phone = Phone::new(id.clone(), surroundings.settings.clone());
+    let phone = Phone::new(id.clone(), surroundings.tuning.settings.clone());
     let (reports, report) = watch::channel(phone.report());
     let (leases, lease) = watch::channel(None);
     let stream = Arc::new(Stream::default());
     let logs = Arc::new(Mutex::new(Ring::default()));
     let config = Arc::new(config);
+    let (end, ended) = (surroundings.stopping.child_token(), CancellationToken::new());
     let owner = Owner {
         id: id.clone(),
         config: Arc::clone(&config),
@@ -210,7 +315,7 @@ fn start_owner(id: PhoneId, config: PhoneConfig, surroundings: &Surroundings) ->
         leases,
         stream: Arc::clone(&stream),
         logs: Arc::clone(&logs),
-        surroundings: surroundings.clone(),
+        surroundings: Surroundings { stopping: end.clone(), ..surroundings.clone() },
         began: Instant::now(),
         random: SystemRandom::new(),
         last_seq: 0,
@@ -220,8 +325,12 @@ fn start_owner(id: PhoneId, config: PhoneConfig, surroundings: &Surroundings) ->
         link_slow: false,
         refused: Refused::default(),
     };
-    surroundings.tracker.spawn(owner.run());
-    Handle { id, config, asks, report, lease, stream, logs }
+    let over = ended.clone().drop_guard();
+    surroundings.tracker.spawn(async move {
+        owner.run().await;
+        drop(over);
+    });
+    Handle { id, config, asks, report, lease, stream, logs, end, ended }
 }
 
 /// Lines that could not be understood, for a log that is not flooded by them.
@@ -312,6 +421,10 @@ impl Owner {
                 Turn::Look => self.look().await,
                 Turn::Asked(Some(Ask::Order(order))) => self.take(Input::Order(order)).await,
                 Turn::Asked(Some(Ask::Command(command))) => self.command(&command),
+                Turn::Asked(Some(Ask::Tune(tuning))) => {
+                    self.phone.tune(tuning.settings.clone());
+                    self.surroundings.tuning = *tuning;
+                }
                 Turn::Happened(happened) => {
                     self.happened(happened).await;
                     lines += 1;
@@ -434,7 +547,7 @@ impl Owner {
             files::write_private(&file, &text)?;
         }
         Ok(child::Spec {
-            program: self.surroundings.bridge.clone(),
+            program: self.surroundings.tuning.bridge.clone(),
             args: vec!["run".into(), "--config".into(), file.into()],
             directory,
             name: self.id.to_string(),
@@ -532,7 +645,7 @@ impl Owner {
         // A gauge is a float; memory sizes are far below where that loses whole mebibytes.
         let mib = u32::try_from(bytes / (1024 * 1024)).unwrap_or(u32::MAX);
         metrics::gauge!("switchboard_bridge_memory_mib", "phone" => self.id.to_string()).set(mib);
-        match self.surroundings.memory.judge(bytes) {
+        match self.surroundings.tuning.memory.judge(bytes) {
             Memory::Fine => {}
             Memory::High => {
                 tracing::warn!(phone = %self.id, mib, "the bridge uses much memory; it is restarted in order");
@@ -776,10 +889,12 @@ mod tests {
             let id = PhoneId::new(1, [3; 10]);
             let (link, up) = mpsc::channel(64);
             let surroundings = Surroundings {
-                bridge: Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake_bridge.sh"),
                 state_dir: dir.path().to_owned(),
-                settings: Settings::default(),
-                memory: MemoryLimits { soft: None, hard: None },
+                tuning: Tuning {
+                    bridge: Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake_bridge.sh"),
+                    settings: Settings::default(),
+                    memory: MemoryLimits { soft: None, hard: None },
+                },
                 link: Some(link),
                 local_epoch: 1,
                 stopping: CancellationToken::new(),
@@ -799,7 +914,7 @@ mod tests {
             Self { dir, pool, id, up, surroundings }
         }
 
-        fn handle(&self) -> &Handle {
+        fn handle(&self) -> Handle {
             self.pool.get(&self.id).unwrap()
         }
 

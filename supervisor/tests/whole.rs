@@ -43,12 +43,19 @@ fn supervisor() -> Command {
 }
 
 fn write_config(dir: &Path, behaviours: &[&str], more: &str) -> PathBuf {
+    let phones: Vec<_> =
+        behaviours.iter().enumerate().map(|(n, behaviour)| (n, *behaviour, *behaviour)).collect();
+    write_phones(dir, &phones, more)
+}
+
+/// Phones by the last digit of their number, label and behaviour.
+fn write_phones(dir: &Path, phones: &[(usize, &str, &str)], more: &str) -> PathBuf {
     let fake = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake_bridge.sh");
     let mut text = format!("state_dir = \"state\"\nbridge = {:?}\n", fake.display().to_string());
-    for (n, behaviour) in behaviours.iter().enumerate() {
+    for (n, label, behaviour) in phones {
         write!(
             text,
-            "[[phones]]\nnumber = \"+1202555019{n}\"\nlabel = \"{behaviour}\"\nchat_db = \"/db{n}\"\n\
+            "[[phones]]\nnumber = \"+1202555019{n}\"\nlabel = \"{label}\"\nchat_db = \"/db{n}\"\n\
              [phones.bridge]\nbehaviour = \"{behaviour}\"\n"
         )
         .unwrap();
@@ -492,12 +499,102 @@ fn a_bridge_that_ignores_everything_is_gone_in_time() {
 }
 
 #[test]
-fn a_hangup_is_survived_and_a_killed_supervisor_takes_its_bridges_along() {
-    let mut house = House::new(&["good"]);
+fn a_changed_configuration_touches_only_what_differs() {
+    let house = House::new(&["good", "never_ready", "grandchild"]);
+    house.wait_state(0, "ready");
+    house.wait_state(1, "not_ready");
+    house.wait_state(2, "ready");
+    let phones = [(0, "renamed", "good"), (1, "mended", "good"), (3, "new", "good")];
+    write_phones(house.dir.path(), &phones, "");
+    let answer = house.post("/v1/reload", &json!({}));
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    assert_eq!(answer.body["stopped"], json!([house.phones[2]]));
+    assert_eq!(answer.body["replaced"], json!([house.phones[1]]));
+    assert_eq!(answer.body["started"].as_array().unwrap().len(), 1);
+    assert_eq!((&answer.body["untouched"], &answer.body["needs_restart"]), (&json!(1), &json!([])));
+
+    // The same bridge as before, under another name.
+    assert_eq!(house.pids(0).len(), 1);
+    assert!(alive(house.pids(0)[0]));
+    assert_eq!(
+        (&house.phone(0)["label"], &house.phone(0)["state"]),
+        (&json!("renamed"), &json!("ready"))
+    );
+    // Another bridge with the new settings, after the end of the old one.
+    house.wait_state(1, "ready");
+    let pids = house.pids(1);
+    assert!(pids.len() == 2 && !alive(pids[0]), "{pids:?}");
+    // Gone, with all that it had started.
+    assert_eq!(house.get(&format!("/v1/phones/{}", house.phones[2])).status, 404);
+    for pid in house.pids(2) {
+        wait_for("the end of what was stopped", || (!alive(pid)).then_some(()));
+    }
+    let new = answer.body["started"][0].as_str().unwrap().to_owned();
+    wait_for("the new phone", || {
+        Some(house.get(&format!("/v1/phones/{new}"))).filter(|phone| phone.body["state"] == "ready")
+    });
+    // Nothing has changed since.
+    let answer = house.post("/v1/reload", &json!({}));
+    assert_eq!((answer.status, &answer.body["untouched"]), (200, &json!(3)), "{}", answer.body);
+    assert_eq!(house.metric("switchboard_reloads_total", "taken"), Some(2.0));
+    house.finish();
+}
+
+#[test]
+fn periods_are_taken_by_bridges_that_run() {
+    let house = House::new(&["good"]);
+    house.wait_state(0, "ready");
+    // It says that it is alive every 100 ms, which is not enough any more.
+    let file = write_config(house.dir.path(), &["good"], "");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace("every_ms = 300", "every_ms = 10")).unwrap();
+    assert_eq!(house.post("/v1/reload", &json!({})).body["untouched"], 1);
+    wait_for("a restart for want of a sign of life", || (house.pids(0).len() > 1).then_some(()));
+    house.finish();
+}
+
+#[test]
+fn a_configuration_that_cannot_be_used_changes_nothing_and_what_is_fixed_is_named() {
+    let house = House::new(&["good"]);
+    house.wait_state(0, "ready");
+    let file = house.dir.path().join("supervisor.toml");
+    for (text, named) in [
+        ("state_dir = \"state\"\nphones = 4\n".to_owned(), "supervisor.toml:2"),
+        (std::fs::read_to_string(&file).unwrap().replace("+12025550190", "12"), "`number`"),
+        (std::fs::read_to_string(&file).unwrap().replace("missed = 3", "missed = 0"), "`missed`"),
+    ] {
+        let good = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, text).unwrap();
+        let answer = house.post("/v1/reload", &json!({}));
+        assert_eq!((answer.status, &answer.body["code"]), (422, &json!("invalid_configuration")));
+        assert!(answer.body["detail"].as_str().unwrap().contains(named), "{}", answer.body);
+        std::fs::write(&file, good).unwrap();
+    }
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(house.post("/v1/reload", &json!({})).status, 422);
+    assert_eq!((house.pids(0).len(), &house.phone(0)["state"]), (1, &json!("ready")));
+
+    write_config(house.dir.path(), &["good"], "[router]\nurl = \"wss://router.example\"\n");
+    let answer = house.post("/v1/reload", &json!({}));
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    assert_eq!(answer.body["needs_restart"], json!(["[router]"]));
+    assert_eq!(house.pids(0).len(), 1);
+    house.finish();
+}
+
+#[test]
+fn a_hangup_takes_the_configuration_anew_and_ends_nothing() {
+    let mut house = House::new(&["good", "never_ready"]);
     house.wait_state(0, "ready");
     house.signal(Signal::SIGHUP);
-    wait_for("the hangup in the log", || house.log().contains("SIGHUP").then_some(()));
+    wait_for("the hangup in the log", || house.log().contains("read again").then_some(()));
     assert_eq!(house.send(0, &text()).body["answer"], "accepted");
+    write_config(house.dir.path(), &["good"], "");
+    house.signal(Signal::SIGHUP);
+    wait_for("the end of the phone that was taken out", || {
+        (house.get(&format!("/v1/phones/{}", house.phones[1])).status == 404).then_some(())
+    });
+    assert_eq!(house.pids(0).len(), 1);
     house.signal(Signal::SIGKILL);
     assert!(!house.wait_end().success());
     house.wait_all_gone();

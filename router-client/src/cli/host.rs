@@ -1,4 +1,5 @@
-//! `host enroll` and `host token`: how a Mac becomes one of the router's hosts.
+//! `host enroll` and `host token`: how a Mac becomes one of the router's hosts; `host reload`: a changed configuration is
+//! taken by the supervisor that runs on this Mac.
 //!
 //! Enrolment makes a key on the Mac and gives its public half to the router with a one-time token. It may be repeated:
 //! the same key keeps the host's id, new phones are added, and what a phone can send by is
@@ -8,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use protocol::{
-    Channel, E164,
+    Channel, E164, PhoneId,
     api::EnrolmentToken,
     link::{EnrolPhone, EnrolRequest, EnrolResponse, Enrolment},
 };
@@ -50,7 +51,21 @@ pub(crate) enum Command {
     },
     /// Makes a token with which one host can be enrolled, once
     Token,
+    /// Has the supervisor of this Mac take its changed configuration; phones that are the same go on undisturbed
+    ///
+    /// Speaks with the dispatch API that the configuration names, and waits until bridges that have to stop have
+    /// finished what they had started. A file that cannot be used changes nothing.
+    Reload {
+        /// The supervisor's configuration file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
 }
+
+/// Where a supervisor's dispatch API listens unless it is told otherwise.
+const DISPATCH_DEFAULT: &str = "127.0.0.1:7180";
+/// The token of the dispatch API, in the state folder unless it is told otherwise.
+const DISPATCH_TOKEN_FILE: &str = "dispatch.token";
 
 /// Environment of a one-time token.
 const ENROLMENT_TOKEN_ENV: &str = "SWITCHBOARD_ENROLMENT_TOKEN";
@@ -62,6 +77,14 @@ struct SupervisorConfig {
     #[serde(default)]
     phones: Vec<SupervisorPhone>,
     router: Option<SupervisorRouter>,
+    #[serde(default)]
+    dispatch: SupervisorDispatch,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct SupervisorDispatch {
+    listen: Option<String>,
+    token_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -93,7 +116,54 @@ pub(crate) async fn run(
     match command {
         Command::Token => token(screen, &Client::new(global)?).await,
         Command::Enroll { config, name } => enroll(screen, global, &config, name).await,
+        Command::Reload { config } => reload(screen, global, &config).await,
     }
+}
+
+/// What the supervisor says to have done.
+#[derive(Debug, Deserialize)]
+struct Reloaded {
+    started: Vec<PhoneId>,
+    stopped: Vec<PhoneId>,
+    replaced: Vec<PhoneId>,
+    untouched: u64,
+    needs_restart: Vec<String>,
+}
+
+async fn reload(screen: &mut Screen, global: &Global, path: &Path) -> Result<(), Failure> {
+    let config = read_config(path)?;
+    let listen = config.dispatch.listen.as_deref().unwrap_or(DISPATCH_DEFAULT);
+    let base = Url::parse(&format!("http://{listen}")).map_err(|error| {
+        wrong(path, &format!("`listen` of [dispatch]: {error}"), "ADDRESS:PORT")
+    })?;
+    let file = match &config.dispatch.token_file {
+        Some(file) => absolute(path, file)?,
+        None => absolute(path, &config.state_dir)?.join(DISPATCH_TOKEN_FILE),
+    };
+    let token = std::fs::read_to_string(&file).map_err(|error| {
+        Failure::usage(
+            format!("{}: {error}", file.display()),
+            "the supervisor makes this file when it starts; run this command as its user",
+        )
+    })?;
+    let client = Client::to(&base, &global.without_secrets())?.with_admin_token(Some(token));
+    let answer = client.call(&Request::post(Who::Operator, "/v1/reload")).await?;
+    if screen.is_json() {
+        return screen.json(&answer);
+    }
+    let done: Reloaded = typed(answer)?;
+    let rows =
+        [("started", &done.started), ("stopped", &done.stopped), ("replaced", &done.replaced)]
+            .into_iter()
+            .flat_map(|(what, phones)| {
+                phones.iter().map(move |id| [id.to_string(), what.to_owned()])
+            });
+    screen.table(["PHONE", "NOW"], rows.collect(), "no phone had to be touched")?;
+    screen.line(&format!("{} phones went on undisturbed", done.untouched))?;
+    if done.needs_restart.is_empty() {
+        return Ok(());
+    }
+    screen.line(&format!("changed, and taken at the next start: {}", done.needs_restart.join(", ")))
 }
 
 async fn token(screen: &mut Screen, client: &Client) -> Result<(), Failure> {
