@@ -5,31 +5,31 @@
 //! The loop runs on the main thread and may block there for a short read or an fsync; what must
 //! not wait (the pipes, the child, signals) runs on threads and workers of its own.
 
+mod files;
 mod lines;
+mod lock;
 mod look;
+mod news;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use protocol::pipe::{
     AccountState, Attempt, Capability, ChannelCapability, Command, Event as Fact, Heartbeat, Hello,
-    OutboundAttachment, Up, parse_command,
+    Up, parse_command,
 };
 use protocol::{PROTOCOL, Reason, Recipient, WireError};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::attachments;
 use crate::checks::messages::Remembered;
 use crate::clock::Now;
 use crate::config::Config;
-use crate::evidence::{Database, Evidence, NewFact, NoNews};
+use crate::evidence::{Database, Evidence};
 use crate::exit::Exit;
 use crate::health::Health;
 use crate::journal::{Journal, JournalError};
@@ -38,6 +38,8 @@ use crate::osascript::{
 };
 use crate::outbound::{Change, Content, Effect, Event, NotPrepared, Outbound, Policy, Turn};
 use crate::window::Window;
+use files::Fetched;
+pub(crate) use lock::Lock;
 
 /// Inputs taken in one turn, and so under one fsync.
 const INPUTS_A_TURN: usize = 128;
@@ -59,18 +61,8 @@ const PRUNE_MS: i64 = 60 * 60 * 1000;
 const ORPHANED_DEADLINE_MS: i64 = 2_000;
 /// What is said last still has this long to get into the pipe.
 const FLUSH: Duration = Duration::from_millis(500);
-/// How long a lock is waited for that a child of a killed bridge may still hold. A fork becomes an
-/// exec within milliseconds, on a busy machine within some hundred; a bridge that really runs holds
-/// it for good.
-const LOCK_WAIT: Duration = Duration::from_secs(1);
-/// How often it is tried.
-const LOCK_POLL: Duration = Duration::from_millis(20);
 /// Guids of inbound messages remembered over a restart.
 const HEARD_MAX: usize = crate::inbound::KNOWN_MAX;
-/// Without any hint chat.db is read this often all the same: hints may be lost, and a database that
-/// cannot be read is tried again.
-const DATABASE_POLL_MS: i64 = 1_000;
-
 /// Everything that can happen to a bridge.
 #[derive(Debug)]
 pub(crate) enum Input {
@@ -142,54 +134,6 @@ impl From<JournalError> for DaemonError {
     }
 }
 
-/// The one bridge of a phone, for as long as this lives. The kernel gives the lock back when the
-/// process ends, however it ends.
-#[derive(Debug)]
-pub(crate) struct Lock(#[expect(dead_code, reason = "held, never looked at")] File);
-
-impl Lock {
-    /// Takes the lock, and waits a moment for it. A bridge that was killed may have been starting an
-    /// osascript: between its fork and its exec the child holds every file of its parent, this lock
-    /// among them, and gives it back by itself.
-    async fn wait_for(state_dir: &Path) -> Result<Self, DaemonError> {
-        let mut waited = Duration::ZERO;
-        loop {
-            match Self::take(state_dir) {
-                Err(DaemonError::Locked { .. }) if waited < LOCK_WAIT => {
-                    tokio::time::sleep(LOCK_POLL).await;
-                    waited = waited.saturating_add(LOCK_POLL);
-                }
-                taken => return taken,
-            }
-        }
-    }
-
-    pub(crate) fn take(state_dir: &Path) -> Result<Self, DaemonError> {
-        let unusable = |path: &Path| {
-            let path = path.to_owned();
-            move |source| DaemonError::StateDir { path, source }
-        };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(state_dir)
-            .map_err(unusable(state_dir))?;
-        let path = state_dir.join("bridge.lock");
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(unusable(&path))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Self(file)),
-            Err(TryLockError::WouldBlock) => Err(DaemonError::Locked { path }),
-            Err(TryLockError::Error(source)) => Err(DaemonError::StateDir { path, source }),
-        }
-    }
-}
-
 /// Runs the bridge of one phone over this process's stdin and stdout until it is asked to end.
 pub async fn run(config: Config) -> Result<Exit, DaemonError> {
     let lock = Lock::wait_for(&config.state_dir).await?;
@@ -242,9 +186,6 @@ struct Child {
     since_ms: i64,
     kill: CancellationToken,
 }
-
-/// Whose files were fetched, and where they are or why they are not.
-type Fetched = (Attempt, Result<Vec<PathBuf>, Failure>);
 
 /// Which child has ended, and what that says.
 type Ending = (u64, Disposition);
@@ -488,13 +429,7 @@ impl<E: Evidence> Daemon<E> {
                 self.heartbeat.last_change = Some(now.wall);
                 self.read_database(now, turn)?;
             }
-            Input::Fetched((attempt, files)) => {
-                self.fetches.remove(&attempt);
-                if let Err(failure) = &files {
-                    tracing::warn!(message = %attempt.message, reason = %failure.reason, detail = failure.detail, "a file cannot be had");
-                }
-                self.outbound.step(Event::Fetched { attempt, files }, now, turn);
-            }
+            Input::Fetched(fetched) => self.fetched(fetched, now, turn),
             Input::Ended(child, disposition) => self.child_ended(child, disposition, now, turn),
             Input::Tick => {
                 self.window.tick(now.continuous_ms);
@@ -578,96 +513,6 @@ impl<E: Evidence> Daemon<E> {
 
     fn known(&self, attempt: &Attempt) -> Result<Option<crate::outbound::Told>, DaemonError> {
         if self.outbound.knows(attempt) { Ok(None) } else { Ok(self.journal.told(attempt)?) }
-    }
-
-    /// Reads what is new in chat.db: what came in, and what became of our sends.
-    fn read_database(&mut self, now: Now, turn: &mut Turn) -> Result<(), DaemonError> {
-        let result = match self.evidence.refresh() {
-            Ok(()) => self.read_news(now, turn),
-            Err(why) => Err(why.into()),
-        };
-        let result = match result {
-            Ok(more) => Ok(more),
-            Err(NoNews::NotReady(why)) => Err(why),
-            Err(NoNews::Journal(error)) => return Err(error.into()),
-        };
-        if let Some(hints) = self.evidence.hints() {
-            self.hints = Some(hints);
-        }
-        let more = matches!(result, Ok(true));
-        let result = result.map(drop);
-        let polled = (self.hints.is_none() && result.is_ok()) || more;
-        let pause_ms = if polled { 0 } else { DATABASE_POLL_MS };
-        self.database_at_ms = now.continuous_ms.saturating_add(pause_ms);
-        self.saw_database(result);
-        if self.renumbered && self.database_ready {
-            self.follow_numbers(now, turn);
-        }
-        if self.database_ready {
-            self.heartbeat.last_poll = Some(now.wall);
-            self.outbound.step(Event::DatabaseChanged, now, turn);
-        }
-        Ok(())
-    }
-
-    /// The rows of our sends have other numbers by now.
-    fn follow_numbers(&mut self, now: Now, turn: &mut Turn) {
-        let tracked = self.outbound.tracked();
-        let guids: Vec<String> = tracked.iter().map(|(_, guid)| guid.clone()).collect();
-        match self.evidence.numbers(&guids) {
-            Ok(numbers) => {
-                let numbers: HashMap<String, i64> = numbers.into_iter().collect();
-                let found = tracked.into_iter().filter_map(|(attempt, guid)| {
-                    numbers.get(&guid).map(|rowid| (attempt, *rowid))
-                });
-                self.renumbered = false;
-                self.outbound.step(Event::Renumbered(found.collect()), now, turn);
-            }
-            // The next look asks again.
-            Err(why) => self.saw_database(Err(why)),
-        }
-    }
-
-    /// True when there is more than one turn should read.
-    fn read_news(&mut self, now: Now, turn: &mut Turn) -> Result<bool, NoNews> {
-        for _ in 0..READS_A_TURN {
-            let news = self.evidence.news(&self.journal, now)?;
-            for NewFact { fact, heard } in news.facts {
-                if let Some((guid, print)) = heard {
-                    turn.changes.push(Change::Heard { guid, print: Some(print) });
-                }
-                self.renumbered |= matches!(fact, Fact::Resync { .. });
-                if let Fact::Received(received) = &fact {
-                    self.heartbeat.last_inbound = Some(now.wall);
-                    tracing::debug!(guid = received.guid, late = received.late, "received");
-                }
-                turn.tell(fact, now, self.outbound.max_epoch());
-            }
-            for guid in news.joined {
-                turn.changes.push(Change::Heard { guid, print: None });
-            }
-            for (guid, seen) in news.seen {
-                turn.changes.push(Change::Seen { guid, seen });
-            }
-            if let Some(cursor) = news.cursor {
-                turn.changes.push(Change::Cursor(cursor));
-            }
-            if !news.more {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    fn saw_database(&mut self, result: Result<(), protocol::pipe::NotReady>) {
-        if self.database_ready != result.is_ok() {
-            match &result {
-                Ok(()) => tracing::info!("chat.db is readable"),
-                Err(why) => tracing::warn!(reason = %why.reason, remedy = why.remedy, "chat.db"),
-            }
-        }
-        self.database_ready = result.is_ok();
-        self.health.database(result);
     }
 
     // ---- osascript --------------------------------------------------------------------------
@@ -780,11 +625,7 @@ impl<E: Evidence> Daemon<E> {
         let now = (self.clock)();
         match effect {
             Effect::Fetch { attempt, files } => self.fetch(attempt, files),
-            Effect::StopFetch { attempt } => {
-                if let Some(fetch) = self.fetches.remove(&attempt) {
-                    fetch.cancel();
-                }
-            }
+            Effect::StopFetch { attempt } => self.stop_fetch(&attempt),
             Effect::Prepare { attempt, to, channel, content } => {
                 let event = match self.prepare(&to, channel, &content, now) {
                     Ok(mark) => Event::Prepared { attempt, mark },
@@ -923,44 +764,6 @@ impl<E: Evidence> Daemon<E> {
         }
     }
 
-    // ---- files --------------------------------------------------------------------------------
-
-    /// Fetches the files of a send beside the loop.
-    fn fetch(&mut self, attempt: Attempt, files: Vec<OutboundAttachment>) {
-        let stop = CancellationToken::new();
-        self.fetches.insert(attempt.clone(), stop.clone());
-        let done = self.fetched.0.clone();
-        let dir = self.config.attachments_dir.clone();
-        let limits = self.config.attachments.clone();
-        self.tracker.spawn(async move {
-            let fetching = attachments::fetch::all(&attempt, &files, &dir, &limits);
-            let Some(files) = stop.run_until_cancelled(fetching).await else { return };
-            // The loop may have ended by itself; the next life fetches them again.
-            if done.send((attempt, files)).await.is_err() {
-                tracing::debug!("files came after the loop");
-            }
-        });
-    }
-
-    /// Lets files go away that Messages has long had.
-    fn sweep_staged(&self, now: Now) {
-        let dir = self.config.attachments_dir.clone();
-        let live: Vec<PathBuf> = self
-            .outbound
-            .with_files()
-            .map(|attempt| attachments::staging::folder(&dir, attempt))
-            .collect();
-        self.tracker.spawn_blocking(move || {
-            match attachments::staging::sweep(&dir, &live, now.wall) {
-                Ok((0, 0)) => {}
-                Ok((removed, stuck)) => tracing::info!(removed, stuck, "files of old sends"),
-                Err(error) => {
-                    tracing::warn!(%error, dir = %dir.display(), "cannot be swept");
-                }
-            }
-        });
-    }
-
     fn held(&mut self) -> NotPrepared {
         self.usable = false;
         NotPrepared::Held
@@ -1017,11 +820,6 @@ impl<E: Evidence> Daemon<E> {
         self.say(&Up::Heartbeat(self.heartbeat.clone()));
     }
 }
-
-/// Reads of a backlog in one turn, each of some hundred rows: enough to catch up fast, few enough
-/// that the turn stays short, its transaction small, and the position is kept also where all that
-/// is read is passed over.
-const READS_A_TURN: usize = 4;
 
 fn bounded(deadline_ms: u64) -> i64 {
     i64::try_from(deadline_ms).unwrap_or(i64::MAX)

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use protocol::pipe::{
@@ -11,9 +12,10 @@ use protocol::pipe::{
 use protocol::{Channel, Class, E164, MessageId, PhoneId, UnixMs};
 
 use super::*;
+use crate::attachments;
 use crate::chatdb::Contact;
 use crate::config::Pacing;
-use crate::evidence::{NewFact, News};
+use crate::evidence::{NewFact, News, NoNews};
 use crate::outbound::RowState;
 
 /// What a test may change while the loop runs.
