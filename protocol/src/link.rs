@@ -180,6 +180,69 @@ pub struct HostHealth {
     pub restarts: u64,
     /// Free disk space where its state lies, in bytes.
     pub disk_free: Option<u64>,
+    /// What it runs on; none where that is not watched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub power: Option<HostPower>,
+}
+
+/// What a host runs on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostPower {
+    /// What follows from the rest, steadied: a blip changes nothing.
+    pub level: PowerLevel,
+    /// Where the power comes from, as last read.
+    pub source: PowerSource,
+    /// How full the battery is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub percent: Option<u8>,
+    /// How long it is said to last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub minutes: Option<u32>,
+}
+
+/// How much work a host can be given, as far as its power goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PowerLevel {
+    /// It runs on mains.
+    Mains,
+    /// It runs on a battery: work is better given to others.
+    Battery,
+    /// The battery is nearly empty: it takes no new work.
+    Low,
+    /// It cannot be told.
+    #[serde(other)]
+    Unknown,
+}
+
+impl PowerLevel {
+    /// Every level.
+    pub const ALL: [Self; 4] = [Self::Mains, Self::Battery, Self::Low, Self::Unknown];
+
+    /// The stable word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Mains => "mains",
+            Self::Battery => "battery",
+            Self::Low => "low",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// Where power comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PowerSource {
+    /// The wall.
+    Mains,
+    /// The battery inside.
+    Battery,
+    /// An uninterruptible power supply that is not fed any more.
+    Ups,
+    /// A word that this build does not know, or none.
+    #[serde(other)]
+    Unknown,
 }
 
 /// An event of a bridge's journal.

@@ -129,6 +129,8 @@ reasons! {
     AutomationConsent = "automation_consent",
     /// A disk that the bridge or Messages writes to is nearly full.
     DiskLow = "disk_low",
+    /// The host runs on a battery that is nearly empty, so it takes no new work.
+    PowerLow = "power_low",
     /// The Mac's clock cannot be right, and with it no deadline.
     ClockWrong = "clock_wrong",
     /// The bridge has just started and has not finished its checks.

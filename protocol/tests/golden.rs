@@ -13,7 +13,8 @@ use protocol::api::{
 };
 use protocol::link::{
     EnrolPhone, EnrolRequest, EnrolResponse, EnrolledPhone, Enrolment, EventFrame, HostFrame,
-    HostHealth, HostHello, PhoneReport, PhoneState, RouterFrame, Welcome, WelcomePhone,
+    HostHealth, HostHello, HostPower, PhoneReport, PhoneState, PowerLevel, PowerSource,
+    RouterFrame, Welcome, WelcomePhone,
 };
 use protocol::pipe::{
     AccountState, App, AttachmentChange, Attempt, AttemptReason, Capability, ChannelCapability,
@@ -364,7 +365,17 @@ fn the_link_from_the_host() {
             HostFrame::Renew {
                 renewal: 3,
                 phones: vec![report()],
-                health: HostHealth { uptime_s: 60, restarts: 1, disk_free: Some(1 << 40) },
+                health: HostHealth {
+                    uptime_s: 60,
+                    restarts: 1,
+                    disk_free: Some(1 << 40),
+                    power: Some(HostPower {
+                        level: PowerLevel::Battery,
+                        source: PowerSource::Ups,
+                        percent: Some(81),
+                        minutes: Some(24),
+                    }),
+                },
             },
         ),
         ("phone", HostFrame::Phone(report())),

@@ -26,6 +26,8 @@ pub(crate) enum Cause {
     Replaced,
     /// 4503: the router is being restarted and asked for a redial at once.
     Draining,
+    /// This side wants another connection: it slept, or its network is another.
+    Asked,
 }
 
 /// What the dialler remembers between attempts.
@@ -54,16 +56,20 @@ impl Backoff {
     ///
     /// `lived_ms` is how long the session was welcome, zero if it never was. `random` is any 64 bits.
     pub(crate) fn next(&mut self, cause: Cause, lived_ms: u64, random: u64) -> u64 {
-        if lived_ms >= FORGIVEN_AFTER_MS {
+        if lived_ms >= FORGIVEN_AFTER_MS || cause == Cause::Asked {
+            // What was lost before says nothing about a machine that has just woken or a network that is another.
             self.redials = 0;
         }
         let redials = self.redials;
-        self.redials = self.redials.saturating_add(1);
+        if cause != Cause::Asked {
+            self.redials = self.redials.saturating_add(1);
+        }
         match cause {
             // A router that drains for ever would be dialled in a tight loop, so the welcome is asked for only once.
             Cause::Lost | Cause::Draining if redials == 0 => 0,
             Cause::Draining if lived_ms > 0 => DELAY_MIN_MS.min(self.delay_max_ms),
             Cause::Lost | Cause::Draining => jittered(redials, self.delay_max_ms, random),
+            Cause::Asked => 0,
             Cause::Refused => REFUSED_MS + random % (REFUSED_MS / 10),
             Cause::Replaced => REPLACED_MS + random % (REPLACED_MS / 2),
         }
@@ -165,6 +171,7 @@ mod tests {
                     Cause::Lost | Cause::Draining => DELAY_MAX_MS,
                     Cause::Refused => REFUSED_MS + REFUSED_MS / 10,
                     Cause::Replaced => REPLACED_MS + REPLACED_MS / 2,
+                    Cause::Asked => 0,
                 };
                 prop_assert!(delay <= most);
             }

@@ -25,6 +25,19 @@ pub fn continuous_now() -> ContinuousMs {
     u64::try_from(ms).unwrap_or_default()
 }
 
+/// Reads the clock that stands still while the machine sleeps: with the continuous one it tells that it slept.
+///
+/// `CLOCK_UPTIME_RAW` on a Mac (`clock_gettime(3)`); `CLOCK_MONOTONIC` is its equal on Linux.
+pub fn awake_now() -> ContinuousMs {
+    #[cfg(target_vendor = "apple")]
+    const AWAKE: ClockId = ClockId::from_raw(nix::libc::CLOCK_UPTIME_RAW);
+    #[cfg(not(target_vendor = "apple"))]
+    const AWAKE: ClockId = ClockId::CLOCK_MONOTONIC;
+    let read = clock_gettime(AWAKE).expect("the clock of this system's waking time is readable");
+    let ms = read.tv_sec() * 1_000 + read.tv_nsec() / 1_000_000;
+    u64::try_from(ms).unwrap_or_default()
+}
+
 /// Reads the wall clock.
 #[expect(
     clippy::disallowed_methods,

@@ -14,7 +14,7 @@ use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    sync::mpsc,
+    sync::{Notify, mpsc},
     time::{Duration, Instant, sleep, sleep_until, timeout},
 };
 use tokio_rustls::TlsConnector;
@@ -78,6 +78,7 @@ pub(crate) struct Desk<'a> {
     pub(crate) stats: &'a LinkStats,
     pub(crate) clock: &'a Clock,
     pub(crate) shutdown: &'a CancellationToken,
+    pub(crate) redial: &'a Notify,
 }
 
 impl Desk<'_> {
@@ -97,6 +98,7 @@ impl Desk<'_> {
         loop {
             tokio::select! {
                 () = self.shutdown.cancelled() => return false,
+                () = self.redial.notified(), if word.is_none() => return true,
                 permit = self.outputs.reserve(), if word.is_some() => match permit {
                     Ok(permit) => if let Some(word) = word.take() { permit.send(word) },
                     Err(_) => return false,
@@ -163,6 +165,7 @@ impl Dialler {
             loop {
                 tokio::select! {
                     () = desk.shutdown.cancelled() => return (Ended::Shutdown, 0),
+                    () = desk.redial.notified() => return (Ended::Redial, 0),
                     input = desk.inputs.recv() => match input {
                         Some(input) => phones.learn(input),
                         None => return (Ended::Shutdown, 0),
@@ -294,6 +297,7 @@ async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         });
         input = tokio::select! {
             () = desk.shutdown.cancelled() => Input::Stop,
+            () = desk.redial.notified() => Input::Gone(Ended::Redial),
             why = &mut writer => Input::Gone(why),
             Some(()) = written_in.recv() => Input::Written,
             permit = desk.outputs.reserve(), if !deliveries.is_empty() => match permit {

@@ -278,6 +278,7 @@ async fn attempt(
             stats: &stats,
             clock: &clock,
             shutdown: &shutdown,
+            redial: &Notify::new(),
         };
         let session = Session::new("b".to_owned(), "1".to_owned(), phones(), 0);
         match opened {
@@ -370,6 +371,7 @@ async fn against<F: Future<Output = ()>>(
             stats: &stats,
             clock: &clock,
             shutdown: &shutdown,
+            redial: &Notify::new(),
         };
         let session = Session::new("b".to_owned(), "1".to_owned(), phones(), 0);
         run(socket, session, &mut desk, &mut Phones::default()).await.0

@@ -30,7 +30,10 @@ use protocol::{
     link::{HostHealth, PhoneReport},
     pipe::{Command, EventLine},
 };
-use tokio::{sync::mpsc, time::Duration};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::Duration,
+};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
@@ -242,6 +245,7 @@ pub struct Link {
     outputs: mpsc::Sender<LinkOutput>,
     stats: Arc<LinkStats>,
     clock: Clock,
+    redial: Arc<Notify>,
 }
 
 impl Link {
@@ -258,12 +262,19 @@ impl Link {
             outputs,
             stats: Arc::new(LinkStats::default()),
             clock: Clock::machine(),
+            redial: Arc::new(Notify::new()),
         })
     }
 
     /// Counts that go on growing while the link runs.
     pub fn stats(&self) -> Arc<LinkStats> {
         Arc::clone(&self.stats)
+    }
+
+    /// Asks for another connection at once, whatever the link is doing: notified after a sleep or a change of network,
+    /// when the old one may be dead without anybody having said so.
+    pub fn redial(&self) -> Arc<Notify> {
+        Arc::clone(&self.redial)
     }
 
     /// Keeps the link until `shutdown` is cancelled or the supervisor has dropped its side of a channel. A running
@@ -278,6 +289,7 @@ impl Link {
                 stats: &self.stats,
                 clock: &self.clock,
                 shutdown: &shutdown,
+                redial: &self.redial,
             };
             let (why, lived_ms) = self.dialler.attempt(&mut desk, &mut phones).await;
             if shutdown.is_cancelled() || matches!(why, Ended::Shutdown) {

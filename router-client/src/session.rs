@@ -52,6 +52,9 @@ pub enum Ended {
     /// This side was asked to stop.
     #[error("asked to stop")]
     Shutdown,
+    /// This side was asked for another connection.
+    #[error("asked to dial anew")]
+    Redial,
     /// No connection to the router.
     #[error("cannot connect to the router: {0}")]
     Connect(String),
@@ -118,6 +121,7 @@ impl Ended {
             }
             Self::Closed { code: close::REPLACED, .. } => Cause::Replaced,
             Self::Closed { code: close::DRAINING, .. } => Cause::Draining,
+            Self::Redial => Cause::Asked,
             Self::Shutdown
             | Self::Connect(_)
             | Self::Tls(_)

@@ -164,6 +164,36 @@ async fn a_lost_session_is_redialled_at_once_and_a_stop_ends_the_link() {
 }
 
 #[tokio::test]
+async fn a_link_that_is_told_to_dials_anew_at_once_whatever_it_waits_for() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let Supervisor { link, input, mut output } =
+        supervisor(&format!("http://{address}"), TlsRoots::Platform);
+    let (redial, shutdown) = (link.redial(), CancellationToken::new());
+    input.send(phone_starts()).await.unwrap();
+    let router = async {
+        let (stream, _) = listener.accept().await.unwrap();
+        let _living = welcome(stream).await;
+        redial.notify_one();
+        // The first session lives, and the second one is refused: the next would be dialled after minutes.
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        let until = async {
+            while !matches!(
+                next(&mut output).await,
+                LinkOutput::Disconnected { why: Ended::Upgrade { status: 401 }, .. }
+            ) {}
+        };
+        timeout(DEADLINE, until).await.unwrap();
+        redial.notify_one();
+        let (stream, _) = timeout(DEADLINE, listener.accept()).await.unwrap().unwrap();
+        let _socket = welcome(stream).await;
+        shutdown.cancel();
+    };
+    timeout(DEADLINE, async { tokio::join!(link.run(shutdown.clone()), router) }).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_router_that_refuses_the_host_is_asked_again_after_minutes() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -200,6 +200,87 @@ pub(crate) fn start(
     Ok(Child { process, group, told, stdin: Some(queue), log, pipes, closed: None, ended: None })
 }
 
+/// What a program printed that ran to its end.
+#[derive(Debug)]
+pub(crate) struct Printed {
+    /// How it ended.
+    pub(crate) status: ExitStatus,
+    /// Its stdout.
+    pub(crate) text: String,
+    /// The last line of its stderr.
+    pub(crate) complaint: Option<String>,
+}
+
+/// Why there is no output of a program.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RunError {
+    /// It did not start.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    /// It did not end in time, and was killed with its group.
+    #[error("{program} did not end within {} ms and was killed", within.as_millis())]
+    Late {
+        /// The program.
+        program: PathBuf,
+        /// Its deadline.
+        within: Duration,
+    },
+    /// It printed what cannot be what it was asked for.
+    #[error("{program} printed {what}")]
+    Odd {
+        /// The program.
+        program: PathBuf,
+        /// What was odd.
+        what: String,
+    },
+}
+
+/// Runs a program to its end, within a deadline, and keeps at most `bytes_max` of what it prints.
+pub(crate) async fn run(
+    spec: &Spec,
+    within: Duration,
+    bytes_max: usize,
+    tracker: &TaskTracker,
+) -> Result<Printed, RunError> {
+    let ring = Arc::new(Mutex::new(Ring::default()));
+    let mut child = start(spec, &ring, tracker)?;
+    // Nothing is said to it: whoever waits for input meets its end.
+    child.stdin = None;
+    let odd = |what: String| RunError::Odd { program: spec.program.clone(), what };
+    let read = async {
+        let mut text = String::new();
+        loop {
+            match child.next().await {
+                Happened::Line(Line::Whole(line)) => {
+                    if text.len() + line.len() >= bytes_max {
+                        return Err(odd(format!("more than {bytes_max} bytes")));
+                    }
+                    text.push_str(&line);
+                    text.push('\n');
+                }
+                Happened::Line(Line::Cut { bytes }) => {
+                    return Err(odd(format!("half a line of {bytes} bytes")));
+                }
+                Happened::Line(Line::TooLong { bytes }) => {
+                    return Err(odd(format!("a line of {bytes} bytes")));
+                }
+                Happened::Line(Line::NotText) => {
+                    return Err(odd("what is not UTF-8".to_owned()));
+                }
+                // The end of the program says more than the end of a stream.
+                Happened::StdoutClosed | Happened::NotReading => {}
+                Happened::Exited(status) => return Ok((status, text)),
+            }
+        }
+    };
+    let (status, text) = tokio::time::timeout(within, read)
+        .await
+        .map_err(|_elapsed| RunError::Late { program: spec.program.clone(), within })??;
+    let complaint =
+        ring.lock().unwrap_or_else(PoisonError::into_inner).lines().pop().map(|line| line.line);
+    Ok(Printed { status, text, complaint })
+}
+
 impl Child {
     /// Its process id, which is also its group's.
     pub(crate) fn pid(&self) -> i32 {

@@ -13,6 +13,7 @@ use toml::Spanned;
 use url::Url;
 
 use crate::phone::Settings;
+use crate::power;
 use crate::resources::MemoryLimits;
 use crate::restart::Policy;
 
@@ -77,6 +78,8 @@ struct Raw {
     restart: RawRestart,
     #[serde(default)]
     memory: RawMemory,
+    #[serde(default)]
+    power: RawPower,
 }
 
 #[derive(Debug, Deserialize)]
@@ -130,6 +133,19 @@ struct RawMemory {
     hard_mib: Option<Spanned<u64>>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawPower {
+    watch: Option<bool>,
+    stay_awake: Option<bool>,
+    poll_ms: Option<Spanned<u64>>,
+    low_percent: Option<Spanned<u64>>,
+    low_minutes: Option<Spanned<u64>>,
+    steady_s: Option<Spanned<u64>>,
+    pmset: Option<Spanned<PathBuf>>,
+    caffeinate: Option<Spanned<PathBuf>>,
+}
+
 /// A checked configuration.
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
@@ -149,6 +165,8 @@ pub(crate) struct Config {
     pub(crate) settings: Settings,
     /// What a bridge may use.
     pub(crate) memory: MemoryLimits,
+    /// Power and sleep.
+    pub(crate) power: power::Settings,
 }
 
 /// One phone, as the operator configured it.
@@ -346,6 +364,7 @@ impl Config {
             ..defaults
         };
         let memory = memory(&source, &raw.memory)?;
+        let power = power(&source, &raw.power)?;
         Ok(Self {
             file: path.to_owned(),
             state_dir,
@@ -355,6 +374,7 @@ impl Config {
             dispatch,
             settings,
             memory,
+            power,
         })
     }
 }
@@ -498,6 +518,45 @@ fn memory(source: &Source<'_>, raw: &RawMemory) -> Result<MemoryLimits, ConfigEr
     }
 }
 
+fn power(source: &Source<'_>, raw: &RawPower) -> Result<power::Settings, ConfigError> {
+    // Both programs are a Mac's own; elsewhere they are used only when they are asked for.
+    let mac = cfg!(target_os = "macos");
+    let program = |wanted: Option<bool>, field, path: Option<&Spanned<PathBuf>>, own: &str| {
+        if !wanted.unwrap_or(mac || path.is_some()) {
+            return Ok(None);
+        }
+        path.map_or_else(|| Ok(PathBuf::from(own)), |path| source.absolute(field, path)).map(Some)
+    };
+    let within = |field, value: Option<&Spanned<u64>>, default: u64, most: u64| {
+        let Some(value) = value else { return Ok(default) };
+        match value.get_ref() {
+            n if *n <= most => Ok(*n),
+            n => Err(source.wrong(field, value, format!("{n} is not between 0 and {most}"))),
+        }
+    };
+    let limits = power::Limits::default();
+    let percent =
+        within("low_percent", raw.low_percent.as_ref(), u64::from(limits.low_percent), 100)?;
+    let minutes =
+        within("low_minutes", raw.low_minutes.as_ref(), u64::from(limits.low_minutes), 24 * 60)?;
+    let steady = source.period("steady_s", raw.steady_s.as_ref(), limits.steady, 1_000)?;
+    Ok(power::Settings {
+        pmset: program(raw.watch, "pmset", raw.pmset.as_ref(), "/usr/bin/pmset")?,
+        caffeinate: program(
+            raw.stay_awake,
+            "caffeinate",
+            raw.caffeinate.as_ref(),
+            "/usr/bin/caffeinate",
+        )?,
+        poll: source.period("poll_ms", raw.poll_ms.as_ref(), power::POLL, 1)?,
+        limits: power::Limits {
+            low_percent: u8::try_from(percent).unwrap_or(limits.low_percent),
+            low_minutes: u32::try_from(minutes).unwrap_or(limits.low_minutes),
+            steady,
+        },
+    })
+}
+
 /// The program of this name in the folder of our own: both are installed together, at one fixed path.
 fn beside_self(name: &str) -> PathBuf {
     std::env::current_exe()
@@ -638,6 +697,12 @@ mod tests {
             (with("[heartbeat]\nmissed = 0\n"), ":6: `missed`"),
             (with("[heartbeat]\nevery_ms = 0\n"), ":6: `every_ms`"),
             (with("[restart]\nwindow_s = 100000000\n"), ":6: `window_s`"),
+            (with("[power]\nlow_percent = 101\n"), ":6: `low_percent`"),
+            (with("[power]\nlow_minutes = 1441\n"), ":6: `low_minutes`"),
+            (with("[power]\npoll_ms = 0\n"), ":6: `poll_ms`"),
+            (with("[power]\nsteady_s = 0\n"), ":6: `steady_s`"),
+            (with("[power]\npmset = \"\"\n"), ":6: `pmset`"),
+            (with("[power]\nwatts = 1\n"), "watts"),
             (with("[memory]\nsoft_mib = 10\nhard_mib = 5\n"), ":7: `hard_mib`"),
         ];
         for (text, wanted) in table {

@@ -22,7 +22,7 @@ use data_encoding::HEXLOWER;
 use futures_util::stream::{self, Stream};
 use metrics_exporter_prometheus::PrometheusHandle;
 use protocol::api::{FieldError, Problem};
-use protocol::link::PhoneState;
+use protocol::link::{HostPower, PhoneState};
 use protocol::pipe::{Attempt, Command};
 use protocol::{E164, PhoneId};
 use router_client::clock::wall_now;
@@ -64,6 +64,8 @@ pub(crate) struct Dispatch {
     pub(crate) link: watch::Receiver<LinkState>,
     /// Counts of the link.
     pub(crate) stats: Option<Arc<LinkStats>>,
+    /// What the host runs on.
+    pub(crate) power: watch::Receiver<Option<HostPower>>,
     /// The token that `/v1` wants.
     pub(crate) token: Arc<SecretString>,
     /// Renders the metrics.
@@ -78,6 +80,7 @@ impl Dispatch {
     pub(crate) fn new(
         (pool, reloader): (Pool, Reloader),
         link: (watch::Receiver<LinkState>, Option<Arc<LinkStats>>),
+        power: watch::Receiver<Option<HostPower>>,
         token: SecretString,
         metrics: PrometheusHandle,
         closing: CancellationToken,
@@ -88,6 +91,7 @@ impl Dispatch {
             reloader,
             link,
             stats,
+            power,
             token: Arc::new(token),
             metrics,
             closing,
@@ -110,6 +114,7 @@ pub(crate) fn routes(dispatch: Dispatch) -> Router {
         .route("/phones/{id}/drain", post(drain))
         .route("/link", get(link))
         .route("/reload", post(reload))
+        .route("/host", get(host))
         .fallback(not_found)
         .layer(middleware::from_fn_with_state(dispatch.clone(), authorise));
     Router::new()
@@ -363,6 +368,22 @@ async fn link(State(dispatch): State<Dispatch>) -> Json<LinkView> {
     Json(LinkView { state: *dispatch.link.borrow() })
 }
 
+#[derive(Debug, Serialize)]
+struct HostView {
+    version: &'static str,
+    restarts: u64,
+    /// What it runs on; null where that is not watched.
+    power: Option<HostPower>,
+}
+
+async fn host(State(dispatch): State<Dispatch>) -> Json<HostView> {
+    Json(HostView {
+        version: env!("CARGO_PKG_VERSION"),
+        restarts: dispatch.pool.restarts(),
+        power: dispatch.power.borrow().clone(),
+    })
+}
+
 type Ordered = Result<(StatusCode, Json<PhoneView>), Failure>;
 
 fn order(dispatch: &Dispatch, id: &str, order: Order) -> Ordered {
@@ -430,6 +451,13 @@ async fn send(
             ),
         })?;
     let report = handle.report();
+    if report.power_low() {
+        return Err(Failure::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "power_low",
+            "this host's battery is nearly empty; it takes new work again on mains",
+        ));
+    }
     if !report.takes_commands() {
         return Err(Failure::new(
             StatusCode::SERVICE_UNAVAILABLE,

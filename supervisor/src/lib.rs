@@ -26,6 +26,7 @@ mod logs;
 mod phone;
 mod plan;
 mod pool;
+mod power;
 mod reload;
 mod resources;
 mod restart;

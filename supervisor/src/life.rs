@@ -28,6 +28,7 @@ use crate::dispatch::{self, Dispatch};
 use crate::files;
 use crate::identity::{self, Identity, IdentityError, random};
 use crate::pool::{Pool, Surroundings, chain};
+use crate::power;
 use crate::reload::{self, Reloader};
 use crate::switchboard::{self, LinkState};
 
@@ -113,6 +114,8 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
     let (stopping, killing, closing) =
         (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
     let linked = link(&config, host)?;
+    let redial = linked.as_ref().map(|linked| linked.link.redial());
+    let (power_told, power) = watch::channel(None);
     if let Some(linked) = &linked {
         announce_phones(linked, phones.keys());
     }
@@ -121,6 +124,7 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
         tuning: reload::tuning(&config),
         link: linked.as_ref().map(|linked| linked.inputs.clone()),
         local_epoch: config.dispatch.local_epoch,
+        power: power.clone(),
         stopping: stopping.clone(),
         killing: killing.clone(),
         tracker: tracker.clone(),
@@ -129,7 +133,7 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
     let owners = TaskTracker::new();
     let surroundings = Surroundings { tracker: owners.clone(), ..surroundings };
     let pool = Pool::start(&phones, &surroundings);
-    let reloader = Reloader::new(config, pool.clone(), surroundings);
+    let reloader = Reloader::new(config.clone(), pool.clone(), surroundings);
     let (state, link_state) = watch::channel(match &linked {
         Some(_) => LinkState::Disconnected,
         None => LinkState::Standalone,
@@ -138,11 +142,28 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
     if let Some(Linked { link, inputs, outputs }) = linked {
         stats = Some(link.stats());
         tracker.spawn(link.run(closing.clone()));
-        tracker.spawn(switchboard::forward(pool.clone(), outputs, inputs, state, closing.clone()));
+        tracker.spawn(switchboard::forward(
+            pool.clone(),
+            outputs,
+            inputs,
+            state,
+            power.clone(),
+            closing.clone(),
+        ));
     }
+    power::start(&config.power, &config.state_dir, power_told, &tracker, &closing);
+    let slept = pool.clone();
+    let on_wake = move || {
+        slept.drop_leases();
+        if let Some(redial) = &redial {
+            redial.notify_one();
+        }
+    };
+    tracker.spawn(power::watch_sleep(on_wake, closing.clone()));
     let routes = dispatch::routes(Dispatch::new(
         (pool.clone(), reloader.clone()),
         (link_state, stats),
+        power,
         token,
         metrics.clone(),
         closing.clone(),

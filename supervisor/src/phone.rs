@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use protocol::link::PhoneState;
 use protocol::pipe::{Command, Heartbeat, Hello, NotReady};
-use protocol::{PROTOCOL_MIN, PhoneId};
+use protocol::{PROTOCOL_MIN, PhoneId, Reason};
 use serde::Serialize;
 
 use crate::restart::{Cause, Decision, Ended, Exit, History, KillReason, Policy};
@@ -102,6 +102,8 @@ pub(crate) enum Input {
     MemoryTooHigh,
     /// It ended.
     Ended(Exit),
+    /// The host's power is too low for new work, or no longer.
+    PowerLow(bool),
     /// Time passed.
     Tick,
 }
@@ -220,6 +222,8 @@ pub(crate) struct Phone {
     state: State,
     restarts: u64,
     last_exit: Option<Exit>,
+    /// The host takes no new work, however well the bridge is.
+    power_low: bool,
 }
 
 /// What there is to know about a phone, for the router, the dispatch API and the log.
@@ -249,6 +253,11 @@ pub(crate) struct Report {
 }
 
 impl Report {
+    /// True when the host's power is too low for new work.
+    pub(crate) fn power_low(&self) -> bool {
+        self.not_ready.iter().any(|not| not.reason == Reason::PowerLow)
+    }
+
     /// True when a process is there that takes commands.
     pub(crate) fn takes_commands(&self) -> bool {
         match self.state {
@@ -262,6 +271,15 @@ impl Report {
     }
 }
 
+fn power_low() -> NotReady {
+    NotReady {
+        reason: Reason::PowerLow,
+        remedy:
+            "this host's battery is nearly empty: bring mains back; what is started is finished"
+                .to_owned(),
+    }
+}
+
 impl Phone {
     /// A phone that does not run.
     pub(crate) fn new(id: PhoneId, settings: Settings) -> Self {
@@ -272,6 +290,7 @@ impl Phone {
             state: State::Stopped,
             restarts: 0,
             last_exit: None,
+            power_low: false,
         }
     }
 
@@ -287,6 +306,9 @@ impl Phone {
             State::Starting { .. } => (PhoneState::Starting, Vec::new(), None, None),
             State::Running(running) => match &running.readiness {
                 Readiness::Unsaid => (PhoneState::NotReady, Vec::new(), None, Some(running)),
+                Readiness::Ready if self.power_low => {
+                    (PhoneState::NotReady, vec![power_low()], None, Some(running))
+                }
                 Readiness::Ready => (PhoneState::Ready, Vec::new(), None, Some(running)),
                 Readiness::Not(reasons) => {
                     (PhoneState::NotReady, reasons.clone(), None, Some(running))
@@ -321,7 +343,8 @@ impl Phone {
     /// Whether a running bridge should be handed this command now.
     pub(crate) fn takes(&self, command: &Command) -> bool {
         match &self.state {
-            State::Running(_) => true,
+            // What is started is finished, so everything but new work goes on.
+            State::Running(_) => !(self.power_low && matches!(command, Command::Send(_))),
             // A bridge that drains still needs its lease to finish, and still hands over events.
             State::Stopping { phase: Phase::Asked, .. } => !matches!(command, Command::Send(_)),
             State::Stopped
@@ -393,6 +416,10 @@ impl Phone {
                 | State::Stopping { .. }
                 | State::Waiting { .. } => Vec::new(),
             },
+            Input::PowerLow(low) => {
+                self.power_low = low;
+                Vec::new()
+            }
             Input::Tick => self.tick(now),
         }
     }
@@ -707,6 +734,33 @@ mod tests {
     }
 
     #[test]
+    fn low_power_refuses_new_work_only_and_says_why() {
+        let mut story = Story::running();
+        story.step(Input::Ready);
+        assert_eq!(story.step(Input::PowerLow(true)), []);
+        assert_eq!(story.state(), PhoneState::NotReady);
+        assert!(story.phone.report().power_low());
+        let send = Command::Send(protocol::pipe::Send {
+            message: protocol::MessageId::new(1, [1; 10]),
+            attempt: 1,
+            epoch: 1,
+            to: "+12025550100".parse().unwrap(),
+            text: "x".to_owned(),
+            attachments: Vec::new(),
+            route: vec![protocol::Channel::Imessage],
+            class: protocol::Class::Otp,
+            start_before: protocol::UnixMs(0),
+            conversation: None,
+        });
+        assert!(!story.phone.takes(&send));
+        assert!(story.phone.takes(&Command::Revoke { epoch: 1 }));
+        assert!(story.phone.takes(&Command::Replay));
+        story.step(Input::PowerLow(false));
+        assert_eq!(story.state(), PhoneState::Ready);
+        assert!(story.phone.takes(&send));
+    }
+
+    #[test]
     fn three_missed_heartbeats_kill() {
         let mut story = Story::running();
         assert_eq!(story.after(secs(7), Input::Tick), [], "a late one is not missing yet");
@@ -925,7 +979,7 @@ mod tests {
                 // Only what can happen to the process that there is: it starts once, it ends once.
                 let possible = match &input {
                     Input::Started | Input::NotStarted => false,
-                    Input::Order(_) | Input::Tick => true,
+                    Input::Order(_) | Input::Tick | Input::PowerLow(_) => true,
                     Input::Hello(_) | Input::Ready | Input::NotReady(_) | Input::Heartbeat(_)
                     | Input::NotReading | Input::StdoutClosed | Input::MemoryHigh
                     | Input::MemoryTooHigh | Input::Ended(_) => alive,

@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use nix::sys::signal::Signal;
-use protocol::link::{EventFrame, LEASE_TTL_MS, PhoneReport, PhoneState, RENEW_EVERY_MS};
+use protocol::link::{
+    EventFrame, HostPower, LEASE_TTL_MS, PhoneReport, PhoneState, RENEW_EVERY_MS,
+};
 use protocol::pipe::{Command, EventLine, Up, parse_up};
 use protocol::{PhoneId, limits};
 use router_client::clock::{ContinuousMs, continuous_now};
@@ -30,6 +32,7 @@ use crate::lines::Line;
 use crate::logs::{LogLine, Ring};
 use crate::phone::{Effect, Input, Order, Phone, Report, Settings};
 use crate::plan::{self, Action};
+use crate::power;
 use crate::resources::{self, Memory, MemoryLimits};
 use crate::restart::Exit;
 use crate::stream::Stream;
@@ -156,6 +159,8 @@ pub(crate) struct Surroundings {
     pub(crate) link: Option<mpsc::Sender<LinkInput>>,
     /// The epoch of leases granted here, when there is none.
     pub(crate) local_epoch: u64,
+    /// What the host runs on.
+    pub(crate) power: watch::Receiver<Option<HostPower>>,
     /// Cancelled when everything is to stop in order.
     pub(crate) stopping: CancellationToken,
     /// Cancelled when everything is to end at once.
@@ -289,6 +294,17 @@ impl Pool {
         self.snapshot().into_values()
     }
 
+    /// Takes every lease back until it is granted anew: this machine slept, and others may have gone on meanwhile.
+    pub(crate) fn drop_leases(&self) {
+        for phone in self.iter() {
+            let Some(epoch) = phone.newest_epoch() else { continue };
+            if let Err(error) = phone.ask(Ask::Command(Command::Revoke { epoch })) {
+                // The continuous clock ends it all the same.
+                tracing::warn!(phone = %phone.id, %error, "a lease could not be taken back after a sleep");
+            }
+        }
+    }
+
     /// Restarts of all bridges since the supervisor started.
     pub(crate) fn restarts(&self) -> u64 {
         self.iter().map(|phone| phone.report.borrow().restarts).sum()
@@ -374,6 +390,7 @@ enum Turn {
     Tick,
     Renew,
     Look,
+    Power,
     Stop,
     Kill,
 }
@@ -388,6 +405,9 @@ impl Owner {
         let killing = self.surroundings.killing.clone();
         let (mut stop_seen, mut kill_seen) = (false, false);
         let mut lines = 0_u32;
+        let mut power = self.surroundings.power.clone();
+        power.mark_changed();
+        let mut power_watched = true;
         self.take(Input::Order(Order::Start)).await;
         loop {
             if stop_seen && self.phone.is_stopped() {
@@ -403,6 +423,11 @@ impl Owner {
                 () = at(wake) => Turn::Tick,
                 _ = renew.tick(), if self.surroundings.link.is_none() => Turn::Renew,
                 _ = look.tick() => Turn::Look,
+                changed = power.changed(), if power_watched => {
+                    // Whoever watched it has gone; what was said last stays.
+                    power_watched = changed.is_ok();
+                    Turn::Power
+                }
                 ask = self.asked.recv(), if !stop_seen => Turn::Asked(ask),
                 happened = next(&mut self.child) => Turn::Happened(happened),
             };
@@ -419,6 +444,10 @@ impl Owner {
                 Turn::Tick => self.take(Input::Tick).await,
                 Turn::Renew => self.grant(),
                 Turn::Look => self.look().await,
+                Turn::Power => {
+                    let low = power.borrow_and_update().as_ref().is_some_and(power::is_low);
+                    self.take(Input::PowerLow(low)).await;
+                }
                 Turn::Asked(Some(Ask::Order(order))) => self.take(Input::Order(order)).await,
                 Turn::Asked(Some(Ask::Command(command))) => self.command(&command),
                 Turn::Asked(Some(Ask::Tune(tuning))) => {
@@ -897,6 +926,7 @@ mod tests {
                 },
                 link: Some(link),
                 local_epoch: 1,
+                power: watch::channel(None).1,
                 stopping: CancellationToken::new(),
                 killing: CancellationToken::new(),
                 tracker: TaskTracker::new(),

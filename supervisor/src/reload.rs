@@ -113,6 +113,7 @@ fn keep_fixed(running: &Config, new: Config) -> (Config, Vec<&'static str>) {
     let changed = [
         ("state_dir", running.state_dir != new.state_dir),
         ("[router]", router(running) != router(&new)),
+        ("[power]", running.power != new.power),
         ("[dispatch] listen", running.dispatch.listen != new.dispatch.listen),
         ("[dispatch] token_file", running.dispatch.token_file != new.dispatch.token_file),
         ("[dispatch] local_epoch", running.dispatch.local_epoch != new.dispatch.local_epoch),
@@ -122,6 +123,7 @@ fn keep_fixed(running: &Config, new: Config) -> (Config, Vec<&'static str>) {
         state_dir: running.state_dir.clone(),
         router: router(running),
         dispatch: running.dispatch.clone(),
+        power: running.power.clone(),
         ..new
     };
     (kept, names)

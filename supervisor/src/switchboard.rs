@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use protocol::PhoneId;
-use protocol::link::HostHealth;
+use protocol::link::{HostHealth, HostPower};
 use protocol::pipe::Command;
 use router_client::link::{LinkInput, LinkOutput};
 use tokio::sync::{mpsc, watch};
@@ -35,6 +35,7 @@ pub(crate) async fn forward(
     mut outputs: mpsc::Receiver<LinkOutput>,
     inputs: mpsc::Sender<LinkInput>,
     state: watch::Sender<LinkState>,
+    power: watch::Receiver<Option<HostPower>>,
     shutdown: CancellationToken,
 ) {
     let began = Instant::now();
@@ -47,6 +48,7 @@ pub(crate) async fn forward(
                 let report = HostHealth {
                     uptime_s: began.elapsed().as_secs(),
                     restarts: pool.restarts(),
+                    power: power.borrow().clone(),
                     ..HostHealth::default()
                 };
                 // A full queue means that events wait; the next report is five seconds away.
