@@ -162,6 +162,9 @@ fn program(dir: &Path, body: &str) {
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
+/// Every wait of these tests ends by then.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 struct Bridge {
     dir: tempfile::TempDir,
     fake: Fake,
@@ -283,6 +286,16 @@ impl Bridge {
     fn sends(&self) -> Vec<String> {
         sends(self.dir.path())
     }
+
+    /// What was asked of Messages by the time that so many are. An obliging shelf has a row as soon as it is
+    /// looked for, which may be before the script has written its line.
+    async fn sends_of(&self, count: usize) -> Vec<String> {
+        let until = tokio::time::Instant::now() + PATIENCE;
+        while self.sends().len() < count && tokio::time::Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.sends()
+    }
 }
 
 fn sends(dir: &Path) -> Vec<String> {
@@ -342,7 +355,7 @@ async fn a_message_goes_out_and_its_story_comes_back() {
         .filter_map(|up| if let Up::Event(line) = up { Some(line.seq) } else { None })
         .collect();
     assert_eq!(seqs, (1..=sent.seq).collect::<Vec<_>>());
-    assert_eq!(bridge.sends(), ["text 1"]);
+    assert_eq!(bridge.sends_of(1).await, ["text 1"]);
     assert_eq!(bridge.end().await.0, Exit::Asked);
 }
 
@@ -392,7 +405,7 @@ async fn a_repeated_send_is_sent_once() {
     bridge.say(&send).await;
     let again = bridge.event("sent").await;
     assert_eq!(again.seq, sent.seq + 1, "its present state, as a new event");
-    assert_eq!(bridge.sends(), ["text 1"]);
+    assert_eq!(bridge.sends_of(1).await, ["text 1"]);
 }
 
 #[tokio::test]
@@ -558,7 +571,7 @@ async fn many_messages_are_each_sent_once_and_in_order_of_acceptance() {
     }
     assert!(sent.values().all(|times| *times == 1));
     let expected: Vec<String> = (0..30).map(|n| format!("text {n}")).collect();
-    assert_eq!(bridge.sends(), expected);
+    assert_eq!(bridge.sends_of(expected.len()).await, expected);
 }
 
 #[test]
