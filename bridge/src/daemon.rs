@@ -63,6 +63,7 @@ const ORPHANED_DEADLINE_MS: i64 = 2_000;
 const FLUSH: Duration = Duration::from_millis(500);
 /// Guids of inbound messages remembered over a restart.
 const HEARD_MAX: usize = crate::inbound::KNOWN_MAX;
+
 /// Everything that can happen to a bridge.
 #[derive(Debug)]
 pub(crate) enum Input {

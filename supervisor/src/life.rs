@@ -99,6 +99,7 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
     let token = dispatch_token(&config.dispatch.token_file)?;
     let metrics = install_metrics()?;
     let mut signals = Signals::listen()?;
+    let hangups = listen(SignalKind::hangup())?;
     let listener = TcpListener::bind(config.dispatch.listen).await.map_err(|error| {
         Failed::temporary(format!(
             "the dispatch API cannot listen on {}: {error}; set another [dispatch] listen",
@@ -190,10 +191,7 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
         }
     });
 
-    let hangups = signals.hup.take().map(|hup| reload_on(hup, reloader, stopping.clone()));
-    if let Some(hangups) = hangups {
-        tracker.spawn(hangups);
-    }
+    tracker.spawn(reload_on(hangups, reloader, stopping.clone()));
     signals.asked_to_end().await;
     tracing::info!("stopping: bridges finish what is started");
     stopping.cancel();
@@ -340,22 +338,19 @@ fn raise_open_files() {
     }
 }
 
-/// The signals that concern us.
+fn listen(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Failed> {
+    signal(kind).map_err(|error| Failed::system("listening to signals", &error))
+}
+
+/// The signals that end us.
 struct Signals {
     term: tokio::signal::unix::Signal,
     int: tokio::signal::unix::Signal,
-    hup: Option<tokio::signal::unix::Signal>,
 }
 
 impl Signals {
     fn listen() -> Result<Self, Failed> {
-        let listen =
-            |kind| signal(kind).map_err(|error| Failed::system("listening to signals", &error));
-        Ok(Self {
-            term: listen(SignalKind::terminate())?,
-            int: listen(SignalKind::interrupt())?,
-            hup: Some(listen(SignalKind::hangup())?),
-        })
+        Ok(Self { term: listen(SignalKind::terminate())?, int: listen(SignalKind::interrupt())? })
     }
 
     /// Waits for TERM or INT.

@@ -798,12 +798,6 @@ fn decode_body(row: &mut Row, body: &[u8]) {
     }
 }
 
-/// The first byte of [`OBJECT_REPLACEMENT`]; most texts do not have it, which is seen faster than that
-/// they do not have the whole character.
-fn may_hold_mark(text: &str) -> bool {
-    memchr::memchr(0xef, text.as_bytes()).is_some()
-}
-
 impl Row {
     /// Own, a plain message, and without text, files or chat.
     pub fn is_ghost(&self) -> bool {
@@ -831,7 +825,10 @@ impl Row {
 
     /// Whether the text has a place for a file.
     pub fn shows_files(&self) -> bool {
-        may_hold_mark(&self.text) && self.text.contains(OBJECT_REPLACEMENT)
+        // Most texts do not have the first byte of the mark, which is seen faster than that they do not
+        // have the whole character.
+        memchr::memchr(0xef, self.text.as_bytes()).is_some()
+            && self.text.contains(OBJECT_REPLACEMENT)
     }
 
     /// An app's message or a link's preview whose content has not been written yet: Messages may write
@@ -849,11 +846,8 @@ impl Row {
 
     /// Files that the text shows or the row announces and that are not joined yet.
     pub fn missing_attachments(&self) -> bool {
-        let shown = if may_hold_mark(&self.text) {
-            self.text.matches(OBJECT_REPLACEMENT).count()
-        } else {
-            0
-        };
+        let shown =
+            if self.shows_files() { self.text.matches(OBJECT_REPLACEMENT).count() } else { 0 };
         self.attachments.len() < shown.max(usize::from(self.flags.has_attachments))
     }
 

@@ -96,19 +96,19 @@ fn escaped(text: &str) -> usize {
 }
 
 /// What has texts of others in it, and a form as JSON.
-trait Told: Serialize {
+trait Measured: Serialize {
     /// Bytes of its texts.
     fn text_bytes(&self) -> usize;
 }
 
-impl Told for InboundAttachment {
+impl Measured for InboundAttachment {
     fn text_bytes(&self) -> usize {
         let named = [&self.name, &self.mime, &self.uti, &self.path, &self.description];
         self.guid.len() + named.into_iter().flatten().map(String::len).sum::<usize>()
     }
 }
 
-impl Told for TextRun {
+impl Measured for TextRun {
     fn text_bytes(&self) -> usize {
         self.kind.len() + self.value.as_ref().map_or(0, String::len)
     }
@@ -116,7 +116,7 @@ impl Told for TextRun {
 
 /// Those in front that fit into what is left. A line that is too long could never be told, and nothing after
 /// it either; names, paths and mentions are others' words.
-fn fitting<T: Told>(all: Vec<T>, left: &mut usize) -> Vec<T> {
+fn fitting<T: Measured>(all: Vec<T>, left: &mut usize) -> Vec<T> {
     // Nearly always all of them fit, even if each byte took six, and need not be written to be measured.
     let most = all.iter().fold(0_usize, |most, one| {
         most.saturating_add(one.text_bytes().saturating_mul(6)).saturating_add(FIELDS_BYTES_MAX)
