@@ -74,6 +74,29 @@ pub fn outcome(name: &str, args: &[&str]) -> Result<(Option<i32>, String)> {
     Ok((output.status.code(), text))
 }
 
+/// How a program that is none of ours ended: its exit code and what it wrote.
+#[derive(Debug)]
+pub struct Ended {
+    /// None when a signal ended it.
+    pub code: Option<i32>,
+    /// What it wrote to stdout.
+    pub out: String,
+    /// What it wrote to stderr.
+    pub err: String,
+}
+
+/// Runs any program to its end, with nothing in its environment but `env`.
+pub fn foreign(path: &Path, args: &[&str], env: &[(&str, &str)]) -> Result<Ended> {
+    let output = command(path)
+        .args(args)
+        .env_clear()
+        .envs(env.iter().copied())
+        .output()
+        .with_context(|| format!("cannot start {}", path.display()))?;
+    let text = |bytes| String::from_utf8(bytes).context("output is not UTF-8");
+    Ok(Ended { code: output.status.code(), out: text(output.stdout)?, err: text(output.stderr)? })
+}
+
 impl Program {
     /// Starts one of the workspace's programs; both its outputs are appended to `log`.
     pub fn start(name: &str, args: &[&str], env: &[(&str, &str)], log: &Path) -> Result<Self> {
