@@ -183,6 +183,9 @@ pub struct HostHealth {
     /// What it runs on; none where that is not watched.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub power: Option<HostPower>,
+    /// Its ways to the internet; none where they are not watched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<HostNetwork>,
 }
 
 /// What a host runs on.
@@ -243,6 +246,62 @@ pub enum PowerSource {
     /// A word that this build does not know, or none.
     #[serde(other)]
     Unknown,
+}
+
+/// The ways of a host to the internet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostNetwork {
+    /// The name of the uplink that is in use, or, where the host only observes, the one that should be.
+    pub chosen: String,
+    /// Whether the host switches, or only observes.
+    pub switches: bool,
+    /// Too many switches: it stays where it is for a while, and somebody should look.
+    #[serde(default)]
+    pub locked: bool,
+    /// Every uplink, in order of preference.
+    pub uplinks: Vec<HostUplink>,
+}
+
+/// One way to the internet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostUplink {
+    /// What the operator calls it.
+    pub name: String,
+    /// How it is, steadied: one lost probe changes nothing.
+    pub state: UplinkState,
+    /// Whether the router answered over it when it was last asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub router: Option<bool>,
+}
+
+/// How a way to the internet is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UplinkState {
+    /// It leads to the internet.
+    Good,
+    /// Something else answers in the place of those that are asked: a portal that wants a login.
+    Captive,
+    /// Nobody answers over it.
+    Down,
+    /// It was not asked often enough yet, or a word that this build does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+impl UplinkState {
+    /// Every state.
+    pub const ALL: [Self; 4] = [Self::Good, Self::Captive, Self::Down, Self::Unknown];
+
+    /// The stable word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::Captive => "captive",
+            Self::Down => "down",
+            Self::Unknown => "unknown",
+        }
+    }
 }
 
 /// An event of a bridge's journal.

@@ -13,8 +13,8 @@ use protocol::api::{
 };
 use protocol::link::{
     EnrolPhone, EnrolRequest, EnrolResponse, EnrolledPhone, Enrolment, EventFrame, HostFrame,
-    HostHealth, HostHello, HostPower, PhoneReport, PhoneState, PowerLevel, PowerSource,
-    RouterFrame, Welcome, WelcomePhone,
+    HostHealth, HostHello, HostNetwork, HostPower, HostUplink, PhoneReport, PhoneState, PowerLevel,
+    PowerSource, RouterFrame, UplinkState, Welcome, WelcomePhone,
 };
 use protocol::pipe::{
     AccountState, App, AttachmentChange, Attempt, AttemptReason, Capability, ChannelCapability,
@@ -374,6 +374,23 @@ fn the_link_from_the_host() {
                         source: PowerSource::Ups,
                         percent: Some(81),
                         minutes: Some(24),
+                    }),
+                    network: Some(HostNetwork {
+                        chosen: "hotspot".to_owned(),
+                        switches: true,
+                        locked: false,
+                        uplinks: vec![
+                            HostUplink {
+                                name: "office".to_owned(),
+                                state: UplinkState::Down,
+                                router: None,
+                            },
+                            HostUplink {
+                                name: "hotspot".to_owned(),
+                                state: UplinkState::Good,
+                                router: Some(true),
+                            },
+                        ],
                     }),
                 },
             },

@@ -71,6 +71,13 @@ pub fn client_config(roots: &TlsRoots) -> Result<ClientConfig, TlsError> {
     Ok(builder.with_root_certificates(store).with_no_client_auth())
 }
 
+/// TLS that trusts nobody, for connections that have none: their library wants settings all the same.
+pub fn no_roots() -> Result<ClientConfig, TlsError> {
+    let builder =
+        ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+    Ok(builder.with_root_certificates(RootCertStore::empty()).with_no_client_auth())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,6 +12,8 @@ use serde::Deserialize;
 use toml::Spanned;
 use url::Url;
 
+use crate::network::services::NAME_BYTES_MAX;
+use crate::network::{self, Anchor, UPLINKS_MAX, UplinkConfig};
 use crate::phone::Settings;
 use crate::power;
 use crate::resources::MemoryLimits;
@@ -80,6 +82,8 @@ struct Raw {
     memory: RawMemory,
     #[serde(default)]
     power: RawPower,
+    #[serde(default)]
+    network: RawNetwork,
 }
 
 #[derive(Debug, Deserialize)]
@@ -146,6 +150,40 @@ struct RawPower {
     caffeinate: Option<Spanned<PathBuf>>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawNetwork {
+    helper: Option<Spanned<PathBuf>>,
+    every_ms: Option<Spanned<u64>>,
+    standby_every_ms: Option<Spanned<u64>>,
+    timeout_ms: Option<Spanned<u64>>,
+    down_after: Option<Spanned<u32>>,
+    up_after: Option<Spanned<u32>>,
+    hold_s: Option<Spanned<u64>>,
+    fail_back_s: Option<Spanned<u64>>,
+    switches: Option<Spanned<u32>>,
+    window_s: Option<Spanned<u64>>,
+    lock_s: Option<Spanned<u64>>,
+    anchors: Option<Spanned<Vec<RawAnchor>>>,
+    uplinks: Option<Spanned<Vec<RawUplink>>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawAnchor {
+    url: Spanned<String>,
+    status: Option<Spanned<u16>>,
+    body: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawUplink {
+    name: Spanned<String>,
+    interface: Option<Spanned<String>>,
+    service: Option<Spanned<String>>,
+}
+
 /// A checked configuration.
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
@@ -167,6 +205,8 @@ pub(crate) struct Config {
     pub(crate) memory: MemoryLimits,
     /// Power and sleep.
     pub(crate) power: power::Settings,
+    /// The ways to the internet.
+    pub(crate) network: network::Settings,
 }
 
 /// One phone, as the operator configured it.
@@ -365,6 +405,7 @@ impl Config {
         };
         let memory = memory(&source, &raw.memory)?;
         let power = power(&source, &raw.power)?;
+        let network = network(&source, &raw.network, router.as_ref())?;
         Ok(Self {
             file: path.to_owned(),
             state_dir,
@@ -375,6 +416,7 @@ impl Config {
             settings,
             memory,
             power,
+            network,
         })
     }
 }
@@ -557,6 +599,188 @@ fn power(source: &Source<'_>, raw: &RawPower) -> Result<power::Settings, ConfigE
     })
 }
 
+/// The longest name of an interface, without the closing zero (`IFNAMSIZ`).
+const INTERFACE_BYTES_MAX: usize = 15;
+/// Anchors of one host: two or three prove what there is to prove.
+const ANCHORS_MAX: usize = 8;
+
+fn network(
+    source: &Source<'_>,
+    raw: &RawNetwork,
+    router: Option<&RouterConfig>,
+) -> Result<network::Settings, ConfigError> {
+    let defaults = network::Policy::default();
+    let helper = raw.helper.as_ref().map(|path| source.absolute("helper", path)).transpose()?;
+    let every = source.period("every_ms", raw.every_ms.as_ref(), network::EVERY, 1)?;
+    let within = source.period("timeout_ms", raw.timeout_ms.as_ref(), network::WITHIN, 1)?;
+    let standby = raw.standby_every_ms.as_ref();
+    let standby_every =
+        source.period("standby_every_ms", standby, network::STANDBY_EVERY.max(every), 1)?;
+    let seconds = |field, value: &Option<Spanned<u64>>, default| {
+        source.period(field, value.as_ref(), default, 1_000)
+    };
+    let switches = source.count("switches", raw.switches.as_ref(), 6)?;
+    let policy = network::Policy {
+        down_after: source.count("down_after", raw.down_after.as_ref(), defaults.down_after)?,
+        up_after: source.count("up_after", raw.up_after.as_ref(), defaults.up_after)?,
+        hold: seconds("hold_s", &raw.hold_s, defaults.hold)?,
+        fail_back: seconds("fail_back_s", &raw.fail_back_s, defaults.fail_back)?,
+        switches_max: usize::try_from(switches).unwrap_or(defaults.switches_max),
+        window: seconds("window_s", &raw.window_s, defaults.window)?,
+        lock: seconds("lock_s", &raw.lock_s, defaults.lock)?,
+        // An answer of the round before this one is fresh, and the planned wait between two rounds is no gap.
+        fresh: (every * 3).max(every + within * 2),
+        gap: defaults.gap.max((standby_every.max(every) + within) * 2),
+        ..defaults
+    };
+    let router = router.map(router_health).transpose().map_err(|()| {
+        let message = "its health cannot be asked for".to_owned();
+        ConfigError::Field { path: source.path.to_owned(), line: 1, field: "url", message }
+    })?;
+    let anchors = anchors(source, raw)?;
+    if let (Some(written), true, None) = (&raw.anchors, anchors.is_empty(), &router) {
+        let message = "without a router there must be one: nobody is asked";
+        return Err(source.wrong("anchors", written, message));
+    }
+    Ok(network::Settings {
+        uplinks: uplinks(source, raw, helper.is_some())?,
+        helper,
+        router,
+        anchors,
+        every,
+        standby_every,
+        within,
+        policy,
+    })
+}
+
+/// What the router answers at its health address, as nobody else does.
+fn router_health(router: &RouterConfig) -> Result<Anchor, ()> {
+    let mut url = router.url.clone();
+    let scheme = if matches!(url.scheme(), "https" | "wss") { "https" } else { "http" };
+    url.set_scheme(scheme)?;
+    let path = format!("{}/healthz", url.path().trim_end_matches('/'));
+    url.set_path(&path);
+    let body = Some("{\"status\":\"ok\"}".to_owned());
+    Ok(Anchor { url, status: 200, body, roots: router.roots.clone() })
+}
+
+fn anchors(source: &Source<'_>, raw: &RawNetwork) -> Result<Vec<Anchor>, ConfigError> {
+    let anchor = |url: Url, status, body| Anchor { url, status, body, roots: TlsRoots::Platform };
+    let Some(written) = &raw.anchors else {
+        // facts: network fail-over. The second is what a Mac itself looks for portals with.
+        let apple = "http://captive.apple.com/hotspot-detect.html";
+        let defaults =
+            [("https://cp.cloudflare.com/generate_204", 204, None), (apple, 200, Some("Success"))];
+        return Ok(defaults
+            .into_iter()
+            .filter_map(|(url, status, body)| {
+                Some(anchor(url.parse().ok()?, status, body.map(str::to_owned)))
+            })
+            .collect());
+    };
+    if written.get_ref().len() > ANCHORS_MAX {
+        let message = format!("more than {ANCHORS_MAX}");
+        return Err(source.wrong("anchors", written, message));
+    }
+    written
+        .get_ref()
+        .iter()
+        .map(|raw| {
+            let bad = |message: String| source.wrong("anchors.url", &raw.url, message);
+            let url: Url = raw
+                .url
+                .get_ref()
+                .parse()
+                .map_err(|error| bad(format!("`{}`: {error}", raw.url.get_ref())))?;
+            if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+                return Err(bad("must be an https:// or http:// address".to_owned()));
+            }
+            let status = raw.status.as_ref().map_or(200, |status| *status.get_ref());
+            if let Some(written) = &raw.status
+                && !(200..300).contains(&status)
+            {
+                return Err(source.wrong("anchors.status", written, "must be 200 to 299"));
+            }
+            // A portal answers 200 to everything.
+            if raw.body.as_ref().is_none_or(String::is_empty) && status != 204 {
+                return Err(bad(
+                    "needs a `body` that only this address answers with, or `status = 204`"
+                        .to_owned(),
+                ));
+            }
+            Ok(anchor(url, status, raw.body.clone()))
+        })
+        .collect()
+}
+
+fn uplinks(
+    source: &Source<'_>,
+    raw: &RawNetwork,
+    switches: bool,
+) -> Result<Vec<UplinkConfig>, ConfigError> {
+    let Some(written) = &raw.uplinks else { return Ok(Vec::new()) };
+    let count = written.get_ref().len();
+    if !(1..=UPLINKS_MAX).contains(&count) {
+        let message = format!("{count} uplinks: a host has 1 to {UPLINKS_MAX}");
+        return Err(source.wrong("uplinks", written, message));
+    }
+    let mut seen = BTreeSet::new();
+    let mut checked = Vec::with_capacity(count);
+    for uplink in written.get_ref() {
+        let name = uplink.name.get_ref();
+        let fits = |byte: u8| byte.is_ascii_graphic() || byte == b' ';
+        if name.is_empty() || name.len() > 32 || !name.bytes().all(fits) {
+            let message = "must be 1 to 32 letters, digits, signs or spaces";
+            return Err(source.wrong("uplinks.name", &uplink.name, message));
+        }
+        if let Some(interface) = &uplink.interface {
+            let word = interface.get_ref();
+            let fits = |byte: u8| byte.is_ascii_graphic() && byte != b'/';
+            if word.is_empty() || word.len() > INTERFACE_BYTES_MAX || !word.bytes().all(fits) {
+                let message = "is no name of an interface, such as en0";
+                return Err(source.wrong("uplinks.interface", interface, message));
+            }
+        }
+        if let Some(service) = &uplink.service
+            && (service.get_ref().is_empty() || service.get_ref().len() > NAME_BYTES_MAX)
+        {
+            let message = "is no name of a network service";
+            return Err(source.wrong("uplinks.service", service, message));
+        }
+        match (&uplink.interface, &uplink.service) {
+            (_, None) if switches => {
+                let message = "needs its `service`: with a helper the order of services is changed";
+                return Err(source.wrong("uplinks.name", &uplink.name, message));
+            }
+            (None, _) if !switches => {
+                let message = "needs its `interface`: only the helper can find that of a service";
+                return Err(source.wrong("uplinks.name", &uplink.name, message));
+            }
+            (_, _) => {}
+        }
+        let service = |it: &str| format!("service {it}");
+        let keys = [
+            Some(format!("name {name}")),
+            uplink.interface.as_ref().map(|it| format!("interface {}", it.get_ref())),
+            uplink.service.as_ref().map(|it| service(it.get_ref())),
+        ];
+        for key in keys.into_iter().flatten() {
+            if !seen.insert(key.clone()) {
+                let message = format!("the {key} is there twice");
+                return Err(source.wrong("uplinks.name", &uplink.name, message));
+            }
+        }
+        let value = |field: &Option<Spanned<String>>| field.as_ref().map(|it| it.get_ref().clone());
+        checked.push(UplinkConfig {
+            name: name.clone(),
+            interface: value(&uplink.interface),
+            service: value(&uplink.service),
+        });
+    }
+    Ok(checked)
+}
+
 /// The program of this name in the folder of our own: both are installed together, at one fixed path.
 fn beside_self(name: &str) -> PathBuf {
     std::env::current_exe()
@@ -609,6 +833,19 @@ mod tests {
         let explicit = parse(&uncommented).unwrap();
         assert_eq!(explicit.settings, shown.settings);
         assert_eq!(explicit.memory, shown.memory);
+        assert_eq!(explicit.power.limits, shown.power.limits);
+        let network = |settings: network::Settings| network::Settings {
+            uplinks: Vec::new(),
+            helper: None,
+            router: None,
+            ..settings
+        };
+        assert_eq!(network(explicit.network.clone()), network(shown.network.clone()));
+        assert_eq!(explicit.network.policy, network::Policy::default());
+        assert_eq!(explicit.network.uplinks.len(), 2);
+        assert!(shown.network.uplinks.is_empty() && shown.network.helper.is_none());
+        let health = explicit.network.router.unwrap().url;
+        assert_eq!(health.as_str(), "https://router.example.com/healthz");
         assert_eq!(explicit.dispatch.listen, shown.dispatch.listen);
         assert_eq!(explicit.dispatch.local_epoch, shown.dispatch.local_epoch);
         let router = explicit.router.unwrap();
@@ -679,6 +916,8 @@ mod tests {
     fn errors_name_file_line_and_field() {
         let base = "state_dir = \"/s\"\n[[phones]]\nnumber = \"+15550100001\"\nchat_db = \"/c\"\n";
         let with = |more: &str| format!("{base}{more}");
+        let anchor = |more: &str| with(&format!("\n[[network.anchors]]\n{more}\n"));
+        let uplink = |more: &str| with(&format!("\n[[network.uplinks]]\n{more}\n"));
         let table = [
             ("state_dir = 1\n".to_owned(), "supervisor.toml:1: "),
             ("state_dir = \"/s\"\nphones = []\n".to_owned(), ":2: `phones`"),
@@ -703,6 +942,40 @@ mod tests {
             (with("[power]\nsteady_s = 0\n"), ":6: `steady_s`"),
             (with("[power]\npmset = \"\"\n"), ":6: `pmset`"),
             (with("[power]\nwatts = 1\n"), "watts"),
+            (with("[network]\nhelper = \"\"\n"), ":6: `helper`"),
+            (with("[network]\nevery_ms = 0\n"), ":6: `every_ms`"),
+            (with("[network]\nstandby_every_ms = 0\n"), ":6: `standby_every_ms`"),
+            (with("[network]\ntimeout_ms = 0\n"), ":6: `timeout_ms`"),
+            (with("[network]\ndown_after = 0\n"), ":6: `down_after`"),
+            (with("[network]\nup_after = 0\n"), ":6: `up_after`"),
+            (with("[network]\nhold_s = 0\n"), ":6: `hold_s`"),
+            (with("[network]\nfail_back_s = 0\n"), ":6: `fail_back_s`"),
+            (with("[network]\nswitches = 0\n"), ":6: `switches`"),
+            (with("[network]\nwindow_s = 0\n"), ":6: `window_s`"),
+            (with("[network]\nlock_s = 0\n"), ":6: `lock_s`"),
+            (with("[network]\nuplinks = []\n"), ":6: `uplinks`"),
+            (with("[network]\ncolour = 1\n"), "colour"),
+            (with("[network]\nanchors = []\n"), ":6: `anchors`: without a router"),
+            (anchor("url = \"ftp://x\""), ":7: `anchors.url`: must be"),
+            (anchor("url = \"nonsense\""), ":7: `anchors.url`: `nonsense`"),
+            (anchor("url = \"http://x\""), ":7: `anchors.url`: needs a `body`"),
+            (anchor("url = \"http://x\"\nstatus = 302\nbody = \"x\""), ":8: `anchors.status`"),
+            (uplink("name = \"\"\ninterface = \"en0\""), ":7: `uplinks.name`"),
+            (uplink("name = \"a\"\ninterface = \"en/0\""), ":8: `uplinks.interface`"),
+            (uplink("name = \"a\"\nservice = \"\""), ":8: `uplinks.service`"),
+            (uplink("name = \"a\"\nservice = \"A\""), "needs its `interface`"),
+            (
+                with(
+                    "[network]\nhelper = \"/h\"\n[[network.uplinks]]\nname = \"a\"\ninterface = \"en0\"\n",
+                ),
+                "needs its `service`",
+            ),
+            (
+                uplink(
+                    "name = \"a\"\ninterface = \"en0\"\n[[network.uplinks]]\nname = \"b\"\ninterface = \"en0\"",
+                ),
+                ":10: `uplinks.name`: the interface en0 is there twice",
+            ),
             (with("[memory]\nsoft_mib = 10\nhard_mib = 5\n"), ":7: `hard_mib`"),
         ];
         for (text, wanted) in table {

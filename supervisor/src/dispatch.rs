@@ -22,7 +22,7 @@ use data_encoding::HEXLOWER;
 use futures_util::stream::{self, Stream};
 use metrics_exporter_prometheus::PrometheusHandle;
 use protocol::api::{FieldError, Problem};
-use protocol::link::{HostPower, PhoneState};
+use protocol::link::{HostNetwork, HostPower, PhoneState};
 use protocol::pipe::{Attempt, Command};
 use protocol::{E164, PhoneId};
 use router_client::clock::wall_now;
@@ -40,7 +40,7 @@ use crate::phone::{Order, Report};
 use crate::pool::{Ask, Handle, NotTaken, Pool, chain};
 use crate::reload::{ReloadError, Reloaded, Reloader};
 use crate::stream::{Item, Missed};
-use crate::switchboard::LinkState;
+use crate::switchboard::{LinkState, Machine};
 
 mod message;
 
@@ -64,8 +64,8 @@ pub(crate) struct Dispatch {
     pub(crate) link: watch::Receiver<LinkState>,
     /// Counts of the link.
     pub(crate) stats: Option<Arc<LinkStats>>,
-    /// What the host runs on.
-    pub(crate) power: watch::Receiver<Option<HostPower>>,
+    /// What is known of the machine.
+    pub(crate) machine: Machine,
     /// The token that `/v1` wants.
     pub(crate) token: Arc<SecretString>,
     /// Renders the metrics.
@@ -80,7 +80,7 @@ impl Dispatch {
     pub(crate) fn new(
         (pool, reloader): (Pool, Reloader),
         link: (watch::Receiver<LinkState>, Option<Arc<LinkStats>>),
-        power: watch::Receiver<Option<HostPower>>,
+        machine: Machine,
         token: SecretString,
         metrics: PrometheusHandle,
         closing: CancellationToken,
@@ -91,7 +91,7 @@ impl Dispatch {
             reloader,
             link,
             stats,
-            power,
+            machine,
             token: Arc::new(token),
             metrics,
             closing,
@@ -374,13 +374,16 @@ struct HostView {
     restarts: u64,
     /// What it runs on; null where that is not watched.
     power: Option<HostPower>,
+    /// Its ways to the internet; null where they are not watched.
+    network: Option<HostNetwork>,
 }
 
 async fn host(State(dispatch): State<Dispatch>) -> Json<HostView> {
     Json(HostView {
         version: env!("CARGO_PKG_VERSION"),
         restarts: dispatch.pool.restarts(),
-        power: dispatch.power.borrow().clone(),
+        power: dispatch.machine.power.borrow().clone(),
+        network: dispatch.machine.network.borrow().clone(),
     })
 }
 

@@ -19,10 +19,12 @@ mod child;
 mod config;
 mod dispatch;
 mod files;
+mod helper;
 mod identity;
 mod life;
 mod lines;
 mod logs;
+mod network;
 mod phone;
 mod plan;
 mod pool;
@@ -33,4 +35,5 @@ mod restart;
 mod stream;
 mod switchboard;
 
+pub use helper::{HelperOptions, serve as serve_helper};
 pub use life::{Failed, check_config, default_config, run};

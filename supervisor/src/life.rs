@@ -27,10 +27,11 @@ use crate::config::{Config, DEFAULT};
 use crate::dispatch::{self, Dispatch};
 use crate::files;
 use crate::identity::{self, Identity, IdentityError, random};
+use crate::network;
 use crate::pool::{Pool, Surroundings, chain};
 use crate::power;
 use crate::reload::{self, Reloader};
-use crate::switchboard::{self, LinkState};
+use crate::switchboard::{self, LinkState, Machine};
 
 /// Files that the supervisor may have open: a few per phone, listeners, and room. launchd's default of 256 is little.
 const OPEN_FILES: u64 = 10_240;
@@ -52,17 +53,17 @@ pub struct Failed {
 
 impl Failed {
     /// Bad configuration: nothing changes until somebody changes it.
-    fn config(error: &dyn std::error::Error) -> Self {
+    pub(crate) fn config(error: &dyn std::error::Error) -> Self {
         Self { status: 78, message: chain(error) }
     }
 
     /// Something that may be over soon.
-    fn temporary(message: String) -> Self {
+    pub(crate) fn temporary(message: String) -> Self {
         Self { status: 75, message }
     }
 
     /// The system refused.
-    fn system(doing: &str, error: &dyn std::error::Error) -> Self {
+    pub(crate) fn system(doing: &str, error: &dyn std::error::Error) -> Self {
         Self { status: 71, message: format!("{doing}: {}", chain(error)) }
     }
 }
@@ -117,6 +118,8 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
     let linked = link(&config, host)?;
     let redial = linked.as_ref().map(|linked| linked.link.redial());
     let (power_told, power) = watch::channel(None);
+    let (network_told, network) = watch::channel(None);
+    let machine = Machine { power: power.clone(), network };
     if let Some(linked) = &linked {
         announce_phones(linked, phones.keys());
     }
@@ -125,7 +128,7 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
         tuning: reload::tuning(&config),
         link: linked.as_ref().map(|linked| linked.inputs.clone()),
         local_epoch: config.dispatch.local_epoch,
-        power: power.clone(),
+        power,
         stopping: stopping.clone(),
         killing: killing.clone(),
         tracker: tracker.clone(),
@@ -148,11 +151,19 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
             outputs,
             inputs,
             state,
-            power.clone(),
+            machine.clone(),
             closing.clone(),
         ));
     }
     power::start(&config.power, &config.state_dir, power_told, &tracker, &closing);
+    let around = network::Around {
+        told: network_told,
+        link: link_state.clone(),
+        redial: redial.clone(),
+        tracker: tracker.clone(),
+        closing: closing.clone(),
+    };
+    network::start(&config.network, &config.state_dir, around);
     let slept = pool.clone();
     let on_wake = move || {
         slept.drop_leases();
@@ -164,7 +175,7 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
     let routes = dispatch::routes(Dispatch::new(
         (pool.clone(), reloader.clone()),
         (link_state, stats),
-        power,
+        machine,
         token,
         metrics.clone(),
         closing.clone(),
@@ -343,18 +354,20 @@ fn listen(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Failed> {
 }
 
 /// The signals that end us.
-struct Signals {
+#[derive(Debug)]
+pub(crate) struct Signals {
     term: tokio::signal::unix::Signal,
     int: tokio::signal::unix::Signal,
 }
 
 impl Signals {
-    fn listen() -> Result<Self, Failed> {
+    /// From now on.
+    pub(crate) fn listen() -> Result<Self, Failed> {
         Ok(Self { term: listen(SignalKind::terminate())?, int: listen(SignalKind::interrupt())? })
     }
 
     /// Waits for TERM or INT.
-    async fn asked_to_end(&mut self) {
+    pub(crate) async fn asked_to_end(&mut self) {
         tokio::select! {
             _ = self.term.recv() => {}
             _ = self.int.recv() => {}

@@ -24,6 +24,18 @@ enum Command {
         #[arg(long)]
         config: PathBuf,
     },
+    /// Serve one supervisor as root: read and change the order of network services, and nothing else.
+    Helper {
+        /// The socket to listen on; the supervisor's `[network] helper` names it.
+        #[arg(long, default_value = "/var/run/org.switchboard.helper.sock")]
+        socket: PathBuf,
+        /// The user whose supervisor may ask.
+        #[arg(long)]
+        uid: u32,
+        /// Another program in the place of networksetup.
+        #[arg(long, default_value = "/usr/sbin/networksetup")]
+        networksetup: PathBuf,
+    },
     /// Check a configuration file and run nothing.
     CheckConfig {
         /// The configuration file.
@@ -40,7 +52,12 @@ fn main() -> ExitCode {
     let done = match arguments.command {
         Command::Run { config } => {
             start_log();
-            run(&config)
+            until_done(supervisor::run(&config))
+        }
+        Command::Helper { socket, uid, networksetup } => {
+            start_log();
+            let options = supervisor::HelperOptions { socket, uid, networksetup };
+            until_done(supervisor::serve_helper(options))
         }
         Command::CheckConfig { print_default: true, .. } => {
             say(supervisor::default_config());
@@ -61,12 +78,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(config: &std::path::Path) -> Result<(), Failed> {
+fn until_done(task: impl Future<Output = Result<(), Failed>>) -> Result<(), Failed> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| {
             Failed { status: 71, message: format!("starting the runtime: {error}") }
         })?;
-    let done = runtime.block_on(supervisor::run(config));
+    let done = runtime.block_on(task);
     // Tasks that did not end in time are not waited for; a child that is dropped is killed with its group.
     runtime.shutdown_background();
     done

@@ -11,6 +11,7 @@ use tokio::sync::Mutex;
 
 use crate::config::{Config, ConfigError};
 use crate::identity::{self, IdentityError};
+use crate::network;
 use crate::pool::{Changes, Pool, Surroundings, Tuning, chain};
 
 /// Why a configuration was not taken. The old one stays.
@@ -110,10 +111,13 @@ pub(crate) fn tuning(config: &Config) -> Tuning {
 /// The new configuration with the old one's values where they cannot change, and the names of those that would have.
 fn keep_fixed(running: &Config, new: Config) -> (Config, Vec<&'static str>) {
     let router = |config: &Config| config.router.clone();
+    // Where the router's health is asked for follows from [router].
+    let network = |config: &Config| network::Settings { router: None, ..config.network.clone() };
     let changed = [
         ("state_dir", running.state_dir != new.state_dir),
         ("[router]", router(running) != router(&new)),
         ("[power]", running.power != new.power),
+        ("[network]", network(running) != network(&new)),
         ("[dispatch] listen", running.dispatch.listen != new.dispatch.listen),
         ("[dispatch] token_file", running.dispatch.token_file != new.dispatch.token_file),
         ("[dispatch] local_epoch", running.dispatch.local_epoch != new.dispatch.local_epoch),
@@ -124,6 +128,7 @@ fn keep_fixed(running: &Config, new: Config) -> (Config, Vec<&'static str>) {
         router: router(running),
         dispatch: running.dispatch.clone(),
         power: running.power.clone(),
+        network: running.network.clone(),
         ..new
     };
     (kept, names)

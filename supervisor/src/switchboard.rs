@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use protocol::PhoneId;
-use protocol::link::{HostHealth, HostPower};
+use protocol::link::{HostHealth, HostNetwork, HostPower};
 use protocol::pipe::Command;
 use router_client::link::{LinkInput, LinkOutput};
 use tokio::sync::{mpsc, watch};
@@ -29,13 +29,22 @@ pub(crate) enum LinkState {
     Disconnected,
 }
 
+/// What is known of the machine itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Machine {
+    /// What it runs on.
+    pub(crate) power: watch::Receiver<Option<HostPower>>,
+    /// Its ways to the internet.
+    pub(crate) network: watch::Receiver<Option<HostNetwork>>,
+}
+
 /// Forwards from the link to the phones until the link ends or `shutdown` is cancelled.
 pub(crate) async fn forward(
     pool: Pool,
     mut outputs: mpsc::Receiver<LinkOutput>,
     inputs: mpsc::Sender<LinkInput>,
     state: watch::Sender<LinkState>,
-    power: watch::Receiver<Option<HostPower>>,
+    machine: Machine,
     shutdown: CancellationToken,
 ) {
     let began = Instant::now();
@@ -48,7 +57,8 @@ pub(crate) async fn forward(
                 let report = HostHealth {
                     uptime_s: began.elapsed().as_secs(),
                     restarts: pool.restarts(),
-                    power: power.borrow().clone(),
+                    power: machine.power.borrow().clone(),
+                    network: machine.network.borrow().clone(),
                     ..HostHealth::default()
                 };
                 // A full queue means that events wait; the next report is five seconds away.

@@ -1,11 +1,12 @@
-//! The launchd template is well-formed and says what the supervisor's own periods rely on.
+//! The launchd templates are well-formed and say what the programs' own periods rely on.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails loudly")]
 
 use std::collections::BTreeMap;
 
-const TEMPLATE: &str = include_str!("../../launchd/org.switchboard.supervisor.plist");
+const SUPERVISOR: &str = include_str!("../../launchd/org.switchboard.supervisor.plist");
+const HELPER: &str = include_str!("../../launchd/org.switchboard.helper.plist");
 
-/// A property list, as far as the template needs it.
+/// A property list, as far as the templates need it.
 #[derive(Debug, PartialEq)]
 enum Plist {
     Text(String),
@@ -82,8 +83,8 @@ fn without_comments(mut text: &str) -> String {
     kept
 }
 
-fn template() -> BTreeMap<String, Plist> {
-    let text = without_comments(TEMPLATE);
+fn template(text: &str) -> BTreeMap<String, Plist> {
+    let text = without_comments(text);
     let mut tokens = Tokens(&text);
     assert!(tokens.tag().starts_with("?xml"));
     assert!(tokens.tag().starts_with("!DOCTYPE plist"));
@@ -97,7 +98,7 @@ fn template() -> BTreeMap<String, Plist> {
 
 #[test]
 fn the_agent_runs_at_the_screen_and_for_ever() {
-    let plist = template();
+    let plist = template(SUPERVISOR);
     let text = |text: &str| Plist::Text(text.to_owned());
     let table = [
         ("LimitLoadToSessionType", text("Aqua")),
@@ -118,10 +119,62 @@ fn the_agent_runs_at_the_screen_and_for_ever() {
 
 #[test]
 fn the_arguments_start_with_the_program_and_no_path_has_a_tilde() {
-    let plist = template();
+    let plist = template(SUPERVISOR);
     let Some(Plist::List(arguments)) = plist.get("ProgramArguments") else {
         panic!("no arguments")
     };
     assert_eq!(arguments.first(), plist.get("Program"));
-    assert!(!without_comments(TEMPLATE).contains('~'));
+    assert!(!without_comments(SUPERVISOR).contains('~'));
+}
+
+#[test]
+fn the_helper_is_a_daemon_that_is_started_with_arguments_that_it_knows() {
+    let plist = template(HELPER);
+    let text = |text: &str| Plist::Text(text.to_owned());
+    let table = [
+        ("Label", text("org.switchboard.helper")),
+        ("RunAtLoad", Plist::Flag(true)),
+        ("KeepAlive", Plist::Flag(true)),
+        ("ProcessType", text("Interactive")),
+        ("Umask", text("0077")),
+        ("Program", text("@HELPER@")),
+        // An order that is half-way takes 20 s at the most.
+        ("ExitTimeOut", Plist::Number(25)),
+    ];
+    for (key, wanted) in table {
+        assert_eq!(plist.get(key), Some(&wanted), "{key}");
+    }
+    // A daemon has no session, and these keys would give it one, or another user.
+    for key in ["LimitLoadToSessionType", "UserName", "SessionCreate"] {
+        assert_eq!(plist.get(key), None, "{key}");
+    }
+    let Some(Plist::List(arguments)) = plist.get("ProgramArguments") else {
+        panic!("no arguments")
+    };
+    let arguments: Vec<&str> = arguments
+        .iter()
+        .map(|argument| {
+            let Plist::Text(text) = argument else { panic!("{argument:?}") };
+            text.as_str()
+        })
+        .collect();
+    assert_eq!(arguments[..2], ["@HELPER@", "helper"]);
+    // The program takes them: it gets as far as the socket, in whose place something else stands.
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("socket");
+    std::fs::write(&socket, "").unwrap();
+    let socket = socket.display().to_string();
+    let arguments = arguments[1..].iter().map(|argument| match *argument {
+        "@UID@" => "501",
+        "/var/run/org.switchboard.helper.sock" => &socket,
+        other => other,
+    });
+    #[expect(clippy::disallowed_methods, reason = "a test of the program itself")]
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_switchboard-supervisor"))
+        .args(arguments)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(78), "{said}");
+    assert!(said.contains("something else is there"), "{said}");
 }
