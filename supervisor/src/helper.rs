@@ -1,8 +1,7 @@
 //! The root helper: what only root may do about the network, and nothing else.
 //!
 //! Only an administrator may change the order of network services (facts: network fail-over, privileges), and a
-//! supervisor is none. So a second, small process of the same program runs as root, listens on a socket of its own and
-//! knows two verbs. It runs one program by a fixed path, without a shell; every name that it hands on stands in the list
+//! supervisor is none. So a second, small program runs as root, listens on a socket of its own and knows two verbs. It runs one program by a fixed path, without a shell; every name that it hands on stands in the list
 //! that this program has just printed itself; what it did, it reads back. One question a connection, one at a time.
 
 use std::ffi::OsString;

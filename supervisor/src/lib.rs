@@ -29,6 +29,7 @@ mod phone;
 mod plan;
 mod pool;
 mod power;
+mod program;
 mod reload;
 mod resources;
 mod restart;
@@ -37,3 +38,4 @@ mod switchboard;
 
 pub use helper::{HelperOptions, serve as serve_helper};
 pub use life::{Failed, check_config, default_config, run};
+pub use program::{exit, start_log, until_done};

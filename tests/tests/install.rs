@@ -461,7 +461,13 @@ fn a_daemon_of_roots_is_installed_by_root_and_never_from_the_users_bundle() {
                   </dict></plist>\n";
     std::fs::write(templates.join("org.switchboard.helper.plist"), daemon).unwrap();
     let args = ["--templates", templates.to_str().unwrap()];
-    assert!(mac.install(0, &args).contains("is left out"), "without the program");
+    mac.write_program("build/switchboard-helper", "one");
+    assert!(mac.install(0, &args).contains("helper is not set"), "nobody has asked for it");
+    let config = std::fs::read_to_string(mac.config()).unwrap();
+    let with_helper = format!("{config}\n[network]\nhelper = \"/var/run/h.sock\"\n");
+    std::fs::write(mac.config(), with_helper).unwrap();
+    std::fs::remove_file(mac.path("build/switchboard-helper")).unwrap();
+    assert!(mac.install(0, &args).contains("there is no"), "without the program");
 
     mac.write_program("build/switchboard-helper", "one");
     mac.install(0, &args);
