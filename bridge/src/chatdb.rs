@@ -63,7 +63,7 @@ use shared::Shared;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Page cache in KiB (negative, as SQLite takes it): reads are by rowid, one pass, so a large cache
 /// holds memory for nothing.
-const CACHE_KIB: i64 = -2048;
+const CACHE_KIB: i64 = -512;
 /// Prepared statements kept; there are about twenty different ones.
 const STATEMENTS: usize = 32;
 /// Most own rows above the mark that are looked at for one send, the newest ones. Sends are serial,

@@ -49,6 +49,10 @@ const LINES_QUEUED_MAX: usize = 512;
 const EVENTS_A_READ: usize = 64;
 /// The regular look at everything that depends on time.
 const TICK: Duration = Duration::from_millis(250);
+/// The same while there is nothing to do: what happens wakes the loop by itself, and each turn costs.
+const QUIET_TICK: Duration = Duration::from_secs(1);
+/// The same while chat.db holds more than one turn takes. What else there is gets its share between.
+const BEHIND_TICK: Duration = Duration::from_millis(50);
 /// The sign of life.
 const HEARTBEAT_MS: i64 = 5_000;
 /// Disks, clock and the newest rows of chat.db are looked at this often: a disk does not fill in less
@@ -157,8 +161,7 @@ pub async fn run(config: Config) -> Result<Exit, DaemonError> {
 
 fn random() -> Result<[u8; 16], DaemonError> {
     let mut bytes = [0; 16];
-    aws_lc_rs::rand::fill(&mut bytes)
-        .map_err(|_unspecified| DaemonError::System(std::io::Error::other("no random numbers")))?;
+    getrandom::fill(&mut bytes).map_err(|error| DaemonError::System(error.into()))?;
     Ok(bytes)
 }
 
@@ -225,6 +228,8 @@ pub(crate) struct Daemon<E> {
     machine_logged: look::Logged,
     database_at_ms: i64,
     database_ready: bool,
+    /// The last read took as much as one turn may: there is more.
+    behind: bool,
     /// The rows of our sends have not been found again since chat.db has other numbers.
     renumbered: bool,
 }
@@ -269,6 +274,7 @@ impl<E: Evidence> Daemon<E> {
             machine_logged: look::Logged::new(),
             database_at_ms: now.continuous_ms,
             database_ready: false,
+            behind: false,
             renumbered: false,
             config,
             journal,
@@ -287,10 +293,12 @@ impl<E: Evidence> Daemon<E> {
             acked_seq: self.window.acked(),
             pid: std::process::id(),
         }));
-        let mut ticks = tokio::time::interval(TICK);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut ticked = tokio::time::Instant::now();
         let exit = loop {
-            let first = self.next(&mut ticks).await;
+            let first = self.next(ticked).await;
+            if matches!(first, Input::Tick) {
+                ticked = tokio::time::Instant::now();
+            }
             let mut inputs = vec![first];
             while inputs.len() < INPUTS_A_TURN
                 && let Ok(input) = self.ports.inputs.try_recv()
@@ -317,9 +325,28 @@ impl<E: Evidence> Daemon<E> {
         Ok(exit)
     }
 
-    async fn next(&mut self, ticks: &mut tokio::time::Interval) -> Input {
+    /// The time from one tick to the next.
+    fn tick_every(&self) -> Duration {
+        let is_quiet = self.outbound.is_empty()
+            && self.child.is_none()
+            && self.waiting.is_none()
+            && self.hints.is_some()
+            && self.database_ready;
+        if self.behind {
+            BEHIND_TICK
+        } else if is_quiet {
+            QUIET_TICK
+        } else {
+            TICK
+        }
+    }
+
+    async fn next(&mut self, ticked: tokio::time::Instant) -> Input {
+        let now = tokio::time::Instant::now();
+        let tick = ticked.checked_add(self.tick_every()).unwrap_or(now);
         let pace = self.outbound.due_in_ms((self.clock)());
         let pace = pace.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
+        let tick = pace.and_then(|pace| now.checked_add(pace)).map_or(tick, |pace| pace.min(tick));
         let hints = &mut self.hints;
         let hinted = async {
             match hints {
@@ -340,8 +367,7 @@ impl<E: Evidence> Daemon<E> {
                 }
                 Input::DatabaseChanged
             }
-            _ = ticks.tick() => Input::Tick,
-            () = tokio::time::sleep(pace.unwrap_or(TICK)), if pace.is_some() => Input::Tick,
+            () = tokio::time::sleep_until(tick) => Input::Tick,
         }
     }
 

@@ -15,7 +15,7 @@ use crate::outbound::{Content, RowState};
 use crate::reading::{Memory, Read, ReadError, Reading};
 
 /// Rows of chat.db read in one turn for what came in.
-const ROWS_A_TURN: usize = 500;
+const ROWS_A_TURN: usize = 250;
 
 /// Something to tell, and by what it is known later.
 #[derive(Debug, Clone, PartialEq)]

@@ -322,6 +322,8 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
     // On macOS a plain fsync leaves the data in the drive's cache.
     connection.pragma_update(None, "fullfsync", true)?;
     connection.pragma_update(None, "secure_delete", true)?;
+    // In KiB, as SQLite takes it: rows are looked up one by one, a large cache holds memory for nothing.
+    connection.pragma_update(None, "cache_size", -512_i64)?;
     connection.set_prepared_statement_cache_capacity(32);
     Ok(())
 }

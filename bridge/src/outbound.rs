@@ -317,6 +317,11 @@ impl Outbound {
         self.lane == Lane::Idle && self.stop.is_none()
     }
 
+    /// Whether nothing is under way that time alone would move.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.is_idle() && self.sends.is_empty()
+    }
+
     /// Whether it was told to end, and may.
     pub(crate) fn is_done(&self) -> bool {
         let Some(stop) = self.stop else { return false };

@@ -284,8 +284,13 @@ impl Worker {
             })?;
             Ok((generation, version))
         });
-        // Opening a WAL database may itself have created the WAL.
-        self.files = Files::at(&self.path);
+        let opened = seen.as_ref().ok().map(|(generation, _)| *generation);
+        self.files = if opened.is_some() && opened == self.seen.map(|(generation, _)| generation) {
+            files
+        } else {
+            // Opening a WAL database may itself have created the WAL.
+            Files::at(&self.path)
+        };
         let seen = match seen {
             Ok(seen) => Some(seen),
             // Whoever reads will meet the same and say so.

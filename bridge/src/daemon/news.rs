@@ -34,6 +34,7 @@ impl<E: Evidence> Daemon<E> {
             self.hints = Some(hints);
         }
         let more = matches!(result, Ok(true));
+        self.behind = more;
         let result = result.map(drop);
         let polled = (self.hints.is_none() && result.is_ok()) || more;
         let pause_ms = if polled { 0 } else { DATABASE_POLL_MS };

@@ -20,6 +20,9 @@ const YOUNG_MAX: i64 = 20_000;
 const HOT: i64 = 200;
 /// Rows compared in rotation in one turn: about two milliseconds.
 const COLD_A_TURN: i64 = 1_000;
+/// They are compared in steps of so many, and a turn ends early with a step that shows changes: those
+/// rows are read whole, and when nothing was compared before they are all of them.
+const COLD_A_STEP: i64 = 250;
 /// Where the young rows begin is looked up this often.
 const EDGE_EVERY_MS: i64 = 60_000;
 
@@ -117,9 +120,13 @@ impl Sweep {
         }
         if let Some(next) = self.next {
             let from = next.max(edge);
-            let to = from.saturating_add(COLD_A_TURN - 1).min(cold_end);
-            if from <= to {
-                self.compare(database, from, to, &mut looked)?;
+            let end = from.saturating_add(COLD_A_TURN - 1).min(cold_end);
+            let mut to = from.saturating_sub(1);
+            let before = looked.rowids.len();
+            while to < end && looked.rowids.len() == before {
+                let step = to.saturating_add(1);
+                to = to.saturating_add(COLD_A_STEP).min(end);
+                self.compare(database, step, to, &mut looked)?;
             }
             self.round = to >= cold_end;
             self.next = if self.round {
