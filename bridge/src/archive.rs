@@ -1,28 +1,24 @@
 //! Reading a whole database, fast and in little memory.
 //!
-//! One thread reads rows, batch by batch, and never holds a read transaction longer than a batch
-//! takes; another one looks at what is in them and writes. A few batches wait between the two, so
-//! that neither does and memory stays bounded whatever the database is.
+//! Two threads read rows, batch by batch, and never hold a read transaction longer than a batch
+//! takes; another one looks at what is in them and writes. A few batches wait between them, so that
+//! nobody else does and memory stays bounded whatever the database is.
 
 mod export;
+mod rows;
 mod text;
 
 use std::io::{self, Write};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 use protocol::UnixMs;
 
-use crate::chatdb::{ChatDb, NotReady, RawRows, Row};
+use self::rows::Rows;
+use crate::chatdb::{ChatDb, NotReady, Row};
 use crate::inbound::{Batch, Heard, Inbox, Patience};
 use crate::line;
 
 pub use export::{Args, ExportError, Format, run};
 
-/// Rows of one batch: read within a millisecond or two, so that Messages can checkpoint in between, and
-/// large enough that its three queries cost nothing beside its rows.
-const BATCH_ROWS: usize = 400;
-/// Batches between the threads. Rows are a few hundred bytes, so that this is about a megabyte.
-const BATCHES_AHEAD: usize = 2;
 /// Bytes gathered before they are written.
 const OUT_BYTES: usize = 256 * 1024;
 
@@ -41,53 +37,6 @@ pub enum StreamError {
     /// The system refuses a thread.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
-}
-
-/// Rows in the order of their numbers, read on a thread of its own.
-struct Rows {
-    batches: Receiver<Result<RawRows, NotReady>>,
-    /// Batches that were looked at, to be filled again.
-    used: SyncSender<RawRows>,
-}
-
-impl Rows {
-    /// Rows above `from`, up to and including `to`.
-    fn read(db: ChatDb, from: i64, to: i64) -> io::Result<Self> {
-        let (give, batches) = sync_channel(BATCHES_AHEAD);
-        let (used, again) = sync_channel::<RawRows>(BATCHES_AHEAD + 2);
-        std::thread::Builder::new().name("rows".to_owned()).spawn(move || {
-            let mut at = from;
-            while at < to {
-                let mut rows = again.try_recv().unwrap_or_default();
-                let read = db.raw_rows_after(at, BATCH_ROWS, &mut rows);
-                rows.truncate_above(to);
-                let last = rows.last_rowid();
-                let batch = read.map(|()| rows);
-                let over = batch.is_err() || last.is_none();
-                if batch.as_ref().is_ok_and(RawRows::is_empty) {
-                    return;
-                }
-                // Nobody takes any more when the output is closed.
-                if give.send(batch).is_err() || over {
-                    return;
-                }
-                at = last.unwrap_or(to);
-            }
-        })?;
-        Ok(Self { batches, used })
-    }
-
-    fn next(&self) -> Option<Result<Vec<Row>, NotReady>> {
-        let batch = self.batches.recv().ok()?;
-        Some(batch.map(|mut rows| {
-            let decoded = rows.decode();
-            match self.used.try_send(rows) {
-                // Where there is no room, or nobody reads any more, it is simply freed.
-                Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
-            }
-            decoded
-        }))
-    }
 }
 
 /// An inbox that neither waits nor remembers: everything is there already.
@@ -122,7 +71,7 @@ pub(crate) fn stream(
 ) -> Result<(), StreamError> {
     let mut inbox = impatient(from, db.newest_date_at(from)?);
     let to = db.max_rowid()?;
-    let rows = Rows::read(db, from, to).map_err(StreamError::Thread)?;
+    let mut rows = Rows::read(db, from, to)?;
     let mut lines = Vec::with_capacity(OUT_BYTES);
     while let Some(batch) = rows.next() {
         tell_each(&mut inbox, &batch?, now, |heard| line::write(&mut lines, &heard.told))

@@ -174,6 +174,19 @@ impl ChatDb {
         Ok(Self { path: path.to_owned(), shared, generation, schema, kept: RefCell::default() })
     }
 
+    /// The same files over a connection of its own, for another thread of a reading that ends. Whoever
+    /// goes on reading must have no other: see [`Shared`].
+    pub(crate) fn another(&self) -> Result<Self, NotReady> {
+        let shared = Shared::alone(&self.path);
+        let generation = shared.open()?;
+        if shared.database() != self.shared.database() {
+            let detail = "the file was replaced: open it again";
+            return Err(NotReady::new(&self.path, Cause::Failing, detail));
+        }
+        let (path, schema) = (self.path.clone(), self.schema.clone());
+        Ok(Self { path, shared, generation, schema, kept: RefCell::default() })
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -289,21 +302,31 @@ impl ChatDb {
     /// Rows above a rowid in order, at most `limit`: three queries for the whole batch. Every kind
     /// of row is in it; [`crate::inbound`] says which become events.
     pub fn rows_after(&self, rowid: i64, limit: usize) -> Result<Vec<Row>, NotReady> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let mut rows = RawRows::default();
-        self.raw_rows_after(rowid, limit, &mut rows)?;
+        self.raw_rows(&self.schema.rows_after, [rowid, limit], &mut rows)?;
         Ok(rows.decode())
     }
 
-    /// The same, for whoever decodes them elsewhere. What is in `rows` is forgotten.
-    pub fn raw_rows_after(
+    /// Rows above one rowid, up to and including another one, for whoever decodes them elsewhere. What is
+    /// in `rows` is forgotten.
+    pub(crate) fn raw_rows_between(
         &self,
-        rowid: i64,
-        limit: usize,
+        above: i64,
+        to: i64,
         rows: &mut RawRows,
     ) -> Result<(), NotReady> {
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.raw_rows(&self.schema.rows_between, [above, to], rows)
+    }
+
+    /// The first rowid above this one.
+    pub(crate) fn next_rowid(&self, above: i64) -> Result<Option<i64>, NotReady> {
+        self.one("SELECT MIN(ROWID) FROM message WHERE ROWID > ?1", [above])
+    }
+
+    fn raw_rows(&self, sql: &str, bounds: [i64; 2], rows: &mut RawRows) -> Result<(), NotReady> {
         self.read(|connection, book| {
-            read_rows(connection, book, &self.schema.rows_after, params![rowid, limit], rows)?;
+            read_rows(connection, book, sql, bounds, rows)?;
             let (Some(first), Some(last)) = (rows.first_rowid(), rows.last_rowid()) else {
                 return Ok(());
             };

@@ -228,8 +228,8 @@ pub(crate) struct Daemon<E> {
     machine_logged: look::Logged,
     database_at_ms: i64,
     database_ready: bool,
-    /// The last read took as much as one turn may: there is more.
-    behind: bool,
+    /// The time to the next tick as far as chat.db is concerned.
+    database_tick: Duration,
     /// The rows of our sends have not been found again since chat.db has other numbers.
     renumbered: bool,
 }
@@ -274,7 +274,7 @@ impl<E: Evidence> Daemon<E> {
             machine_logged: look::Logged::new(),
             database_at_ms: now.continuous_ms,
             database_ready: false,
-            behind: false,
+            database_tick: TICK,
             renumbered: false,
             config,
             journal,
@@ -293,11 +293,12 @@ impl<E: Evidence> Daemon<E> {
             acked_seq: self.window.acked(),
             pid: std::process::id(),
         }));
-        let mut ticked = tokio::time::Instant::now();
+        // The first tick comes at once: what arrives from here on is news.
+        let mut ticked = None;
         let exit = loop {
             let first = self.next(ticked).await;
             if matches!(first, Input::Tick) {
-                ticked = tokio::time::Instant::now();
+                ticked = Some(tokio::time::Instant::now());
             }
             let mut inputs = vec![first];
             while inputs.len() < INPUTS_A_TURN
@@ -327,23 +328,13 @@ impl<E: Evidence> Daemon<E> {
 
     /// The time from one tick to the next.
     fn tick_every(&self) -> Duration {
-        let is_quiet = self.outbound.is_empty()
-            && self.child.is_none()
-            && self.waiting.is_none()
-            && self.hints.is_some()
-            && self.database_ready;
-        if self.behind {
-            BEHIND_TICK
-        } else if is_quiet {
-            QUIET_TICK
-        } else {
-            TICK
-        }
+        let is_quiet = self.outbound.is_empty() && self.child.is_none() && self.waiting.is_none();
+        if is_quiet { self.database_tick } else { self.database_tick.min(TICK) }
     }
 
-    async fn next(&mut self, ticked: tokio::time::Instant) -> Input {
+    async fn next(&mut self, ticked: Option<tokio::time::Instant>) -> Input {
         let now = tokio::time::Instant::now();
-        let tick = ticked.checked_add(self.tick_every()).unwrap_or(now);
+        let tick = ticked.and_then(|ticked| ticked.checked_add(self.tick_every())).unwrap_or(now);
         let pace = self.outbound.due_in_ms((self.clock)());
         let pace = pace.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
         let tick = pace.and_then(|pace| now.checked_add(pace)).map_or(tick, |pace| pace.min(tick));

@@ -407,13 +407,13 @@ fn export(
 ) -> Result<(), ExportError> {
     let mut inbox = impatient(plan.from, plan.newest);
     let progress = Progress::new(args.quiet, plan.from, plan.to);
-    let rows = Rows::read(db, plan.from, plan.to).map_err(StreamError::Thread)?;
+    let mut rows = Rows::read(db, plan.from, plan.to)?;
     let mut lines = Vec::with_capacity(OUT_BYTES);
     let mut text = TextWriter::local();
     let mut written = plan.bytes;
     let mut before = plan.from;
     while let Some(batch) = rows.next() {
-        let batch = batch.map_err(StreamError::NotReady)?;
+        let batch = batch?;
         let newest_before = inbox.newest();
         let Some(last) = batch.last() else { break };
         let mut rows = batch.iter();

@@ -504,12 +504,6 @@ impl RawRows {
         self.rows.first().map(|row| row.rowid)
     }
 
-    /// Leaves out the rows above a number.
-    pub fn truncate_above(&mut self, rowid: i64) {
-        let keep = self.rows.partition_point(|row| row.rowid <= rowid);
-        self.rows.truncate(keep);
-    }
-
     pub(super) fn reverse(&mut self) {
         self.rows.reverse();
     }

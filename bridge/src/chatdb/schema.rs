@@ -16,11 +16,12 @@ const REQUIRED: &[(&str, &[&str])] = &[
 ];
 
 /// Queries for this database's columns, put together once.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Schema {
     /// What most rows do not have, of one row.
     pub(super) rare: String,
     pub(super) rows_after: String,
+    pub(super) rows_between: String,
     pub(super) rows_by_ids: String,
     pub(super) own_rows_after: String,
     pub(super) states_by_ids: String,
@@ -276,6 +277,7 @@ impl Schema {
             // SQLite prepares a statement anew whenever another number is bound as its `LIMIT`, but
             // not for a sum.
             rows_after: format!("{select} WHERE m.ROWID > ?1 ORDER BY m.ROWID LIMIT ?2 + 0"),
+            rows_between: format!("{select} WHERE m.ROWID > ?1 AND m.ROWID <= ?2 ORDER BY m.ROWID"),
             rows_by_ids: format!("{select} WHERE m.ROWID {IN_IDS} ORDER BY m.ROWID"),
             // `+` keeps the planner on the rowid: an index on is_from_me would visit every own row
             // there ever was. Newest first: what is looked for again and again is a row that was

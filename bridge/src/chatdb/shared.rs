@@ -48,15 +48,21 @@ impl Shared {
             return shared;
         }
         all.retain(|_, shared| shared.strong_count() > 0);
-        let shared = Arc::new(Self {
+        let shared = Self::alone(path);
+        all.insert(key, Arc::downgrade(&shared));
+        shared
+    }
+
+    /// A connection that nobody else gets: for readings that end, beside the shared one. Files that are
+    /// replaced meanwhile trouble it no more than the other.
+    pub(super) fn alone(path: &Path) -> Arc<Self> {
+        Arc::new(Self {
             path: path.to_owned(),
             state: Mutex::default(),
             longest_us: AtomicU64::new(0),
             #[cfg(test)]
             steps: Arc::default(),
-        });
-        all.insert(key, Arc::downgrade(&shared));
-        shared
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use protocol::pipe::{Event as Fact, NotReady};
 
-use super::{Daemon, DaemonError, Evidence, Now};
+use super::{BEHIND_TICK, Daemon, DaemonError, Evidence, Now, QUIET_TICK, TICK};
 use crate::evidence::{NewFact, NoNews};
 use crate::outbound::{Change, Event, Turn};
 
@@ -34,9 +34,15 @@ impl<E: Evidence> Daemon<E> {
             self.hints = Some(hints);
         }
         let more = matches!(result, Ok(true));
-        self.behind = more;
         let result = result.map(drop);
         let polled = (self.hints.is_none() && result.is_ok()) || more;
+        self.database_tick = if more {
+            BEHIND_TICK
+        } else if polled || result.is_err() {
+            TICK
+        } else {
+            QUIET_TICK
+        };
         let pause_ms = if polled { 0 } else { DATABASE_POLL_MS };
         self.database_at_ms = now.continuous_ms.saturating_add(pause_ms);
         self.saw_database(result);
