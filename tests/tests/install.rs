@@ -363,6 +363,30 @@ fn a_run_that_fails_or_is_killed_at_any_rename_loses_nothing() {
 }
 
 #[test]
+fn new_programs_that_were_not_started_are_started_by_the_next_run() {
+    let mac = Machine::running_mac();
+    mac.build("0.2.0");
+    mac.state("kickstart-fails", "");
+    mac.install(71, &[]);
+    mac.no_more("kickstart-fails");
+    mac.calls();
+    mac.install(0, &[]);
+    assert_eq!(mac.called("launchctl bootstrap"), 1);
+
+    for role in ["router", "sandbox"] {
+        let host = Machine::new("linux");
+        host.install(0, &["--role", role]);
+        host.build("0.2.0");
+        host.state("fails", "");
+        host.install(71, &["--role", role]);
+        host.no_more("fails");
+        host.calls();
+        host.install(0, &["--role", role]);
+        assert_eq!(host.called("systemctl restart"), units(role).len());
+    }
+}
+
+#[test]
 fn the_identity_of_the_last_run_is_kept_and_ad_hoc_is_warned_of() {
     let mac = Machine::mac();
     mac.state("identities", "Switchboard of the shelf\nDeveloper ID Application: X\n");
