@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::lines::{Line, Lines};
-use crate::logs::{LogLine, Ring};
+use crate::logs::Ring;
 use router_client::clock::wall_now;
 
 /// Lines of a child's stdout waiting for their owner. A full queue stops the reading, then the child: back-pressure
@@ -277,7 +277,7 @@ pub(crate) async fn run(
         .await
         .map_err(|_elapsed| RunError::Late { program: spec.program.clone(), within })??;
     let complaint =
-        ring.lock().unwrap_or_else(PoisonError::into_inner).lines().pop().map(|line| line.line);
+        ring.lock().unwrap_or_else(PoisonError::into_inner).newest().map(|line| line.line.clone());
     Ok(Printed { status, text, complaint })
 }
 
@@ -439,9 +439,7 @@ async fn read_stderr(stderr: ChildStderr, name: String, ring: Arc<Mutex<Ring>>) 
         } else {
             withheld += 1;
         }
-        ring.lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(LogLine { at: wall_now(), line: text });
+        ring.lock().unwrap_or_else(PoisonError::into_inner).push(wall_now(), text);
     }
 }
 
@@ -583,7 +581,7 @@ mod tests {
         assert_eq!(started.line().await, "got hello");
         assert!(matches!(started.next().await, Happened::Line(Line::Cut { bytes: 4 })));
         assert_eq!(started.exit().await.code(), Some(7));
-        assert_eq!(started.ring.lock().unwrap().lines().len(), 1);
+        assert_eq!(started.ring.lock().unwrap().after(0).len(), 1);
     }
 
     #[tokio::test]
@@ -642,7 +640,7 @@ mod tests {
     async fn a_flood_on_stderr_is_kept_short() {
         let mut started = sh("i=0; while [ $i -lt 5000 ]; do echo line $i >&2; i=$((i+1)); done");
         assert_eq!(started.exit().await.code(), Some(0));
-        let lines = started.ring.lock().unwrap().lines();
+        let lines = started.ring.lock().unwrap().after(0);
         assert_eq!(lines.len(), crate::logs::RING_LINES);
         assert_eq!(lines.last().map(|line| line.line.as_str()), Some("line 4999"));
     }

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -28,7 +28,7 @@ use protocol::{E164, PhoneId};
 use router_client::clock::wall_now;
 use router_client::link::LinkStats;
 use secrecy::{ExposeSecret as _, SecretString};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, watch};
 use tokio_util::sync::CancellationToken;
@@ -340,11 +340,23 @@ async fn phone(
     Ok(Json(view(&find(&dispatch, &id)?)))
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LogQuery {
+    /// Only lines with a higher number.
+    #[serde(default)]
+    after: u64,
+}
+
 async fn log(
     State(dispatch): State<Dispatch>,
     Path(id): Path<String>,
+    query: Result<Query<LogQuery>, QueryRejection>,
 ) -> Result<Json<List<LogLine>>, Failure> {
-    Ok(Json(List { data: find(&dispatch, &id)?.logs() }))
+    let Query(LogQuery { after }) = query.map_err(|rejected| {
+        Failure::new(StatusCode::BAD_REQUEST, "bad_query", rejected.body_text())
+    })?;
+    Ok(Json(List { data: find(&dispatch, &id)?.logs(after) }))
 }
 
 /// Takes the configuration file anew. Answers when bridges that had to stop have ended.

@@ -23,6 +23,7 @@ mod helper;
 mod identity;
 mod life;
 mod lines;
+mod log_file;
 mod logs;
 mod network;
 mod phone;
@@ -38,4 +39,5 @@ mod switchboard;
 
 pub use helper::{HelperOptions, serve as serve_helper};
 pub use life::{Failed, check_config, default_config, run};
-pub use program::{exit, start_log, until_done};
+pub use log_file::Kept;
+pub use program::{exit, start_log, start_log_in, until_done};

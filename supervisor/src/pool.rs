@@ -131,9 +131,9 @@ impl Handle {
         self.lease.borrow().map(|lease| lease.epoch)
     }
 
-    /// The bridge's last log lines.
-    pub(crate) fn logs(&self) -> Vec<LogLine> {
-        self.logs.lock().unwrap_or_else(PoisonError::into_inner).lines()
+    /// The bridge's last log lines, of those with a number above `after`.
+    pub(crate) fn logs(&self, after: u64) -> Vec<LogLine> {
+        self.logs.lock().unwrap_or_else(PoisonError::into_inner).after(after)
     }
 }
 

@@ -2,17 +2,45 @@
 
 use std::future::Future;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Mutex;
 
 use tracing_subscriber::EnvFilter;
 
 use crate::life::Failed;
+use crate::log_file::{Kept, LogFile, trim_outputs};
 
-/// Logs to stderr, as `RUST_LOG` says.
+/// What is logged, as `RUST_LOG` says.
+fn filter() -> EnvFilter {
+    EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"))
+}
+
+/// Logs into files of a folder that rotate themselves; to stderr where that cannot be.
+pub fn start_log_in(folder: &Path, kept: Kept) {
+    match LogFile::open(folder, kept) {
+        Ok(file) => {
+            tracing_subscriber::fmt()
+                .with_env_filter(filter())
+                .with_writer(Mutex::new(file))
+                .with_ansi(false)
+                .init();
+            if let Err(error) = trim_outputs() {
+                tracing::warn!(%error, "what launchd keeps of stdout and stderr could not be cut");
+            }
+        }
+        Err(error) => {
+            start_log();
+            // Phones are worth more than a log.
+            tracing::error!(%error, folder = %folder.display(), "cannot log there; the log goes to stderr");
+        }
+    }
+}
+
+/// Logs to stderr.
 pub fn start_log() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(filter())
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();

@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -79,8 +80,10 @@ async fn the_operator_reloads_a_supervisor_and_is_told_what_it_did() {
     let (code, said) = program::outcome("switchboard", &reload).unwrap();
     assert_eq!(code, Some(2), "{said}");
     let log = dir.join("supervisor.log");
+    let logs = dir.join("logs");
+    let start = ["run", "--config", &config, "--log-dir", logs.to_str().unwrap()];
     let supervisor =
-        Program::start("switchboard-supervisor", &["run", "--config", &config], &[], &log).unwrap();
+        Program::start("switchboard-supervisor", &start, &[("RUST_LOG", "trace")], &log).unwrap();
     eventually("one bridge runs", WITHIN, || {
         let there = bridges(dir).len() == 1 && dir.join("state/dispatch.token").exists();
         async move { Ok(if there { Ok(()) } else { Err("not yet".to_owned()) }) }
@@ -100,6 +103,32 @@ async fn the_operator_reloads_a_supervisor_and_is_told_what_it_did() {
     .await
     .unwrap();
     assert!(bridges(dir).contains(&first[0]), "the first bridge went on");
+
+    // What its bridge has logged, by number or id, and the supervisor's own log in its folder.
+    let logs_of = |phone: &str| {
+        let args = ["--json", "host", "logs", phone, "--config", &config];
+        let (code, said) = program::outcome("switchboard", &args).unwrap();
+        (code, serde_json::from_str::<Value>(&said).unwrap_or_default())
+    };
+    eventually("the bridge has logged", WITHIN, || {
+        let (code, said) = logs_of(NUMBERS[0]);
+        let first = said["data"][0].clone();
+        let there =
+            code == Some(0) && first["n"] == 1 && first["line"].to_string().contains("TRACE");
+        async move { Ok(if there { Ok(()) } else { Err(said.to_string()) }) }
+    })
+    .await
+    .unwrap();
+    for (phone, expected) in
+        [("+15550109999", 2), ("nonsense", 2), ("pho_00000000000000000000000000", 1)]
+    {
+        assert_eq!(logs_of(phone).0, Some(expected), "{phone}");
+    }
+    let own = logs.join("supervisor.log");
+    assert!(std::fs::read_to_string(&own).unwrap().contains("running"));
+    assert_eq!(std::fs::metadata(own).unwrap().permissions().mode() & 0o777, 0o600);
+    let stderr = std::fs::read_to_string(&log).unwrap();
+    assert!(!stderr.contains("running"), "nothing is logged twice: {stderr}");
 
     // A mistake in the file is said as such, and nothing is touched.
     std::fs::write(&config, std::fs::read_to_string(&config).unwrap().replace(NUMBERS[1], "12"))

@@ -64,6 +64,11 @@ impl Request {
         Self { who, method, path, query: Vec::new(), body: None, idempotency_key: None }
     }
 
+    pub(crate) fn query(mut self, name: &'static str, value: String) -> Self {
+        self.query.push((name, value));
+        self
+    }
+
     pub(crate) fn body(mut self, body: &impl Serialize) -> Result<Self, Failure> {
         let body = serde_json::to_value(body).map_err(|error| {
             Failure::Local(anyhow::Error::new(error).context("write the request"))

@@ -29,6 +29,8 @@ use super::{
     secret_env,
 };
 
+mod logs;
+
 /// A configuration file at most; the supervisor has the same limit.
 const CONFIG_BYTES_MAX: u64 = 256 * 1024;
 
@@ -60,6 +62,8 @@ pub(crate) enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// Shows what a phone's bridge logged last, from the supervisor of this Mac
+    Logs(logs::Args),
 }
 
 /// Where a supervisor's dispatch API listens unless it is told otherwise.
@@ -117,6 +121,7 @@ pub(crate) async fn run(
         Command::Token => token(screen, &Client::new(global)?).await,
         Command::Enroll { config, name } => enroll(screen, global, &config, name).await,
         Command::Reload { config } => reload(screen, global, &config).await,
+        Command::Logs(args) => logs::run(screen, global, &args).await,
     }
 }
 
@@ -130,7 +135,8 @@ struct Reloaded {
     needs_restart: Vec<String>,
 }
 
-async fn reload(screen: &mut Screen, global: &Global, path: &Path) -> Result<(), Failure> {
+/// The dispatch API of the supervisor that a configuration belongs to.
+fn dispatch(global: &Global, path: &Path) -> Result<Client, Failure> {
     let config = read_config(path)?;
     let listen = config.dispatch.listen.as_deref().unwrap_or(DISPATCH_DEFAULT);
     let base = Url::parse(&format!("http://{listen}")).map_err(|error| {
@@ -146,7 +152,11 @@ async fn reload(screen: &mut Screen, global: &Global, path: &Path) -> Result<(),
             "the supervisor makes this file when it starts; run this command as its user",
         )
     })?;
-    let client = Client::to(&base, &global.without_secrets())?.with_admin_token(Some(token));
+    Ok(Client::to(&base, &global.without_secrets())?.with_admin_token(Some(token)))
+}
+
+async fn reload(screen: &mut Screen, global: &Global, path: &Path) -> Result<(), Failure> {
+    let client = dispatch(global, path)?;
     let answer = client.call(&Request::post(Who::Operator, "/v1/reload")).await?;
     if screen.is_json() {
         return screen.json(&answer);
