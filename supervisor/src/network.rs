@@ -284,10 +284,12 @@ impl Watch {
     /// Probes the uplinks whose time has come, all at once, and takes in what that shows.
     async fn probe(&mut self) {
         let now = continuous_now();
-        let (settings, addresses) = (&self.settings, &self.addresses);
+        let (settings, addresses, chooser) = (&self.settings, &self.addresses, &self.chooser);
         let due = self.uplinks.iter_mut().enumerate().filter(|(_, live)| live.due <= now);
-        let rounds =
-            due.map(|(at, live)| async move { (at, live.round(settings, addresses).await) });
+        let rounds = due.map(|(at, live)| async move {
+            let haste = chooser.pace(at) == Pace::Quick;
+            (at, live.round(settings, addresses, haste).await)
+        });
         let rounds = futures_util::future::join_all(rounds).await;
         let done = continuous_now();
         let changes: Vec<_> = rounds
@@ -318,16 +320,16 @@ impl Watch {
             }
         }
         for at in 0..self.uplinks.len() {
-            let every = match self.chooser.pace(at) {
-                Pace::Quick => QUICK.min(self.settings.every),
-                Pace::Usual => self.settings.every,
-                Pace::Rare => self.settings.standby_every,
+            let next = match self.chooser.pace(at) {
+                // From the beginning of this round: that nobody answers takes time enough.
+                Pace::Quick => after(now, QUICK.min(self.settings.every)),
+                Pace::Usual => after(done, self.settings.every),
+                Pace::Rare => after(done, self.settings.standby_every),
             };
             if let Some(live) = self.uplinks.get_mut(at) {
                 let asked = live.due <= now;
                 // The pace of one may change by what another has shown.
-                live.due =
-                    if asked { after(done, every) } else { live.due.min(after(done, every)) };
+                live.due = if asked { next } else { live.due.min(next) };
             }
         }
     }
@@ -474,7 +476,12 @@ impl Watch {
 
 impl Live {
     /// One round; none when it cannot be asked over this uplink.
-    async fn round(&mut self, settings: &Settings, addresses: &Addresses) -> Option<Round> {
+    async fn round(
+        &mut self,
+        settings: &Settings,
+        addresses: &Addresses,
+        haste: bool,
+    ) -> Option<Round> {
         let interface = match &self.seat {
             Seat::Interface(interface) => interface,
             // A telephone that is not plugged in.
@@ -495,7 +502,7 @@ impl Live {
                 }
             }
         }
-        Some(self.prober.as_ref()?.round().await)
+        Some(self.prober.as_ref()?.round(haste).await)
     }
 }
 

@@ -125,13 +125,15 @@ impl Prober {
         &self.interface
     }
 
-    /// One round: the router, and the anchors one after the other while nobody has answered rightly.
-    pub(crate) async fn round(&self) -> Round {
+    /// One round: the router, and the anchors one after the other while nobody has answered rightly; all at once in
+    /// haste, when the first ones have not answered last time.
+    pub(crate) async fn round(&self, haste: bool) -> Round {
         let began = Instant::now();
+        let stagger = if haste { Duration::ZERO } else { STAGGER };
         let mut asked: FuturesUnordered<_> = (0_u32..)
             .zip(&self.targets)
             .map(|(at, (anchor, client))| async move {
-                tokio::time::sleep_until(began + STAGGER * at).await;
+                tokio::time::sleep_until(began + stagger * at).await;
                 (at, ask(anchor, client).await)
             })
             .collect();

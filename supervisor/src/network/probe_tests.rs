@@ -67,15 +67,17 @@ async fn a_portal_is_told_from_the_internet_and_from_nothing() {
         (Some(none.clone()), vec![none], Seen::Nothing, Some(false)),
     ];
     for (router, anchors, seen, answered) in table {
-        let round = prober(loopback(), router.as_ref(), &anchors).round().await;
-        assert_eq!(round, Round { seen, router: answered }, "{router:?} {anchors:?}");
+        for haste in [false, true] {
+            let round = prober(loopback(), router.as_ref(), &anchors).round(haste).await;
+            assert_eq!(round, Round { seen, router: answered }, "{router:?} {anchors:?} {haste}");
+        }
     }
 }
 
 #[tokio::test]
 async fn nothing_comes_over_an_interface_that_is_not_there() {
     let right = server(Some(RIGHT)).await;
-    let round = prober("none9", None, &[right]).round().await;
+    let round = prober("none9", None, &[right]).round(false).await;
     assert_eq!(round.seen, Seen::Nothing);
 }
 
