@@ -11,6 +11,7 @@
 mod backoff;
 pub mod clock;
 mod dialler;
+pub mod doctor;
 pub mod enrolment;
 pub mod key;
 pub mod link;

@@ -26,6 +26,7 @@ use protocol::link::{HostNetwork, HostPower, PhoneState};
 use protocol::pipe::{Attempt, Command};
 use protocol::{E164, PhoneId};
 use router_client::clock::wall_now;
+use router_client::doctor;
 use router_client::link::LinkStats;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 
+use crate::doctor::Tools;
 use crate::identity::random;
 use crate::logs::LogLine;
 use crate::phone::{Order, Report};
@@ -115,6 +117,7 @@ pub(crate) fn routes(dispatch: Dispatch) -> Router {
         .route("/link", get(link))
         .route("/reload", post(reload))
         .route("/host", get(host))
+        .route("/doctor", get(examine))
         .fallback(not_found)
         .layer(middleware::from_fn_with_state(dispatch.clone(), authorise));
     Router::new()
@@ -397,6 +400,12 @@ async fn host(State(dispatch): State<Dispatch>) -> Json<HostView> {
         power: dispatch.machine.power.borrow().clone(),
         network: dispatch.machine.network.borrow().clone(),
     })
+}
+
+/// Looks at everything from here, with the permissions of the supervisor that launchd runs.
+async fn examine(State(dispatch): State<Dispatch>) -> Json<doctor::Report> {
+    let config = dispatch.reloader.running().await;
+    Json(crate::doctor::examine(&config, &Tools::System).await)
 }
 
 type Ordered = Result<(StatusCode, Json<PhoneView>), Failure>;

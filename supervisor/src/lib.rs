@@ -18,6 +18,7 @@
 mod child;
 mod config;
 mod dispatch;
+mod doctor;
 mod files;
 mod helper;
 mod identity;
@@ -37,7 +38,8 @@ mod restart;
 mod stream;
 mod switchboard;
 
+pub use doctor::Tools;
 pub use helper::{HelperOptions, serve as serve_helper};
-pub use life::{Failed, check_config, default_config, run};
+pub use life::{Failed, check_config, default_config, diagnose, run};
 pub use log_file::Kept;
 pub use program::{exit, start_log, start_log_in, until_done};

@@ -12,6 +12,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use protocol::link::{PhoneReport, PhoneState};
 use protocol::{HostId, PhoneId};
 use router_client::clock::wall_now;
+use router_client::doctor::Report;
 use router_client::key::HostKey;
 use router_client::link::{
     INPUT_QUEUE, Link, LinkConfig, LinkInput, LinkOutput, LinkStats, OUTPUT_QUEUE,
@@ -25,6 +26,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, DEFAULT};
 use crate::dispatch::{self, Dispatch};
+use crate::doctor::{self, Tools};
 use crate::files;
 use crate::identity::{self, Identity, IdentityError, random};
 use crate::network;
@@ -86,6 +88,12 @@ pub fn check_config(file: &Path) -> Result<String, Failed> {
         config.phones.len(),
         config.dispatch.listen
     ))
+}
+
+/// Looks at everything that must be true on this Mac.
+pub async fn diagnose(file: &Path, tools: &Tools) -> Result<Report, Failed> {
+    let config = Config::load(file).map_err(|error| Failed::config(&error))?;
+    Ok(doctor::examine(&config, tools).await)
 }
 
 /// Runs until a signal says otherwise.

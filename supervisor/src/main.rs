@@ -1,11 +1,11 @@
 //! `switchboard-supervisor`: the life story is arguments, log, run, exit status.
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use supervisor::Kept;
+use supervisor::{Failed, Kept, Tools};
 
 /// Runs and restarts the bridges of this Mac, keeps the link with the router, serves the local dispatch API.
 #[derive(Debug, Parser)]
@@ -41,6 +41,21 @@ enum Command {
         #[arg(long)]
         print_default: bool,
     },
+    /// Check everything that must be true on this Mac, each with its remedy.
+    ///
+    /// Permissions belong to whoever asks: from a terminal they are the terminal's. `switchboard host doctor` asks the
+    /// supervisor that launchd runs.
+    Doctor {
+        /// The configuration file.
+        #[arg(long)]
+        config: PathBuf,
+        /// One JSON object instead of tables.
+        #[arg(long)]
+        json: bool,
+        /// A folder with other programs in the place of the system's, for trials.
+        #[arg(long, value_name = "DIR", hide = true)]
+        tools: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -54,6 +69,10 @@ fn main() -> ExitCode {
             }
             supervisor::until_done(supervisor::run(&config))
         }
+        Command::Doctor { config, json, tools } => {
+            supervisor::start_log();
+            return doctor(&config, json, tools);
+        }
         Command::CheckConfig { print_default: true, .. } => {
             say(supervisor::default_config());
             Ok(())
@@ -64,6 +83,30 @@ fn main() -> ExitCode {
         }
     };
     supervisor::exit("switchboard-supervisor", done)
+}
+
+fn doctor(config: &Path, json: bool, tools: Option<PathBuf>) -> ExitCode {
+    let tools = tools.map_or(Tools::System, Tools::In);
+    let mut code = 0;
+    let done = supervisor::until_done(async {
+        let report = supervisor::diagnose(config, &tools).await?;
+        code = report.exit_code;
+        let mut out = anstream::stdout().lock();
+        let written = if json {
+            serde_json::to_writer(&mut out, &report)
+                .map_err(std::io::Error::from)
+                .and_then(|()| writeln!(out))
+        } else {
+            report.write_table(&mut out)
+        };
+        written
+            .map_err(|error| Failed { status: 75, message: format!("writing the report: {error}") })
+    });
+    if done.is_ok() {
+        ExitCode::from(code)
+    } else {
+        supervisor::exit("switchboard-supervisor", done)
+    }
 }
 
 fn say(text: &str) {

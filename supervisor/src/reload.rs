@@ -53,6 +53,11 @@ impl Reloader {
         Self { running: Arc::new(Mutex::new(running)), pool, surroundings }
     }
 
+    /// What runs.
+    pub(crate) async fn running(&self) -> Config {
+        self.running.lock().await.clone()
+    }
+
     /// Reads the file again and makes what runs what it says. Whoever gives up waiting does not stop it half-way.
     pub(crate) async fn reload(&self) -> Result<Reloaded, ReloadError> {
         if self.surroundings.stopping.is_cancelled() {

@@ -23,6 +23,8 @@ pub(crate) enum Failure {
     Strange { detail: String },
     /// The message was accepted, but did not arrive.
     NotSent { detail: String },
+    /// Something must be changed on this Mac first.
+    Unhealthy { code: u8, detail: String, remedy: String },
     /// Something on this machine.
     Local(anyhow::Error),
     /// Whoever read the output has stopped reading.
@@ -55,6 +57,7 @@ impl Failure {
             Self::Usage { .. } => 2,
             Self::Unreachable { .. } => 69,
             Self::NotAuthorised { .. } => 77,
+            Self::Unhealthy { code, .. } => *code,
         }
     }
 
@@ -67,6 +70,7 @@ impl Failure {
             | Self::NotAuthorised { .. }
             | Self::Strange { .. }
             | Self::NotSent { .. }
+            | Self::Unhealthy { .. }
             | Self::Local(_)
             | Self::OutputClosed => false,
         }
@@ -110,6 +114,7 @@ impl Failure {
             | Self::Unreachable { .. }
             | Self::Strange { .. }
             | Self::NotSent { .. }
+            | Self::Unhealthy { .. }
             | Self::Local(_)
             | Self::OutputClosed => None,
         }
@@ -120,6 +125,7 @@ impl Failure {
             Self::Usage { detail, .. }
             | Self::Strange { detail }
             | Self::NotSent { detail }
+            | Self::Unhealthy { detail, .. }
             | Self::NotAuthorised { detail, .. } => detail.clone(),
             Self::Unreachable { url, detail } => {
                 format!("cannot reach the router at {url}: {detail}")
@@ -135,7 +141,9 @@ impl Failure {
 
     fn remedy(&self) -> Option<String> {
         match self {
-            Self::Usage { remedy, .. } | Self::NotAuthorised { remedy, .. } => Some(remedy.clone()),
+            Self::Usage { remedy, .. }
+            | Self::NotAuthorised { remedy, .. }
+            | Self::Unhealthy { remedy, .. } => Some(remedy.clone()),
             Self::Unreachable { url, detail } => {
                 let remedy = if url.starts_with("https:") && detail.contains("InvalidContentType") {
                     "it does not speak TLS at this port: write http:// in --url or SWITCHBOARD_URL"

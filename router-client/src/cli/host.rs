@@ -1,5 +1,5 @@
 //! `host enroll` and `host token`: how a Mac becomes one of the router's hosts; `host reload`: a changed configuration is
-//! taken by the supervisor that runs on this Mac.
+//! taken by the supervisor that runs on this Mac; `host doctor` and `host logs`: what it sees and what its bridges log.
 //!
 //! Enrolment makes a key on the Mac and gives its public half to the router with a one-time token. It may be repeated:
 //! the same key keeps the host's id, new phones are added, and what a phone can send by is
@@ -13,6 +13,7 @@ use protocol::{
     api::EnrolmentToken,
     link::{EnrolPhone, EnrolRequest, EnrolResponse, Enrolment},
 };
+use router_client::doctor::Report;
 use router_client::{
     enrolment::{self, KEY_FILE},
     key::HostKey,
@@ -58,6 +59,16 @@ pub(crate) enum Command {
     /// Speaks with the dispatch API that the configuration names, and waits until bridges that have to stop have
     /// finished what they had started. A file that cannot be used changes nothing.
     Reload {
+        /// The supervisor's configuration file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Checks everything that must be true on this Mac, each with its remedy, as the supervisor that runs here sees it
+    ///
+    /// Ends with 0, or with the code of what explains the rest: 69 Messages, its account or the session cannot be used,
+    /// 75 temporary, 77 a permission is missing, 78 the configuration is wrong. A question that waits on the screen is
+    /// waited for; give --timeout 90s where there are many phones.
+    Doctor {
         /// The supervisor's configuration file
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
@@ -121,6 +132,7 @@ pub(crate) async fn run(
         Command::Token => token(screen, &Client::new(global)?).await,
         Command::Enroll { config, name } => enroll(screen, global, &config, name).await,
         Command::Reload { config } => reload(screen, global, &config).await,
+        Command::Doctor { config } => doctor(screen, global, &config).await,
         Command::Logs(args) => logs::run(screen, global, &args).await,
     }
 }
@@ -153,6 +165,41 @@ fn dispatch(global: &Global, path: &Path) -> Result<Client, Failure> {
         )
     })?;
     Ok(Client::to(&base, &global.without_secrets())?.with_admin_token(Some(token)))
+}
+
+async fn doctor(screen: &mut Screen, global: &Global, path: &Path) -> Result<(), Failure> {
+    let client = dispatch(global, path)?;
+    let answer = match client.call(&Request::get(Who::Operator, "/v1/doctor")).await {
+        Ok(answer) => answer,
+        Err(Failure::Unreachable { detail, .. }) => {
+            return Err(Failure::Unhealthy {
+                code: 69,
+                detail: format!("the supervisor of this Mac does not answer: {detail}"),
+                remedy: format!(
+                    "start it (scripts/install); `switchboard-supervisor doctor --config {}` looks without it, with \
+                     the permissions of this terminal",
+                    path.display()
+                ),
+            });
+        }
+        Err(failure) => return Err(failure),
+    };
+    let report: Report = typed(answer.clone())?;
+    if screen.is_json() {
+        screen.json(&answer)?;
+    } else {
+        let mut text = Vec::new();
+        report.write_table(&mut text)?;
+        screen.bytes(&text)?;
+    }
+    if report.ready {
+        return Ok(());
+    }
+    Err(Failure::Unhealthy {
+        code: report.exit_code,
+        detail: "this Mac cannot work as it is".to_owned(),
+        remedy: "do what stands behind each arrow".to_owned(),
+    })
 }
 
 async fn reload(screen: &mut Screen, global: &Global, path: &Path) -> Result<(), Failure> {
