@@ -1,7 +1,7 @@
 //! Reading a whole database, fast and in little memory.
 //!
-//! Two threads read rows, batch by batch, and never hold a read transaction longer than a batch
-//! takes; another one looks at what is in them and writes. A few batches wait between them, so that
+//! Threads read rows, batch by batch, and never hold a read transaction longer than a batch takes;
+//! another one looks at what is in them and writes. A few batches wait between them, so that
 //! nobody else does and memory stays bounded whatever the database is.
 
 mod export;

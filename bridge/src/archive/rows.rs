@@ -18,8 +18,10 @@ const BATCH_ROWIDS: i64 = 400;
 /// Batches that are claimed before the first of them is taken. Rows are a few hundred bytes, so that
 /// this is about a megabyte.
 const CLAIMS_AHEAD: u64 = 4;
-/// Threads that read: together they keep up with the one that writes.
-const READERS: usize = 2;
+/// Most threads that read: together they keep up with the one that writes.
+const READERS_MAX: usize = 2;
+/// With fewer processors than this, one that reads and one that writes have them all.
+const PROCESSORS_FOR_TWO: usize = 3;
 
 /// A batch, and the number of its claim.
 type Read = (u64, Result<RawRows, NotReady>);
@@ -37,18 +39,16 @@ pub(super) struct Rows {
 impl Rows {
     /// Rows above `from`, up to and including `to`.
     pub(super) fn read(db: ChatDb, from: i64, to: i64) -> Result<Self, StreamError> {
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let readers = if processors < PROCESSORS_FOR_TWO { 1 } else { READERS_MAX };
+        Self::read_by(readers, db, from, to)
+    }
+
+    fn read_by(readers: usize, db: ChatDb, from: i64, to: i64) -> Result<Self, StreamError> {
         let claims = Arc::new(Claims::new(from, to));
-        let (give, batches) = sync_channel(READERS);
-        let mut connections = vec![db];
-        // One thread alone is soon done with little, and an own connection costs.
-        if to.saturating_sub(from) > BATCH_ROWIDS {
-            while connections.len() < READERS
-                && let Some(first) = connections.first()
-            {
-                connections.push(first.another()?);
-            }
-        }
-        for db in connections {
+        let (give, batches) = sync_channel(READERS_MAX);
+        let others = (1..readers).map(|_| db.another()).collect::<Result<Vec<_>, _>>()?;
+        for db in std::iter::once(db).chain(others) {
             let reader = Reader { db, claims: Arc::clone(&claims), give: give.clone() };
             std::thread::Builder::new()
                 .name("rows".to_owned())
@@ -233,8 +233,8 @@ mod tests {
         (dir, ChatDb::open(&path).unwrap())
     }
 
-    fn rowids(db: ChatDb, from: i64, to: i64) -> Vec<i64> {
-        let mut rows = Rows::read(db, from, to).unwrap();
+    fn rowids(readers: usize, db: ChatDb, from: i64, to: i64) -> Vec<i64> {
+        let mut rows = Rows::read_by(readers, db, from, to).unwrap();
         let mut all = Vec::new();
         while let Some(batch) = rows.next() {
             all.extend(batch.unwrap().iter().map(|row| row.rowid));
@@ -245,7 +245,10 @@ mod tests {
     #[test]
     fn all_rows_come_once_and_in_order_from_several_threads() {
         let (_dir, db) = database(5_000, "");
-        assert_eq!(rowids(db, 17, 4_990), (18..=4_990).collect::<Vec<_>>());
+        for readers in [1, 2, 4] {
+            let db = db.another().unwrap();
+            assert_eq!(rowids(readers, db, 17, 4_990), (18..=4_990).collect::<Vec<_>>());
+        }
     }
 
     #[test]
@@ -255,13 +258,13 @@ mod tests {
         let (_dir, db) = database(1_200, &jump);
         let all: Vec<i64> = (1..=1_000).chain(FAR + 1_001..=FAR + 1_200).collect();
         // A range takes some microseconds at best: ten thousand millions of them would take days.
-        assert_eq!(rowids(db, 0, FAR + 1_200), all);
+        assert_eq!(rowids(READERS_MAX, db, 0, FAR + 1_200), all);
     }
 
     #[test]
     fn a_reader_that_dies_is_no_end_of_the_rows() {
         let claims = Arc::new(Claims::new(0, 1_000));
-        let (give, batches) = sync_channel(READERS);
+        let (give, batches) = sync_channel(READERS_MAX);
         let claimed = claims.next().unwrap();
         assert_eq!((claimed.number, claimed.above, claimed.to), (0, 0, BATCH_ROWIDS));
         let (_dir, db) = database(10, "");
