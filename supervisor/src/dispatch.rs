@@ -75,6 +75,8 @@ pub(crate) struct Dispatch {
     /// Cancelled when streams must end.
     pub(crate) closing: CancellationToken,
     listeners: Arc<Semaphore>,
+    /// One doctor at a time: each may put a question on the screen.
+    examining: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Dispatch {
@@ -98,6 +100,7 @@ impl Dispatch {
             metrics,
             closing,
             listeners: Arc::new(Semaphore::new(LISTENERS_MAX)),
+            examining: Arc::default(),
         }
     }
 }
@@ -404,6 +407,7 @@ async fn host(State(dispatch): State<Dispatch>) -> Json<HostView> {
 
 /// Looks at everything from here, with the permissions of the supervisor that launchd runs.
 async fn examine(State(dispatch): State<Dispatch>) -> Json<doctor::Report> {
+    let _alone = dispatch.examining.lock().await;
     let config = dispatch.reloader.running().await;
     Json(crate::doctor::examine(&config, &Tools::System).await)
 }

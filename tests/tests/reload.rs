@@ -130,6 +130,20 @@ async fn the_operator_reloads_a_supervisor_and_is_told_what_it_did() {
     let stderr = std::fs::read_to_string(&log).unwrap();
     assert!(!stderr.contains("running"), "nothing is logged twice: {stderr}");
 
+    // Everything that can be looked at here, through the supervisor: this is no Mac, its phones are looked at all the same.
+    let doctor = ["--json", "host", "doctor", "--config", &config];
+    let (_, said) = program::outcome("switchboard", &doctor).unwrap();
+    let report: Value = serde_json::from_str(&said).unwrap();
+    let phones = report["phones"].as_array().unwrap();
+    assert_eq!(phones.len(), 2, "{said}");
+    for phone in phones {
+        let subjects: Vec<_> =
+            phone["checks"].as_array().unwrap().iter().map(|check| &check["check"]).collect();
+        assert!(subjects.len() > 4, "what the bridge's own doctor says: {said}");
+    }
+    let mac = report["checks"].as_array().unwrap().iter().find(|check| check["check"] == "mac");
+    assert_eq!(mac.is_none(), cfg!(target_os = "macos"), "{said}");
+
     // A mistake in the file is said as such, and nothing is touched.
     std::fs::write(&config, std::fs::read_to_string(&config).unwrap().replace(NUMBERS[1], "12"))
         .unwrap();

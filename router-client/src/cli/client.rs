@@ -45,6 +45,8 @@ pub(crate) struct Request {
     query: Vec<(&'static str, String)>,
     body: Option<Value>,
     idempotency_key: Option<String>,
+    /// Asks once, and waits so long for what takes its time.
+    patience: Option<Duration>,
 }
 
 impl Request {
@@ -61,7 +63,15 @@ impl Request {
     }
 
     fn new(who: Who, method: Method, path: String) -> Self {
-        Self { who, method, path, query: Vec::new(), body: None, idempotency_key: None }
+        Self {
+            who,
+            method,
+            path,
+            query: Vec::new(),
+            body: None,
+            idempotency_key: None,
+            patience: None,
+        }
     }
 
     pub(crate) fn query(mut self, name: &'static str, value: String) -> Self {
@@ -83,8 +93,14 @@ impl Request {
         self
     }
 
+    /// What takes long is waited for, at least so long, and asked once: each question begins the work anew.
+    pub(crate) fn patiently(mut self, patience: Duration) -> Self {
+        self.patience = Some(patience);
+        self
+    }
+
     fn may_be_repeated(&self) -> bool {
-        self.method == Method::GET || self.idempotency_key.is_some()
+        self.patience.is_none() && (self.method == Method::GET || self.idempotency_key.is_some())
     }
 }
 
@@ -93,6 +109,7 @@ impl Request {
 pub(crate) struct Client {
     http: reqwest::Client,
     base: Url,
+    timeout: Duration,
     admin_token: Option<SecretString>,
     api_key: Option<SecretString>,
 }
@@ -145,6 +162,7 @@ impl Client {
         Ok(Self {
             http,
             base: base.clone(),
+            timeout: global.timeout.duration(),
             admin_token: global.admin_token().map(secret),
             api_key: global.api_key().map(secret),
         })
@@ -225,6 +243,9 @@ impl Client {
             (who @ (Who::Operator | Who::Tenant | Who::TenantOrOperator), _, _) => {
                 return Tried::No(missing(who));
             }
+        }
+        if let Some(patience) = request.patience {
+            building = building.timeout(patience.max(self.timeout));
         }
         if let Some(key) = &request.idempotency_key {
             building = building.header("Idempotency-Key", key);

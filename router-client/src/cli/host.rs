@@ -6,6 +6,7 @@
 //! brought up to date.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Subcommand;
 use protocol::{
@@ -167,9 +168,13 @@ fn dispatch(global: &Global, path: &Path) -> Result<Client, Failure> {
     Ok(Client::to(&base, &global.without_secrets())?.with_admin_token(Some(token)))
 }
 
+/// A bridge's doctor may take a minute, while somebody is asked for consent on the screen.
+const DOCTOR_WITHIN: Duration = Duration::from_secs(100);
+
 async fn doctor(screen: &mut Screen, global: &Global, path: &Path) -> Result<(), Failure> {
     let client = dispatch(global, path)?;
-    let answer = match client.call(&Request::get(Who::Operator, "/v1/doctor")).await {
+    let request = Request::get(Who::Operator, "/v1/doctor").patiently(DOCTOR_WITHIN);
+    let answer = match client.call(&request).await {
         Ok(answer) => answer,
         Err(Failure::Unreachable { detail, .. }) => {
             return Err(Failure::Unhealthy {
