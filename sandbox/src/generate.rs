@@ -213,20 +213,29 @@ mod tests {
     }
 
     #[test]
-    fn the_mix_has_every_kind_and_is_the_same_for_the_same_seed() {
+    fn the_same_seed_makes_the_same_mix() {
         for macos in MacOs::ALL {
-            let [one, same, other] = [1, 1, 2].map(|seed| {
-                let dir = tempfile::tempdir().unwrap();
-                let mut settings = settings(&dir, macos);
-                (settings.mix, settings.seed, settings.messages) = (true, seed, 6_000);
-                settings.chats = 40;
-                run(&settings).unwrap();
-                (dir, settings.db)
-            });
+            let [one, same, other] = [1, 1, 2].map(|seed| mixed(macos, seed, 800));
             let first = dump(&one.1);
             assert!(first == dump(&same.1), "{macos}: the same seed, another file");
             assert!(first != dump(&other.1), "{macos}: another seed, the same file");
-            let conn = rusqlite::Connection::open(&one.1).unwrap();
+        }
+    }
+
+    fn mixed(macos: MacOs, seed: u64, messages: u64) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut settings = settings(&dir, macos);
+        (settings.mix, settings.seed, settings.messages) = (true, seed, messages);
+        settings.chats = 40;
+        run(&settings).unwrap();
+        (dir, settings.db)
+    }
+
+    #[test]
+    fn the_mix_has_every_kind() {
+        for macos in MacOs::ALL {
+            let (_dir, db) = mixed(macos, 1, 6_000);
+            let conn = rusqlite::Connection::open(&db).unwrap();
             let count = |filter: &str| -> i64 {
                 let sql = format!("SELECT count(*) FROM message WHERE {filter}");
                 conn.query_row(&sql, [], |row| row.get(0)).unwrap()
