@@ -9,24 +9,11 @@ pub(crate) mod machine;
 pub(crate) mod messages;
 
 use protocol::Reason;
+pub use protocol::check::Outcome;
 use protocol::pipe::NotReady;
 use serde::Serialize;
 
 use crate::exit::Exit;
-
-/// How a check came out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    /// As it must be.
-    Ok,
-    /// Worth knowing; the bridge works all the same.
-    Warning,
-    /// The bridge cannot work like this.
-    Error,
-    /// Not looked at; `found` says why.
-    Skipped,
-}
 
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -15,6 +15,7 @@
 pub mod address;
 pub mod api;
 pub mod channel;
+pub mod check;
 pub mod class;
 mod code;
 #[doc(hidden)]

@@ -6,26 +6,13 @@ use std::io::{self, Write};
 
 use clap::builder::styling::{AnsiColor, Style};
 use protocol::PhoneId;
+pub use protocol::check::Outcome;
 use serde::{Deserialize, Serialize};
 
 /// Version of the object; it grows when a field changes its meaning or goes away, not when one is added.
 pub const SCHEMA: u32 = 1;
 /// Exit codes from the one that explains the others to the least: `sysexits(3)`.
 const SPECIFIC: [u8; 4] = [78, 77, 69, 75];
-
-/// How a check came out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    /// As it must be.
-    Ok,
-    /// Worth changing; messages are sent all the same.
-    Warning,
-    /// Nothing is sent like this.
-    Error,
-    /// Not looked at; `found` says why.
-    Skipped,
-}
 
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -65,43 +65,19 @@ type Said = Result<(i32, String), String>;
 pub(crate) async fn examine(config: &Config, tools: &Tools) -> Report {
     let tracker = TaskTracker::new();
     let look = Look { tools, directory: &config.state_dir, tracker: &tracker };
-    let uid = Uid::current();
-    let user = User::from_uid(uid).ok().flatten().map(|user| user.name).unwrap_or_default();
+    let phones = join_all(known_phones(config).into_iter().map(|file| look.phone(config, file)));
+    // All at once: each program may be waited for, and whoever asks waits for all of them.
+    let (mac, phones) = tokio::join!(look.mac(), phones);
     let mut checks = vec![enrolled(config), disk(&config.state_dir, free_mib(&config.state_dir))];
-    if matches!(tools, Tools::System) && !cfg!(target_os = "macos") {
-        checks.push((Check::new("mac", Outcome::Skipped, "this machine is no Mac"), 0));
-    } else {
-        let own = std::env::current_exe().unwrap_or_default();
-        let domain = format!("gui/{uid}");
-        let target = format!("{domain}/{LABEL}");
-        let windows = "/Library/Preferences/com.apple.loginwindow";
-        let updates = "/Library/Preferences/com.apple.SoftwareUpdate";
-        let own = own.display().to_string();
-        checks.push(session(&look.ask("launchctl", &["managername"]).await));
-        let job = look.ask("launchctl", &["print", &target]).await;
-        let switched = look.ask("launchctl", &["print-disabled", &domain]).await;
-        checks.push(agent(&job, &switched, &target));
-        checks.push(signature(&look.ask("codesign", &["-d", "-r-", &own]).await));
-        checks.push(auto_login(
-            &look.ask("defaults", &["read", windows, "autoLoginUser"]).await,
-            &user,
-        ));
-        checks.push(file_vault(&look.ask("fdesetup", &["status"]).await));
-        checks.push(sleep(&look.ask("pmset", &["-g", "custom"]).await));
-        checks.push(auto_update(&look.ask("defaults", &["read", updates]).await));
-        checks.push(clock(&look.ask("sntp", &["time.apple.com"]).await));
-        checks.push(cloudflared(&look.ask("cloudflared", &["--version"]).await));
-    }
-    let phones =
-        join_all(known_phones(config).into_iter().map(|file| look.phone(config, file))).await;
+    checks.extend(mac);
     let mut reports = Vec::new();
     for phone in phones {
         match phone {
             Ok(report) => reports.push(report),
-            Err(why) => checks.push((
-                Check::new("phone", Outcome::Error, why).with_remedy(
-                    "Start the supervisor once: it writes what a phone's doctor needs.",
-                ),
+            Err(why) => checks.push(error(
+                "phone",
+                why,
+                "Start the supervisor once: it writes what a phone's doctor needs.",
                 69,
             )),
         }
@@ -109,11 +85,10 @@ pub(crate) async fn examine(config: &Config, tools: &Tools) -> Report {
     if reports.len() < config.phones.len()
         && checks.iter().all(|(check, _)| check.subject != "phone")
     {
-        let found = format!("{} of {} phones have run here", reports.len(), config.phones.len());
-        checks.push((
-            Check::new("phone", Outcome::Warning, found)
-                .with_remedy("Start the supervisor with this configuration, then look again."),
-            0,
+        checks.push(warning(
+            "phone",
+            format!("{} of {} phones have run here", reports.len(), config.phones.len()),
+            "Start the supervisor with this configuration, then look again.",
         ));
     }
     Report::new(checks, reports)
@@ -126,9 +101,46 @@ struct Look<'a> {
 }
 
 impl Look<'_> {
-    async fn ask(&self, name: &str, args: &[&str]) -> Said {
+    /// What the system says of itself.
+    async fn mac(&self) -> Vec<(Check, u8)> {
+        if matches!(self.tools, Tools::System) && !cfg!(target_os = "macos") {
+            return vec![skipped("mac", "this machine is no Mac")];
+        }
+        let uid = Uid::current();
+        let user = User::from_uid(uid).ok().flatten().map(|user| user.name).unwrap_or_default();
+        let own = std::env::current_exe().unwrap_or_default().display().to_string();
+        let domain = format!("gui/{uid}");
+        let target = format!("{domain}/{LABEL}");
+        let windows = "/Library/Preferences/com.apple.loginwindow";
+        let updates = "/Library/Preferences/com.apple.SoftwareUpdate";
+        let (manager, job, switched, signed, login, vault, power, update, time, tunnel) = tokio::join!(
+            self.ask("launchctl", ["managername"]),
+            self.ask("launchctl", ["print", &target]),
+            self.ask("launchctl", ["print-disabled", &domain]),
+            self.ask("codesign", ["-d", "-r-", &own]),
+            self.ask("defaults", ["read", windows, "autoLoginUser"]),
+            self.ask("fdesetup", ["status"]),
+            self.ask("pmset", ["-g", "custom"]),
+            self.ask("defaults", ["read", updates]),
+            self.ask("sntp", ["time.apple.com"]),
+            self.ask("cloudflared", ["--version"]),
+        );
+        vec![
+            session(&manager),
+            agent(&job, &switched, &target),
+            signature(&signed),
+            auto_login(&login, &user),
+            file_vault(&vault),
+            sleep(&power),
+            auto_update(&update),
+            clock(&time),
+            cloudflared(&tunnel),
+        ]
+    }
+
+    async fn ask<const N: usize>(&self, name: &str, args: [&str; N]) -> Said {
         let program = self.tools.find(name).ok_or_else(|| format!("there is no {name} here"))?;
-        self.run(program, args.iter().map(OsString::from).collect(), TOOL_WITHIN).await
+        self.run(program, args.into_iter().map(OsString::from).collect(), TOOL_WITHIN).await
     }
 
     async fn run(&self, program: PathBuf, args: Vec<OsString>, within: Duration) -> Said {
@@ -370,26 +382,22 @@ fn sleep(said: &Said) -> (Check, u8) {
         ("standby", "0"),
         ("autopoweroff", "0"),
     ];
-    let wrong: Vec<String> = wanted
-        .iter()
-        .filter(|(key, right)| values.iter().any(|(name, value)| name == key && value != right))
-        .map(|(key, right)| format!("{key} {right}"))
+    let wrong: Vec<(&str, &str, &str)> = wanted
+        .into_iter()
+        .filter_map(|(key, right)| {
+            let (_, now) = values.iter().find(|(name, value)| *name == key && *value != right)?;
+            Some((key, *now, right))
+        })
         .collect();
     if wrong.is_empty() {
         return ok("sleep", "this Mac stays awake and starts again after a loss of power");
     }
-    let is = |key: &&str| values.iter().any(|(name, _)| name == key);
-    let now: Vec<String> = wanted
-        .iter()
-        .map(|(key, _)| *key)
-        .filter(|key| is(key) && wrong.iter().any(|word| word.starts_with(&format!("{key} "))))
-        .filter_map(|key| values.iter().find(|(name, _)| *name == key))
-        .map(|(name, value)| format!("{name} {value}"))
-        .collect();
+    let now: Vec<_> = wrong.iter().map(|(key, now, _)| format!("{key} {now}")).collect();
+    let right: Vec<_> = wrong.iter().map(|(key, _, right)| format!("{key} {right}")).collect();
     warning(
         "sleep",
         format!("on mains: {}", now.join(", ")),
-        format!("Run `sudo pmset -a {}`.", wrong.join(" ")),
+        format!("Run `sudo pmset -a {}`.", right.join(" ")),
     )
 }
 

@@ -24,7 +24,7 @@ mod order;
 mod probe;
 pub(crate) mod services;
 
-use choice::{Chooser, Decision, Pace, Seen, Stay, Why};
+use choice::{Chooser, Decision, Pace, Seen, Stay, Why, after};
 use order::{Orders, Seat};
 use probe::{Addresses, Prober, Round};
 
@@ -175,10 +175,6 @@ struct Watch {
     /// When the uplink in use gave its last right answer.
     good_at: Option<ContinuousMs>,
     around: Around,
-}
-
-fn after(at: ContinuousMs, period: Duration) -> ContinuousMs {
-    at.saturating_add(u64::try_from(period.as_millis()).unwrap_or(u64::MAX))
 }
 
 impl Watch {

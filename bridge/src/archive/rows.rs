@@ -32,8 +32,6 @@ pub(super) struct Rows {
     batches: Receiver<Read>,
     /// Batches that came before their turn.
     early: BTreeMap<u64, Result<RawRows, NotReady>>,
-    /// Batches taken.
-    taken: u64,
 }
 
 impl Rows {
@@ -55,13 +53,14 @@ impl Rows {
                 .spawn(move || reader.run())
                 .map_err(StreamError::Thread)?;
         }
-        Ok(Self { claims, batches, early: BTreeMap::new(), taken: 0 })
+        Ok(Self { claims, batches, early: BTreeMap::new() })
     }
 
     /// The next rows, never none; nothing when all have been taken.
     pub(super) fn next(&mut self) -> Option<Result<Vec<Row>, StreamError>> {
         loop {
-            let mut batch = match self.early.remove(&self.taken) {
+            let next = self.claims.state().taken;
+            let mut batch = match self.early.remove(&next) {
                 Some(Ok(batch)) => batch,
                 Some(Err(why)) => return Some(Err(why.into())),
                 None => match self.batches.recv() {
@@ -70,7 +69,7 @@ impl Rows {
                         continue;
                     }
                     // Nobody reads any more: all is here, or a reader has died.
-                    Err(_) if self.taken == self.claims.state().claimed => return None,
+                    Err(_) if next == self.claims.state().claimed => return None,
                     Err(_) => {
                         let died = io::Error::other("a thread that read has ended before its time");
                         return Some(Err(StreamError::Thread(died)));
@@ -78,8 +77,7 @@ impl Rows {
                 },
             };
             let rows = batch.decode();
-            self.taken += 1;
-            self.claims.taken(self.taken, batch);
+            self.claims.taken(batch);
             if !rows.is_empty() {
                 return Some(Ok(rows));
             }
@@ -154,10 +152,10 @@ impl Claims {
         state.at = state.at.max(rowid);
     }
 
-    /// So many batches have been taken; the last one may be filled again.
-    fn taken(&self, count: u64, used: RawRows) {
+    /// The next batch has been taken, and may be filled again.
+    fn taken(&self, used: RawRows) {
         let mut state = self.state();
-        state.taken = count;
+        state.taken += 1;
         state.used.push(used);
         drop(state);
         self.changed.notify_all();
@@ -270,7 +268,7 @@ mod tests {
         let (_dir, db) = database(10, "");
         drop(Reader { db, claims: Arc::clone(&claims), give });
         assert!(claims.next().is_none(), "nobody may go on without it");
-        let mut rows = Rows { claims, batches, early: BTreeMap::new(), taken: 0 };
+        let mut rows = Rows { claims, batches, early: BTreeMap::new() };
         assert!(matches!(rows.next(), Some(Err(StreamError::Thread(_)))));
     }
 
@@ -284,7 +282,7 @@ mod tests {
             let claims = Arc::clone(&claims);
             move || claims.next().unwrap().number
         });
-        claims.taken(1, RawRows::default());
+        claims.taken(RawRows::default());
         assert_eq!(waiting.join().unwrap(), CLAIMS_AHEAD);
     }
 }

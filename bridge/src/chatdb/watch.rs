@@ -284,13 +284,6 @@ impl Worker {
             })?;
             Ok((generation, version))
         });
-        let opened = seen.as_ref().ok().map(|(generation, _)| *generation);
-        self.files = if opened.is_some() && opened == self.seen.map(|(generation, _)| generation) {
-            files
-        } else {
-            // Opening a WAL database may itself have created the WAL.
-            Files::at(&self.path)
-        };
         let seen = match seen {
             Ok(seen) => Some(seen),
             // Whoever reads will meet the same and say so.
@@ -300,9 +293,11 @@ impl Worker {
             }
         };
         let before = std::mem::replace(&mut self.seen, seen);
-        if replaced
-            || seen.map(|(generation, _)| generation) != before.map(|(generation, _)| generation)
-        {
+        let generation = |seen: Option<(u64, i64)>| seen.map(|(generation, _)| generation);
+        let opened = generation(seen) != generation(before);
+        // Opening a WAL database may itself have created the WAL.
+        self.files = if opened || seen.is_none() { Files::at(&self.path) } else { files };
+        if replaced || opened {
             self.counters.reopened.fetch_add(1, Ordering::Relaxed);
         }
         replaced || seen != before

@@ -172,7 +172,8 @@ pub(crate) struct Chooser {
     again_at: ContinuousMs,
 }
 
-fn after(at: ContinuousMs, period: Duration) -> ContinuousMs {
+/// A time after another one.
+pub(super) fn after(at: ContinuousMs, period: Duration) -> ContinuousMs {
     at.saturating_add(u64::try_from(period.as_millis()).unwrap_or(u64::MAX))
 }
 
