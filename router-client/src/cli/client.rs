@@ -5,7 +5,6 @@ use std::time::Duration;
 use protocol::api::{PROBLEM_JSON, Page, Problem};
 use reqwest::{Method, Response, StatusCode, header};
 use router_client::tls::{self, TlsRoots};
-use rustls::{ClientConfig, RootCertStore};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -135,9 +134,8 @@ impl Client {
                     .map_err(|error| Failure::usage(error.to_string(), "see --ca"))?
             }
             // Never used, but the library wants one; building it must not depend on the system's certificates.
-            "http" => ClientConfig::builder()
-                .with_root_certificates(RootCertStore::empty())
-                .with_no_client_auth(),
+            "http" => tls::no_roots()
+                .map_err(|error| Failure::Local(anyhow::Error::new(error).context("set up TLS")))?,
             scheme => {
                 return Err(Failure::usage(
                     format!("the router's address has the scheme {scheme}"),
