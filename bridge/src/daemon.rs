@@ -450,6 +450,7 @@ impl<E: Evidence> Daemon<E> {
             Input::Fetched(fetched) => self.fetched(fetched, now, turn),
             Input::Ended(child, disposition) => self.child_ended(child, disposition, now, turn),
             Input::Tick => {
+                self.health.tick(now.continuous_ms);
                 self.window.tick(now.continuous_ms);
                 if now.continuous_ms >= self.database_at_ms {
                     self.read_database(now, turn)?;
@@ -504,11 +505,32 @@ impl<E: Evidence> Daemon<E> {
                 turn.tell(Fact::Capability(known), now, self.outbound.max_epoch());
                 return Ok(());
             }
+            Command::Pause { for_ms } => {
+                self.pause(for_ms, now);
+                return Ok(());
+            }
             Command::Drain { deadline_ms } => Event::Drain { deadline_ms: bounded(deadline_ms) },
             Command::Stop { deadline_ms } => Event::Stop { deadline_ms: bounded(deadline_ms) },
         };
         self.outbound.step(event, now, turn);
         Ok(())
+    }
+
+    /// Nothing talks to Messages while it is restarted. A question that is on its way is ended, for nobody
+    /// waits for its answer; a send is not: its osascript has its own deadline.
+    fn pause(&mut self, for_ms: u64, now: Now) {
+        let was = self.health.is_paused();
+        self.health.pause(for_ms, now.continuous_ms);
+        if let Some(child) = self.child.as_ref().filter(|child| child.job == Job::Probe)
+            && self.health.is_paused()
+        {
+            child.kill.cancel();
+        }
+        if was != self.health.is_paused() {
+            tracing::info!(paused = !was, "Messages is restarted by its keeper, or that is over");
+        }
+        // Whoever asked waits to hear that nothing runs.
+        self.heartbeat_at_ms = now.continuous_ms;
     }
 
     /// What is known of the channels of an address: nothing of groups and services, nor while chat.db cannot
@@ -609,6 +631,9 @@ impl<E: Evidence> Daemon<E> {
 
     fn child_ended(&mut self, id: u64, disposition: Disposition, now: Now, turn: &mut Turn) {
         let Some(child) = self.child.take_if(|child| child.id == id) else { return };
+        if self.health.is_paused() {
+            self.heartbeat_at_ms = now.continuous_ms;
+        }
         match child.job {
             Job::Probe => {
                 if !child.kill.is_cancelled() {
@@ -830,6 +855,9 @@ impl<E: Evidence> Daemon<E> {
         self.heartbeat.osascript_age_ms = self.child.as_ref().map(|child| {
             u64::try_from(now.continuous_ms.saturating_sub(child.since_ms)).unwrap_or(0)
         });
+        // An osascript of an earlier life may be sending; only its lock tells. Ours holds the same one.
+        self.heartbeat.paused = self.health.is_paused()
+            && (self.child.is_some() || matches!(self.osascript.orphan_runs(), Ok(false)));
         self.heartbeat.queued = count(self.outbound.queued());
         self.heartbeat.in_flight = count(self.outbound.in_flight());
         self.heartbeat.unacked = self.window.unacked();

@@ -13,6 +13,9 @@ use crate::osascript::Disposition;
 /// While something is wrong the account is asked this often: people who repair it wait for it.
 const PROBE_WHILE_BAD_MS: i64 = 5_000;
 
+/// Longest pause that is believed; it is asked for again while it lasts.
+const PAUSE_MS_MAX: i64 = 60_000;
+
 const REMEDY_ORPHAN: &str =
     "an osascript of an earlier run still works; it is waited for. End it if it hangs";
 
@@ -34,6 +37,8 @@ pub(crate) struct Health {
     database: Result<(), NotReady>,
     account: Account,
     orphan: bool,
+    /// Somebody restarts Messages: nothing may talk to it until then.
+    paused_until_ms: Option<i64>,
     /// What is wrong with this Mac: its disks, its clock.
     machine: Vec<NotReady>,
     /// What was last said to the listener.
@@ -55,6 +60,7 @@ impl Health {
             database: Err(not_ready(Reason::Starting)),
             account: Account::Unasked,
             orphan: false,
+            paused_until_ms: None,
             machine: Vec::new(),
             said: None,
             next_probe_ms: now_ms,
@@ -86,15 +92,49 @@ impl Health {
         self.machine.iter().any(|why| why.reason == reason)
     }
 
+    /// Messages is being restarted, or no longer.
+    pub(crate) fn pause(&mut self, for_ms: u64, now_ms: i64) {
+        if for_ms == 0 {
+            self.resume(now_ms);
+            return;
+        }
+        let for_ms = i64::try_from(for_ms).unwrap_or(i64::MAX).min(PAUSE_MS_MAX);
+        self.paused_until_ms = Some(now_ms.saturating_add(for_ms));
+        // Whatever it was: a Messages that was restarted must answer before it is sent to.
+        self.account = Account::Bad(Reason::MessagesRestarting);
+    }
+
+    /// Ends a pause that was not asked for again.
+    pub(crate) fn tick(&mut self, now_ms: i64) {
+        if self.paused_until_ms.is_some_and(|until| now_ms >= until) {
+            self.resume(now_ms);
+        }
+    }
+
+    fn resume(&mut self, now_ms: i64) {
+        if self.paused_until_ms.take().is_some() {
+            self.next_probe_ms = now_ms;
+        }
+    }
+
+    /// Whether nothing may talk to Messages now.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused_until_ms.is_some()
+    }
+
     /// A send has shown something that only a probe can settle.
     pub(crate) fn suspect(&mut self, now_ms: i64) {
+        if self.is_paused() {
+            // It is known that something is wrong, and a probe follows the pause anyway.
+            return;
+        }
         self.account = Account::Suspect;
         self.next_probe_ms = now_ms;
     }
 
     /// Whether the account should be asked now.
     pub(crate) fn probe_due(&self, now_ms: i64) -> bool {
-        now_ms >= self.next_probe_ms
+        !self.is_paused() && now_ms >= self.next_probe_ms
     }
 
     /// A question is on its way; the next one is due after this time even if it gets no answer.
@@ -106,7 +146,9 @@ impl Health {
     pub(crate) fn probed(&mut self, disposition: &Disposition, now_ms: i64) -> AccountNews {
         let standing = standing(disposition);
         let account = standing.reason.map_or(Account::Connected, Account::Bad);
-        self.account = account;
+        if !self.is_paused() {
+            self.account = account;
+        }
         let pause = match account {
             Account::Connected => self.interval_ms,
             Account::Unasked | Account::Suspect | Account::Bad(_) => {
@@ -241,6 +283,40 @@ mod tests {
         health.machine(&[Check::warning("state_disk", "some", "Free it.")]);
         assert!(health.is_usable() && !health.machine_lacks(Reason::DiskLow));
         assert_eq!(reasons(health.news()), Some(vec![]));
+    }
+
+    #[test]
+    fn a_pause_keeps_everything_from_messages_until_it_has_answered_again() {
+        let mut health = Health::new(60_000, 0);
+        health.database(Ok(()));
+        health.probed(&answer("connected"), 0);
+        assert!(health.is_usable());
+        health.pause(20_000, 1_000);
+        assert!(!health.is_usable() && !health.probe_due(100_000));
+        assert_eq!(reasons(health.news()), Some(vec![Reason::MessagesRestarting]));
+        // What was asked before and what a send has met change nothing of it.
+        health.suspect(2_000);
+        health.probed(&answer("connected"), 2_000);
+        assert!(!health.is_usable() && !health.probe_due(100_000));
+        health.tick(20_999);
+        assert!(health.is_paused());
+        health.tick(21_000);
+        assert!(!health.is_paused() && health.probe_due(21_000) && !health.is_usable());
+        assert_eq!(health.news(), None, "it has not answered yet");
+        health.probed(&answer("connected"), 21_100);
+        assert!(health.is_usable());
+        assert_eq!(reasons(health.news()), Some(vec![]));
+
+        health.pause(u64::MAX, 30_000);
+        health.tick(30_000 + PAUSE_MS_MAX);
+        assert!(!health.is_paused(), "nobody is paused for ever");
+        health.pause(20_000, 100_000);
+        health.pause(0, 100_100);
+        assert!(!health.is_paused() && health.probe_due(100_100));
+        // A pause that is ended twice does not make a healthy account be asked again.
+        health.probed(&answer("connected"), 100_200);
+        health.pause(0, 100_300);
+        assert!(!health.probe_due(100_300) && health.is_usable());
     }
 
     #[test]

@@ -186,6 +186,63 @@ pub struct HostHealth {
     /// Its ways to the internet; none where they are not watched.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<HostNetwork>,
+    /// How its Messages is; none where nobody keeps it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub messages_app: Option<HostMessagesApp>,
+}
+
+/// How Messages is on a host, as its keeper finds it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostMessagesApp {
+    /// What follows from the rest.
+    pub state: MessagesAppState,
+    /// What is wrong, as a stable code; none while it answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// What to do about it, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+    /// Since when it is in this state.
+    pub since: UnixMs,
+    /// How often it was brought back since the supervisor started.
+    pub recoveries: u64,
+    /// How often that was tried in vain.
+    pub failures: u64,
+    /// How long the last recovery took, from the first question without an answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_recovery_ms: Option<u64>,
+    /// Restarts of it within the last hour, which are capped.
+    pub restarts_last_hour: u32,
+}
+
+/// Whether Messages answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MessagesAppState {
+    /// It answers.
+    Ok,
+    /// It did not answer and is being restarted.
+    Recovering,
+    /// It does not answer, and restarting does not help, or may not be tried now.
+    Degraded,
+    /// It was not asked yet, or a word that this build does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+impl MessagesAppState {
+    /// Every state.
+    pub const ALL: [Self; 4] = [Self::Ok, Self::Recovering, Self::Degraded, Self::Unknown];
+
+    /// The stable word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Recovering => "recovering",
+            Self::Degraded => "degraded",
+            Self::Unknown => "unknown",
+        }
+    }
 }
 
 /// What a host runs on.

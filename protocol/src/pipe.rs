@@ -62,6 +62,13 @@ pub enum Command {
         /// Which address.
         to: Recipient,
     },
+    /// Start no osascript, for a send or for a question, until this time is over: Messages is being
+    /// restarted. What is queued stays queued. Said again while it lasts, so that a supervisor that
+    /// dies leaves nobody waiting; 0 ends it. Answered with a heartbeat.
+    Pause {
+        /// For so long from now, in milliseconds of the continuous clock.
+        for_ms: u64,
+    },
     /// Finish what is started, start nothing new, then exit 0.
     Drain {
         /// After so many milliseconds exit all the same.
@@ -220,6 +227,10 @@ pub struct Heartbeat {
     pub not_registered_last_hour: u64,
     /// Age of the running osascript in milliseconds; none when none runs.
     pub osascript_age_ms: Option<u64>,
+    /// It was asked to [pause](Command::Pause) and starts no osascript; nor does one of an earlier
+    /// life run, whose age is not known.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
     /// Sends accepted and not started; goes up and down.
     pub queued: u64,
     /// Sends started and not final; goes up and down.
@@ -480,7 +491,7 @@ pub enum AccountState {
 }
 
 const COMMANDS: &[&str] =
-    &["send", "cancel", "lease", "revoke", "ack", "replay", "capability", "drain", "stop"];
+    &["send", "cancel", "lease", "revoke", "ack", "replay", "capability", "pause", "drain", "stop"];
 const UPS: &[&str] = &["event", "hello", "ready", "not_ready", "heartbeat"];
 
 /// Parses one line from a supervisor, without its newline.

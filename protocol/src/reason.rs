@@ -106,6 +106,8 @@ reasons! {
     MessagesTimeout = "messages_timeout",
     /// The connection to Messages broke while it was asked to send (AppleScript -609).
     MessagesConnectionLost = "messages_connection_lost",
+    /// Messages is being restarted because it did not answer; nothing starts until it does.
+    MessagesRestarting = "messages_restarting",
     /// Messages took the text but wrote a row that leads nowhere.
     GhostRow = "ghost_row",
     /// The bridge ended while the send was in flight, and chat.db does not show it.

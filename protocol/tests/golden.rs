@@ -13,8 +13,9 @@ use protocol::api::{
 };
 use protocol::link::{
     EnrolPhone, EnrolRequest, EnrolResponse, EnrolledPhone, Enrolment, EventFrame, HostFrame,
-    HostHealth, HostHello, HostNetwork, HostPower, HostUplink, PhoneReport, PhoneState, PowerLevel,
-    PowerSource, RouterFrame, UplinkState, Welcome, WelcomePhone,
+    HostHealth, HostHello, HostMessagesApp, HostNetwork, HostPower, HostUplink, MessagesAppState,
+    PhoneReport, PhoneState, PowerLevel, PowerSource, RouterFrame, UplinkState, Welcome,
+    WelcomePhone,
 };
 use protocol::pipe::{
     AccountState, App, AttachmentChange, Attempt, AttemptReason, Capability, ChannelCapability,
@@ -278,6 +279,7 @@ fn the_pipe_downwards() {
         ("ack", Command::Ack { journal: "j1".to_owned(), seq: 41 }),
         ("replay", Command::Replay),
         ("capability", Command::Capability { to: anna() }),
+        ("pause", Command::Pause { for_ms: 20_000 }),
         ("drain", Command::Drain { deadline_ms: 10_000 }),
         ("stop", Command::Stop { deadline_ms: 5_000 }),
     ];
@@ -391,6 +393,16 @@ fn the_link_from_the_host() {
                                 router: Some(true),
                             },
                         ],
+                    }),
+                    messages_app: Some(HostMessagesApp {
+                        state: MessagesAppState::Degraded,
+                        why: Some("restarted_in_vain".to_owned()),
+                        remedy: Some("restart the Mac".to_owned()),
+                        since: NOON,
+                        recoveries: 2,
+                        failures: 1,
+                        last_recovery_ms: Some(17_000),
+                        restarts_last_hour: 2,
                     }),
                 },
             },

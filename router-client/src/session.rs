@@ -519,6 +519,7 @@ impl Session {
                     | Command::Revoke { .. }
                     | Command::Ack { .. }
                     | Command::Replay
+                    | Command::Pause { .. }
                     | Command::Drain { .. }
                     | Command::Stop { .. } => {
                         self.stray("command that is not the router's to give");

@@ -242,9 +242,24 @@ pub(crate) async fn run(
     bytes_max: usize,
     tracker: &TaskTracker,
 ) -> Result<Printed, RunError> {
+    run_with(spec, None, within, bytes_max, tracker).await
+}
+
+/// The same for a program that reads something.
+pub(crate) async fn run_with(
+    spec: &Spec,
+    input: Option<&str>,
+    within: Duration,
+    bytes_max: usize,
+    tracker: &TaskTracker,
+) -> Result<Printed, RunError> {
     let ring = Arc::new(Mutex::new(Ring::default()));
     let mut child = start(spec, &ring, tracker)?;
-    // Nothing is said to it: whoever waits for input meets its end.
+    if let Some(Err(refused)) = input.map(|input| child.write(input.to_owned())) {
+        // The queue is new and empty; whatever it is, the program meets the end of its input and says so.
+        tracing::debug!(%refused, "a program was not given its input");
+    }
+    // Nothing more is said to it: whoever waits for input meets its end.
     child.stdin = None;
     let odd = |what: String| RunError::Odd { program: spec.program.clone(), what };
     let read = async {

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use url::Url;
 
+use crate::messages_app;
 use crate::network::services::NAME_BYTES_MAX;
 use crate::network::{self, Anchor, UPLINKS_MAX, UplinkConfig};
 use crate::phone::Settings;
@@ -83,6 +84,8 @@ struct Raw {
     #[serde(default)]
     power: RawPower,
     #[serde(default)]
+    messages_app: RawMessagesApp,
+    #[serde(default)]
     network: RawNetwork,
 }
 
@@ -152,6 +155,21 @@ struct RawPower {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+struct RawMessagesApp {
+    keep: Option<bool>,
+    probe_every_s: Option<Spanned<u64>>,
+    open_within_s: Option<Spanned<u64>>,
+    wake_quiet_s: Option<Spanned<u64>>,
+    restarts_per_hour: Option<Spanned<u32>>,
+    restarts_per_day: Option<Spanned<u32>>,
+    osascript: Option<Spanned<PathBuf>>,
+    open: Option<Spanned<PathBuf>>,
+    pgrep: Option<Spanned<PathBuf>>,
+    kill: Option<Spanned<PathBuf>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 struct RawNetwork {
     helper: Option<Spanned<PathBuf>>,
     every_ms: Option<Spanned<u64>>,
@@ -205,6 +223,8 @@ pub(crate) struct Config {
     pub(crate) memory: MemoryLimits,
     /// Power and sleep.
     pub(crate) power: power::Settings,
+    /// The Messages of this login session.
+    pub(crate) messages_app: messages_app::Settings,
     /// The ways to the internet.
     pub(crate) network: network::Settings,
 }
@@ -405,6 +425,7 @@ impl Config {
         };
         let memory = memory(&source, &raw.memory)?;
         let power = power(&source, &raw.power)?;
+        let messages_app = messages_app(&source, &raw.messages_app, &phones)?;
         let network = network(&source, &raw.network, router.as_ref())?;
         Ok(Self {
             file: path.to_owned(),
@@ -416,6 +437,7 @@ impl Config {
             settings,
             memory,
             power,
+            messages_app,
             network,
         })
     }
@@ -595,6 +617,57 @@ fn power(source: &Source<'_>, raw: &RawPower) -> Result<power::Settings, ConfigE
             low_percent: u8::try_from(percent).unwrap_or(limits.low_percent),
             low_minutes: u32::try_from(minutes).unwrap_or(limits.low_minutes),
             steady,
+        },
+    })
+}
+
+/// One that is opened more often than this within an hour is not kept, it is hammered.
+const RESTARTS_MAX: u32 = 60;
+
+fn messages_app(
+    source: &Source<'_>,
+    raw: &RawMessagesApp,
+    phones: &[PhoneConfig],
+) -> Result<messages_app::Settings, ConfigError> {
+    let defaults = messages_app::Policy::default();
+    let program = |field, path: Option<&Spanned<PathBuf>>, own: &str| {
+        path.map_or_else(|| Ok(PathBuf::from(own)), |path| source.absolute(field, path))
+    };
+    let cap = |field, value: Option<&Spanned<u32>>, default: u32| match value {
+        Some(value) if *value.get_ref() > RESTARTS_MAX => Err(source.wrong(
+            field,
+            value,
+            format!("{} is more than {RESTARTS_MAX}", value.get_ref()),
+        )),
+        Some(value) => Ok(*value.get_ref()),
+        None => Ok(default),
+    };
+    let seconds = |field, value: &Option<Spanned<u64>>, default| {
+        source.period(field, value.as_ref(), default, 1_000)
+    };
+    // Messages is a Mac's own; elsewhere something is kept only when its programs are named.
+    let named =
+        [&raw.osascript, &raw.open, &raw.pgrep, &raw.kill].iter().all(|path| path.is_some());
+    let keep = raw.keep.unwrap_or(cfg!(target_os = "macos") || named);
+    let tools = messages_app::Tools {
+        osascript: program("osascript", raw.osascript.as_ref(), "/usr/bin/osascript")?,
+        open: program("open", raw.open.as_ref(), "/usr/bin/open")?,
+        pgrep: program("pgrep", raw.pgrep.as_ref(), "/usr/bin/pgrep")?,
+        kill: program("kill", raw.kill.as_ref(), "/bin/kill")?,
+    };
+    let longest = phones.iter().map(|phone| messages_app::deadline(&phone.extra)).max();
+    Ok(messages_app::Settings {
+        tools: keep.then_some(tools),
+        policy: messages_app::Policy {
+            probe_every: seconds("probe_every_s", &raw.probe_every_s, defaults.probe_every)?,
+            open_within: seconds("open_within_s", &raw.open_within_s, defaults.open_within)?,
+            wake_quiet: seconds("wake_quiet_s", &raw.wake_quiet_s, defaults.wake_quiet)?,
+            per_hour: cap("restarts_per_hour", raw.restarts_per_hour.as_ref(), defaults.per_hour)?,
+            per_day: cap("restarts_per_day", raw.restarts_per_day.as_ref(), defaults.per_day)?,
+            // A bridge whose script is past its deadline is waited for no longer.
+            pause_within: longest
+                .map_or(defaults.pause_within, |longest| longest + messages_app::STILL_WITHIN),
+            ..defaults
         },
     })
 }

@@ -22,7 +22,7 @@ use data_encoding::HEXLOWER;
 use futures_util::stream::{self, Stream};
 use metrics_exporter_prometheus::PrometheusHandle;
 use protocol::api::{FieldError, Problem};
-use protocol::link::{HostNetwork, HostPower, PhoneState};
+use protocol::link::{HostMessagesApp, HostNetwork, HostPower, PhoneState};
 use protocol::pipe::{Attempt, Command};
 use protocol::{E164, PhoneId};
 use router_client::clock::wall_now;
@@ -394,6 +394,8 @@ struct HostView {
     power: Option<HostPower>,
     /// Its ways to the internet; null where they are not watched.
     network: Option<HostNetwork>,
+    /// How its Messages is; null where nobody keeps it.
+    messages_app: Option<HostMessagesApp>,
 }
 
 async fn host(State(dispatch): State<Dispatch>) -> Json<HostView> {
@@ -402,6 +404,7 @@ async fn host(State(dispatch): State<Dispatch>) -> Json<HostView> {
         restarts: dispatch.pool.restarts(),
         power: dispatch.machine.power.borrow().clone(),
         network: dispatch.machine.network.borrow().clone(),
+        messages_app: dispatch.machine.messages_app.borrow().clone(),
     })
 }
 

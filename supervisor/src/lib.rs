@@ -26,6 +26,7 @@ mod life;
 mod lines;
 mod log_file;
 mod logs;
+mod messages_app;
 mod network;
 mod phone;
 mod plan;

@@ -29,6 +29,7 @@ use crate::dispatch::{self, Dispatch};
 use crate::doctor::{self, Tools};
 use crate::files;
 use crate::identity::{self, Identity, IdentityError, random};
+use crate::messages_app;
 use crate::network;
 use crate::pool::{Pool, Surroundings, chain};
 use crate::power;
@@ -127,7 +128,8 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
     let redial = linked.as_ref().map(|linked| linked.link.redial());
     let (power_told, power) = watch::channel(None);
     let (network_told, network) = watch::channel(None);
-    let machine = Machine { power: power.clone(), network };
+    let (messages_told, messages_app) = watch::channel(None);
+    let machine = Machine { power: power.clone(), network, messages_app };
     if let Some(linked) = &linked {
         announce_phones(linked, phones.keys());
     }
@@ -164,6 +166,14 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
         ));
     }
     power::start(&config.power, &config.state_dir, power_told, &tracker, &closing);
+    messages_app::start(
+        &config.messages_app,
+        &config.state_dir,
+        &pool,
+        messages_told,
+        &tracker,
+        &closing,
+    );
     let around = network::Around {
         told: network_told,
         link: link_state.clone(),

@@ -644,6 +644,7 @@ impl Owner {
             | Command::Cancel { .. }
             | Command::Replay
             | Command::Capability { .. }
+            | Command::Pause { .. }
             | Command::Drain { .. }
             | Command::Stop { .. } => {}
         }

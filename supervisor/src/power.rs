@@ -234,14 +234,23 @@ impl Judge {
 }
 
 /// The two clocks, read one after the other.
-#[derive(Debug, Clone, Copy)]
-struct Clocks {
-    continuous: ContinuousMs,
-    awake: ContinuousMs,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Clocks {
+    /// Goes on while the machine sleeps.
+    pub(crate) continuous: ContinuousMs,
+    /// Stands still while it does.
+    pub(crate) awake: ContinuousMs,
+}
+
+impl Clocks {
+    /// What they show now.
+    pub(crate) fn read() -> Self {
+        Self { continuous: continuous_now(), awake: awake_now() }
+    }
 }
 
 /// How long the machine slept between two looks at the clocks, if it did: the one went on, the other stood still.
-fn slept(before: Clocks, now: Clocks) -> Option<Duration> {
+pub(crate) fn slept(before: Clocks, now: Clocks) -> Option<Duration> {
     let continuous = now.continuous.saturating_sub(before.continuous);
     let awake = now.awake.saturating_sub(before.awake);
     let asleep = Duration::from_millis(continuous.saturating_sub(awake));
@@ -250,12 +259,11 @@ fn slept(before: Clocks, now: Clocks) -> Option<Duration> {
 
 /// Looks at the clocks until `closing`, and calls `on_wake` after each sleep.
 pub(crate) async fn watch_sleep(on_wake: impl Fn() + Send, closing: CancellationToken) {
-    let read = || Clocks { continuous: continuous_now(), awake: awake_now() };
     let mut tick = tokio::time::interval(SLEEP_LOOK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut before = read();
+    let mut before = Clocks::read();
     while closing.run_until_cancelled(tick.tick()).await.is_some() {
-        let now = read();
+        let now = Clocks::read();
         if let Some(asleep) = slept(before, now) {
             metrics::counter!("switchboard_sleeps_total").increment(1);
             metrics::counter!("switchboard_slept_seconds_total").increment(asleep.as_secs());

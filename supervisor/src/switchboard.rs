@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use protocol::PhoneId;
-use protocol::link::{HostHealth, HostNetwork, HostPower};
+use protocol::link::{HostHealth, HostMessagesApp, HostNetwork, HostPower};
 use protocol::pipe::Command;
 use router_client::link::{LinkInput, LinkOutput};
 use tokio::sync::{mpsc, watch};
@@ -36,6 +36,8 @@ pub(crate) struct Machine {
     pub(crate) power: watch::Receiver<Option<HostPower>>,
     /// Its ways to the internet.
     pub(crate) network: watch::Receiver<Option<HostNetwork>>,
+    /// How its Messages is.
+    pub(crate) messages_app: watch::Receiver<Option<HostMessagesApp>>,
 }
 
 /// Forwards from the link to the phones until the link ends or `shutdown` is cancelled.
@@ -59,6 +61,7 @@ pub(crate) async fn forward(
                     restarts: pool.restarts(),
                     power: machine.power.borrow().clone(),
                     network: machine.network.borrow().clone(),
+                    messages_app: machine.messages_app.borrow().clone(),
                     ..HostHealth::default()
                 };
                 // A full queue means that events wait; the next report is five seconds away.

@@ -155,7 +155,8 @@ fn program(dir: &Path, body: &str) {
     let script = format!(
         "#!/bin/sh\nscript=$(cat)\ncase $script in '') exit 0;; *'connection status'*) {probe};; esac\n\
          echo \"$8\" >> {log}\n{body}\n",
-        probe = "if [ -f \"$0.denied\" ]; then echo 'x (-1743)' >&2; exit 1; fi; echo connected; exit 0",
+        probe = "if [ -f \"$0.denied\" ]; then echo 'x (-1743)' >&2; exit 1; fi; \
+                 [ ! -f \"$0.hangs\" ] || exec sleep 60; echo connected; exit 0",
         log = dir.join("sends").display(),
     );
     std::fs::write(&path, script).unwrap();
@@ -646,4 +647,57 @@ async fn a_heartbeat_tells_what_the_newest_rows_say() {
     assert_eq!(beat.last_receipt, Some(UnixMs(1_795_000_001_000)));
     assert_eq!((beat.own_last_hour, beat.not_registered_last_hour), (9, 7));
     bridge.end().await;
+}
+
+#[tokio::test]
+async fn a_paused_bridge_leaves_messages_alone_and_sends_what_waits_afterwards_once() {
+    let mut bridge = Bridge::new("");
+    bridge.ready().await;
+    bridge.lease().await;
+    bridge.say(&Command::Pause { for_ms: 30_000 }).await;
+    // Said at once, and not only with the next regular sign of life.
+    let beat = bridge.until(|up| matches!(up, Up::Heartbeat(beat) if beat.paused)).await;
+    let Up::Heartbeat(beat) = beat else { panic!("{beat:?}") };
+    assert_eq!(beat.osascript_age_ms, None);
+    let message = command(1);
+    bridge.say(&message).await;
+    bridge.event("accepted").await;
+    bridge.until(|up| matches!(up, Up::Heartbeat(beat) if beat.queued == 1)).await;
+    assert_eq!(bridge.sends(), Vec::<String>::new());
+    bridge.say(&Command::Pause { for_ms: 0 }).await;
+    bridge.until(|up| *up == Up::Ready).await;
+    bridge.event("sent").await;
+    assert_eq!(bridge.sends_of(1).await, ["text 1"]);
+    bridge.end().await;
+}
+
+#[tokio::test]
+async fn a_pause_ends_a_question_that_is_on_its_way_and_waits_for_a_send() {
+    let dir = tempfile::tempdir().unwrap();
+    program(dir.path(), "sleep 1");
+    let fake = Fake::default();
+    fake.0.lock().unwrap().obliging = true;
+    let patient = |config: &mut Config| config.osascript_deadline = Duration::from_mins(1);
+    let mut bridge = Bridge::start_with(dir, fake, patient);
+    bridge.ready().await;
+    bridge.lease().await;
+    bridge.say(&command(1)).await;
+    bridge.event("started").await;
+    bridge.say(&Command::Pause { for_ms: 30_000 }).await;
+    let busy = bridge.until(|up| matches!(up, Up::Heartbeat(beat) if beat.paused)).await;
+    let Up::Heartbeat(busy) = busy else { panic!("{busy:?}") };
+    assert!(busy.osascript_age_ms.is_some(), "{busy:?}");
+    bridge.until(|up| matches!(up, Up::Heartbeat(beat) if is_quiet(beat))).await;
+    assert_eq!(bridge.sends(), ["text 1"]);
+    // The question that follows a pause hangs; the next pause need not wait for it.
+    std::fs::write(bridge.dir.path().join("osascript.hangs"), "").unwrap();
+    bridge.say(&Command::Pause { for_ms: 0 }).await;
+    bridge.until(|up| matches!(up, Up::Heartbeat(beat) if beat.osascript_age_ms.is_some())).await;
+    bridge.say(&Command::Pause { for_ms: 30_000 }).await;
+    bridge.until(|up| matches!(up, Up::Heartbeat(beat) if is_quiet(beat))).await;
+    bridge.end().await;
+}
+
+fn is_quiet(beat: &Heartbeat) -> bool {
+    beat.paused && beat.osascript_age_ms.is_none()
 }
