@@ -3,7 +3,7 @@
 //! As in the real one the whole script is compiled before any of it runs, so a script that is cut
 //! off does nothing. The language is `on run argv`, `set … to`, `tell application "Messages"`,
 //! `if … is …`, `if application "Messages" is (not) running`, `with timeout of`, `try … on error
-//! number …`, `send … to participant … of …`, `send … to chat id …`, `id of chat id …`, `(POSIX file …)
+//! number …`, `quit`, `close windows`, `send … to participant … of …`, `send … to chat id …`, `id of chat id …`, `(POSIX file …)
 //! as alias`, accounts and their connection status, `&`, `return`, `log` and comments. All else is a
 //! syntax error.
 
@@ -99,9 +99,7 @@ pub trait Messages {
     /// How many accounts there are.
     fn count_accounts(&mut self, timeout_s: Option<u64>) -> Result<i64, EventError>;
     /// Whether Messages runs. Needs no permission, and does not start it.
-    fn is_running(&mut self) -> bool {
-        !matches!(self.count_accounts(Some(5)), Err(EventError { number: -600, .. }))
-    }
+    fn is_running(&mut self) -> bool;
     /// Whether there is a file of this path. AppleScript's own question; Messages does not hear of it.
     fn is_file(&mut self, path: &str) -> bool;
     /// Whether Messages knows a chat of that guid.
@@ -121,6 +119,10 @@ pub trait Messages {
         content: Content<'_>,
         timeout_s: Option<u64>,
     ) -> Result<(), EventError>;
+    /// Asks Messages to quit.
+    fn quit(&mut self, timeout_s: Option<u64>) -> Result<(), EventError>;
+    /// Closes its windows; it goes on running.
+    fn close_windows(&mut self, timeout_s: Option<u64>) -> Result<(), EventError>;
     /// What `log` writes (to stderr).
     fn log(&mut self, line: &str);
 }

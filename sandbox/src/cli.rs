@@ -15,7 +15,7 @@ use crate::daemon::{self, Settings};
 use crate::faults;
 use crate::generate;
 use crate::outcome;
-use crate::socket::{Account, Client, Reply, Request, rows};
+use crate::socket::{Account, Client, Cure, Reply, Request, rows};
 use crate::truth::{self, CountBy};
 use crate::world::PhoneSpec;
 
@@ -209,6 +209,17 @@ enum Command {
         #[arg(long)]
         phone: Option<String>,
     },
+    /// Lets Messages hang: no Apple event is answered.
+    HangMessages {
+        #[command(flatten)]
+        dir: Dir,
+        /// The phone; all if it is not named.
+        #[arg(long)]
+        phone: Option<String>,
+        /// What makes it answer again.
+        #[arg(long)]
+        until: Cure,
+    },
     /// Shows the phones and how they are.
     List {
         #[command(flatten)]
@@ -320,6 +331,9 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::QuitMessages { dir, phone } => ask(&dir.dir, &Request::Quit { phone }),
         Command::StartMessages { dir, phone } => ask(&dir.dir, &Request::Start { phone }),
+        Command::HangMessages { dir, phone, until } => {
+            ask(&dir.dir, &Request::Hang { phone, until })
+        }
         Command::List { dir } => ask(&dir.dir, &Request::List),
         Command::Stop { dir } => ask(&dir.dir, &Request::Stop),
         Command::Outcomes => print(&outcome::table()),

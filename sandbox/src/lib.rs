@@ -33,6 +33,7 @@ pub mod generate;
 pub mod osascript;
 pub mod outcome;
 pub mod socket;
+pub mod tools;
 pub mod truth;
 pub mod typedstream;
 pub mod world;

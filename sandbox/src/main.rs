@@ -9,6 +9,8 @@ fn main() -> ExitCode {
     let argv0 = args.first().map_or(Path::new(""), Path::new);
     if sandbox::osascript::is_called(argv0) {
         sandbox::osascript::main(&args)
+    } else if let Some(code) = sandbox::tools::main(&args) {
+        code
     } else {
         sandbox::cli::main(args)
     }

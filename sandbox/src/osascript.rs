@@ -103,7 +103,7 @@ fn read_script(file: &str) -> io::Result<String> {
 }
 
 /// `DIR/<number>`. A name without a folder was found through PATH.
-fn phone_folder(argv0: &Path) -> Option<PathBuf> {
+pub(crate) fn phone_folder(argv0: &Path) -> Option<PathBuf> {
     let folder = match argv0.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
         Some(_) | None => std::env::split_paths(&std::env::var_os("PATH")?)
@@ -185,6 +185,19 @@ impl Messages for Remote {
     fn count_accounts(&mut self, timeout_s: Option<u64>) -> Result<i64, EventError> {
         let value = self.ask(&Request::CountAccounts { phone: self.number() }, timeout_s)?;
         Ok(value.as_i64().unwrap_or_default())
+    }
+
+    fn is_running(&mut self) -> bool {
+        // The system's own question: Messages hears nothing of it, so one that hangs runs as well.
+        self.ask(&Request::IsRunning { phone: self.number() }, Some(5)) == Ok(Value::Bool(true))
+    }
+
+    fn quit(&mut self, timeout_s: Option<u64>) -> Result<(), EventError> {
+        self.ask(&Request::AskToQuit { phone: self.number() }, timeout_s).map(drop)
+    }
+
+    fn close_windows(&mut self, timeout_s: Option<u64>) -> Result<(), EventError> {
+        self.ask(&Request::CloseWindows { phone: self.number() }, timeout_s).map(drop)
     }
 
     fn is_file(&mut self, path: &str) -> bool {

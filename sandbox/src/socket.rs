@@ -32,6 +32,22 @@ pub enum Account {
     NoPermission,
 }
 
+/// What makes a Messages that hangs answer again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Cure {
+    /// It still quits when it is asked to.
+    Quit,
+    /// TERM.
+    Term,
+    /// It refuses TERM.
+    Kill,
+    /// Opened anew it hangs again, until its agents were ended as well.
+    Agents,
+    /// Nothing.
+    Never,
+}
+
 /// What is asked of the sandbox, by osascript and by the control commands. A phone is named by
 /// its number, with or without `+`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +71,42 @@ pub enum Request {
     CountAccounts {
         /// The phone.
         phone: String,
+    },
+    /// osascript: does Messages run? It does not hear of this itself.
+    IsRunning {
+        /// The phone.
+        phone: String,
+    },
+    /// osascript: quit.
+    AskToQuit {
+        /// The phone.
+        phone: String,
+    },
+    /// osascript: close all windows.
+    CloseWindows {
+        /// The phone.
+        phone: String,
+    },
+    /// pgrep: which processes are there?
+    Processes {
+        /// The phone.
+        phone: String,
+    },
+    /// kill: end a process.
+    Signal {
+        /// The phone.
+        phone: String,
+        /// Which.
+        pid: u32,
+        /// KILL instead of TERM.
+        kill: bool,
+    },
+    /// From now on Messages hangs: no Apple event is answered.
+    Hang {
+        /// The phone.
+        phone: Option<String>,
+        /// Until this was done.
+        until: Cure,
     },
     /// osascript: send to an address.
     Send {

@@ -1,5 +1,6 @@
 //! The phones of one sandbox and what happens on them.
 
+mod app;
 mod rows;
 
 use std::collections::BTreeMap;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use protocol::E164;
 use serde_json::{Value, json};
-use tokio::sync::{OwnedMutexGuard, oneshot};
+use tokio::sync::{Notify, OwnedMutexGuard, oneshot};
 use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
 
@@ -25,6 +26,10 @@ use crate::clock::AppleNs;
 use crate::outcome::{self, Action, Answer, FirstLook, Plan, Service};
 use crate::socket::{Account, Reply, Request};
 use crate::truth::{Send, Truth};
+use app::App;
+
+/// The programs of a Mac that this one plays, by the name that it is called by.
+const PROGRAMS: [&str; 4] = ["osascript", "open", "pgrep", "kill"];
 
 /// How long an inbound row stays without its chat, at speed 1.
 const INBOUND_JOIN_MS: u64 = 10;
@@ -45,13 +50,6 @@ impl std::str::FromStr for PhoneSpec {
     }
 }
 
-/// Whether Messages runs, and its account.
-#[derive(Debug, Clone, Copy)]
-struct App {
-    running: bool,
-    account: Account,
-}
-
 #[derive(Debug)]
 struct Phone {
     number: String,
@@ -59,6 +57,8 @@ struct Phone {
     folder: PathBuf,
     db: Mutex<ChatDb>,
     app: Mutex<App>,
+    /// Something about `app` is another now.
+    changed: Notify,
     /// Held while an Apple event is handled: Messages takes one at a time.
     turn: Arc<tokio::sync::Mutex<()>>,
 }
@@ -70,6 +70,29 @@ impl Phone {
 
     fn change(&self, change: impl FnOnce(&mut App)) {
         change(&mut self.app.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_waiters();
+    }
+
+    /// What an Apple event meets: one that hangs keeps it until it ends, and then the connection is invalid.
+    async fn hears(&self) -> Result<(), Outcome> {
+        let mut waited = false;
+        loop {
+            let changed = self.changed.notified();
+            if !self.app().is_hung() {
+                return if waited { Err(event_error(-609)) } else { Ok(()) };
+            }
+            waited = true;
+            changed.await;
+        }
+    }
+
+    /// Takes the turn of an Apple event.
+    async fn turn(&self) -> Result<OwnedMutexGuard<()>, Outcome> {
+        self.hears().await?;
+        let turn = Arc::clone(&self.turn).lock_owned().await;
+        // It may have begun to hang behind the one before.
+        self.hears().await?;
+        Ok(turn)
     }
 
     /// Writes in a thread that may block.
@@ -175,7 +198,9 @@ impl World {
             let folder = dir.join(spec.number.digits());
             std::fs::create_dir_all(&folder)
                 .with_context(|| format!("cannot make {}", folder.display()))?;
-            link(program, &folder.join("osascript"))?;
+            for name in PROGRAMS {
+                link(program, &folder.join(name))?;
+            }
             let path = folder.join("chat.db");
             let db = ChatDb::open(&path, spec.macos, &number)
                 .with_context(|| format!("cannot open {}", path.display()))?;
@@ -184,7 +209,8 @@ impl World {
                 macos: spec.macos,
                 folder,
                 db: Mutex::new(db),
-                app: Mutex::new(App { running: true, account: Account::Connected }),
+                app: Mutex::new(App::new()),
+                changed: Notify::new(),
                 turn: Arc::default(),
             };
             if phones.insert(number.clone(), Arc::new(phone)).is_some() {
@@ -206,6 +232,8 @@ impl World {
                 "chat_db": phone.folder.join("chat.db"),
                 "osascript": phone.folder.join("osascript"),
                 "running": app.running,
+                "hung": app.is_hung(),
+                "windows": app.windows,
                 "account": app.account,
             })
         });
@@ -242,13 +270,13 @@ impl World {
         Ok(match request {
             Request::Account { phone, service } => {
                 let phone = self.known(&phone)?;
-                let _turn = phone.turn.lock().await;
+                let _turn = phone.turn().await?;
                 account(&phone, &service)?;
                 done(Value::Null)
             }
             Request::ConnectionStatus { phone, service } => {
                 let phone = self.known(&phone)?;
-                let _turn = phone.turn.lock().await;
+                let _turn = phone.turn().await?;
                 account(&phone, &service)?;
                 match phone.app().account {
                     Account::Connected => done("connected".into()),
@@ -261,7 +289,7 @@ impl World {
             }
             Request::CountAccounts { phone } => {
                 let phone = self.known(&phone)?;
-                let _turn = phone.turn.lock().await;
+                let _turn = phone.turn().await?;
                 available(&phone)?;
                 let without_rcs = if phone.macos.has_rcs() { 3 } else { 2 };
                 let missing = phone.app().account == Account::Missing;
@@ -269,14 +297,14 @@ impl World {
             }
             Request::Chat { phone, chat } => {
                 let phone = self.known(&phone)?;
-                let _turn = phone.turn.lock().await;
+                let _turn = phone.turn().await?;
                 available(&phone)?;
                 self.chat_ask(&phone, chat, Matter::Text(String::new())).await?;
                 done(Value::Null)
             }
             Request::Send { phone, service, to, text, file } => {
                 let phone = self.known(&phone)?;
-                let turn = Arc::clone(&phone.turn).lock_owned().await;
+                let turn = phone.turn().await?;
                 let service = account(&phone, &service)?;
                 let plan = outcome::plan(&to, service);
                 let conversation = Conversation::Direct(to);
@@ -285,7 +313,7 @@ impl World {
             }
             Request::SendToChat { phone, chat, text, file } => {
                 let phone = self.known(&phone)?;
-                let turn = Arc::clone(&phone.turn).lock_owned().await;
+                let turn = phone.turn().await?;
                 available(&phone)?;
                 let ask = self.chat_ask(&phone, chat, Matter::of(text, file)).await?;
                 self.send(&phone, ask, turn).await
@@ -351,15 +379,50 @@ impl World {
             }
             Request::Quit { phone } => {
                 for phone in self.named(phone.as_deref())? {
-                    phone.change(|app| app.running = false);
+                    phone.change(App::end);
                 }
                 done(Value::Null)
             }
             Request::Start { phone } => {
                 for phone in self.named(phone.as_deref())? {
-                    phone.change(|app| app.running = true);
+                    phone.change(App::start);
                 }
                 done(Value::Null)
+            }
+            Request::Hang { phone, until } => {
+                for phone in self.named(phone.as_deref())? {
+                    phone.change(|app| app.sick = Some(until));
+                }
+                done(Value::Null)
+            }
+            Request::IsRunning { phone } => done(self.known(&phone)?.app().running.into()),
+            Request::AskToQuit { phone } => {
+                let phone = self.known(&phone)?;
+                available(&phone)?;
+                // The one event that some of those that hang still take.
+                if !phone.app().quits_though_hung() {
+                    phone.hears().await?;
+                }
+                phone.change(App::end);
+                done(Value::Null)
+            }
+            Request::CloseWindows { phone } => {
+                let phone = self.known(&phone)?;
+                let _turn = phone.turn().await?;
+                available(&phone)?;
+                phone.change(|app| app.windows = false);
+                done(Value::Null)
+            }
+            Request::Processes { phone } => {
+                let app = self.known(&phone)?.app();
+                let processes = app.processes();
+                done(processes.map(|(pid, name)| json!({"pid": pid, "name": name})).collect())
+            }
+            Request::Signal { phone, pid, kill } => {
+                let phone = self.known(&phone)?;
+                let mut met = false;
+                phone.change(|app| met = app.signal(pid, kill));
+                done(met.into())
             }
             Request::List => done(self.list()),
             Request::Stop => Outcome::Stop,

@@ -62,6 +62,8 @@ pub(super) enum Kind {
         content: Expr,
         guid: Expr,
     },
+    Quit,
+    CloseWindows,
     Return(Option<Expr>),
     Log(Expr),
     Value(Expr),
@@ -432,6 +434,14 @@ impl<'a> Parser<'a> {
             let value = self.expr()?;
             self.end_of_line()?;
             return Ok(Kind::Set { name, value });
+        }
+        for (words, kind) in
+            [(&["quit"][..], Kind::Quit), (&["close", "windows"], Kind::CloseWindows)]
+        {
+            if self.in_tell && self.takes(words) {
+                self.end_of_line()?;
+                return Ok(kind);
+            }
         }
         if self.takes(&["tell"]) {
             return self.tell();

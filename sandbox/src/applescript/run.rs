@@ -152,6 +152,16 @@ impl Runner<'_> {
                     .map_err(|error| messages_got(error, span))?;
                 None
             }
+            Kind::Quit => {
+                self.messages.quit(self.timeout_s).map_err(|error| messages_got(error, span))?;
+                None
+            }
+            Kind::CloseWindows => {
+                self.messages
+                    .close_windows(self.timeout_s)
+                    .map_err(|error| messages_got(error, span))?;
+                None
+            }
             Kind::Return(value) => {
                 let value = value.as_ref().map(|value| self.value(value, span)).transpose()?;
                 return Ok(Flow::Return(value));

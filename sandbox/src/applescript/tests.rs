@@ -82,6 +82,14 @@ impl Messages for Recorder {
         self.no_chat.map_or(Ok(()), |number| Err(EventError::new(number)))
     }
 
+    fn quit(&mut self, _: Option<u64>) -> Result<(), EventError> {
+        self.event("quit".into())
+    }
+
+    fn close_windows(&mut self, _: Option<u64>) -> Result<(), EventError> {
+        self.event("close windows".into())
+    }
+
     fn log(&mut self, line: &str) {
         self.events.push(format!("log {line}"));
     }
@@ -384,4 +392,16 @@ proptest! {
         let (events, _) = played(SEND, &["SMS", "", "g", "text", &text]);
         prop_assert_eq!(events, vec!["known g".to_owned(), format!("chat g {text}")]);
     }
+}
+
+#[test]
+fn a_keeper_of_messages_is_understood() {
+    let script = "on run argv\n\tif application \"Messages\" is not running then\n\t\treturn \"not running\"\n\tend if\n\
+                  \twith timeout of 5 seconds\n\t\ttell application \"Messages\"\n\t\t\tquit\n\t\t\tclose windows\n\
+                  \t\tend tell\n\tend timeout\nend run\n";
+    let mut recorder = Recorder::default();
+    assert_eq!(run_with(script, &[], &mut recorder), Ok(None));
+    assert_eq!(recorder.events, ["running", "quit", "close windows"]);
+    // Outside of its `tell` both are names of nothing.
+    assert!(run_with("quit\n", &[], &mut Recorder::default()).is_err());
 }
