@@ -233,6 +233,7 @@ impl World {
                 "osascript": phone.folder.join("osascript"),
                 "running": app.running,
                 "hung": app.is_hung(),
+                "pid": app.pid(),
                 "windows": app.windows,
                 "account": app.account,
             })

@@ -134,6 +134,7 @@ struct Keeping {
 
 impl Keeping {
     async fn run(mut self) {
+        self.report(Clocks::read());
         loop {
             let look = if self.job.is_some() || self.pausing.is_some() { BUSY } else { CALM };
             let working = async {

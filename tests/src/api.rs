@@ -84,6 +84,13 @@ impl Api {
         Ok(Err(Refused { status, problem: serde_json::from_str(&text).ok() }))
     }
 
+    /// What is at a path, as it stands.
+    pub async fn text(&self, path: &str) -> Result<String> {
+        let request = self.http.get(format!("{}{path}", self.base)).bearer_auth(&self.token);
+        let answer = request.send().await.with_context(|| format!("calling {path}"))?;
+        answer.text().await.context("reading the answer")
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         Ok(self.call(Method::GET, path, None, None).await??)
     }

@@ -35,6 +35,12 @@ pub struct Plan {
     pub with_proxy: bool,
     /// Attempts open on one phone at once.
     pub in_flight: u32,
+    /// The Messages of the first phone is kept, with these further lines of `[messages_app]`.
+    pub keeps_messages: Option<&'static str>,
+    /// Further settings of every bridge.
+    pub bridges: &'static str,
+    /// Further lines at the end of the supervisor's configuration.
+    pub more: &'static str,
     /// Where everything is kept; a temporary folder when none is given.
     pub dir: Option<PathBuf>,
 }
@@ -47,6 +53,9 @@ impl Default for Plan {
             per_second: 0.0,
             with_proxy: false,
             in_flight: 32,
+            keeps_messages: None,
+            bridges: "",
+            more: "",
             dir: None,
         }
     }
@@ -133,7 +142,7 @@ impl Shelf {
 
     fn write_configs(&self) -> Result<()> {
         let Self { root, router_addr, dispatch_addr, .. } = self;
-        let Plan { per_second, in_flight, phones, .. } = &self.plan;
+        let Plan { per_second, in_flight, phones, bridges, .. } = &self.plan;
         let router = format!(
             r#"listen = "{router_addr}"
 database = "router.db"
@@ -181,6 +190,8 @@ number = "{number}"
 chat_db = "{}"
 osascript = "{}"
 
+[phones.bridge]
+{bridges}
 [phones.bridge.pacing]
 per_second = {per_second:.1}
 "#,
@@ -189,6 +200,16 @@ per_second = {per_second:.1}
             )
             .context("supervisor.toml")?;
         }
+        if let (Some(more), Some((number, _))) = (self.plan.keeps_messages, phones.first()) {
+            let dir = self.phone_dir(number);
+            supervisor.push_str("\n[messages_app]\n");
+            for tool in ["osascript", "open", "pgrep", "kill"] {
+                writeln!(supervisor, "{tool} = \"{}\"", dir.join(tool).display())
+                    .context("supervisor.toml")?;
+            }
+            supervisor.push_str(more);
+        }
+        supervisor.push_str(self.plan.more);
         write(&root.join("supervisor.toml"), &supervisor)
     }
 

@@ -58,9 +58,14 @@ impl App {
         }
     }
 
+    /// Its process, which is another after each start.
+    pub(super) fn pid(self) -> Option<u32> {
+        self.running.then(|| APP_PIDS.saturating_add(self.starts))
+    }
+
     /// What pgrep finds.
     pub(super) fn processes(self) -> impl Iterator<Item = (u32, &'static str)> {
-        let app = self.running.then(|| (APP_PIDS.saturating_add(self.starts), "Messages"));
+        let app = self.pid().map(|pid| (pid, "Messages"));
         let first = AGENT_PIDS.saturating_add(self.agents.saturating_mul(10));
         app.into_iter().chain((first..).zip(AGENTS))
     }
