@@ -110,6 +110,9 @@ pub(crate) fn remedy(reason: Reason) -> &'static str {
          then try again."
     } else if reason == Reason::MessagesNotRunning {
         "Open Messages in this login session."
+    } else if reason == Reason::AccountBlocked {
+        "Apple has blocked this account: have it lifted, or give the number up. Then say so by \
+         `POST /v1/phones/{id}/unblock` of the dispatch API."
     } else if matches!(reason, Reason::AccountOffline | Reason::AccountUnusable) {
         "In Messages → Settings → iMessage, sign in, and check the network."
     } else if matches!(reason, Reason::MessagesTimeout | Reason::MessagesConnectionLost) {

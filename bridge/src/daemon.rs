@@ -250,9 +250,14 @@ impl<E: Evidence> Daemon<E> {
         let probe_ms = i64::try_from(config.probe_interval.as_millis()).unwrap_or(i64::MAX);
         let osascript =
             Osascript::new(config.osascript.clone(), &config.state_dir, config.osascript_deadline);
+        let mut health = Health::new(probe_ms, now.continuous_ms);
+        let kept = meta.account.as_deref().and_then(Remembered::of_text);
+        if kept.is_some_and(|kept| kept.state == AccountState::Blocked) {
+            health.block(true, now.continuous_ms);
+        }
         Ok(Self {
             outbound,
-            health: Health::new(probe_ms, now.continuous_ms),
+            health,
             window: Window::new(meta.last_seq, meta.acked_seq, now.continuous_ms),
             osascript,
             ports,
@@ -509,11 +514,40 @@ impl<E: Evidence> Daemon<E> {
                 self.pause(for_ms, now);
                 return Ok(());
             }
+            Command::Block { blocked } => {
+                self.block(blocked, now, turn);
+                return Ok(());
+            }
             Command::Drain { deadline_ms } => Event::Drain { deadline_ms: bounded(deadline_ms) },
             Command::Stop { deadline_ms } => Event::Stop { deadline_ms: bounded(deadline_ms) },
         };
         self.outbound.step(event, now, turn);
         Ok(())
+    }
+
+    /// Recorded in the turn in which it was said, before anything of that turn can start.
+    fn block(&mut self, blocked: bool, now: Now, turn: &mut Turn) {
+        if blocked == self.health.is_blocked() {
+            return;
+        }
+        self.health.block(blocked, now.continuous_ms);
+        if blocked {
+            tracing::error!("the account is blocked, by the word of an operator: nothing is sent");
+            let detail = "by the word of an operator".to_owned();
+            self.tell_account(AccountState::Blocked, detail, now, turn);
+        } else {
+            tracing::warn!("the account is not blocked any more, by the word of an operator");
+            // The next answer is news, and what is kept until then is no block.
+            self.account = None;
+            turn.changes.push(Change::Account(String::new()));
+        }
+    }
+
+    fn tell_account(&mut self, state: AccountState, detail: String, now: Now, turn: &mut Turn) {
+        let account = Remembered { state, detail: detail.clone() }.to_text();
+        self.account = Some(account.clone());
+        turn.changes.push(Change::Account(account));
+        turn.tell(Fact::Account { state, detail }, now, self.outbound.max_epoch());
     }
 
     /// Nothing talks to Messages while it is restarted. A question that is on its way is ended, for nobody
@@ -582,7 +616,8 @@ impl<E: Evidence> Daemon<E> {
     fn probed(&mut self, disposition: &Disposition, now: Now, turn: &mut Turn) {
         let news = self.health.probed(disposition, now.continuous_ms);
         let account = Remembered { state: news.state, detail: news.detail.clone() }.to_text();
-        if self.account.as_ref() == Some(&account) {
+        // A blocked account may well be connected.
+        if self.account.as_ref() == Some(&account) || self.health.is_blocked() {
             return;
         }
         match news.state {
@@ -594,10 +629,7 @@ impl<E: Evidence> Daemon<E> {
                 tracing::warn!(state = ?news.state, detail = news.detail, "the account cannot send");
             }
         }
-        self.account = Some(account.clone());
-        turn.changes.push(Change::Account(account));
-        let fact = Fact::Account { state: news.state, detail: news.detail };
-        turn.tell(fact, now, self.outbound.max_epoch());
+        self.tell_account(news.state, news.detail, now, turn);
     }
 
     /// Gives a child its script and waits for its end elsewhere; false when it took nothing.

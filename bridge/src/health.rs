@@ -37,6 +37,8 @@ pub(crate) struct Health {
     database: Result<(), NotReady>,
     account: Account,
     orphan: bool,
+    /// An operator says that Apple has blocked the account. No answer of Messages says otherwise.
+    blocked: bool,
     /// Somebody restarts Messages: nothing may talk to it until then.
     paused_until_ms: Option<i64>,
     /// What is wrong with this Mac: its disks, its clock.
@@ -60,6 +62,7 @@ impl Health {
             database: Err(not_ready(Reason::Starting)),
             account: Account::Unasked,
             orphan: false,
+            blocked: false,
             paused_until_ms: None,
             machine: Vec::new(),
             said: None,
@@ -90,6 +93,17 @@ impl Health {
     /// Whether this is among what is wrong with this Mac.
     pub(crate) fn machine_lacks(&self, reason: Reason) -> bool {
         self.machine.iter().any(|why| why.reason == reason)
+    }
+
+    /// Apple has blocked the account, or no longer.
+    pub(crate) fn block(&mut self, blocked: bool, now_ms: i64) {
+        self.blocked = blocked;
+        self.suspect(now_ms);
+    }
+
+    /// Whether Apple has blocked the account.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.blocked
     }
 
     /// Messages is being restarted, or no longer.
@@ -172,6 +186,9 @@ impl Health {
     fn reasons(&self) -> Vec<NotReady> {
         let mut reasons: Vec<NotReady> =
             self.database.as_ref().err().cloned().into_iter().collect();
+        if self.blocked {
+            reasons.push(not_ready(Reason::AccountBlocked));
+        }
         match self.account {
             Account::Connected | Account::Suspect => {}
             Account::Unasked => {
@@ -282,6 +299,21 @@ mod tests {
         assert_eq!(reasons(health.news()), Some(vec![Reason::DiskLow]));
         health.machine(&[Check::warning("state_disk", "some", "Free it.")]);
         assert!(health.is_usable() && !health.machine_lacks(Reason::DiskLow));
+        assert_eq!(reasons(health.news()), Some(vec![]));
+    }
+
+    #[test]
+    fn a_blocked_account_sends_nothing_whatever_it_answers() {
+        let mut health = Health::new(60_000, 0);
+        health.database(Ok(()));
+        health.block(true, 0);
+        health.probed(&answer("connected"), 0);
+        assert!(!health.is_usable());
+        assert_eq!(reasons(health.news()), Some(vec![Reason::AccountBlocked]));
+        health.block(false, 1_000);
+        assert!(!health.is_usable() && health.probe_due(1_000), "it must answer first");
+        health.probed(&answer("connected"), 1_100);
+        assert!(health.is_usable());
         assert_eq!(reasons(health.news()), Some(vec![]));
     }
 

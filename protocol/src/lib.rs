@@ -14,6 +14,7 @@
 
 pub mod address;
 pub mod api;
+pub mod canary;
 pub mod channel;
 pub mod check;
 pub mod class;

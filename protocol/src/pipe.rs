@@ -69,6 +69,12 @@ pub enum Command {
         /// For so long from now, in milliseconds of the continuous clock.
         for_ms: u64,
     },
+    /// Apple has blocked the account, or no longer: an operator says so, for nothing on a Mac does.
+    /// Kept in the journal; while it is blocked nothing starts, whatever the account answers.
+    Block {
+        /// Whether it is blocked.
+        blocked: bool,
+    },
     /// Finish what is started, start nothing new, then exit 0.
     Drain {
         /// After so many milliseconds exit all the same.
@@ -490,8 +496,19 @@ pub enum AccountState {
     NoPermission,
 }
 
-const COMMANDS: &[&str] =
-    &["send", "cancel", "lease", "revoke", "ack", "replay", "capability", "pause", "drain", "stop"];
+const COMMANDS: &[&str] = &[
+    "send",
+    "cancel",
+    "lease",
+    "revoke",
+    "ack",
+    "replay",
+    "capability",
+    "pause",
+    "block",
+    "drain",
+    "stop",
+];
 const UPS: &[&str] = &["event", "hello", "ready", "not_ready", "heartbeat"];
 
 /// Parses one line from a supervisor, without its newline.

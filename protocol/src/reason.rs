@@ -127,6 +127,8 @@ reasons! {
     DatabaseForeign = "database_foreign",
     /// The account is not connected to its service.
     AccountOffline = "account_offline",
+    /// Apple has blocked the account, by an operator's word: nothing is sent, and no other Mac takes over, for it has the same account.
+    AccountBlocked = "account_blocked",
     /// macOS has not yet been told whether the bridge may control Messages (AppleScript -1744, or a question on the screen).
     AutomationConsent = "automation_consent",
     /// A disk that the bridge or Messages writes to is nearly full.

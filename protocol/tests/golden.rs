@@ -280,6 +280,7 @@ fn the_pipe_downwards() {
         ("replay", Command::Replay),
         ("capability", Command::Capability { to: anna() }),
         ("pause", Command::Pause { for_ms: 20_000 }),
+        ("block", Command::Block { blocked: true }),
         ("drain", Command::Drain { deadline_ms: 10_000 }),
         ("stop", Command::Stop { deadline_ms: 5_000 }),
     ];

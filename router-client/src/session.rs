@@ -520,6 +520,7 @@ impl Session {
                     | Command::Ack { .. }
                     | Command::Replay
                     | Command::Pause { .. }
+                    | Command::Block { .. }
                     | Command::Drain { .. }
                     | Command::Stop { .. } => {
                         self.stray("command that is not the router's to give");

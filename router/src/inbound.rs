@@ -13,7 +13,7 @@ mod received;
 use std::collections::BTreeMap;
 
 use protocol::link::EventFrame;
-use protocol::pipe::Event;
+use protocol::pipe::{AccountState, Event};
 use protocol::{MessageId, PhoneId, UnixMs};
 
 use crate::retry;
@@ -224,6 +224,10 @@ fn apply(
         Event::Capability(_) => Ok(()),
         Event::Resync { why } => {
             tracing::warn!(phone = %frame.phone, why, "inbound: a phone's chat.db was read again");
+            Ok(())
+        }
+        Event::Account { state: AccountState::Blocked, .. } => {
+            tracing::error!(phone = %frame.phone, "inbound: Apple has blocked a phone's account: nothing is sent by it, and no other host takes it over");
             Ok(())
         }
         Event::Account { state, .. } => {

@@ -95,6 +95,11 @@ const DESCRIBED: &[(Kind, &str, &str)] = &[
     ),
     (
         Kind::Counter,
+        "switchboard_inbound_canaries_total",
+        "Messages that hosts had written from one of their phones to another, and kept from tenants.",
+    ),
+    (
+        Kind::Counter,
         "switchboard_inbound_unattributed_total",
         "Inbound messages and receipts that belong to no tenant.",
     ),

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use url::Url;
 
+use crate::canary;
 use crate::messages_app;
 use crate::network::services::NAME_BYTES_MAX;
 use crate::network::{self, Anchor, UPLINKS_MAX, UplinkConfig};
@@ -84,6 +85,8 @@ struct Raw {
     #[serde(default)]
     power: RawPower,
     #[serde(default)]
+    canary: Vec<RawCanary>,
+    #[serde(default)]
     messages_app: RawMessagesApp,
     #[serde(default)]
     network: RawNetwork,
@@ -151,6 +154,16 @@ struct RawPower {
     steady_s: Option<Spanned<u64>>,
     pmset: Option<Spanned<PathBuf>>,
     caffeinate: Option<Spanned<PathBuf>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawCanary {
+    from: Spanned<String>,
+    to: Spanned<String>,
+    every_s: Option<Spanned<u64>>,
+    lost_after_s: Option<Spanned<u64>>,
+    alarm_after: Option<Spanned<u32>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -225,6 +238,8 @@ pub(crate) struct Config {
     pub(crate) power: power::Settings,
     /// The Messages of this login session.
     pub(crate) messages_app: messages_app::Settings,
+    /// Pairs of phones of this host that write to each other.
+    pub(crate) canaries: Vec<canary::Settings>,
     /// The ways to the internet.
     pub(crate) network: network::Settings,
 }
@@ -425,6 +440,8 @@ impl Config {
         };
         let memory = memory(&source, &raw.memory)?;
         let power = power(&source, &raw.power)?;
+        let canaries =
+            raw.canary.iter().map(|raw| canary(&source, raw, &phones)).collect::<Result<_, _>>()?;
         let messages_app = messages_app(&source, &raw.messages_app, &phones)?;
         let network = network(&source, &raw.network, router.as_ref())?;
         Ok(Self {
@@ -438,6 +455,7 @@ impl Config {
             memory,
             power,
             messages_app,
+            canaries,
             network,
         })
     }
@@ -618,6 +636,42 @@ fn power(source: &Source<'_>, raw: &RawPower) -> Result<power::Settings, ConfigE
             low_minutes: u32::try_from(minutes).unwrap_or(limits.low_minutes),
             steady,
         },
+    })
+}
+
+fn canary(
+    source: &Source<'_>,
+    raw: &RawCanary,
+    phones: &[PhoneConfig],
+) -> Result<canary::Settings, ConfigError> {
+    // Both are ours, so that no mistake of a digit writes to a stranger again and again.
+    let own = |field, written: &Spanned<String>| {
+        let number = written.get_ref();
+        phones
+            .iter()
+            .find(|phone| phone.number.as_str() == number)
+            .map(|phone| phone.number.clone())
+            .ok_or_else(|| {
+                source.wrong(field, written, "is not the number of a phone of this file")
+            })
+    };
+    let (from, to) = (own("from", &raw.from)?, own("to", &raw.to)?);
+    if from == to {
+        return Err(source.wrong(
+            "to",
+            &raw.to,
+            "must be another phone: one that hears itself proves nothing",
+        ));
+    }
+    let every = source.period("every_s", raw.every_s.as_ref(), Duration::from_mins(15), 1_000)?;
+    let lost =
+        source.period("lost_after_s", raw.lost_after_s.as_ref(), Duration::from_mins(2), 1_000)?;
+    Ok(canary::Settings {
+        from,
+        to,
+        every,
+        lost_after: lost,
+        alarm_after: source.count("alarm_after", raw.alarm_after.as_ref(), 3)?,
     })
 }
 

@@ -35,7 +35,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 
+use crate::canary;
 use crate::doctor::Tools;
+use crate::gauges;
 use crate::identity::random;
 use crate::logs::LogLine;
 use crate::phone::{Order, Report};
@@ -117,6 +119,8 @@ pub(crate) fn routes(dispatch: Dispatch) -> Router {
         .route("/phones/{id}/stop", post(stop))
         .route("/phones/{id}/restart", post(restart))
         .route("/phones/{id}/drain", post(drain))
+        .route("/phones/{id}/block", post(block))
+        .route("/phones/{id}/unblock", post(unblock))
         .route("/link", get(link))
         .route("/reload", post(reload))
         .route("/host", get(host))
@@ -296,6 +300,9 @@ async fn metrics(State(dispatch): State<Dispatch>) -> Response {
         metrics::counter!("switchboard_link_events_dropped_total").absolute(stats.dropped());
         metrics::counter!("switchboard_link_frames_refused_total").absolute(stats.refused());
     }
+    for phone in dispatch.pool.iter() {
+        gauges::set(phone.id.as_str(), phone.report().heartbeat.as_ref(), wall_now());
+    }
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     (kind, dispatch.metrics.render()).into_response()
 }
@@ -312,15 +319,20 @@ struct PhoneView {
     /// The epoch of the lease that it holds now.
     #[serde(skip_serializing_if = "Option::is_none")]
     epoch: Option<u64>,
+    /// How long ago the last message came in; null where that is not known.
+    last_inbound_age_s: Option<u64>,
 }
 
 fn view(handle: &Handle) -> PhoneView {
+    let report = handle.report();
+    let last_inbound = report.heartbeat.as_ref().and_then(|beat| beat.last_inbound);
     PhoneView {
         id: handle.id.clone(),
         number: handle.config.number.clone(),
         label: handle.config.label.clone(),
-        report: handle.report(),
+        report,
         epoch: handle.lease().map(|lease| lease.epoch),
+        last_inbound_age_s: gauges::age_s(last_inbound, wall_now()),
     }
 }
 
@@ -396,6 +408,8 @@ struct HostView {
     network: Option<HostNetwork>,
     /// How its Messages is; null where nobody keeps it.
     messages_app: Option<HostMessagesApp>,
+    /// Pairs of phones that write to each other to see that both work.
+    canaries: Vec<canary::Standing>,
 }
 
 async fn host(State(dispatch): State<Dispatch>) -> Json<HostView> {
@@ -405,6 +419,7 @@ async fn host(State(dispatch): State<Dispatch>) -> Json<HostView> {
         power: dispatch.machine.power.borrow().clone(),
         network: dispatch.machine.network.borrow().clone(),
         messages_app: dispatch.machine.messages_app.borrow().clone(),
+        canaries: dispatch.machine.canaries.iter().map(|pair| pair.borrow().clone()).collect(),
     })
 }
 
@@ -438,6 +453,30 @@ async fn restart(State(dispatch): State<Dispatch>, Path(id): Path<String>) -> Or
 
 async fn drain(State(dispatch): State<Dispatch>, Path(id): Path<String>) -> Ordered {
     order(&dispatch, &id, Order::Drain)
+}
+
+/// Has the bridge keep that the account is blocked, or no longer. Only a bridge that runs can keep it.
+fn say_blocked(dispatch: &Dispatch, id: &str, blocked: bool) -> Ordered {
+    let handle = find(dispatch, id)?;
+    let report = handle.report();
+    if !report.takes_commands() {
+        return Err(Failure::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "bridge_not_running",
+            format!("the phone's bridge is {}, and only it can keep that", report.state.as_str()),
+        ));
+    }
+    tracing::warn!(phone = %handle.id, blocked, "said through the dispatch API");
+    handle.ask(Ask::Command(Command::Block { blocked }))?;
+    Ok((StatusCode::ACCEPTED, Json(view(&handle))))
+}
+
+async fn block(State(dispatch): State<Dispatch>, Path(id): Path<String>) -> Ordered {
+    say_blocked(&dispatch, &id, true)
+}
+
+async fn unblock(State(dispatch): State<Dispatch>, Path(id): Path<String>) -> Ordered {
+    say_blocked(&dispatch, &id, false)
 }
 
 /// The bridge's first word about an attempt.

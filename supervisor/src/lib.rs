@@ -15,11 +15,13 @@
 //! supervisor may die at any moment, and the next one starts clean. No process is adopted: bridges end when their
 //! supervisor is gone. No process is started anywhere but in `child`.
 
+mod canary;
 mod child;
 mod config;
 mod dispatch;
 mod doctor;
 mod files;
+mod gauges;
 mod helper;
 mod identity;
 mod life;

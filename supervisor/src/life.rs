@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::canary;
 use crate::config::{Config, DEFAULT};
 use crate::dispatch::{self, Dispatch};
 use crate::doctor::{self, Tools};
@@ -129,7 +130,7 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
     let (power_told, power) = watch::channel(None);
     let (network_told, network) = watch::channel(None);
     let (messages_told, messages_app) = watch::channel(None);
-    let machine = Machine { power: power.clone(), network, messages_app };
+    let machine = Machine { power: power.clone(), network, messages_app, canaries: Vec::new() };
     if let Some(linked) = &linked {
         announce_phones(linked, phones.keys());
     }
@@ -147,6 +148,8 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
     let owners = TaskTracker::new();
     let surroundings = Surroundings { tracker: owners.clone(), ..surroundings };
     let pool = Pool::start(&phones, &surroundings);
+    let canaries = canary::start(&config.canaries, &pool, &tracker, &closing);
+    let machine = Machine { canaries, ..machine };
     let reloader = Reloader::new(config.clone(), pool.clone(), surroundings);
     let (state, link_state) = watch::channel(match &linked {
         Some(_) => LinkState::Disconnected,

@@ -645,6 +645,7 @@ impl Owner {
             | Command::Replay
             | Command::Capability { .. }
             | Command::Pause { .. }
+            | Command::Block { .. }
             | Command::Drain { .. }
             | Command::Stop { .. } => {}
         }

@@ -122,6 +122,7 @@ fn keep_fixed(running: &Config, new: Config) -> (Config, Vec<&'static str>) {
         ("state_dir", running.state_dir != new.state_dir),
         ("[router]", router(running) != router(&new)),
         ("[power]", running.power != new.power),
+        ("[[canary]]", running.canaries != new.canaries),
         ("[messages_app]", running.messages_app != new.messages_app),
         ("[network]", network(running) != network(&new)),
         ("[dispatch] listen", running.dispatch.listen != new.dispatch.listen),
@@ -134,6 +135,7 @@ fn keep_fixed(running: &Config, new: Config) -> (Config, Vec<&'static str>) {
         router: router(running),
         dispatch: running.dispatch.clone(),
         power: running.power.clone(),
+        canaries: running.canaries.clone(),
         messages_app: running.messages_app.clone(),
         network: running.network.clone(),
         ..new

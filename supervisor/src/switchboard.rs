@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::canary;
 use crate::pool::{Ask, Pool};
 
 /// The host's health is renewed so often; it travels with the next renewal of the leases.
@@ -38,6 +39,8 @@ pub(crate) struct Machine {
     pub(crate) network: watch::Receiver<Option<HostNetwork>>,
     /// How its Messages is.
     pub(crate) messages_app: watch::Receiver<Option<HostMessagesApp>>,
+    /// How the pairs stand that write to each other.
+    pub(crate) canaries: Vec<watch::Receiver<canary::Standing>>,
 }
 
 /// Forwards from the link to the phones until the link ends or `shutdown` is cancelled.

@@ -701,3 +701,36 @@ async fn a_pause_ends_a_question_that_is_on_its_way_and_waits_for_a_send() {
 fn is_quiet(beat: &Heartbeat) -> bool {
     beat.paused && beat.osascript_age_ms.is_none()
 }
+
+#[tokio::test]
+async fn a_blocked_account_stops_what_waits_and_is_kept_over_a_restart() {
+    let mut bridge = Bridge::new("");
+    bridge.ready().await;
+    bridge.say(&command(1)).await;
+    bridge.event("accepted").await;
+    bridge.say(&Command::Block { blocked: true }).await;
+    // The lease comes in the same breath: the message would start now.
+    bridge.lease().await;
+    let told = bridge.event("account").await;
+    assert!(matches!(told.event, Fact::Account { state: AccountState::Blocked, .. }), "{told:?}");
+    let blocked = |up: &Up| match up {
+        Up::NotReady { reasons } => {
+            reasons.iter().map(|why| why.reason).eq([Reason::AccountBlocked])
+        }
+        Up::Event(_) | Up::Hello(_) | Up::Ready | Up::Heartbeat(_) => false,
+    };
+    bridge.until(blocked).await;
+    let (_, dir, fake) = bridge.end().await;
+    assert_eq!(sends(dir.path()), Vec::<String>::new());
+
+    let mut bridge = Bridge::start(dir, fake);
+    bridge.until(blocked).await;
+    bridge.lease().await;
+    bridge.until(|up| matches!(up, Up::Heartbeat(beat) if beat.queued == 1)).await;
+    assert_eq!(bridge.sends(), Vec::<String>::new());
+    bridge.say(&Command::Block { blocked: false }).await;
+    bridge.ready().await;
+    bridge.event("sent").await;
+    assert_eq!(bridge.sends_of(1).await, ["text 1"]);
+    bridge.end().await;
+}

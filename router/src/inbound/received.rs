@@ -3,7 +3,7 @@
 use protocol::api::Direction;
 use protocol::link::EventFrame;
 use protocol::pipe::{ConversationKind, Received};
-use protocol::{MessageId, PhoneId, Recipient, TenantId, UnixMs};
+use protocol::{MessageId, PhoneId, Recipient, TenantId, UnixMs, canary};
 
 use super::Effects;
 use crate::clock;
@@ -36,6 +36,10 @@ pub(super) fn message(
     let phone = &frame.phone;
     if !store::take_guid(tx, phone, &message.guid, now)? {
         metrics::counter!("switchboard_inbound_duplicates_total").increment(1);
+        return Ok(());
+    }
+    if is_canary(tx, message)? {
+        metrics::counter!("switchboard_inbound_canaries_total").increment(1);
         return Ok(());
     }
     let talked = talked(tx, phone, message)?;
@@ -99,6 +103,20 @@ pub(super) fn salvage(
         }
     }
     Ok(())
+}
+
+/// Whether a host has had this written from one of its phones to another: the text is nothing but a canary's, and its
+/// sender is a phone of ours. From anybody else it is a message like all others.
+fn is_canary(tx: &mut Tx<'_>, message: &Received) -> Result<bool, StoreError> {
+    match &message.from {
+        Recipient::Number(number) if canary::of_text(&message.text).is_some() => {
+            store::is_own_number(tx, number)
+        }
+        Recipient::Number(_)
+        | Recipient::Email(_)
+        | Recipient::Group(_)
+        | Recipient::Service(_) => Ok(false),
+    }
 }
 
 /// The message that this one is a late copy of, where it is here. A copy of what never came is a message.

@@ -4,7 +4,7 @@ use protocol::api::{Direction, WebhookData};
 use protocol::link::EventFrame;
 use protocol::pipe::Received;
 use protocol::{
-    ChannelChoice, Class, MessageId, PhoneId, Reason, Recipient, Status, TenantId, UnixMs,
+    ChannelChoice, Class, E164, MessageId, PhoneId, Reason, Recipient, Status, TenantId, UnixMs,
 };
 
 use super::dispatch::{self as rows, Change};
@@ -72,6 +72,14 @@ pub(super) const TALKED_WITH: &str =
 /// Tenants that one person can have talked with on one phone: a STOP counts for all of them, so this is far beyond what
 /// a phone can serve.
 const TALKED_MAX: usize = 10_000;
+
+/// Whether this is the number of one of our own phones.
+pub fn is_own_number(tx: &mut Tx<'_>, number: &E164) -> Result<bool, StoreError> {
+    let found = tx.query_opt("SELECT 1 FROM phones WHERE number = ?1", params![number], |row| {
+        row.get::<i64>(0)
+    })?;
+    Ok(found.is_some())
+}
 
 /// The tenant that a phone is reserved for.
 pub fn exclusive_tenant(tx: &mut Tx<'_>, phone: &PhoneId) -> Result<Option<TenantId>, StoreError> {
