@@ -511,7 +511,7 @@ impl<E: Evidence> Daemon<E> {
                 return Ok(());
             }
             Command::Pause { for_ms } => {
-                self.pause(for_ms, now);
+                self.pause(for_ms, now, turn);
                 return Ok(());
             }
             Command::Block { blocked } => {
@@ -531,6 +531,7 @@ impl<E: Evidence> Daemon<E> {
             return;
         }
         self.health.block(blocked, now.continuous_ms);
+        self.hold(now, turn);
         if blocked {
             tracing::error!("the account is blocked, by the word of an operator: nothing is sent");
             let detail = "by the word of an operator".to_owned();
@@ -543,6 +544,12 @@ impl<E: Evidence> Daemon<E> {
         }
     }
 
+    /// From here on nothing starts, also not by what else comes in this very turn.
+    fn hold(&mut self, now: Now, turn: &mut Turn) {
+        self.usable = false;
+        self.outbound.step(Event::Usable(false), now, turn);
+    }
+
     fn tell_account(&mut self, state: AccountState, detail: String, now: Now, turn: &mut Turn) {
         let account = Remembered { state, detail: detail.clone() }.to_text();
         self.account = Some(account.clone());
@@ -552,9 +559,12 @@ impl<E: Evidence> Daemon<E> {
 
     /// Nothing talks to Messages while it is restarted. A question that is on its way is ended, for nobody
     /// waits for its answer; a send is not: its osascript has its own deadline.
-    fn pause(&mut self, for_ms: u64, now: Now) {
+    fn pause(&mut self, for_ms: u64, now: Now, turn: &mut Turn) {
         let was = self.health.is_paused();
         self.health.pause(for_ms, now.continuous_ms);
+        if self.health.is_paused() {
+            self.hold(now, turn);
+        }
         if let Some(child) = self.child.as_ref().filter(|child| child.job == Job::Probe)
             && self.health.is_paused()
         {

@@ -14,9 +14,13 @@ const SIGN_AT: std::ops::Range<usize> = 9..15;
 
 /// The id of a new one. Time and chance are the caller's.
 pub fn id(at: UnixMs, chance: [u8; 4]) -> MessageId {
-    let [one, two, three, four] = chance;
-    let [a, b, c, d, e, f] = SIGN;
-    MessageId::new(at.0, [one, two, three, a, b, c, d, e, f, four])
+    let [first @ .., last] = chance;
+    let mut random = [0; 10];
+    let parts = first.into_iter().chain(SIGN).chain([last]);
+    for (place, byte) in random.iter_mut().zip(parts) {
+        *place = byte;
+    }
+    MessageId::new(at.0, random)
 }
 
 /// Whether this is the id of one.

@@ -938,6 +938,24 @@ mod tests {
     }
 
     #[test]
+    fn a_canary_flies_between_two_phones_of_this_host_only() {
+        let second = "[[phones]]\nnumber = \"+15550100002\"\nchat_db = \"/second\"\n";
+        let refused = |from: &str, to: &str| {
+            let pair = format!("[[canary]]\nfrom = \"{from}\"\nto = \"{to}\"\n");
+            parse(&format!("{DEFAULT}\n{second}{pair}")).err().map(|error| error.to_string())
+        };
+        assert_eq!(refused("+15550100001", "+15550100002"), None);
+        for (from, to, what) in [
+            ("+15550100001", "+12025550100", "`to`: is not the number of a phone of this file"),
+            ("+12025550100", "+15550100001", "`from`: is not the number of a phone"),
+            ("+15550100001", "+15550100001", "`to`: must be another phone"),
+        ] {
+            let said = refused(from, to).unwrap();
+            assert!(said.contains(what), "{said}");
+        }
+    }
+
+    #[test]
     fn the_compiled_in_default_is_valid_and_shows_the_defaults() {
         let shown = parse(DEFAULT).unwrap();
         assert!(shown.router.is_none());
@@ -960,6 +978,15 @@ mod tests {
         let explicit = parse(&uncommented).unwrap();
         assert_eq!(explicit.settings, shown.settings);
         assert_eq!(explicit.memory, shown.memory);
+        assert_eq!(explicit.messages_app.policy, shown.messages_app.policy);
+        assert_eq!(explicit.messages_app.policy.per_hour, 3);
+        assert!(shown.canaries.is_empty(), "nobody writes unless that is wanted");
+        let [canary] = &explicit.canaries[..] else { panic!("{:?}", explicit.canaries) };
+        let plain = "[[canary]]\nfrom = \"+15550100002\"\nto = \"+15550100001\"\n";
+        let second = "[[phones]]\nnumber = \"+15550100002\"\nchat_db = \"/second\"\n";
+        let plain = parse(&format!("{DEFAULT}\n{second}{plain}")).unwrap().canaries;
+        assert_eq!((plain[0].every, plain[0].alarm_after), (canary.every, canary.alarm_after));
+        assert_eq!(plain[0].lost_after, canary.lost_after);
         assert_eq!(explicit.power.limits, shown.power.limits);
         let network = |settings: network::Settings| network::Settings {
             uplinks: Vec::new(),
