@@ -16,13 +16,14 @@ use std::time::Duration;
 use protocol::link::{HostMessagesApp, MessagesAppState, PhoneState};
 use protocol::pipe::Command;
 use protocol::{Reason, UnixMs};
-use router_client::clock::wall_now;
+use router_client::clock::{ContinuousMs, wall_now};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::child::{self, Printed, RunError, Spec};
+use crate::files;
 use crate::phone::Report;
 use crate::pool::{Ask, Pool, chain};
 use crate::power::Clocks;
@@ -59,6 +60,11 @@ pub(crate) const STILL_WITHIN: Duration = Duration::from_secs(10);
 /// A bridge's own default of `osascript_deadline_ms`.
 const BRIDGE_DEADLINE: Duration = Duration::from_mins(1);
 
+/// When Messages was restarted, for the caps of the next life.
+const RESTARTS_FILE: &str = "messages_app.restarts";
+/// The longest window of a cap.
+const REMEMBERED: Duration = Duration::from_hours(24);
+
 /// The process of Messages.
 const APP: &str = "Messages";
 /// Its bundle, for `open`.
@@ -94,8 +100,14 @@ pub(crate) fn start(
 ) {
     let Some(tools) = settings.tools.clone() else { return };
     let hands = Hands { tools, directory: directory.to_owned(), tracker: tracker.clone() };
+    let (now, wall) = (Clocks::read(), wall_now());
+    let restarts = load(&directory.join(RESTARTS_FILE), wall);
+    let mut keeper = Keeper::new(settings.policy.clone());
+    keeper.remember(restarts.iter().map(|at| age(*at, wall)), now);
     let keeping = Keeping {
-        keeper: Keeper::new(settings.policy.clone()),
+        written: keeper.last_restart(),
+        restarts,
+        keeper,
         hands,
         pool: pool.clone(),
         told,
@@ -122,6 +134,9 @@ struct Counts {
 
 struct Keeping {
     keeper: Keeper,
+    /// Restarts of the last day, as they are written down for the next life, and the newest of them by its clock.
+    restarts: Vec<UnixMs>,
+    written: Option<ContinuousMs>,
     hands: Hands,
     pool: Pool,
     told: watch::Sender<Option<HostMessagesApp>>,
@@ -162,7 +177,26 @@ impl Keeping {
                     Effect::Tell(news) => self.tell(news),
                 }
             }
+            self.write_down();
             self.report(now);
+        }
+    }
+
+    /// Notes a restart that has just been counted, before its first step has ended.
+    fn write_down(&mut self) {
+        let last = self.keeper.last_restart();
+        if last == self.written {
+            return;
+        }
+        self.written = last;
+        let wall = wall_now();
+        self.restarts.push(wall);
+        self.restarts.retain(|at| age(*at, wall) < REMEMBERED);
+        let lines: Vec<String> = self.restarts.iter().map(|at| at.0.to_string()).collect();
+        let file = self.hands.directory.join(RESTARTS_FILE);
+        if let Err(error) = files::write_private(&file, &lines.join("\n")) {
+            // In this life they count all the same.
+            tracing::warn!(error = %chain(&error), "a restart of Messages could not be written down");
         }
     }
 
@@ -250,6 +284,20 @@ impl Keeping {
             changed
         });
     }
+}
+
+/// Restarts of the last day that an earlier life has written down; what cannot be read is no reason not to start.
+fn load(file: &Path, now: UnixMs) -> Vec<UnixMs> {
+    let text = files::read(file).unwrap_or_default();
+    let times = text.lines().filter_map(|line| line.trim().parse().ok().map(UnixMs));
+    let mut times: Vec<UnixMs> = times.filter(|at| age(*at, now) < REMEMBERED).collect();
+    times.sort_unstable_by_key(|at| at.0);
+    times
+}
+
+/// Nothing for what is in the future of a clock that was set back: it counts longest.
+fn age(at: UnixMs, now: UnixMs) -> Duration {
+    Duration::from_millis(u64::try_from(now.since(at)).unwrap_or(0))
 }
 
 /// What all bridges together say.

@@ -368,6 +368,18 @@ impl Keeper {
         }
     }
 
+    /// Restarts of an earlier life, by how long ago they were; the oldest first. They count for the caps: a supervisor
+    /// that ends again and again must not be a way around them.
+    pub(crate) fn remember(&mut self, ages: impl Iterator<Item = Duration>, now: Clocks) {
+        // What was before the machine started counts as if it were of that moment: longer, never shorter.
+        self.restarts = ages.map(|age| now.continuous.saturating_sub(ms(age))).collect();
+    }
+
+    /// When it was last restarted, if it was.
+    pub(crate) fn last_restart(&self) -> Option<ContinuousMs> {
+        self.restarts.back().copied()
+    }
+
     /// How it stands.
     pub(crate) fn standing(&self) -> Standing {
         match &self.state {

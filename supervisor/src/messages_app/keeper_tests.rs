@@ -219,6 +219,19 @@ fn what_nothing_helps_against_is_told_and_not_touched_again_until_the_caps_allow
 }
 
 #[test]
+fn restarts_of_an_earlier_life_count() {
+    let mut world = World::new(App::hung(Job::Kill, None));
+    // The third of them is of the time before the machine was started.
+    let ages = [5_000, 1_000, 600].map(Duration::from_secs);
+    world.keeper.remember(ages.into_iter(), world.now);
+    world.live(Duration::from_mins(10));
+    assert_eq!(world.keeper.standing(), Standing::Degraded(Stuck::TooOften));
+    assert_eq!(world.taken(), []);
+    world.live(Duration::from_hours(1));
+    assert!(world.taken().contains(&Job::Open), "they are forgotten in time");
+}
+
+#[test]
 fn one_that_cannot_be_ended_is_not_opened_twice() {
     let mut world = World::new(App::hung(Job::Kill, None));
     world.live(Duration::from_secs(1));

@@ -121,3 +121,16 @@ fn a_bridges_own_deadline_counts() {
     assert_eq!(deadline(&table), Duration::from_millis(6_500));
     assert_eq!(deadline(&toml::Table::new()), BRIDGE_DEADLINE + KILLED_WITHIN);
 }
+
+#[test]
+fn what_an_earlier_life_has_written_down_is_read_without_what_is_old_or_odd() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join(RESTARTS_FILE);
+    let now = UnixMs(1_795_000_000_000);
+    assert_eq!(load(&file, now), []);
+    let day = 24 * 60 * 60 * 1_000;
+    let text = format!("{}\nodd\n{}\n\n{}", now.0 - 1_000, now.0 - day, now.0 - 5_000);
+    std::fs::write(&file, text).unwrap();
+    assert_eq!(load(&file, now), [UnixMs(now.0 - 5_000), UnixMs(now.0 - 1_000)]);
+    assert_eq!(age(UnixMs(now.0 + 9), now), Duration::ZERO);
+}
