@@ -207,6 +207,8 @@ pub(crate) struct Daemon<E> {
     ports: Ports,
     /// Hints that chat.db has changed; none while it is polled.
     hints: Option<mpsc::Receiver<()>>,
+    /// The phone goes to another host, which waits to hear that nothing is being handed over here.
+    releasing: Option<u64>,
     clock: fn() -> Now,
     tracker: TaskTracker,
     ended: (mpsc::Sender<Ending>, mpsc::Receiver<Ending>),
@@ -269,6 +271,7 @@ impl<E: Evidence> Daemon<E> {
             fetched: mpsc::channel(4),
             children: 0,
             waiting: None,
+            releasing: None,
             child: None,
             usable: false,
             account: meta.account,
@@ -381,6 +384,7 @@ impl<E: Evidence> Daemon<E> {
         }
         self.carry_out(turn)?;
         self.emit()?;
+        self.released();
         if let Some(news) = self.health.news()
             && !self.say(&news)
         {
@@ -399,6 +403,20 @@ impl<E: Evidence> Daemon<E> {
             self.sweep_staged(now);
         }
         Ok(())
+    }
+
+    /// Says that the phone is given up, once no script runs. Whoever asked asks again until it is heard.
+    fn released(&mut self) {
+        let script = self.child.as_ref().is_some_and(|child| matches!(child.job, Job::Send));
+        if let Some(epoch) = self.releasing
+            && self.outbound.hands_nothing()
+            && !script
+            && self.waiting.is_none()
+            && self.say(&Up::Released { epoch })
+        {
+            tracing::info!(epoch, "the phone is released for another host");
+            self.releasing = None;
+        }
     }
 
     /// Commits, performs, and goes on with what the effects have led to, until nothing is left.
@@ -492,6 +510,10 @@ impl<E: Evidence> Daemon<E> {
                 Event::Lease { epoch, ttl_ms, issued_ms }
             }
             Command::Revoke { epoch } => Event::Revoke { epoch },
+            Command::Release { epoch } => {
+                self.releasing = Some(epoch);
+                Event::Release { epoch }
+            }
             Command::Ack { journal, seq } => {
                 if journal != self.journal.id() || !self.window.ack(seq, now.continuous_ms) {
                     return Ok(());

@@ -241,7 +241,7 @@ mod tests {
         match up? {
             Up::Ready => Some(Vec::new()),
             Up::NotReady { reasons } => Some(reasons.into_iter().map(|why| why.reason).collect()),
-            other @ (Up::Event(_) | Up::Hello(_) | Up::Heartbeat(_)) => {
+            other @ (Up::Event(_) | Up::Hello(_) | Up::Released { .. } | Up::Heartbeat(_)) => {
                 panic!("not a readiness: {other:?}")
             }
         }

@@ -248,6 +248,7 @@ impl Outbound {
                 }
             }
             Event::Revoke { epoch } => self.gate.revoke(epoch),
+            Event::Release { epoch } => self.release(epoch, now, turn),
             Event::Acked { seq } => self.acked_seq = self.acked_seq.max(seq),
             Event::Usable(usable) => self.usable = usable,
             Event::OrphanGone => {
@@ -320,6 +321,20 @@ impl Outbound {
     /// Whether nothing is under way that time alone would move.
     pub(crate) fn is_empty(&self) -> bool {
         self.is_idle() && self.sends.is_empty()
+    }
+
+    /// Whether no script of a send runs or can still begin by what was decided before. An earlier bridge's orphan
+    /// counts: it may be handing something over.
+    pub(crate) fn hands_nothing(&self) -> bool {
+        match self.lane {
+            Lane::Idle | Lane::Probing | Lane::Matching { .. } => true,
+            Lane::Preparing { .. }
+            | Lane::Recording { .. }
+            | Lane::Handing { .. }
+            | Lane::Running { .. }
+            | Lane::Ending
+            | Lane::Orphan { .. } => false,
+        }
     }
 
     /// Whether it was told to end, and may.

@@ -177,7 +177,10 @@ impl Life {
                     match &up {
                         Up::Hello(hello) => self.journal.clone_from(&hello.journal),
                         Up::Event(line) => self.events.push(line.clone()),
-                        Up::Ready | Up::NotReady { .. } | Up::Heartbeat(_) => {}
+                        Up::Ready
+                        | Up::NotReady { .. }
+                        | Up::Released { .. }
+                        | Up::Heartbeat(_) => {}
                     }
                     if fits(&up) {
                         return up;

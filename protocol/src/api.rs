@@ -26,6 +26,20 @@ macro_rules! bodies {
     )+ };
 }
 
+crate::code::codes! {
+    /// Why a phone is not moved to another host.
+    pub enum MoveRefused {
+        /// The phone is configured on one host alone: enrol a second one with `standby = true`.
+        NoStandby = "no_standby",
+        /// The host is not one of those that the phone is configured on.
+        NotConfiguredThere = "not_configured_there",
+        /// The host serves the phone already.
+        AlreadyThere = "already_there",
+        /// No host that could take over is there, ready and not drained; `force` does it all the same.
+        StandbyNotReady = "standby_not_ready",
+    }
+}
+
 bodies! {
 /// `POST /v1/messages`.
 #[serde(deny_unknown_fields)]
@@ -268,10 +282,33 @@ pub struct Host {
     /// Version of its supervisor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// Its phones.
+    /// The phones that it serves.
     pub phones: Vec<PhoneId>,
+    /// The phones for which it stands by.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub standby_phones: Vec<PhoneId>,
+    /// It is given nothing new since then: an operator drains it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drained_at: Option<UnixMs>,
     /// When it was enrolled.
     pub created_at: UnixMs,
+}
+
+/// One of the hosts that a phone is configured on.
+pub struct PhoneHost {
+    /// Which host.
+    pub host: HostId,
+    /// It serves the phone; the others stand by.
+    pub active: bool,
+    /// Its link is up.
+    pub online: bool,
+    /// What the phone's bridge is doing there.
+    pub state: PhoneState,
+    /// Why it is not ready there.
+    pub reasons: Vec<Reason>,
+    /// When the host last spoke of the phone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen_at: Option<UnixMs>,
 }
 
 /// A phone, as operators see it.
@@ -286,6 +323,15 @@ pub struct Phone {
     /// The host that serves it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<HostId>,
+    /// Every host that it is configured on, the serving one first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<PhoneHost>,
+    /// The host that it is being handed over to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handed_to: Option<HostId>,
+    /// The phone that has taken its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaced_by: Option<PhoneId>,
     /// Its host's link is up.
     pub online: bool,
     /// What its bridge is doing.
@@ -307,6 +353,57 @@ pub struct Phone {
     /// When it was last given a message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_used_at: Option<UnixMs>,
+}
+
+/// `POST /v1/admin/phones/{id}/failover` and `POST /v1/admin/hosts/{id}/failover`.
+#[serde(deny_unknown_fields)]
+pub struct FailOver {
+    /// The host that takes over; the fittest of those that stand by when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<HostId>,
+    /// Also to a host that is not ready or not there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
+}
+
+/// What becomes of the phones of a fail-over.
+pub struct FailedOver {
+    /// One line a phone.
+    pub phones: Vec<PhoneMove>,
+}
+
+/// What becomes of one phone.
+pub struct PhoneMove {
+    /// Which phone.
+    pub phone: PhoneId,
+    /// The host that has served it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<HostId>,
+    /// The host that takes over; none where nothing can be done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<HostId>,
+    /// Why nothing can be done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<MoveRefused>,
+}
+
+/// `POST /v1/admin/phones/{id}/replace`.
+#[serde(deny_unknown_fields)]
+pub struct ReplacePhone {
+    /// The phone that takes its place; the phone's own id undoes it.
+    pub by: PhoneId,
+}
+
+/// What was moved from one phone to another.
+pub struct ReplacedPhone {
+    /// The phone that is out of use.
+    pub phone: PhoneId,
+    /// The phone in its place.
+    pub by: PhoneId,
+    /// Conversations that go on there.
+    pub conversations: u64,
+    /// Waiting messages that had asked for the old number.
+    pub messages: u64,
 }
 
 /// A webhook endpoint, without its secret.

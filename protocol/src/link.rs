@@ -62,6 +62,13 @@ pub enum HostFrame {
     Phone(PhoneReport),
     /// An event of a bridge's journal.
     Event(EventFrame),
+    /// Answers [`RouterFrame::Release`]: nothing is being handed to Messages, and nothing older than this epoch will be.
+    Released {
+        /// Which phone.
+        phone: PhoneId,
+        /// The release's epoch.
+        epoch: u64,
+    },
     /// Are you there?
     Ping {
         /// The asker's clock.
@@ -403,6 +410,14 @@ pub enum RouterFrame {
         /// The epoch that ends.
         epoch: u64,
     },
+    /// The phone goes to another host: start nothing more of an epoch older than this one, give back what was not
+    /// started, and say when no script runs any more.
+    Release {
+        /// Which phone.
+        phone: PhoneId,
+        /// Everything older ends.
+        epoch: u64,
+    },
     /// The router has every event of this journal up to `seq`.
     Ack {
         /// Whose.
@@ -445,7 +460,7 @@ pub struct Welcome {
     pub session: String,
     /// The router's wall clock.
     pub clock: UnixMs,
-    /// Every announced phone that the router knows as this host's.
+    /// Every announced phone that the router knows as this host's, those for which it stands by among them.
     pub phones: Vec<WelcomePhone>,
 }
 
@@ -463,9 +478,10 @@ pub struct WelcomePhone {
     pub acked_seq: u64,
 }
 
-const HOST_FRAMES: &[&str] = &["hello", "renew", "phone", "event", "ping", "pong", "bye"];
+const HOST_FRAMES: &[&str] =
+    &["hello", "renew", "phone", "event", "released", "ping", "pong", "bye"];
 const ROUTER_FRAMES: &[&str] =
-    &["welcome", "lease", "revoke", "ack", "command", "ping", "pong", "bye"];
+    &["welcome", "lease", "revoke", "release", "ack", "command", "ping", "pong", "bye"];
 
 /// Parses one frame from a host.
 pub fn parse_host(frame: &str) -> Result<HostFrame, WireError> {
@@ -576,6 +592,9 @@ pub struct EnrolPhone {
     /// What it can send by; iMessage and SMS when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub channels: Option<Vec<crate::Channel>>,
+    /// The host only stands by for it: another one serves it, and this one reads along until it has to take over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub standby: bool,
 }
 
 /// What enrolment gives. The host keeps it, with the router's address, in `enrolment.json`.

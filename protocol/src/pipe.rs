@@ -48,6 +48,12 @@ pub enum Command {
         /// The epoch that ends.
         epoch: u64,
     },
+    /// The phone goes to another host: closes the gate for every epoch older than this one, for good. What was not
+    /// started is refused as stale; answered with [`Up::Released`] once no script runs.
+    Release {
+        /// Everything older ends.
+        epoch: u64,
+    },
     /// The router has every event of this journal up to `seq`.
     Ack {
         /// Which journal; an acknowledgement of another one is ignored.
@@ -165,6 +171,11 @@ pub enum Up {
     NotReady {
         /// Every reason that holds.
         reasons: Vec<NotReady>,
+    },
+    /// Answers [`Command::Release`]: no script runs, and none of an older epoch will be started.
+    Released {
+        /// The release's epoch.
+        epoch: u64,
     },
     /// Alive and working; every 5 s.
     Heartbeat(Heartbeat),
@@ -501,6 +512,7 @@ const COMMANDS: &[&str] = &[
     "cancel",
     "lease",
     "revoke",
+    "release",
     "ack",
     "replay",
     "capability",
@@ -509,7 +521,7 @@ const COMMANDS: &[&str] = &[
     "drain",
     "stop",
 ];
-const UPS: &[&str] = &["event", "hello", "ready", "not_ready", "heartbeat"];
+const UPS: &[&str] = &["event", "hello", "ready", "not_ready", "released", "heartbeat"];
 
 /// Parses one line from a supervisor, without its newline.
 pub fn parse_command(line: &str) -> Result<Command, WireError> {

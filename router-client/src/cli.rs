@@ -1,6 +1,7 @@
 //! The commands of `switchboard` and what they share.
 
 mod client;
+mod failover;
 mod failure;
 mod host;
 mod manual;
@@ -83,6 +84,11 @@ enum Command {
     Hosts,
     /// Lists the phones with their state
     Phones,
+    /// Lets another host, or another phone, take over
+    #[command(subcommand)]
+    Failover(failover::Command),
+    /// Takes a host out of use, in order
+    Drain(failover::Drain),
     /// Lists or makes tenants
     Tenants {
         #[command(subcommand)]
@@ -171,6 +177,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Host(command) => host::run(screen, &global, command).await,
         Command::Hosts => pool::hosts(screen, &Client::new(&global)?).await,
         Command::Phones => pool::phones(screen, &Client::new(&global)?).await,
+        Command::Failover(command) => failover::run(screen, &Client::new(&global)?, command).await,
+        Command::Drain(drain) => failover::drain(screen, &Client::new(&global)?, drain).await,
         Command::Tenants { command } => {
             tenants::tenants(screen, &Client::new(&global)?, command).await
         }

@@ -191,7 +191,7 @@ impl Router {
             }
             HostFrame::Phone(_) => vec![ack(self.acked())],
             HostFrame::Ping { at } => vec![RouterFrame::Pong { at }],
-            HostFrame::Pong { .. } => Vec::new(),
+            HostFrame::Pong { .. } | HostFrame::Released { .. } => Vec::new(),
             HostFrame::Bye { .. } => {
                 self.said_bye = true;
                 Vec::new()
@@ -246,7 +246,8 @@ impl Bridge {
                 LinkOutput::Connected { .. }
                 | LinkOutput::Disconnected { .. }
                 | LinkOutput::Lease { .. }
-                | LinkOutput::Revoke { .. } => {}
+                | LinkOutput::Revoke { .. }
+                | LinkOutput::Release { .. } => {}
             }
             if self.acked == EVENTS && self.commands > 0 {
                 shutdown.cancel();

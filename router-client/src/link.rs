@@ -113,6 +113,13 @@ pub enum LinkInput {
         /// The event with its number.
         line: EventLine,
     },
+    /// Nothing older than this epoch is, or will be, handed to Messages: the answer to [`LinkOutput::Release`].
+    Released {
+        /// Which phone.
+        phone: PhoneId,
+        /// The release's epoch.
+        epoch: u64,
+    },
     /// How the host is; travels with the next renewal.
     Health(HostHealth),
 }
@@ -157,6 +164,14 @@ pub enum LinkOutput {
         /// Which phone.
         phone: PhoneId,
         /// The epoch that ends.
+        epoch: u64,
+    },
+    /// The phone goes to another host: everything older than this epoch ends. To be answered with
+    /// [`LinkInput::Released`].
+    Release {
+        /// Which phone.
+        phone: PhoneId,
+        /// The epoch from which on others may send.
         epoch: u64,
     },
     /// The router has every event of this journal up to `seq`.

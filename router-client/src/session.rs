@@ -193,6 +193,8 @@ impl Phones {
                 self.reports.remove(&phone);
             }
             LinkInput::Health(health) => self.health = health,
+            // Outside of a session nobody waits for it; the router asks again.
+            LinkInput::Released { .. } => {}
             LinkInput::Event { phone, journal, line } => {
                 if let Some(report) = self.reports.get_mut(&phone)
                     && report.journal.as_ref() == Some(&journal)
@@ -233,6 +235,13 @@ impl Phones {
                 true
             }
             Some(_) | None => false,
+        }
+    }
+
+    /// Notes the epoch of a release: a lease of an older one that is still on its way is not taken any more.
+    fn released(&mut self, phone: &PhoneId, epoch: u64) {
+        if let Some(report) = self.reports.get_mut(phone) {
+            report.epoch = report.epoch.max(Some(epoch));
         }
     }
 
@@ -502,6 +511,14 @@ impl Session {
                 }
                 None => self.stray("revoke for a phone that is not here"),
             },
+            RouterFrame::Release { phone, epoch } => match self.lines.get_mut(&phone) {
+                Some(line) => {
+                    line.leased = false;
+                    self.phones.released(&phone, epoch);
+                    out.push(Output::Deliver(LinkOutput::Release { phone, epoch }));
+                }
+                None => self.stray("release of a phone that is not here"),
+            },
             RouterFrame::Ack { phone, journal, seq } => self.ack(phone, journal, seq, now, out),
             RouterFrame::Command { phone, epoch, command } => {
                 let ours = self.lines.contains_key(&phone);
@@ -517,6 +534,7 @@ impl Session {
                     // Starting, stopping and leasing bridges is the supervisor's business alone.
                     Command::Lease { .. }
                     | Command::Revoke { .. }
+                    | Command::Release { .. }
                     | Command::Ack { .. }
                     | Command::Replay
                     | Command::Pause { .. }
@@ -648,6 +666,11 @@ impl Session {
                 self.event(phone, journal, line, now, out);
             }
             LinkInput::Health(health) => self.phones.health = health,
+            LinkInput::Released { phone, epoch } => {
+                if self.is_live() {
+                    self.send(HostFrame::Released { phone, epoch }, out);
+                }
+            }
             LinkInput::Forget(phone) => {
                 self.phones.learn(LinkInput::Forget(phone.clone()));
                 self.lines.remove(&phone);

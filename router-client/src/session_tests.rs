@@ -158,7 +158,8 @@ fn seqs(out: &[Output]) -> Vec<u64> {
             | HostFrame::Phone(_)
             | HostFrame::Ping { .. }
             | HostFrame::Pong { .. }
-            | HostFrame::Bye { .. } => None,
+            | HostFrame::Bye { .. }
+            | HostFrame::Released { .. } => None,
         })
         .collect()
 }
@@ -695,7 +696,10 @@ impl World {
             }),
             HostFrame::Ping { at } => self.down.push_back(RouterFrame::Pong { at }),
             // A gap is dropped, never acknowledged.
-            HostFrame::Event(_) | HostFrame::Pong { .. } | HostFrame::Bye { .. } => {}
+            HostFrame::Event(_)
+            | HostFrame::Pong { .. }
+            | HostFrame::Bye { .. }
+            | HostFrame::Released { .. } => {}
         }
     }
 

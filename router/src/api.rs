@@ -4,6 +4,7 @@
 
 mod admin;
 mod body;
+mod failover;
 mod fields;
 mod health;
 mod hosts;
@@ -147,6 +148,11 @@ fn documented(app: Option<&AppState>) -> OpenApiRouter<AppState> {
         .routes(routes!(hosts::create_token))
         .routes(routes!(hosts::list))
         .routes(routes!(hosts::phones))
+        .routes(routes!(failover::phone))
+        .routes(routes!(failover::host))
+        .routes(routes!(failover::drain))
+        .routes(routes!(failover::undrain))
+        .routes(routes!(failover::replace))
         .routes(routes!(admin::messages))
         .routes(routes!(admin::message))
         .routes(routes!(admin::events))

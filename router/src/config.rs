@@ -96,11 +96,17 @@ pub struct Dispatch {
 /// Leases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[expect(clippy::struct_field_names, reason = "the unit is last in every name")]
 pub struct Lease {
     /// How long a lease holds, in milliseconds.
     pub ttl_ms: u64,
     /// How long after its end another host may be given it, in milliseconds.
     pub grace_ms: u64,
+    /// A phone that cannot send for so long, though its host is there, is handed to a host that stands by, in
+    /// milliseconds.
+    pub unfit_ms: u64,
+    /// A phone is not moved by itself again within this time, in milliseconds.
+    pub settle_ms: u64,
 }
 
 /// Webhook delivery.
@@ -173,7 +179,7 @@ impl Default for Dispatch {
 
 impl Default for Lease {
     fn default() -> Self {
-        Self { ttl_ms: 15_000, grace_ms: 5_000 }
+        Self { ttl_ms: 15_000, grace_ms: 5_000, unfit_ms: 60_000, settle_ms: 300_000 }
     }
 }
 
@@ -370,6 +376,8 @@ impl Check<'_> {
         // The bridge stops 3 s before the end of a lease, and renews every 5 s.
         self.range("lease.ttl_ms", lease.ttl_ms, 4_000, 600_000)?;
         self.range("lease.grace_ms", lease.grace_ms, 0, 600_000)?;
+        self.range("lease.unfit_ms", lease.unfit_ms, 1_000, 86_400_000)?;
+        self.range("lease.settle_ms", lease.settle_ms, 0, 86_400_000)?;
         self.range("webhooks.timeout_ms", webhooks.timeout_ms, 100, 60_000)?;
         self.range("webhooks.per_endpoint", webhooks.per_endpoint, 1, 1_000)?;
         self.range("webhooks.in_flight", webhooks.in_flight, webhooks.per_endpoint, 10_000)?;
@@ -495,7 +503,7 @@ mod tests {
             ("limits", 4),
             ("messages", 3),
             ("dispatch", 8),
-            ("lease", 2),
+            ("lease", 4),
             ("webhooks", 5),
             ("log", 2),
         ] {

@@ -341,7 +341,8 @@ fn choose(
         Some(number) => Some(
             pool.iter()
                 .find(|phone| phone.number == *number)
-                .map(|phone| &phone.candidate.phone)
+                // A number that is out of use is served by the phone in its place.
+                .map(|phone| phone.replaced_by.as_ref().unwrap_or(&phone.candidate.phone))
                 .ok_or(Unable::NotAllowed)?,
         ),
     };
@@ -555,7 +556,7 @@ pub async fn sweep(app: &App) -> Result<(), StoreError> {
     let ends = !(lost.is_empty() && overdue.is_empty());
     for given in lost {
         let copy = given.clone();
-        match app.store.write(move |tx| host_lost(tx, &given, now)).await {
+        match app.store.write(move |tx| rows::host_lost(tx, &given, now)).await {
             Ok(()) => {}
             Err(error) if error.is_unavailable() => return Err(error),
             Err(error) => {
@@ -596,23 +597,6 @@ fn expire_overdue(tx: &mut Tx<'_>, job: &Claimed, now: UnixMs) -> Result<(), Sto
         expire(tx, job, message.held_reason, now)?;
     }
     Ok(())
-}
-
-/// Nobody knows what the host did with it: `unknown`, and never sent again by us. An answer that comes later still counts.
-fn host_lost(tx: &mut Tx<'_>, given: &Given, now: UnixMs) -> Result<(), StoreError> {
-    // It may have been answered since it was looked up.
-    if rows::attempt(tx, &given.message, given.attempt)?.is_none_or(|row| row.state == "done") {
-        return Ok(());
-    }
-    rows::set_attempt_state(tx, &given.message, given.attempt, "done", now)?;
-    let change = Change {
-        phone: Some(&given.phone),
-        attempt: Some(given.attempt),
-        reason: Some(Reason::HostLost),
-        ..Change::to(Status::Unknown, now)
-    };
-    rows::change(tx, &given.tenant, &given.message, &change)?;
-    rows::drop_job(tx, &given.tenant, &given.message)
 }
 
 fn ms(value: u64) -> i64 {

@@ -50,6 +50,8 @@ pub enum Code {
     AlreadyExists,
     /// The message has ended; nothing is left to cancel.
     NotCancelable,
+    /// No host or phone can take the phone's place.
+    CannotFailOver,
     /// A request with the same idempotency key is still running.
     IdempotencyKeyInUse,
     /// The idempotency key was used for another body.
@@ -107,6 +109,9 @@ impl Code {
             }
             Self::NotCancelable => {
                 (StatusCode::CONFLICT, "not_cancelable", "The message has ended already")
+            }
+            Self::CannotFailOver => {
+                (StatusCode::CONFLICT, "cannot_fail_over", "Nothing can take the phone's place")
             }
             Self::IdempotencyKeyInUse => (
                 StatusCode::CONFLICT,

@@ -116,7 +116,7 @@ async fn pass_over(
         .store
         .write(move |tx| {
             if let Event::Received(message) = &copy.event {
-                received::salvage(tx, &copy.phone, message, now)?;
+                received::salvage(tx, (&copy.phone, &copy.journal), message, now)?;
             }
             keep(tx, &copy, &reason, now)
         })

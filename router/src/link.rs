@@ -25,7 +25,7 @@ use protocol::HostId;
 use protocol::api::{PROBLEM_JSON, Problem};
 use protocol::limits::FRAME_BYTES_MAX;
 use protocol::link::{PATH, RouterFrame};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::clock;
 use crate::server::AppState;
@@ -75,6 +75,7 @@ struct Handle {
     session: String,
     outbox: mpsc::Sender<RouterFrame>,
     ending: watch::Sender<Ending>,
+    free: Arc<Notify>,
 }
 
 /// What a session gets at its registration.
@@ -82,6 +83,8 @@ struct Handle {
 pub(crate) struct Registered {
     pub(crate) outbox: mpsc::Receiver<RouterFrame>,
     pub(crate) ending: watch::Receiver<Ending>,
+    /// Notified when a phone that this host waits for may be free.
+    pub(crate) free: Arc<Notify>,
 }
 
 impl Default for Links {
@@ -127,16 +130,25 @@ impl Links {
         })
     }
 
+    /// Lets a host's session ask again for the phones that it waits for: one of them may be free.
+    pub(crate) fn may_be_free(&self, host: &HostId) {
+        if let Some(handle) = self.sessions().get(host) {
+            handle.free.notify_one();
+        }
+    }
+
     /// Makes this session the host's; an older one is told to end.
     pub(crate) fn register(&self, host: &HostId, session: &str) -> Registered {
         let (outbox, frames) = mpsc::channel(OUTBOX_FRAMES);
         let (ending, ends) = watch::channel(Ending::Live);
-        let handle = Handle { session: session.to_owned(), outbox, ending };
+        let free = Arc::new(Notify::new());
+        let handle =
+            Handle { session: session.to_owned(), outbox, ending, free: Arc::clone(&free) };
         let older = self.sessions().insert(host.clone(), handle);
         if let Some(older) = older {
             older.ending.send_replace(Ending::Replaced);
         }
-        Registered { outbox: frames, ending: ends }
+        Registered { outbox: frames, ending: ends, free }
     }
 
     /// Takes a session out, unless a newer one has its place; true when the host is offline now.

@@ -134,6 +134,11 @@ const DESCRIBED: &[(Kind, &str, &str)] = &[
         "switchboard_link_foreign_phones_total",
         "Phones that a host spoke of and that are not its own.",
     ),
+    (
+        Kind::Counter,
+        "switchboard_failovers_total",
+        "Phones that came to another host, by type: planned, or lost with the host that had them.",
+    ),
     (Kind::Counter, "switchboard_link_unauthorised_total", "Hosts that were refused a link."),
     (
         Kind::Gauge,

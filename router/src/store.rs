@@ -28,6 +28,7 @@ pub mod lease;
 pub mod messages;
 pub mod opt_outs;
 pub mod retention;
+pub mod standby;
 pub mod tally;
 pub mod unplaced;
 pub mod webhook_endpoints;

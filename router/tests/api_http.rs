@@ -915,7 +915,7 @@ async fn the_operator_reads_what_belongs_to_nobody() {
             let received = from_a_stranger(now);
             inbound::store_received(tx, &inbound::nobody(), (&message, &by), &received, now)?;
             // The guid was pruned or never kept; the message itself is proof enough.
-            inbound::take_guid(tx, &by, &received.guid, now)
+            inbound::take_guid(tx, &by, (&received.guid, "j"), now)
         })
         .await
         .unwrap();

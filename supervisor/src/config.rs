@@ -100,6 +100,7 @@ struct RawPhone {
     chat_db: Spanned<PathBuf>,
     osascript: Option<Spanned<PathBuf>>,
     bridge: Option<Spanned<toml::Table>>,
+    standby: Option<Spanned<bool>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -387,6 +388,15 @@ impl Config {
             None => beside_self("switchboard-bridge"),
         };
         let phones = phones(&source, &raw.phones)?;
+        for phone in raw.phones.get_ref() {
+            if let Some(standby) = phone.standby.as_ref().filter(|standby| *standby.get_ref())
+                && raw.router.is_none()
+            {
+                // Without a router each of the two hosts would grant the phone to itself.
+                let message = "stands by for another host, which takes a [router] to say who sends";
+                return Err(source.wrong("standby", standby, message));
+            }
+        }
         let router = raw.router.as_ref().map(|raw| router(&source, raw)).transpose()?;
         let dispatch = dispatch(&source, &raw.dispatch, &state_dir)?;
         let defaults = Settings::default();

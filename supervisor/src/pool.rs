@@ -449,7 +449,7 @@ impl Owner {
                     self.take(Input::PowerLow(low)).await;
                 }
                 Turn::Asked(Some(Ask::Order(order))) => self.take(Input::Order(order)).await,
-                Turn::Asked(Some(Ask::Command(command))) => self.command(&command),
+                Turn::Asked(Some(Ask::Command(command))) => self.command(&command).await,
                 Turn::Asked(Some(Ask::Tune(tuning))) => {
                     self.phone.tune(tuning.settings.clone());
                     self.surroundings.tuning = *tuning;
@@ -619,7 +619,7 @@ impl Owner {
     }
 
     /// Passes a command from the router or the dispatch API to the bridge.
-    fn command(&mut self, command: &Command) {
+    async fn command(&mut self, command: &Command) {
         match command {
             Command::Lease { epoch, ttl_ms, issued_ms } => {
                 let lease = Lease { epoch: *epoch, ttl_ms: *ttl_ms, issued_ms: *issued_ms };
@@ -634,6 +634,13 @@ impl Owner {
                     }
                     over
                 });
+            }
+            Command::Release { epoch } => {
+                self.leases.send_replace(None);
+                if self.child.is_none() {
+                    // No bridge, and its group is gone with it: no script can be running.
+                    return self.released(*epoch).await;
+                }
             }
             Command::Ack { journal, seq } => {
                 if self.journal.as_ref() == Some(journal) {
@@ -655,6 +662,14 @@ impl Owner {
             metrics::counter!("switchboard_commands_total", "phone" => self.id.to_string(), "outcome" => "dropped")
                 .increment(1);
         }
+    }
+
+    /// Tells the router that nothing is being handed to Messages for this phone.
+    async fn released(&mut self, epoch: u64) {
+        tracing::info!(phone = %self.id, epoch, "released for another host");
+        let phone = self.id.clone();
+        // Lost with a slow link, it is asked for again.
+        self.hand_up(LinkInput::Released { phone, epoch }).await;
     }
 
     /// Without a router: the lease that this supervisor grants itself.
@@ -727,6 +742,7 @@ impl Owner {
             Ok(Up::Hello(hello)) => self.take(Input::Hello(hello)).await,
             Ok(Up::Ready) => self.take(Input::Ready).await,
             Ok(Up::NotReady { reasons }) => self.take(Input::NotReady(reasons)).await,
+            Ok(Up::Released { epoch }) => self.released(epoch).await,
             Ok(Up::Heartbeat(heartbeat)) => self.take(Input::Heartbeat(heartbeat)).await,
             Err(error) => self.refuse(error.label(), &error.to_string()),
         }
@@ -970,6 +986,7 @@ mod tests {
                 }
                 LinkInput::Phone { .. }
                 | LinkInput::Forget(_)
+                | LinkInput::Released { .. }
                 | LinkInput::Event { .. }
                 | LinkInput::Health(_) => None,
             })
@@ -1020,7 +1037,10 @@ mod tests {
                 LinkInput::Event { journal, line, .. } => {
                     Some((journal.clone(), line.seq, line.event.clone()))
                 }
-                LinkInput::Phone { .. } | LinkInput::Forget(_) | LinkInput::Health(_) => None,
+                LinkInput::Phone { .. }
+                | LinkInput::Forget(_)
+                | LinkInput::Released { .. }
+                | LinkInput::Health(_) => None,
             })
             .await;
         assert_eq!((from, seq), (journal, 1));
@@ -1051,6 +1071,23 @@ mod tests {
         house.report(PhoneState::Ready).await;
         assert_eq!(house.handle().lease(), None);
         assert_eq!(house.lines().matches("\"lease\"").count(), 2, "{}", house.lines());
+        house.finish().await;
+    }
+
+    #[tokio::test]
+    async fn a_phone_without_a_bridge_is_released_at_once() {
+        let mut house = House::new("good");
+        house.report(PhoneState::Ready).await;
+        house.handle().ask(Ask::Command(lease(7))).unwrap();
+        house.handle().ask(Ask::Order(Order::Stop)).unwrap();
+        house.report(PhoneState::Stopped).await;
+        house.handle().ask(Ask::Command(Command::Release { epoch: 8 })).unwrap();
+        let released = |input: &LinkInput| match input {
+            LinkInput::Released { epoch, .. } => Some(*epoch),
+            _ => None,
+        };
+        assert_eq!(house.up(released).await, 8);
+        assert_eq!(house.handle().lease(), None);
         house.finish().await;
     }
 

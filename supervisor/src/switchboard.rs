@@ -100,6 +100,7 @@ fn switch(pool: &Pool, output: LinkOutput, state: &watch::Sender<LinkState>) {
             tell(pool, &phone, [Command::Lease { epoch, ttl_ms, issued_ms }]);
         }
         LinkOutput::Revoke { phone, epoch } => tell(pool, &phone, [Command::Revoke { epoch }]),
+        LinkOutput::Release { phone, epoch } => tell(pool, &phone, [Command::Release { epoch }]),
         LinkOutput::Ack { phone, journal, seq, replay } => {
             tell(pool, &phone, [Command::Ack { journal, seq }]);
             if replay {

@@ -211,7 +211,8 @@ impl Mac {
                 let journal = self.journal.clone();
                 self.say(&Command::Ack { journal, seq });
             }
-            Ok(Up::Ready | Up::NotReady { .. } | Up::Heartbeat(_)) | Err(_) => {}
+            Ok(Up::Ready | Up::NotReady { .. } | Up::Released { .. } | Up::Heartbeat(_))
+            | Err(_) => {}
         }
     }
 

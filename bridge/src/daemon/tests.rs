@@ -595,7 +595,9 @@ async fn a_nearly_full_disk_keeps_a_bridge_from_sending_and_is_said() {
     let mut bridge = Bridge::start_with(dir, fake, |config| config.disk_low_mib = 1 << 30);
     let low = |up: &Up| match up {
         Up::NotReady { reasons } => reasons.iter().map(|why| why.reason).collect::<Vec<_>>(),
-        Up::Event(_) | Up::Hello(_) | Up::Ready | Up::Heartbeat(_) => Vec::new(),
+        Up::Event(_) | Up::Hello(_) | Up::Ready | Up::Released { .. } | Up::Heartbeat(_) => {
+            Vec::new()
+        }
     };
     // Nothing else once the account has answered.
     let said = bridge.until(|up| low(up) == [Reason::DiskLow]).await;
@@ -622,7 +624,9 @@ async fn a_clock_that_must_be_wrong_keeps_a_bridge_from_being_ready() {
             Up::NotReady { reasons } => {
                 reasons.iter().map(|why| why.reason).eq([Reason::ClockWrong])
             }
-            Up::Event(_) | Up::Hello(_) | Up::Ready | Up::Heartbeat(_) => false,
+            Up::Event(_) | Up::Hello(_) | Up::Ready | Up::Released { .. } | Up::Heartbeat(_) => {
+                false
+            }
         })
         .await;
     bridge.end().await;
@@ -717,7 +721,7 @@ async fn a_blocked_account_stops_what_waits_and_is_kept_over_a_restart() {
         Up::NotReady { reasons } => {
             reasons.iter().map(|why| why.reason).eq([Reason::AccountBlocked])
         }
-        Up::Event(_) | Up::Hello(_) | Up::Ready | Up::Heartbeat(_) => false,
+        Up::Event(_) | Up::Hello(_) | Up::Ready | Up::Released { .. } | Up::Heartbeat(_) => false,
     };
     bridge.until(blocked).await;
     let (_, dir, fake) = bridge.end().await;
@@ -732,5 +736,34 @@ async fn a_blocked_account_stops_what_waits_and_is_kept_over_a_restart() {
     bridge.ready().await;
     bridge.event("sent").await;
     assert_eq!(bridge.sends_of(1).await, ["text 1"]);
+    bridge.end().await;
+}
+
+#[tokio::test]
+async fn a_phone_that_goes_to_another_host_is_released_when_no_script_runs() {
+    // The script takes its time: until it has ended, Messages may still be given its text.
+    let mut bridge = Bridge::new("sleep 1");
+    bridge.ready().await;
+    bridge.lease().await;
+    bridge.say(&command(1)).await;
+    bridge.event("started").await;
+    bridge.say(&command(2)).await;
+    bridge.event("accepted").await;
+    bridge.say(&Command::Release { epoch: 2 }).await;
+    // What was waiting is given back at once, so that the other host can send it.
+    let given_back = bridge.event("refused").await;
+    let Fact::Refused(why) = &given_back.event else { panic!("{given_back:?}") };
+    assert_eq!((why.reason, why.retryable), (Reason::StaleEpoch, true));
+    assert!(!bridge.heard.contains(&Up::Released { epoch: 2 }), "a script runs");
+    bridge.until(|up| *up == Up::Released { epoch: 2 }).await;
+    assert_eq!(bridge.sends_of(1).await.len(), 1);
+    // A lease of before, which was still on its way, opens nothing; nothing older is taken.
+    bridge.lease().await;
+    bridge.say(&command(3)).await;
+    bridge.event("refused").await;
+    // Asked again, it says so again: the first answer may have got lost.
+    bridge.say(&Command::Release { epoch: 2 }).await;
+    bridge.until(|up| *up == Up::Released { epoch: 2 }).await;
+    assert_eq!(bridge.sends().len(), 1);
     bridge.end().await;
 }

@@ -48,6 +48,16 @@ impl Outbound {
         }
     }
 
+    /// Seeing the epoch closes the gate for all that is older. The queue is given back at once, also while Messages
+    /// cannot be used; what is being started meets the closed gate by itself.
+    pub(super) fn release(&mut self, epoch: u64, now: Now, turn: &mut Turn) {
+        self.see(epoch, turn);
+        let waiting: Vec<Attempt> = self.queue.values().cloned().collect();
+        for attempt in waiting {
+            self.never(&attempt, now, turn);
+        }
+    }
+
     /// The gate says never.
     pub(super) fn never(&mut self, attempt: &Attempt, now: Now, turn: &mut Turn) {
         let Some(work) = self.sends.get(attempt).and_then(SendRecord::work) else { return };

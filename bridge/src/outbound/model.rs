@@ -270,6 +270,10 @@ pub(crate) enum Event {
     Revoke {
         epoch: u64,
     },
+    /// The phone goes to another host: nothing older than this epoch is started any more.
+    Release {
+        epoch: u64,
+    },
     /// The listener has every event up to `seq`.
     Acked {
         seq: u64,

@@ -257,7 +257,7 @@ impl Phone {
             Up::Heartbeat(beat) => {
                 self.longest_read_us = self.longest_read_us.max(beat.longest_read_us);
             }
-            Up::Ready | Up::NotReady { .. } => {}
+            Up::Ready | Up::NotReady { .. } | Up::Released { .. } => {}
         }
     }
 

@@ -108,6 +108,8 @@ struct SupervisorPhone {
     number: E164,
     label: Option<String>,
     #[serde(default)]
+    standby: bool,
+    #[serde(default)]
     bridge: SupervisorBridge,
 }
 
@@ -271,6 +273,7 @@ async fn enroll(
                 number: phone.number,
                 label: phone.label,
                 channels: phone.bridge.default_channels,
+                standby: phone.standby,
             })
             .collect(),
     };

@@ -3,6 +3,7 @@
 use protocol::{
     Channel, Reason,
     api::{Host, Phone},
+    link::PhoneState,
 };
 
 use super::{
@@ -17,18 +18,23 @@ pub(crate) async fn hosts(screen: &mut Screen, client: &Client) -> Result<(), Fa
         return screen.json(&page);
     }
     let rows = typed_rows::<Host>(&page)?.into_iter().map(|host| {
+        let link = match (host.online, host.drained_at) {
+            (up, None) => online(up),
+            (up, Some(_)) => format!("{}, drained", online(up)),
+        };
         [
             host.id.to_string(),
             host.name,
-            online(host.online),
+            link,
             host.phones.len().to_string(),
+            host.standby_phones.len().to_string(),
             or_nothing(host.version),
             time(host.last_seen_at),
             time(host.created_at),
         ]
     });
     screen.table(
-        ["HOST", "NAME", "LINK", "PHONES", "VERSION", "LAST SEEN", "ENROLLED"],
+        ["HOST", "NAME", "LINK", "PHONES", "STANDBY", "VERSION", "LAST SEEN", "ENROLLED"],
         rows.collect(),
         "no host is enrolled: run `switchboard host enroll --config FILE` on a Mac",
     )
@@ -41,10 +47,23 @@ pub(crate) async fn phones(screen: &mut Screen, client: &Client) -> Result<(), F
     }
     let rows = typed_rows::<Phone>(&page)?.into_iter().map(|phone| {
         let reasons: Vec<&str> = phone.reasons.iter().map(|r| Reason::as_str(*r)).collect();
-        let state = if reasons.is_empty() {
+        let mut state = if reasons.is_empty() {
             phone.state.as_str().to_owned()
         } else {
             format!("{} ({})", phone.state.as_str(), reasons.join(", "))
+        };
+        if phone.handed_to.is_some() {
+            state.push_str(", handed over");
+        }
+        if phone.replaced_by.is_some() {
+            state.push_str(", replaced");
+        }
+        let standby = phone.hosts.iter().filter(|host| !host.active);
+        let able =
+            standby.clone().filter(|host| host.online && host.state == PhoneState::Ready).count();
+        let standby = match standby.count() {
+            0 => String::new(),
+            all => format!("{able} of {all}"),
         };
         let channels: Vec<&str> = phone.channels.iter().map(|c| Channel::as_str(*c)).collect();
         [
@@ -53,6 +72,7 @@ pub(crate) async fn phones(screen: &mut Screen, client: &Client) -> Result<(), F
             or_nothing(phone.label),
             online(phone.online),
             state,
+            standby,
             channels.join(","),
             or_nothing(phone.epoch),
             time(phone.lease_until),
@@ -67,6 +87,7 @@ pub(crate) async fn phones(screen: &mut Screen, client: &Client) -> Result<(), F
             "LABEL",
             "LINK",
             "STATE",
+            "STANDBY",
             "CHANNELS",
             "EPOCH",
             "LEASE UNTIL",

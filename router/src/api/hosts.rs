@@ -138,7 +138,8 @@ fn phones_of(fields: &mut Fields) -> Option<Vec<EnrolPhone>> {
             }
             channel
         });
-        Some(EnrolPhone { number: number?, label, channels })
+        let standby = phone.boolean("standby").unwrap_or(false);
+        Some(EnrolPhone { number: number?, label, channels, standby })
     })?;
     if given == 0 {
         fields.wrong("phones", "too_few", "A host serves at least one phone.");

@@ -2,7 +2,7 @@
 
 use protocol::api::Direction;
 use protocol::link::EventFrame;
-use protocol::pipe::{ConversationKind, Received};
+use protocol::pipe::{ConversationKind, Event, Received};
 use protocol::{MessageId, PhoneId, Recipient, TenantId, UnixMs, canary};
 
 use super::Effects;
@@ -10,7 +10,7 @@ use crate::clock;
 use crate::compliance::opt_out::{self, Asks};
 use crate::store::dispatch as rows;
 use crate::store::inbound::{self as store, Turned};
-use crate::store::{StoreError, Tx};
+use crate::store::{StoreError, Tx, standby};
 
 /// On a pooled phone, STOP counts for every tenant that has talked with its sender within this time.
 const STOP_REACH_MS: i64 = 30 * 24 * 3_600 * 1_000;
@@ -34,8 +34,12 @@ pub(super) fn message(
     effects: &mut Effects,
 ) -> Result<(), StoreError> {
     let phone = &frame.phone;
-    if !store::take_guid(tx, phone, &message.guid, now)? {
+    let journal = frame.journal.as_str();
+    if !store::take_guid(tx, phone, (&message.guid, journal), now)? {
         metrics::counter!("switchboard_inbound_duplicates_total").increment(1);
+        if standby::is_shared(tx, phone)? {
+            store::told_twice(tx, phone, (&message.guid, journal), now)?;
+        }
         return Ok(());
     }
     if is_canary(tx, message)? {
@@ -58,7 +62,16 @@ pub(super) fn message(
         return Ok(());
     }
     let id = MessageId::new(now.0, clock::random());
-    let Some(tenant) = attribute(tx, phone, &talked)? else {
+    let tenant = attribute(tx, phone, &talked)?;
+    // Another host of the same phone has told it, under a guid of its own: a text that the iPhone has relayed to both.
+    let owner = tenant.clone().unwrap_or_else(store::nobody);
+    if standby::is_shared(tx, phone)?
+        && let Some(twin) = store::twin(tx, &owner, (phone, journal), message)?
+    {
+        metrics::counter!("switchboard_inbound_duplicates_total").increment(1);
+        return store::is_twin(tx, phone, (&message.guid, &twin));
+    }
+    let Some(tenant) = tenant else {
         // A stranger writes to a shared phone: the operator may see what it is, and no tenant. A STOP in it is kept
         // and stops nobody, for nobody has written.
         metrics::counter!("switchboard_inbound_unattributed_total").increment(1);
@@ -80,11 +93,11 @@ pub(super) fn message(
 /// What can be saved of a message that could not be taken in as it should: its text, and that it says STOP.
 pub(super) fn salvage(
     tx: &mut Tx<'_>,
-    phone: &PhoneId,
+    (phone, journal): (&PhoneId, &str),
     message: &Received,
     now: UnixMs,
 ) -> Result<(), StoreError> {
-    if !store::take_guid(tx, phone, &message.guid, now)? {
+    if !store::take_guid(tx, phone, (&message.guid, journal), now)? {
         return Ok(());
     }
     let talked = talked(tx, phone, message)?;
@@ -236,10 +249,54 @@ pub(super) fn about(
     now: UnixMs,
 ) -> Result<(), StoreError> {
     let (phone, kind) = (&frame.phone, frame.event.kind());
+    if standby::is_shared(tx, phone)?
+        && let Some(what) = identity(&frame.event)
+        && store::told_elsewhere(tx, phone, (&what, &frame.journal), now)?
+    {
+        metrics::counter!("switchboard_inbound_duplicates_total").increment(1);
+        return Ok(());
+    }
     let Some((tenant, id)) = store::by_guid(tx, phone, guid)? else {
         metrics::counter!("switchboard_inbound_unattributed_total").increment(1);
         return store::keep_unplaced(tx, frame, "about a message that we do not know", now);
     };
     let change = serde_json::to_value(what).map_err(|error| StoreError::corrupt("event", error))?;
     store::happened_to(tx, (&tenant, &id), phone, kind, change, (at, now))
+}
+
+/// By what the same thing is known when another host of the phone tells it; `None` for what is not told of messages.
+/// Only what Apple's servers give to every device counts: paths and times of arrival are each Mac's own.
+fn identity(event: &Event) -> Option<String> {
+    match event {
+        Event::Reaction(reaction) => Some(format!("reaction {}", reaction.guid)),
+        Event::Edited(edited) => {
+            let (guid, part, versions) = (&edited.guid, edited.part, edited.history.len());
+            Some(format!("edited {guid} {part} {versions} {}", edited.at))
+        }
+        Event::Unsent(unsent) => Some(format!("unsent {} {:?}", unsent.guid, unsent.parts)),
+        Event::Attachment(change) => {
+            let (message, file) = (&change.message, &change.attachment);
+            Some(format!("attachment {message} {} {:?}", file.guid, file.state))
+        }
+        Event::Preview(change) => Some(format!("preview {}", change.message)),
+        Event::Accepted(_)
+        | Event::Refused(_)
+        | Event::Started { .. }
+        | Event::Fallback { .. }
+        | Event::Sent { .. }
+        | Event::Delivered(_)
+        | Event::Read(_)
+        | Event::Failed(_)
+        | Event::Unknown(_)
+        | Event::Canceled(_)
+        | Event::Expired(_)
+        | Event::Received(_)
+        | Event::Group(_)
+        | Event::Notice(_)
+        | Event::UnknownKind(_)
+        | Event::Capability(_)
+        | Event::Resync { .. }
+        | Event::Account { .. }
+        | Event::Other(_) => None,
+    }
 }

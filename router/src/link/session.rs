@@ -1,6 +1,6 @@
 //! One session with one host, from its first frame to its last.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -9,18 +9,18 @@ use data_encoding::HEXLOWER;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use protocol::link::{
-    EventFrame, HELLO_WITHIN_MS, HostFrame, HostHello, PING_EVERY_MS, PINGS_MISSED_MAX,
+    EventFrame, HELLO_WITHIN_MS, HostFrame, HostHealth, HostHello, PING_EVERY_MS, PINGS_MISSED_MAX,
     PhoneReport, PhoneState, RouterFrame, Welcome, WelcomePhone, close, parse_host,
 };
 use protocol::{HostId, PROTOCOL_MIN, PhoneId, UnixMs};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
-use super::Ending;
+use super::{Ending, Registered};
 use crate::lease::{Decision, Policy};
 use crate::server::AppState;
-use crate::store::lease::{self as rows, Reported};
-use crate::store::{StoreError, Tx};
+use crate::store::lease::{self as rows, Asked, Reported};
+use crate::store::{StoreError, Tx, standby};
 use crate::{clock, dispatch, inbound};
 
 /// Frames read at once before they are handled: what a host has sent while the store was at the last batch. As many as
@@ -32,6 +32,9 @@ const BATCH_BYTES: usize = 4 * protocol::limits::FRAME_BYTES_MAX;
 
 /// Answers of the owner waiting for the writer. The owner waits when it is full: a host that does not read is not read.
 const ANSWERS: usize = 64;
+
+/// A phone that another host has is not asked for again sooner than this.
+const ASK_AGAIN_MIN: Duration = Duration::from_millis(20);
 
 /// Every write ends within this time, or the session does.
 const WRITE_WITHIN: Duration = Duration::from_millis(HELLO_WITHIN_MS);
@@ -62,8 +65,13 @@ struct Session {
     host: HostId,
     id: String,
     answers: mpsc::Sender<Out>,
-    /// The phones that are this host's.
+    /// The phones that this host serves or stands by for.
     phones: HashSet<PhoneId>,
+    /// The newest renewal that was answered. A lease that is granted later counts from it.
+    renewal: u64,
+    /// Phones whose lease another host has: what was said of them last, and when asking again can help. A host that
+    /// stands by does not have to wait for its next renewal.
+    waits: BTreeMap<PhoneId, (PhoneReport, UnixMs)>,
     /// Pings that have not been answered.
     missed: u32,
 }
@@ -81,22 +89,24 @@ pub(super) async fn run(app: AppState, host: HostId, socket: WebSocket) {
         id: id.clone(),
         answers,
         phones: HashSet::new(),
+        renewal: 0,
+        waits: BTreeMap::new(),
         missed: 0,
     };
     let end = match session.hello(&mut frames).await {
         Err(end) => end,
         Ok(hello) => {
-            let registered = app.links.register(&host, &id);
+            let Registered { outbox, ending, free } = app.links.register(&host, &id);
             tracing::info!(host = %host, session = %id, version = %hello.version, "link: a session has begun");
             let welcomed = session.welcome(hello).await;
             let end = match welcomed {
                 Err(end) => end,
                 Ok(()) => {
                     // Commands flow only after the welcome: a host ignores nothing that comes in order.
-                    if commands.send(registered.outbox).await.is_err() {
+                    if commands.send(outbox).await.is_err() {
                         End::Gone
                     } else {
-                        session.live(&mut frames, registered.ending).await
+                        session.live(&mut frames, ending, &free).await
                     }
                 }
             };
@@ -256,37 +266,40 @@ impl Session {
 
     fn policy(&self) -> Policy {
         let lease = self.app.config.lease;
-        Policy { ttl_ms: ms(lease.ttl_ms), grace_ms: ms(lease.grace_ms) }
+        Policy {
+            ttl_ms: ms(lease.ttl_ms),
+            grace_ms: ms(lease.grace_ms),
+            unfit_ms: ms(lease.unfit_ms),
+            settle_ms: ms(lease.settle_ms),
+        }
     }
 
     /// Takes in the hello and answers it.
     async fn welcome(&mut self, hello: HostHello) -> Result<(), End> {
         let now = self.app.clock.now();
         let (host, id, policy) = (self.host.clone(), self.id.clone(), self.policy());
-        let (own, phones, ready, foreign) = self
+        let (own, phones, asked, foreign) = self
             .app
             .store
             .write(move |tx| {
                 rows::session_began(tx, &host, &id, (&hello.boot, &hello.version), now)?;
-                let own = rows::phones_of(tx, &host)?;
-                let (mut phones, mut ready, mut foreign) = (Vec::new(), Vec::new(), Vec::new());
-                for report in hello.phones.iter().take(protocol::limits::PHONES_PER_HOST_MAX) {
-                    if rows::report(tx, &host, report, now)? == Reported::Foreign {
-                        foreign.push(report.phone.clone());
+                let own = standby::phones_of(tx, &host)?;
+                let (mut phones, mut answers, mut foreign) = (Vec::new(), Vec::new(), Vec::new());
+                for report in hello.phones.into_iter().take(protocol::limits::PHONES_PER_HOST_MAX) {
+                    if rows::report(tx, &host, &report, now)? == Reported::Foreign {
+                        foreign.push(report.phone);
                         continue;
                     }
                     let asked = rows::ask(tx, policy, (&report.phone, &host), report.epoch, now)?;
-                    if report.state == PhoneState::Ready {
-                        ready.push(report.phone.clone());
-                    }
                     phones.push(WelcomePhone {
                         phone: report.phone.clone(),
                         epoch: epoch_of(&asked.decision),
                         ttl_ms: u64::try_from(policy.ttl_ms).unwrap_or(0),
-                        acked_seq: acked(tx, report, now)?,
+                        acked_seq: acked(tx, &report, now)?,
                     });
+                    answers.push((report, asked));
                 }
-                Ok((own, phones, ready, foreign))
+                Ok((own, phones, answers, foreign))
             })
             .await
             .map_err(|error| self.store_failed(&error))?;
@@ -296,7 +309,56 @@ impl Session {
         self.phones = own.into_iter().collect();
         let welcome = Welcome { session: self.id.clone(), clock: now, phones };
         self.answer(RouterFrame::Welcome(welcome)).await?;
+        let mut ready = Vec::new();
+        for (report, asked) in asked {
+            let (phone, state) = (report.phone.clone(), report.state);
+            let epoch = self.asked(report, &asked).await?;
+            if epoch.is_some() && state == PhoneState::Ready {
+                ready.push(phone);
+            }
+        }
         self.phones_came(&ready, now).await
+    }
+
+    /// What an answer to a question for a lease means beside the lease itself: a phone that goes to another host, one
+    /// that came from another, one that is to be asked for again.
+    async fn asked(&mut self, report: PhoneReport, asked: &Asked) -> Result<Option<u64>, End> {
+        let phone = report.phone.clone();
+        if let Some(took) = &asked.took {
+            let kind = if took.planned { "planned" } else { "lost" };
+            metrics::counter!("switchboard_failovers_total", "type" => kind).increment(1);
+            tracing::warn!(phone = %phone, host = %self.host, kind, lost = took.lost, "link: the phone is served by another host now");
+            self.app.bells.webhooks.notify_one();
+        }
+        let Decision::Refuse { until_ms } = &asked.decision else {
+            self.waits.remove(&phone);
+            return Ok(epoch_of(&asked.decision));
+        };
+        self.waits.insert(phone.clone(), (report, UnixMs(*until_ms)));
+        if let Some(epoch) = asked.release {
+            self.answer(RouterFrame::Release { phone, epoch }).await?;
+        }
+        Ok(None)
+    }
+
+    /// Asks again for the phones that may be free by now.
+    async fn ask_again(&mut self, all: bool) -> Result<(), End> {
+        let now = self.app.clock.now();
+        let due: Vec<PhoneReport> = self
+            .waits
+            .values()
+            .filter(|(_, until)| all || *until <= now)
+            .map(|(report, _)| report.clone())
+            .collect();
+        if due.is_empty() { Ok(()) } else { self.lease(self.renewal, due, None).await }
+    }
+
+    /// How long until asking again for a phone can help.
+    fn next_free(&self) -> Option<Duration> {
+        let now = self.app.clock.now();
+        let first = self.waits.values().map(|(_, until)| until.since(now)).min()?;
+        // Not in a circle, whatever the clocks say.
+        Some(Duration::from_millis(u64::try_from(first).unwrap_or(0)).max(ASK_AGAIN_MIN))
     }
 
     /// Phones may have become able: what waited for one is due, and what was offered to them is offered again.
@@ -318,12 +380,20 @@ impl Session {
         &mut self,
         frames: &mut SplitStream<WebSocket>,
         mut ending: watch::Receiver<Ending>,
+        free: &Notify,
     ) -> End {
         let every = Duration::from_millis(PING_EVERY_MS);
         let mut ping = interval_at(Instant::now() + every, every);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let app = AppState::clone(&self.app);
         loop {
+            let next_free = self.next_free();
+            let waited = async {
+                match next_free {
+                    Some(wait) => tokio::time::sleep(wait).await,
+                    None => std::future::pending().await,
+                }
+            };
             let step = tokio::select! {
                 biased;
                 () = app.stop.cancelled() => {
@@ -338,6 +408,8 @@ impl Session {
                     Err(_gone) => ControlFlow::Break(End::Close(close::REPLACED, "replaced")),
                 },
                 _ = ping.tick() => self.ping().await,
+                () = free.notified() => flow(self.ask_again(true).await),
+                () = waited => flow(self.ask_again(false).await),
                 message = frames.next() => self.take(frames, message).await,
                 () = self.answers.closed() => ControlFlow::Break(End::Gone),
             };
@@ -389,6 +461,7 @@ impl Session {
                     other @ (HostFrame::Hello(_)
                     | HostFrame::Renew { .. }
                     | HostFrame::Phone(_)
+                    | HostFrame::Released { .. }
                     | HostFrame::Ping { .. }
                     | HostFrame::Pong { .. }
                     | HostFrame::Bye { .. }) => {
@@ -426,9 +499,11 @@ impl Session {
     async fn frame(&mut self, frame: HostFrame) -> ControlFlow<End> {
         match frame {
             HostFrame::Hello(_) => ControlFlow::Break(End::Close(PROTOCOL_ERROR, "a second hello")),
-            HostFrame::Renew { renewal, phones, health: _ } => {
-                flow(self.renew(renewal, phones).await)
+            HostFrame::Renew { renewal, phones, health } => {
+                self.renewal = renewal;
+                flow(self.lease(renewal, phones, Some(health)).await)
             }
+            HostFrame::Released { phone, epoch } => flow(self.released(phone, epoch).await),
             HostFrame::Phone(report) => flow(self.phone(report).await),
             // Events are taken in runs by the caller; one alone is a run of one.
             HostFrame::Event(event) => flow(self.events(vec![event]).await),
@@ -447,8 +522,13 @@ impl Session {
         }
     }
 
-    /// Extends leases, and takes in how the phones are.
-    async fn renew(&mut self, renewal: u64, reports: Vec<PhoneReport>) -> Result<(), End> {
+    /// Extends or grants leases, and takes in how the phones and the host are.
+    async fn lease(
+        &mut self,
+        renewal: u64,
+        reports: Vec<PhoneReport>,
+        health: Option<HostHealth>,
+    ) -> Result<(), End> {
         let now = self.app.clock.now();
         let (host, policy) = (self.host.clone(), self.policy());
         let asked = reports
@@ -459,8 +539,10 @@ impl Session {
             .app
             .store
             .write(move |tx| {
-                rows::host_seen(tx, &host, now)?;
-                let own = rows::phones_of(tx, &host)?;
+                if let Some(health) = health {
+                    rows::host_seen(tx, &host, health.power.map(|power| power.level), now)?;
+                }
+                let own = standby::phones_of(tx, &host)?;
                 let mut answers = Vec::with_capacity(asked.len());
                 for report in asked {
                     let reported = rows::report(tx, &host, &report, now)?;
@@ -478,14 +560,16 @@ impl Session {
         self.phones = own.into_iter().collect();
         let mut came = Vec::new();
         for (report, reported, asked) in answers {
-            let PhoneReport { phone, epoch: held, state, .. } = report;
+            let (phone, held, state) = (report.phone.clone(), report.epoch, report.state);
             let Some(asked) = asked else {
                 self.foreign(&phone);
                 self.revoke(phone, held).await?;
                 continue;
             };
-            let Some(epoch) = epoch_of(&asked.decision) else {
-                self.revoke(phone, held).await?;
+            let Some(epoch) = self.asked(report, &asked).await? else {
+                if asked.release.is_none() {
+                    self.revoke(phone, held).await?;
+                }
                 continue;
             };
             let news = reported == Reported::BecameReady || asked.lapsed || held != Some(epoch);
@@ -496,6 +580,23 @@ impl Session {
             self.answer(RouterFrame::Lease { phone, epoch, ttl_ms, renewal }).await?;
         }
         self.phones_came(&came, now).await
+    }
+
+    /// A host sends no more for a phone: the one that waits for it may have it at once.
+    async fn released(&mut self, phone: PhoneId, epoch: u64) -> Result<(), End> {
+        let now = self.app.clock.now();
+        let (host, of) = (self.host.clone(), phone.clone());
+        let heir = self
+            .app
+            .store
+            .write(move |tx| standby::released(tx, (&of, &host), epoch, now))
+            .await
+            .map_err(|error| self.store_failed(&error))?;
+        if let Some(heir) = heir {
+            tracing::info!(host = %self.host, phone = %phone, epoch, heir = %heir, "link: a phone is released");
+            self.app.links.may_be_free(&heir);
+        }
+        Ok(())
     }
 
     async fn revoke(&mut self, phone: PhoneId, held: Option<u64>) -> Result<(), End> {
@@ -524,7 +625,10 @@ impl Session {
             return Ok(());
         }
         self.phones.insert(report.phone.clone());
-        let ready = report.state == PhoneState::Ready;
+        if let Some((waiting, _)) = self.waits.get_mut(&report.phone) {
+            waiting.clone_from(&report);
+        }
+        let ready = report.state == PhoneState::Ready && reported != Reported::Standby;
         if let Some(journal) = report.journal {
             let phone = report.phone.clone();
             self.answer(RouterFrame::Ack { phone, journal, seq }).await?;

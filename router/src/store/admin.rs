@@ -4,7 +4,7 @@ use protocol::api::{Host, Phone, Tenant};
 use protocol::link::{EnrolPhone, EnrolRequest, EnrolResponse, EnrolledPhone};
 use protocol::{Channel, HostId, PhoneId, Reason, TenantId, UnixMs};
 
-use super::{Json, Row, StoreError, Tx};
+use super::{Json, Row, StoreError, Tx, standby};
 use crate::clock;
 use crate::params;
 
@@ -66,7 +66,8 @@ pub fn insert_enrolment_token(
 /// Enrols a host with its phones and uses the token up, all or nothing. `None`: no such token, used, or too old.
 ///
 /// A host that comes again with the same public key keeps its id and gets the phones that are new. A phone that another
-/// host served moves to this one; the other's lease ends by itself before this one is given any.
+/// host served moves to this one, unless this one is only to stand by; the other's lease ends by itself before this one
+/// is given any.
 pub fn enrol(
     tx: &mut Tx<'_>,
     token_hash: &[u8; 32],
@@ -108,17 +109,16 @@ fn enrol_phone(
     now: UnixMs,
 ) -> Result<PhoneId, StoreError> {
     let channels = phone.channels.as_deref().unwrap_or(&[Channel::Imessage, Channel::Sms]);
-    tx.query_row(
+    let id = tx.query_row(
         "INSERT INTO phones (id, number, host_id, label, state, reasons, channels, warming_priority,
             messages_today, day, created_at, updated_at)
-         VALUES (?1, ?2, ?3, ?4, 'stopped', '[]', ?5, ?6, 0, ?7, ?8, ?8)
-         ON CONFLICT (number) DO UPDATE SET host_id = excluded.host_id, channels = excluded.channels,
+         VALUES (?1, ?2, NULL, ?3, 'stopped', '[]', ?4, ?5, 0, ?6, ?7, ?7)
+         ON CONFLICT (number) DO UPDATE SET channels = excluded.channels,
             label = coalesce(excluded.label, phones.label), updated_at = excluded.updated_at
          RETURNING id",
         params![
             PhoneId::new(now.0, clock::random()),
             phone.number,
-            host,
             phone.label,
             Json(channels),
             WARMING_PRIORITY,
@@ -126,7 +126,9 @@ fn enrol_phone(
             now
         ],
         |row| row.get(0),
-    )
+    )?;
+    standby::enrolled(tx, (&id, host), phone.standby, now)?;
+    Ok(id)
 }
 
 /// Writes a row and takes it away again: proof that commits reach the disk. A transaction that changes no page (an
@@ -153,7 +155,7 @@ pub fn list_hosts(
     limit: u32,
 ) -> Result<Vec<Host>, StoreError> {
     let mut hosts = tx.query(
-        "SELECT id, name, session, last_seen_at, version, created_at FROM hosts
+        "SELECT id, name, session, last_seen_at, version, created_at, drained_at FROM hosts
          WHERE id < ?1 ORDER BY id DESC LIMIT ?2",
         params![before.unwrap_or("~"), limit.saturating_add(1)],
         |row| {
@@ -164,16 +166,16 @@ pub fn list_hosts(
                 last_seen_at: row.get(3)?,
                 version: row.get(4)?,
                 phones: Vec::new(),
+                standby_phones: Vec::new(),
+                drained_at: row.get(6)?,
                 created_at: row.get(5)?,
             })
         },
     )?;
     for host in &mut hosts {
-        host.phones = tx.query(
-            "SELECT id FROM phones WHERE host_id = ?1 ORDER BY id",
-            params![host.id],
-            |row| row.get(0),
-        )?;
+        host.phones = standby::served_by(tx, &host.id)?;
+        host.standby_phones = standby::phones_of(tx, &host.id)?;
+        host.standby_phones.retain(|phone| !host.phones.contains(phone));
     }
     Ok(hosts)
 }
@@ -186,15 +188,20 @@ pub fn list_phones(
     now: UnixMs,
 ) -> Result<Vec<Phone>, StoreError> {
     let today = now.0.div_euclid(DAY_MS);
-    tx.query(
+    let mut phones = tx.query(
         "SELECT p.id, p.number, p.label, p.host_id, h.session, p.state, p.reasons, p.channels, l.epoch, l.expires_at,
             CASE WHEN p.day = ?3 THEN p.messages_today ELSE 0 END,
-            (SELECT count(*) FROM attempts a WHERE a.phone_id = p.id AND a.state <> 'done'), p.last_used_at
+            (SELECT count(*) FROM attempts a WHERE a.phone_id = p.id AND a.state <> 'done'), p.last_used_at,
+            CASE WHEN p.handed_until > ?4 THEN p.handed_to END, p.replaced_by
          FROM phones p LEFT JOIN hosts h ON h.id = p.host_id LEFT JOIN leases l ON l.phone_id = p.id
          WHERE p.id < ?1 ORDER BY p.id DESC LIMIT ?2",
-        params![before.unwrap_or("~"), limit.saturating_add(1), today],
+        params![before.unwrap_or("~"), limit.saturating_add(1), today, now],
         read_phone,
-    )
+    )?;
+    for phone in &mut phones {
+        phone.hosts = standby::hosts_of(tx, &phone.id)?;
+    }
+    Ok(phones)
 }
 
 fn read_phone(row: &Row<'_>) -> Result<Phone, StoreError> {
@@ -212,5 +219,8 @@ fn read_phone(row: &Row<'_>) -> Result<Phone, StoreError> {
         messages_today: row.get(10)?,
         in_flight: row.get(11)?,
         last_used_at: row.get(12)?,
+        hosts: Vec::new(),
+        handed_to: row.get(13)?,
+        replaced_by: row.get(14)?,
     })
 }

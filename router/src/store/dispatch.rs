@@ -371,6 +371,8 @@ pub struct PoolPhone {
     pub epoch: Option<u64>,
     /// The journal that its bridge has.
     pub journal: Option<String>,
+    /// The phone that has taken its place.
+    pub replaced_by: Option<PhoneId>,
 }
 
 /// Every phone, as it stands.
@@ -381,8 +383,11 @@ pub fn pool(tx: &mut Tx<'_>, now: UnixMs) -> Result<Vec<PoolPhone>, StoreError> 
     tx.query(
         "SELECT p.id, p.number, p.host_id, p.exclusive_tenant_id, p.state = 'ready', p.channels,
              p.warming_priority, CASE WHEN p.day = ?1 THEN p.messages_today ELSE 0 END, p.last_used_at,
-             l.epoch, l.host_id = p.host_id AND l.expires_at > ?2, p.journal
-         FROM phones p LEFT JOIN leases l ON l.phone_id = p.id ORDER BY p.id",
+             l.epoch, l.host_id = p.host_id AND l.released = 0 AND l.expires_at > ?2
+                 AND (p.handed_to IS NULL OR p.handed_until <= ?2) AND p.replaced_by IS NULL AND h.drained_at IS NULL,
+             p.journal, p.replaced_by
+         FROM phones p LEFT JOIN leases l ON l.phone_id = p.id LEFT JOIN hosts h ON h.id = p.host_id
+         ORDER BY p.id",
         params![today, now],
         |row| pool_phone(row, &busy),
     )
@@ -406,6 +411,7 @@ fn pool_phone(
         host: row.get(2)?,
         epoch: row.get(9)?,
         journal: row.get(11)?,
+        replaced_by: row.get(12)?,
         candidate: Candidate {
             phone,
             exclusive_to: row.get(3)?,
@@ -731,6 +737,35 @@ fn lost_sql() -> String {
     format!("{GIVEN} WHERE a.state <> 'done' AND a.start_before < ?1 LIMIT ?2")
 }
 
+/// Nobody knows what the host did with it: `unknown`, and never sent again by us. An answer that comes later still counts.
+pub fn host_lost(tx: &mut Tx<'_>, given: &Given, now: UnixMs) -> Result<(), StoreError> {
+    // It may have been answered since it was looked up.
+    if attempt(tx, &given.message, given.attempt)?.is_none_or(|row| row.state == "done") {
+        return Ok(());
+    }
+    set_attempt_state(tx, &given.message, given.attempt, "done", now)?;
+    let unknown = Change {
+        phone: Some(&given.phone),
+        attempt: Some(given.attempt),
+        reason: Some(Reason::HostLost),
+        ..Change::to(Status::Unknown, now)
+    };
+    change(tx, &given.tenant, &given.message, &unknown)?;
+    drop_job(tx, &given.tenant, &given.message)
+}
+
+/// Open attempts of a phone that were given to another bridge than the one that it has now.
+pub fn of_other_journals(tx: &mut Tx<'_>, phone: &PhoneId) -> Result<Vec<Given>, StoreError> {
+    tx.query(&of_other_journals_sql(), params![phone], given)
+}
+
+fn of_other_journals_sql() -> String {
+    format!(
+        "{GIVEN} WHERE a.phone_id = ?1 AND a.state <> 'done'
+             AND (a.journal IS NULL OR p.journal IS NULL OR a.journal <> p.journal)"
+    )
+}
+
 /// An attempt, as an answer to it is judged by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AttemptRow {
@@ -854,6 +889,7 @@ mod tests {
         let offers = offer_again_sql();
         let (one, all) = (recalls_sql(true), recalls_sql(false));
         let (lost, open) = (lost_sql(), open_attempts_sql());
+        let of_others = of_other_journals_sql();
         let claim_webhooks = webhook_jobs::claim_sql("");
         for (sql, index) in [
             (claim.as_str(), "jobs_due_by_rank (class_rank=? AND run_at<?)"),
@@ -865,6 +901,7 @@ mod tests {
             (all.as_str(), "attempts_open"),
             (lost.as_str(), "attempts_open"),
             (open.as_str(), "(message_id=?)"),
+            (of_others.as_str(), "attempts_open (phone_id=?)"),
             (IN_FLIGHT, "attempts_open"),
             (inbound::ON_THE_WAY, "messages_on_the_way (tenant_id=? AND recipient=? AND kind=?)"),
             (inbound::TALKED_WITH, "bindings_by_phone (phone_id=? AND recipient=?)"),

@@ -41,17 +41,109 @@ pub fn keep_unplaced(
 pub fn take_guid(
     tx: &mut Tx<'_>,
     phone: &PhoneId,
-    guid: &str,
+    (guid, journal): (&str, &str),
     now: UnixMs,
 ) -> Result<bool, StoreError> {
     let inserted = tx.execute(
-        "INSERT INTO received_guids (phone_id, guid, at) SELECT ?1, ?2, ?3
+        "INSERT INTO received_guids (phone_id, guid, at, journal) SELECT ?1, ?2, ?3, ?4
          WHERE NOT EXISTS (SELECT 1 FROM messages
                            WHERE phone_id = ?1 AND guid = ?2 AND direction = 'inbound')
          ON CONFLICT (phone_id, guid) DO NOTHING",
-        params![phone, guid, now],
+        params![phone, guid, now, journal],
     )?;
     Ok(inserted > 0)
+}
+
+/// Two Macs date the same message alike; a relayed text may come to them a moment apart.
+const TWIN_WITHIN_MS: i64 = 2_000;
+
+/// Newest messages of a sender among which a twin is looked for: far more than come within two seconds.
+const TWIN_AMONG: usize = 50;
+
+/// The guid of a message that another host's journal has told of the same phone: same sender, same text, same time. Each
+/// of these has one twin a journal, so that two equal texts stay two.
+pub fn twin(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    (phone, journal): (&PhoneId, &str),
+    message: &Received,
+) -> Result<Option<String>, StoreError> {
+    tx.query_opt(
+        "SELECT g.guid FROM (SELECT id, phone_id, guid, text, direction FROM messages
+                             WHERE tenant_id = ?1 AND recipient = ?2 ORDER BY id DESC LIMIT ?8) m
+         JOIN received_guids g ON g.phone_id = m.phone_id AND g.guid = m.guid
+         JOIN message_events e ON e.tenant_id = ?1 AND e.message_id = m.id AND e.sequence = 1
+         WHERE m.phone_id = ?3 AND m.direction = 'inbound' AND m.text = ?4 AND g.journal <> ?5
+             AND e.at BETWEEN ?6 AND ?7
+             AND NOT EXISTS (SELECT 1 FROM received_guids t
+                             WHERE t.phone_id = ?3 AND t.journal = ?5 AND t.twin_of = g.guid)
+         ORDER BY m.id LIMIT 1",
+        params![
+            tenant,
+            message.from,
+            phone,
+            message.text,
+            journal,
+            message.at.plus_ms(-TWIN_WITHIN_MS),
+            message.at.plus_ms(TWIN_WITHIN_MS),
+            TWIN_AMONG
+        ],
+        |row| row.text(0),
+    )
+}
+
+/// Notes that a second journal has told a message under the very guid of the first: it is that message's twin there.
+pub fn told_twice(
+    tx: &mut Tx<'_>,
+    phone: &PhoneId,
+    (guid, journal): (&str, &str),
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT INTO received_guids (phone_id, guid, at, journal, twin_of)
+         SELECT ?1, ?2 || ' ' || guid, ?4, ?2, guid FROM received_guids
+         WHERE phone_id = ?1 AND guid = ?3 AND journal <> ?2
+         ON CONFLICT (phone_id, guid) DO NOTHING",
+        params![phone, journal, guid, now],
+    )?;
+    Ok(())
+}
+
+/// Notes that a guid is another journal's word for a message that is here already.
+pub fn is_twin(
+    tx: &mut Tx<'_>,
+    phone: &PhoneId,
+    (guid, twin): (&str, &str),
+) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE received_guids SET twin_of = ?3 WHERE phone_id = ?1 AND guid = ?2",
+        params![phone, guid, twin],
+    )?;
+    Ok(())
+}
+
+/// Whether another host's journal has told this of the phone before; noted where it has not. What one journal tells
+/// twice is two things.
+pub fn told_elsewhere(
+    tx: &mut Tx<'_>,
+    phone: &PhoneId,
+    (what, journal): (&str, &str),
+    now: UnixMs,
+) -> Result<bool, StoreError> {
+    let inserted = tx.execute(
+        "INSERT INTO received_guids (phone_id, guid, at, journal) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT (phone_id, guid) DO NOTHING",
+        params![phone, what, now, journal],
+    )?;
+    if inserted > 0 {
+        return Ok(false);
+    }
+    let first = tx.query_opt(
+        "SELECT journal FROM received_guids WHERE phone_id = ?1 AND guid = ?2",
+        params![phone, what],
+        |row| row.opt_text(0),
+    )?;
+    Ok(first.flatten().is_some_and(|first| first != journal))
 }
 
 /// The tenants that have talked with `recipient` on this phone, the newest first, with when.

@@ -1,10 +1,10 @@
 //! Hosts and their phones as the link sees them: sessions, reports, journals and leases.
 
-use protocol::link::{PhoneReport, PhoneState};
+use protocol::link::{PhoneReport, PhoneState, PowerLevel};
 use protocol::{HostId, PhoneId, Reason, UnixMs};
 
-use super::{Json, StoreError, Tx};
-use crate::lease::{self, Decision, Lease, Policy};
+use super::{Json, StoreError, Tx, dispatch, standby};
+use crate::lease::{self, Decision, Lease, Policy, Role};
 use crate::params;
 
 /// The Ed25519 key of an enrolled host.
@@ -12,15 +12,6 @@ pub fn public_key(tx: &mut Tx<'_>, host: &HostId) -> Result<Option<Vec<u8>>, Sto
     tx.query_opt("SELECT public_key FROM hosts WHERE id = ?1", params![host.as_str()], |row| {
         row.get(0)
     })
-}
-
-/// The phones that a host serves.
-pub fn phones_of(tx: &mut Tx<'_>, host: &HostId) -> Result<Vec<PhoneId>, StoreError> {
-    tx.query(
-        "SELECT id FROM phones WHERE host_id = ?1 ORDER BY id",
-        params![host.as_str()],
-        |row| row.parse(0),
-    )
 }
 
 /// Notes that a host has a session, and with what program.
@@ -38,9 +29,17 @@ pub fn session_began(
     Ok(())
 }
 
-/// Notes that a host was heard of.
-pub fn host_seen(tx: &mut Tx<'_>, host: &HostId, now: UnixMs) -> Result<(), StoreError> {
-    tx.execute("UPDATE hosts SET last_seen_at = ?2 WHERE id = ?1", params![host.as_str(), now])?;
+/// Notes that a host was heard of, and what it runs on where it says so.
+pub fn host_seen(
+    tx: &mut Tx<'_>,
+    host: &HostId,
+    power: Option<PowerLevel>,
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE hosts SET last_seen_at = ?2, power = ?3 WHERE id = ?1",
+        params![host.as_str(), now, power.map(PowerLevel::as_str)],
+    )?;
     Ok(())
 }
 
@@ -58,6 +57,8 @@ pub fn session_ended(tx: &mut Tx<'_>, host: &HostId, session: &str) -> Result<()
 pub enum Reported {
     /// The phone is not this host's; nothing was written.
     Foreign,
+    /// The host stands by for the phone, which another one serves.
+    Standby,
     /// As before.
     Same,
     /// It can send now and could not before.
@@ -77,16 +78,31 @@ pub fn report(
 ) -> Result<Reported, StoreError> {
     let phone = report.phone.as_str();
     let before = tx.query_opt(
-        "SELECT state, reasons, journal FROM phones WHERE id = ?1 AND host_id = ?2",
+        "SELECT o.state, o.reasons, o.journal, p.host_id = o.host_id
+         FROM phone_hosts o JOIN phones p ON p.id = o.phone_id WHERE o.phone_id = ?1 AND o.host_id = ?2",
         params![phone, host],
-        |row| Ok((row.text(0)?, row.get::<Json<Vec<Reason>>>(1)?.0, row.opt_text(2)?)),
+        |row| {
+            let reasons = row.get::<Json<Vec<Reason>>>(1)?.0;
+            let serves = row.get::<Option<bool>>(3)?.unwrap_or(false);
+            Ok((row.text(0)?, reasons, row.opt_text(2)?, serves))
+        },
     )?;
-    let Some((state, reasons, journal)) = before else { return Ok(Reported::Foreign) };
+    let Some((state, reasons, journal, serves)) = before else { return Ok(Reported::Foreign) };
     // A report without a journal comes before the bridge's first hello and says nothing against the old one.
     let new_journal = report.journal.clone().or_else(|| journal.clone());
     let new_state = report.state.as_str();
-    if state == new_state && reasons == report.reasons && journal == new_journal {
-        return Ok(Reported::Same);
+    let same = state == new_state && reasons == report.reasons;
+    if same && journal == new_journal {
+        return Ok(if serves { Reported::Same } else { Reported::Standby });
+    }
+    tx.execute(
+        "UPDATE phone_hosts SET state = ?3, reasons = ?4, journal = ?5,
+             changed_at = CASE WHEN ?6 THEN changed_at ELSE ?7 END
+         WHERE phone_id = ?1 AND host_id = ?2",
+        params![phone, host, new_state, Json(&report.reasons), new_journal, same, now],
+    )?;
+    if !serves {
+        return Ok(Reported::Standby);
     }
     tx.execute(
         "UPDATE phones SET state = ?2, reasons = ?3, journal = ?4, updated_at = ?5 WHERE id = ?1",
@@ -131,9 +147,16 @@ pub fn set_acked_seq(
 /// The lease of a phone, as it stands.
 pub fn current(tx: &mut Tx<'_>, phone: &PhoneId) -> Result<Option<Lease>, StoreError> {
     tx.query_opt(
-        "SELECT host_id, epoch, expires_at FROM leases WHERE phone_id = ?1",
+        "SELECT host_id, epoch, expires_at, released FROM leases WHERE phone_id = ?1",
         params![phone.as_str()],
-        |row| Ok(Lease { host: row.text(0)?, epoch: row.get(1)?, expires_ms: row.int(2)? }),
+        |row| {
+            Ok(Lease {
+                host: row.text(0)?,
+                epoch: row.get(1)?,
+                expires_ms: row.int(2)?,
+                released: row.get(3)?,
+            })
+        },
     )
 }
 
@@ -162,6 +185,19 @@ pub struct Asked {
     pub decision: Decision,
     /// The phone was without a live lease until now: it may have become able.
     pub lapsed: bool,
+    /// The asker serves the phone and is to give it up: what it holds of older epochs ends.
+    pub release: Option<u64>,
+    /// The asker has the phone now, and another host had it before.
+    pub took: Option<Took>,
+}
+
+/// How a phone came to another host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Took {
+    /// Its last host had released it, and answers for what it has in hand.
+    pub planned: bool,
+    /// Attempts of which nobody knows what became of them.
+    pub lost: usize,
 }
 
 /// Grants or renews the lease of a phone for `host`, or says until when another host has it.
@@ -175,11 +211,25 @@ pub fn ask(
     at_least: Option<u64>,
     now: UnixMs,
 ) -> Result<Asked, StoreError> {
+    let Some(mut standing) = standby::standing(tx, phone, host, now)? else {
+        return Err(StoreError::NoRow);
+    };
+    if let Some(condition) = &standing.condition
+        && standby::relieve(tx, policy, (phone, condition), now)?
+    {
+        standing.role = Role::Leaving;
+    }
+    let role = standing.role;
     let current = current(tx, phone)?;
     let lapsed = current.as_ref().is_none_or(|lease| !lease::live(lease, host.as_str(), now.0));
-    let decision = lease::decide(policy, current.as_ref(), host.as_str(), now.0);
+    let decision = lease::decide(policy, current.as_ref(), (host.as_str(), role), now.0);
     let (mut granted, renewed) = match decision {
-        Decision::Refuse { .. } => return Ok(Asked { decision, lapsed }),
+        Decision::Refuse { .. } => {
+            let release = current
+                .filter(|lease| role == Role::Leaving && !lease.released)
+                .map(|lease| lease.epoch);
+            return Ok(Asked { decision, lapsed, release, took: None });
+        }
         Decision::Grant(lease) => (lease, false),
         Decision::Renew(lease) => (lease, true),
     };
@@ -193,9 +243,35 @@ pub fn ask(
         "INSERT INTO leases (phone_id, epoch, host_id, granted_at, expires_at) VALUES (?1, ?2, ?3, ?4, ?5)
          ON CONFLICT (phone_id) DO UPDATE SET epoch = excluded.epoch, host_id = excluded.host_id,
              granted_at = CASE WHEN ?6 THEN leases.granted_at ELSE excluded.granted_at END,
-             expires_at = excluded.expires_at",
+             expires_at = excluded.expires_at, released = 0",
         params![phone.as_str(), granted.epoch, host.as_str(), now, granted.expires_ms, renewed],
     )?;
     let decision = if renewed { Decision::Renew(granted) } else { Decision::Grant(granted) };
-    Ok(Asked { decision, lapsed })
+    let took = match role {
+        Role::Heir | Role::Standby { .. } => {
+            let planned = current.is_some_and(|lease| lease.released);
+            Some(take_over(tx, (phone, host), planned, now)?)
+        }
+        Role::Active | Role::Leaving => None,
+    };
+    Ok(Asked { decision, lapsed, release: None, took })
+}
+
+/// The phone is served by `host` from now on. What a host has in hand that did not release the phone is as good as lost:
+/// its attempts become `unknown`, and whoever learns the truth later may still say it.
+fn take_over(
+    tx: &mut Tx<'_>,
+    (phone, host): (&PhoneId, &HostId),
+    planned: bool,
+    now: UnixMs,
+) -> Result<Took, StoreError> {
+    standby::serve(tx, phone, host, now)?;
+    let mut lost = 0;
+    if !planned {
+        for given in dispatch::of_other_journals(tx, phone)? {
+            dispatch::host_lost(tx, &given, now)?;
+            lost += 1;
+        }
+    }
+    Ok(Took { planned, lost })
 }

@@ -27,6 +27,11 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "retention",
         sql: include_str!("../../migrations/0002_retention.sql"),
     },
+    Migration {
+        version: 3,
+        name: "standby",
+        sql: include_str!("../../migrations/0003_standby.sql"),
+    },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

@@ -83,7 +83,11 @@ mod tests {
             params![name, at],
         )
         .unwrap();
-        tx.execute("INSERT INTO received_guids VALUES ('pho', ?1, ?2)", params![name, at]).unwrap();
+        tx.execute(
+            "INSERT INTO received_guids (phone_id, guid, at) VALUES ('pho', ?1, ?2)",
+            params![name, at],
+        )
+        .unwrap();
         tx.execute(
             "INSERT INTO webhook_jobs VALUES (?1, 'whk', 'ten', 'evt', 't', 'b', ?2, ?3, 1, NULL, 0)",
             params![name, state, at],

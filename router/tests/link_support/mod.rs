@@ -140,6 +140,15 @@ pub(crate) async fn host(app: &App, numbers: &[&str]) -> Host {
 }
 
 pub(crate) async fn enrol(app: &App, key: Ed25519KeyPair, numbers: &[&str]) -> Host {
+    enrol_as(app, key, numbers, false).await
+}
+
+/// A host that stands by for phones that others serve.
+pub(crate) async fn enrol_standby(app: &App, key: Ed25519KeyPair, numbers: &[&str]) -> Host {
+    enrol_as(app, key, numbers, true).await
+}
+
+async fn enrol_as(app: &App, key: Ed25519KeyPair, numbers: &[&str], standby: bool) -> Host {
     let token = random::<32>();
     let public: [u8; 32] = key.public_key().as_ref().try_into().unwrap();
     let request = EnrolRequest {
@@ -152,6 +161,7 @@ pub(crate) async fn enrol(app: &App, key: Ed25519KeyPair, numbers: &[&str]) -> H
                 number: number.parse().unwrap(),
                 label: None,
                 channels: None,
+                standby,
             })
             .collect(),
     };

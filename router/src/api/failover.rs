@@ -1,0 +1,256 @@
+//! How phones change hands by the operator's wish: to another host, or to another number.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use protocol::api::{FailOver, FailedOver, Problem, ReplacePhone, ReplacedPhone};
+use protocol::link::RouterFrame;
+use protocol::{HostId, PhoneId, UnixMs};
+use serde_json::Value;
+
+use super::fields::Fields;
+use super::{JsonBody, OptionalJsonBody, PathId};
+use crate::error::{ApiError, Code};
+use crate::idempotency::{self, Post, Reply};
+use crate::server::{App, AppState};
+use crate::store::Tx;
+use crate::store::standby::{self, Begun, CannotReplace};
+
+/// What a transaction has begun and its commit lets happen. A transaction that runs again begins anew.
+type Begins = Arc<Mutex<Vec<Begun>>>;
+
+/// Hand a phone over to another host
+///
+/// The host that serves it gives back what it has not started, and the other one sends as soon as no script runs any
+/// more: well under a second. A host that is gone is waited for until its lease is over for the grace.
+#[utoipa::path(post, path = "/v1/admin/phones/{id}/failover", operation_id = "fail_over_phone", tag = "operator",
+    request_body = Option<FailOver>, security(("admin_token" = [])),
+    params(("id" = String, Path, description = "The phone's id.")),
+    responses(
+        (status = 202, description = "Begun; `GET /v1/admin/phones` shows when it is done.", body = FailedOver),
+        (status = 401, description = "Not the operator's token.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such phone.", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "No host can take it over.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn phone(
+    State(app): State<AppState>,
+    headers: HeaderMap,
+    PathId(id): PathId<PhoneId>,
+    OptionalJsonBody(body): OptionalJsonBody,
+) -> Result<Response, ApiError> {
+    let route = format!("POST /v1/admin/phones/{id}/failover");
+    let post = Post::new("operator".to_owned(), route, &headers, &body)?;
+    let now = app.clock.now();
+    let begins = Begins::default();
+    let kept = Arc::clone(&begins);
+    let response = idempotency::post(&app, post, asked(body), move |tx, ask| {
+        let begun = standby::hand_over(tx, &id, ask.to.as_ref(), ask.force, now)?
+            .ok_or_else(ApiError::not_found)?;
+        if let Some(why) = begun.told.refused {
+            return Err(ApiError::new(Code::CannotFailOver).detail(why.meaning().to_owned()));
+        }
+        let told = FailedOver { phones: vec![begun.told.clone()] };
+        *kept.lock().unwrap_or_else(PoisonError::into_inner) = vec![begun];
+        Reply::new(StatusCode::ACCEPTED, &told)
+    })
+    .await?;
+    carry_out(&app, &begins);
+    Ok(response)
+}
+
+/// Hand every phone of a host over to another one
+#[utoipa::path(post, path = "/v1/admin/hosts/{id}/failover", operation_id = "fail_over_host", tag = "operator",
+    request_body = Option<FailOver>, security(("admin_token" = [])),
+    params(("id" = String, Path, description = "The host's id.")),
+    responses(
+        (status = 202, description = "Begun for each phone that another host can take.", body = FailedOver),
+        (status = 401, description = "Not the operator's token.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such host.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn host(
+    State(app): State<AppState>,
+    headers: HeaderMap,
+    PathId(id): PathId<HostId>,
+    OptionalJsonBody(body): OptionalJsonBody,
+) -> Result<Response, ApiError> {
+    let route = format!("POST /v1/admin/hosts/{id}/failover");
+    let post = Post::new("operator".to_owned(), route, &headers, &body)?;
+    let now = app.clock.now();
+    let begins = Begins::default();
+    let kept = Arc::clone(&begins);
+    let response = idempotency::post(&app, post, asked(body), move |tx, ask| {
+        if !standby::host_exists(tx, &id)? {
+            return Err(ApiError::not_found());
+        }
+        let begun = all_of(tx, &id, &ask, now)?;
+        let reply = Reply::new(StatusCode::ACCEPTED, &told(&begun))?;
+        *kept.lock().unwrap_or_else(PoisonError::into_inner) = begun;
+        Ok(reply)
+    })
+    .await?;
+    carry_out(&app, &begins);
+    Ok(response)
+}
+
+/// Drain a host
+///
+/// It finishes what is started and is given nothing new; each of its phones that another host can serve is handed over,
+/// also later, when such a host comes. `POST /v1/admin/hosts/{id}/undrain` ends it.
+#[utoipa::path(post, path = "/v1/admin/hosts/{id}/drain", operation_id = "drain_host", tag = "operator",
+    security(("admin_token" = [])),
+    params(("id" = String, Path, description = "The host's id.")),
+    responses(
+        (status = 202, description = "Begun.", body = FailedOver),
+        (status = 401, description = "Not the operator's token.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such host.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn drain(
+    State(app): State<AppState>,
+    headers: HeaderMap,
+    PathId(id): PathId<HostId>,
+) -> Result<Response, ApiError> {
+    let route = format!("POST /v1/admin/hosts/{id}/drain");
+    let post = Post::new("operator".to_owned(), route, &headers, &Value::Null)?;
+    let now = app.clock.now();
+    let begins = Begins::default();
+    let kept = Arc::clone(&begins);
+    let response = idempotency::post(&app, post, Ok(()), move |tx, ()| {
+        if !standby::drain(tx, &id, true, now)? {
+            return Err(ApiError::not_found());
+        }
+        let begun = all_of(tx, &id, &FailOver { to: None, force: false }, now)?;
+        let reply = Reply::new(StatusCode::ACCEPTED, &told(&begun))?;
+        *kept.lock().unwrap_or_else(PoisonError::into_inner) = begun;
+        Ok(reply)
+    })
+    .await?;
+    carry_out(&app, &begins);
+    Ok(response)
+}
+
+/// Give a drained host work again
+///
+/// Phones that were handed over stay where they are.
+#[utoipa::path(post, path = "/v1/admin/hosts/{id}/undrain", operation_id = "undrain_host", tag = "operator",
+    security(("admin_token" = [])),
+    params(("id" = String, Path, description = "The host's id.")),
+    responses(
+        (status = 202, description = "Done; no phone was moved.", body = FailedOver),
+        (status = 401, description = "Not the operator's token.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such host.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn undrain(
+    State(app): State<AppState>,
+    headers: HeaderMap,
+    PathId(id): PathId<HostId>,
+) -> Result<Response, ApiError> {
+    let route = format!("POST /v1/admin/hosts/{id}/undrain");
+    let post = Post::new("operator".to_owned(), route, &headers, &Value::Null)?;
+    let now = app.clock.now();
+    let response = idempotency::post(&app, post, Ok(()), move |tx, ()| {
+        if !standby::drain(tx, &id, false, now)? {
+            return Err(ApiError::not_found());
+        }
+        Reply::new(StatusCode::ACCEPTED, &told(&[]))
+    })
+    .await?;
+    crate::dispatch::phone_became_able(&app).await?;
+    Ok(response)
+}
+
+/// Put another phone into a phone's place
+///
+/// For a number that is gone. What is reserved for a tenant, conversations and waiting messages go on on the other
+/// phone, also where they asked for the old number; the phone itself gets nothing any more. Its own id in `by` undoes
+/// that; conversations then stay on both.
+#[utoipa::path(post, path = "/v1/admin/phones/{id}/replace", operation_id = "replace_phone", tag = "operator",
+    request_body = ReplacePhone, security(("admin_token" = [])),
+    params(("id" = String, Path, description = "The phone's id.")),
+    responses(
+        (status = 200, description = "Done.", body = ReplacedPhone),
+        (status = 401, description = "Not the operator's token.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such phone.", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The other phone cannot take its place.", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "Fields are wrong.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn replace(
+    State(app): State<AppState>,
+    headers: HeaderMap,
+    PathId(id): PathId<PhoneId>,
+    JsonBody(body): JsonBody,
+) -> Result<Response, ApiError> {
+    let route = format!("POST /v1/admin/phones/{id}/replace");
+    let post = Post::new("operator".to_owned(), route, &headers, &body)?;
+    let now = app.clock.now();
+    let response = idempotency::post(&app, post, successor(body), move |tx, by| {
+        let refused = |code: Code, detail: &str| Err(ApiError::new(code).detail(detail.to_owned()));
+        match standby::replace(tx, &id, &by, now)? {
+            Ok(moved) => {
+                tracing::warn!(phone = %id, by = %by, conversations = moved.conversations, "a phone is replaced by another one");
+                Reply::new(StatusCode::OK, &moved)
+            }
+            Err(CannotReplace::NoPhone) => Err(ApiError::not_found()),
+            Err(CannotReplace::NoSuccessor) => {
+                refused(Code::CannotFailOver, "There is no phone of the id in `by`.")
+            }
+            Err(CannotReplace::SuccessorReplaced) => refused(
+                Code::CannotFailOver,
+                "The phone in `by` is itself replaced by another one.",
+            ),
+            Err(CannotReplace::OtherTenant) => refused(
+                Code::CannotFailOver,
+                "The phone in `by` is reserved for another tenant.",
+            ),
+        }
+    })
+    .await?;
+    crate::dispatch::phone_became_able(&app).await?;
+    Ok(response)
+}
+
+fn asked(body: Value) -> Result<FailOver, ApiError> {
+    let mut fields = Fields::new(body)?;
+    let to: Option<HostId> = fields.parsed("to", "invalid_id");
+    let force = fields.boolean("force").unwrap_or(false);
+    fields.finish()?;
+    Ok(FailOver { to, force })
+}
+
+fn successor(body: Value) -> Result<PhoneId, ApiError> {
+    let mut fields = Fields::new(body)?;
+    let by: Option<PhoneId> = fields.required_parsed("by", "invalid_id");
+    let Some(by) = by else { return Err(fields.refuse()) };
+    fields.finish()?;
+    Ok(by)
+}
+
+fn all_of(
+    tx: &mut Tx<'_>,
+    host: &HostId,
+    ask: &FailOver,
+    now: UnixMs,
+) -> Result<Vec<Begun>, ApiError> {
+    let mut begun = Vec::new();
+    for phone in standby::served_by(tx, host)? {
+        begun.extend(standby::hand_over(tx, &phone, ask.to.as_ref(), ask.force, now)?);
+    }
+    Ok(begun)
+}
+
+fn told(begun: &[Begun]) -> FailedOver {
+    FailedOver { phones: begun.iter().map(|one| one.told.clone()).collect() }
+}
+
+/// After the commit: the serving hosts are asked to release, and the heirs to ask. What gets lost here is made up for by
+/// the next renewal of either.
+fn carry_out(app: &App, begins: &Begins) {
+    let begun = std::mem::take(&mut *begins.lock().unwrap_or_else(PoisonError::into_inner));
+    for one in begun {
+        let Some(heir) = one.told.to else { continue };
+        tracing::warn!(phone = %one.told.phone, from = ?one.told.from, to = %heir, "the operator hands a phone over");
+        if let (Some(from), Some(epoch)) = (one.told.from, one.epoch) {
+            let frame = RouterFrame::Release { phone: one.told.phone, epoch };
+            if let Err(why) = app.links.send(&from, frame) {
+                tracing::info!(host = %from, why = %why, "the host is not asked to release: its lease is waited for");
+            }
+        }
+        app.links.may_be_free(&heir);
+    }
+}
