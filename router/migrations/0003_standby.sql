@@ -24,3 +24,6 @@ ALTER TABLE leases ADD COLUMN released BIGINT NOT NULL DEFAULT 0; -- 1: its hold
 -- Two hosts of one phone tell the same twice. Which journal told it, and what it was the second word of.
 ALTER TABLE received_guids ADD COLUMN journal TEXT;
 ALTER TABLE received_guids ADD COLUMN twin_of TEXT;
+
+-- When the attempt was offered for the first time: a phone that leaves offers unanswered gets no more.
+ALTER TABLE attempts ADD COLUMN first_offered_at BIGINT;

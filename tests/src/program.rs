@@ -170,6 +170,12 @@ pub fn crash_pid(id: u32) -> Result<()> {
     kill(pid(id)?, Signal::SIGKILL).with_context(|| format!("SIGKILL to {id}"))
 }
 
+/// Stops one process in its tracks, as a debugger or a starved machine does, or lets it go on.
+pub fn freeze_pid(id: u32, frozen: bool) -> Result<()> {
+    let signal = if frozen { Signal::SIGSTOP } else { Signal::SIGCONT };
+    kill(pid(id)?, signal).with_context(|| format!("{signal} to {id}"))
+}
+
 /// Ids of the running bridges whose configuration lies below `dir`, with their command lines.
 pub fn bridges(dir: &Path) -> Result<Vec<(u32, String)>> {
     let below = dir.display().to_string();

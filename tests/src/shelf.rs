@@ -39,6 +39,8 @@ pub struct Plan {
     pub keeps_messages: Option<&'static str>,
     /// Further settings of every bridge.
     pub bridges: &'static str,
+    /// Further tables of the router's configuration.
+    pub router: &'static str,
     /// Further lines at the end of the supervisor's configuration.
     pub more: &'static str,
     /// Where everything is kept; a temporary folder when none is given.
@@ -55,6 +57,7 @@ impl Default for Plan {
             in_flight: 32,
             keeps_messages: None,
             bridges: "",
+            router: "",
             more: "",
             dir: None,
         }
@@ -159,7 +162,7 @@ in_flight_per_phone = {in_flight}
 allow_private = true
 "#
         );
-        write(&root.join("router.toml"), &router)?;
+        write(&root.join("router.toml"), &format!("{router}\n{}", self.plan.router))?;
         let host_side = self.proxy.as_ref().map_or(*router_addr, Proxy::addr);
         let mut supervisor = format!(
             r#"state_dir = "{}"
@@ -349,6 +352,11 @@ per_second = {per_second:.1}
     /// Kills the supervisor without a warning. Its bridges notice by themselves.
     pub fn crash_supervisor(&mut self) -> Result<()> {
         self.supervisor.take().context("the supervisor runs")?.crash()
+    }
+
+    /// Process id of the supervisor.
+    pub fn supervisor_pid(&self) -> Result<u32> {
+        self.supervisor.as_ref().map(Program::pid).context("the supervisor runs")
     }
 
     /// Process ids of the running bridges.

@@ -1,10 +1,11 @@
 //! `failover` and `drain`: phones change hands by the operator's wish.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use protocol::HostId;
 use protocol::api::{FailOver, FailedOver, Host, Phone, PhoneMove, ReplacePhone, ReplacedPhone};
+use tokio::time::Instant;
 
 use super::{
     client::{Client, Request, Who, typed, typed_rows},
@@ -51,8 +52,8 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct To {
     /// The host that takes over, by its id or its name [default: the fittest that stands by]
-    #[arg(long, value_name = "HOST")]
-    to: Option<String>,
+    #[arg(long = "to", value_name = "HOST")]
+    host: Option<String>,
     /// Also to a host that is not ready or not there
     #[arg(long)]
     force: bool,
@@ -128,7 +129,7 @@ async fn hand_over(
     path: &str,
     to: To,
 ) -> Result<(), Failure> {
-    let target = match &to.to {
+    let target = match &to.host {
         Some(host) => Some(host_of(client, host).await?),
         None => None,
     };

@@ -378,8 +378,14 @@ pub struct PoolPhone {
 /// Every phone, as it stands.
 pub fn pool(tx: &mut Tx<'_>, now: UnixMs) -> Result<Vec<PoolPhone>, StoreError> {
     let today = now.0.div_euclid(DAY_MS);
-    let busy: std::collections::HashMap<PhoneId, u32> =
-        tx.query(IN_FLIGHT, params![], |row| Ok((row.get(0)?, row.get(1)?)))?.into_iter().collect();
+    let silent_since = now.plus_ms(-UNANSWERED_MS);
+    let busy: std::collections::HashMap<PhoneId, u32> = tx
+        .query(IN_FLIGHT, params![silent_since], |row| {
+            let in_flight = if row.int(2)? > 0 { u32::MAX } else { row.get(1)? };
+            Ok((row.get(0)?, in_flight))
+        })?
+        .into_iter()
+        .collect();
     tx.query(
         "SELECT p.id, p.number, p.host_id, p.exclusive_tenant_id, p.state = 'ready', p.channels,
              p.warming_priority, CASE WHEN p.day = ?1 THEN p.messages_today ELSE 0 END, p.last_used_at,
@@ -393,9 +399,15 @@ pub fn pool(tx: &mut Tx<'_>, now: UnixMs) -> Result<Vec<PoolPhone>, StoreError> 
     )
 }
 
+/// A bridge answers an offer within milliseconds. One that has left an offer without an answer for so long counts as
+/// having its hands full: its host may have frozen or lost its power, and all that is given to it until its lease is over
+/// would be `unknown`.
+const UNANSWERED_MS: i64 = 2_000;
+
 /// What a bridge with another journal had takes no place of the one that is there now.
 const IN_FLIGHT: &str =
-    "SELECT a.phone_id, COUNT(*) FROM attempts a JOIN phones p ON p.id = a.phone_id
+    "SELECT a.phone_id, COUNT(*), SUM(CASE WHEN a.state = 'offered' AND a.first_offered_at <= ?1 THEN 1 ELSE 0 END)
+     FROM attempts a JOIN phones p ON p.id = a.phone_id
      WHERE a.state <> 'done' AND (a.journal IS NULL OR p.journal IS NULL OR a.journal = p.journal)
      GROUP BY a.phone_id";
 
@@ -487,8 +499,9 @@ pub fn dispatched(
 ) -> Result<(), StoreError> {
     tx.execute(
         "INSERT INTO attempts
-             (message_id, attempt, tenant_id, phone_id, epoch, state, route, offered_at, start_before, journal)
-         VALUES (?1, ?2, ?3, ?4, ?5, 'offered', ?6, ?7, ?8, ?9)",
+             (message_id, attempt, tenant_id, phone_id, epoch, state, route, offered_at, start_before, journal,
+              first_offered_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, 'offered', ?6, ?7, ?8, ?9, ?7)",
         params![
             id,
             new.attempt,
