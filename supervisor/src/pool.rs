@@ -1084,7 +1084,10 @@ mod tests {
         house.handle().ask(Ask::Command(Command::Release { epoch: 8 })).unwrap();
         let released = |input: &LinkInput| match input {
             LinkInput::Released { epoch, .. } => Some(*epoch),
-            _ => None,
+            LinkInput::Phone { .. }
+            | LinkInput::Forget(_)
+            | LinkInput::Event { .. }
+            | LinkInput::Health(_) => None,
         };
         assert_eq!(house.up(released).await, 8);
         assert_eq!(house.handle().lease(), None);
