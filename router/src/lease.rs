@@ -24,6 +24,8 @@ pub struct Policy {
     pub unfit_ms: i64,
     /// A phone is not moved by itself again within this time: a fault of both hosts must not become a ping-pong.
     pub settle_ms: i64,
+    /// For how long the wall clock has run evenly: before that is a lease's life, its end cannot be believed.
+    pub steady_ms: i64,
 }
 
 /// The lease of one phone as it is stored.
@@ -108,9 +110,16 @@ pub fn decide(
     }
     let free_from_ms = current.expires_ms.saturating_add(policy.grace_ms);
     // What was released for an heir is the heir's: a third host waits as if it had not been.
-    let free = now_ms >= free_from_ms || (current.released && role == Role::Heir);
-    if !free {
-        return Decision::Refuse { until_ms: free_from_ms };
+    let released = current.released && role == Role::Heir;
+    if !released {
+        if now_ms < free_from_ms {
+            return Decision::Refuse { until_ms: free_from_ms };
+        }
+        let believed_after_ms = policy.ttl_ms.saturating_add(policy.grace_ms);
+        let missing_ms = believed_after_ms.saturating_sub(policy.steady_ms);
+        if missing_ms > 0 {
+            return Decision::Refuse { until_ms: now_ms.saturating_add(missing_ms) };
+        }
     }
     Decision::Grant(Lease {
         host: asker.to_owned(),
@@ -180,8 +189,13 @@ mod tests {
 
     use super::*;
 
-    const POLICY: Policy =
-        Policy { ttl_ms: 15_000, grace_ms: 5_000, unfit_ms: 60_000, settle_ms: 300_000 };
+    const POLICY: Policy = Policy {
+        ttl_ms: 15_000,
+        grace_ms: 5_000,
+        unfit_ms: 60_000,
+        settle_ms: 300_000,
+        steady_ms: i64::MAX,
+    };
 
     fn lease(host: &str, epoch: u64, expires_ms: i64) -> Lease {
         Lease { host: host.to_owned(), epoch, expires_ms, released: false }
@@ -245,6 +259,22 @@ mod tests {
             Decision::Refuse { .. }
         ));
         assert!(matches!(ask(None, fit, 60_000), Decision::Refuse { .. }));
+    }
+
+    #[test]
+    fn a_lease_whose_end_cannot_be_believed_is_waited_for_anew() {
+        let held = lease("a", 4, 1_000);
+        let released = Lease { released: true, ..held.clone() };
+        let policy = Policy { steady_ms: 7_000, ..POLICY };
+        for role in [Role::Standby { fit: true }, Role::Heir, Role::Active] {
+            let decision = decide(policy, Some(&held), ("b", role), 90_000);
+            assert_eq!(decision, Decision::Refuse { until_ms: 103_000 }, "{role:?}");
+        }
+        // What the holder says itself needs no clock, and the holder takes nothing from anybody.
+        let heir = decide(policy, Some(&released), ("b", Role::Heir), 500);
+        assert_eq!(heir, Decision::Grant(lease("b", 5, 15_500)));
+        let holder = decide(policy, Some(&held), ("a", Role::Active), 500);
+        assert_eq!(holder, Decision::Renew(lease("a", 4, 15_500)));
     }
 
     #[test]

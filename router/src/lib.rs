@@ -33,6 +33,7 @@ pub mod idempotency;
 mod listener;
 pub mod metrics;
 pub mod server;
+pub mod steady;
 pub mod store;
 
 pub mod compliance;

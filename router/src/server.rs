@@ -18,9 +18,11 @@ use crate::auth::Auth;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::idempotency::InFlight;
+use crate::lease::Policy;
 use crate::link::Links;
 use crate::listener::{Bounded, CONNECTIONS_MAX, PATIENCE};
 use crate::metrics::{self, Metrics};
+use crate::steady::Steady;
 use crate::store::{Store, StoreError, retention, tally};
 use crate::{api, dispatch, error, idempotency, link, store, webhooks};
 
@@ -33,6 +35,8 @@ pub struct App {
     pub store: Store,
     /// Where the present comes from.
     pub clock: Clock,
+    /// Whether the wall clock can be believed.
+    pub steady: Steady,
     /// What wakes the workers.
     pub bells: Bells,
     /// The sessions of hosts.
@@ -68,6 +72,19 @@ const PRUNE_REST: Duration = Duration::from_millis(50);
 const SAMPLE_EVERY: Duration = Duration::from_secs(10);
 
 impl App {
+    /// How leases are given this moment.
+    pub(crate) fn lease_policy(&self) -> Policy {
+        let lease = self.config.lease;
+        let ms = |value| i64::try_from(value).unwrap_or(i64::MAX);
+        Policy {
+            ttl_ms: ms(lease.ttl_ms),
+            grace_ms: ms(lease.grace_ms),
+            unfit_ms: ms(lease.unfit_ms),
+            settle_ms: ms(lease.settle_ms),
+            steady_ms: self.steady.look(self.clock.now(), tokio::time::Instant::now()),
+        }
+    }
+
     /// Opens the store and makes what the parts share. Nothing runs yet.
     pub async fn open(config: Config, clock: Clock) -> Result<AppState, StoreError> {
         let metrics = Metrics::install();
@@ -80,6 +97,7 @@ impl App {
         Ok(Arc::new(Self {
             config,
             store,
+            steady: Steady::new(clock.now(), tokio::time::Instant::now()),
             clock,
             bells: Bells::default(),
             links: Links::default(),

@@ -366,8 +366,8 @@ async fn a_hand_over_that_does_not_come_about_is_called_off() {
         let standing = app.store.read(move |tx| standby::standing(tx, &phone, &host, at)).await;
         standing.unwrap().unwrap().role
     };
-    assert_eq!(roles(50_000).await, router::lease::Role::Leaving);
-    assert_eq!(roles(61_000).await, router::lease::Role::Active);
+    assert_eq!(roles(14_000).await, router::lease::Role::Leaving);
+    assert_eq!(roles(16_000).await, router::lease::Role::Active);
 }
 
 fn reaction(guid: &str, target: &str) -> Event {

@@ -13,8 +13,8 @@ use super::{
     screen::{Screen, or_nothing},
 };
 
-/// How long a hand-over is followed: the router gives up after a minute.
-const FOLLOW: Duration = Duration::from_secs(65);
+/// How long a hand-over is followed: the router gives up after half a minute.
+const FOLLOW: Duration = Duration::from_secs(35);
 /// How often the router is asked how far it is.
 const ASK_EVERY: Duration = Duration::from_millis(200);
 
@@ -53,7 +53,7 @@ pub(crate) enum Command {
 pub(crate) struct To {
     /// The host that takes over, by its id or its name [default: the fittest that stands by]
     #[arg(long = "to", value_name = "HOST")]
-    host: Option<String>,
+    target: Option<String>,
     /// Also to a host that is not ready or not there
     #[arg(long)]
     force: bool,
@@ -129,11 +129,11 @@ async fn hand_over(
     path: &str,
     to: To,
 ) -> Result<(), Failure> {
-    let target = match &to.host {
+    let heir = match &to.target {
         Some(host) => Some(host_of(client, host).await?),
         None => None,
     };
-    let body = FailOver { to: target, force: to.force };
+    let body = FailOver { to: heir, force: to.force };
     let request = Request::post(Who::Operator, path).body(&body)?;
     let begun: FailedOver = typed(client.call(&request).await?)?;
     followed(screen, client, begun, to.no_wait).await

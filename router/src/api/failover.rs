@@ -14,6 +14,7 @@ use super::fields::Fields;
 use super::{JsonBody, OptionalJsonBody, PathId};
 use crate::error::{ApiError, Code};
 use crate::idempotency::{self, Post, Reply};
+use crate::lease::Policy;
 use crate::server::{App, AppState};
 use crate::store::Tx;
 use crate::store::standby::{self, Begun, CannotReplace};
@@ -42,10 +43,10 @@ pub(super) async fn phone(
     let route = format!("POST /v1/admin/phones/{id}/failover");
     let post = Post::new("operator".to_owned(), route, &headers, &body)?;
     let now = app.clock.now();
-    let begins = Begins::default();
+    let (begins, policy) = (Begins::default(), app.lease_policy());
     let kept = Arc::clone(&begins);
     let response = idempotency::post(&app, post, asked(body), move |tx, ask| {
-        let begun = standby::hand_over(tx, &id, ask.to.as_ref(), ask.force, now)?
+        let begun = standby::hand_over(tx, policy, &id, (ask.to.as_ref(), ask.force), now)?
             .ok_or_else(ApiError::not_found)?;
         if let Some(why) = begun.told.refused {
             return Err(ApiError::new(Code::CannotFailOver).detail(why.meaning().to_owned()));
@@ -76,13 +77,13 @@ pub(super) async fn host(
     let route = format!("POST /v1/admin/hosts/{id}/failover");
     let post = Post::new("operator".to_owned(), route, &headers, &body)?;
     let now = app.clock.now();
-    let begins = Begins::default();
+    let (begins, policy) = (Begins::default(), app.lease_policy());
     let kept = Arc::clone(&begins);
     let response = idempotency::post(&app, post, asked(body), move |tx, ask| {
         if !standby::host_exists(tx, &id)? {
             return Err(ApiError::not_found());
         }
-        let begun = all_of(tx, &id, &ask, now)?;
+        let begun = all_of(tx, policy, (&id, &ask), now)?;
         let reply = Reply::new(StatusCode::ACCEPTED, &told(&begun))?;
         *kept.lock().unwrap_or_else(PoisonError::into_inner) = begun;
         Ok(reply)
@@ -111,13 +112,13 @@ pub(super) async fn drain(
     let route = format!("POST /v1/admin/hosts/{id}/drain");
     let post = Post::new("operator".to_owned(), route, &headers, &Value::Null)?;
     let now = app.clock.now();
-    let begins = Begins::default();
+    let (begins, policy) = (Begins::default(), app.lease_policy());
     let kept = Arc::clone(&begins);
     let response = idempotency::post(&app, post, Ok(()), move |tx, ()| {
         if !standby::drain(tx, &id, true, now)? {
             return Err(ApiError::not_found());
         }
-        let begun = all_of(tx, &id, &FailOver { to: None, force: false }, now)?;
+        let begun = all_of(tx, policy, (&id, &FailOver { to: None, force: false }), now)?;
         let reply = Reply::new(StatusCode::ACCEPTED, &told(&begun))?;
         *kept.lock().unwrap_or_else(PoisonError::into_inner) = begun;
         Ok(reply)
@@ -223,13 +224,13 @@ fn successor(body: Value) -> Result<PhoneId, ApiError> {
 
 fn all_of(
     tx: &mut Tx<'_>,
-    host: &HostId,
-    ask: &FailOver,
+    policy: Policy,
+    (host, ask): (&HostId, &FailOver),
     now: UnixMs,
 ) -> Result<Vec<Begun>, ApiError> {
     let mut begun = Vec::new();
     for phone in standby::served_by(tx, host)? {
-        begun.extend(standby::hand_over(tx, &phone, ask.to.as_ref(), ask.force, now)?);
+        begun.extend(standby::hand_over(tx, policy, &phone, (ask.to.as_ref(), ask.force), now)?);
     }
     Ok(begun)
 }

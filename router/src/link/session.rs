@@ -17,7 +17,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
 use super::{Ending, Registered};
-use crate::lease::{Decision, Policy};
+use crate::lease::Decision;
 use crate::server::AppState;
 use crate::store::lease::{self as rows, Asked, Reported};
 use crate::store::{StoreError, Tx, standby};
@@ -264,20 +264,10 @@ impl Session {
         }
     }
 
-    fn policy(&self) -> Policy {
-        let lease = self.app.config.lease;
-        Policy {
-            ttl_ms: ms(lease.ttl_ms),
-            grace_ms: ms(lease.grace_ms),
-            unfit_ms: ms(lease.unfit_ms),
-            settle_ms: ms(lease.settle_ms),
-        }
-    }
-
     /// Takes in the hello and answers it.
     async fn welcome(&mut self, hello: HostHello) -> Result<(), End> {
         let now = self.app.clock.now();
-        let (host, id, policy) = (self.host.clone(), self.id.clone(), self.policy());
+        let (host, id, policy) = (self.host.clone(), self.id.clone(), self.app.lease_policy());
         let (own, phones, asked, foreign) = self
             .app
             .store
@@ -501,6 +491,8 @@ impl Session {
             HostFrame::Hello(_) => ControlFlow::Break(End::Close(PROTOCOL_ERROR, "a second hello")),
             HostFrame::Renew { renewal, phones, health } => {
                 self.renewal = renewal;
+                // What the host does not speak of any more is not asked for in its name.
+                self.waits.retain(|phone, _| phones.iter().any(|report| report.phone == *phone));
                 flow(self.lease(renewal, phones, Some(health)).await)
             }
             HostFrame::Released { phone, epoch } => flow(self.released(phone, epoch).await),
@@ -530,7 +522,7 @@ impl Session {
         health: Option<HostHealth>,
     ) -> Result<(), End> {
         let now = self.app.clock.now();
-        let (host, policy) = (self.host.clone(), self.policy());
+        let (host, policy) = (self.host.clone(), self.app.lease_policy());
         let asked = reports
             .into_iter()
             .take(protocol::limits::PHONES_PER_HOST_MAX)
@@ -562,6 +554,7 @@ impl Session {
         for (report, reported, asked) in answers {
             let (phone, held, state) = (report.phone.clone(), report.epoch, report.state);
             let Some(asked) = asked else {
+                self.waits.remove(&phone);
                 self.foreign(&phone);
                 self.revoke(phone, held).await?;
                 continue;
@@ -681,8 +674,4 @@ fn acked(tx: &mut Tx<'_>, report: &PhoneReport, now: UnixMs) -> Result<u64, Stor
     );
     rows::set_acked_seq(tx, &report.phone, journal, report.acked_seq, now)?;
     Ok(report.acked_seq)
-}
-
-fn ms(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
 }

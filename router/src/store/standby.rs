@@ -8,8 +8,9 @@ use super::{Json, Row, StoreError, Tx};
 use crate::lease::{self, Condition, Policy, Role};
 use crate::params;
 
-/// A hand-over that has not come about within this time has failed, and the host that serves the phone goes on.
-const HAND_OVER_WITHIN_MS: i64 = 60_000;
+/// Beyond a lease and its grace, for which a serving host that does not answer is waited: a renewal, and what comes
+/// between. A hand-over that takes longer has failed, and the host that serves the phone goes on.
+const HAND_OVER_SLACK_MS: i64 = 10_000;
 
 /// A host that stands by must have been heard of within this time to be chosen.
 const HEARD_WITHIN_MS: i64 = 15_000;
@@ -141,7 +142,7 @@ pub fn relieve(
         drained = condition.drained, power = ?condition.power,
         "lease: the phone is handed to a host that stands by"
     );
-    begin(tx, phone, &heir, now)?;
+    begin(tx, policy, (phone, &heir), now)?;
     Ok(true)
 }
 
@@ -160,10 +161,17 @@ fn fittest(tx: &mut Tx<'_>, phone: &PhoneId, now: UnixMs) -> Result<Option<HostI
 
 /// Begins a hand-over: from here on nothing is dispatched to the host that serves the phone, and it is granted nothing.
 /// What was dispatched before is of an older epoch than the lease has now.
-fn begin(tx: &mut Tx<'_>, phone: &PhoneId, heir: &HostId, now: UnixMs) -> Result<(), StoreError> {
+fn begin(
+    tx: &mut Tx<'_>,
+    policy: Policy,
+    (phone, heir): (&PhoneId, &HostId),
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    let within_ms =
+        policy.ttl_ms.saturating_add(policy.grace_ms).saturating_add(HAND_OVER_SLACK_MS);
     tx.execute(
         "UPDATE phones SET handed_to = ?2, handed_until = ?3, updated_at = ?4 WHERE id = ?1",
-        params![phone, heir, now.plus_ms(HAND_OVER_WITHIN_MS), now],
+        params![phone, heir, now.plus_ms(within_ms), now],
     )?;
     tx.execute(
         "UPDATE leases SET epoch = epoch + 1, released = 0 WHERE phone_id = ?1",
@@ -185,9 +193,9 @@ pub struct Begun {
 /// that is not there.
 pub fn hand_over(
     tx: &mut Tx<'_>,
+    policy: Policy,
     phone: &PhoneId,
-    to: Option<&HostId>,
-    force: bool,
+    (to, force): (Option<&HostId>, bool),
     now: UnixMs,
 ) -> Result<Option<Begun>, StoreError> {
     let Some(from) =
@@ -204,7 +212,7 @@ pub fn hand_over(
             return Ok(Some(Begun { told, epoch: None }));
         }
     };
-    begin(tx, phone, &heir, now)?;
+    begin(tx, policy, (phone, &heir), now)?;
     let epoch = super::lease::current(tx, phone)?.map(|lease| lease.epoch);
     let told = PhoneMove { phone: phone.clone(), from, to: Some(heir), refused: None };
     Ok(Some(Begun { told, epoch }))
@@ -286,6 +294,9 @@ pub fn released(
             |row| row.get::<Option<HostId>>(0),
         )?
         .flatten();
+    if heir.is_none() {
+        return Ok(None);
+    }
     let changed = tx.execute(
         "UPDATE leases SET released = 1 WHERE phone_id = ?1 AND host_id = ?2 AND epoch = ?3",
         params![phone, host, epoch],
