@@ -145,6 +145,8 @@ pub struct Condition {
     pub since_ms: i64,
     /// When the phone last changed hosts.
     pub moved_ms: Option<i64>,
+    /// When a hand-over was last called off, because it did not come about.
+    pub called_off_ms: Option<i64>,
     /// What the host runs on.
     pub power: Option<PowerLevel>,
     /// The operator drains the host.
@@ -155,6 +157,10 @@ pub struct Condition {
 pub fn unfit(policy: Policy, condition: &Condition, now_ms: i64) -> bool {
     // A block is the account's, and moving what is blocked helps nobody, whatever else is the matter.
     if condition.reasons.contains(&Reason::AccountBlocked) {
+        return false;
+    }
+    // A host that was chosen and never came is not chosen again and again: meanwhile nobody would send at all.
+    if condition.called_off_ms.is_some_and(|off| now_ms.saturating_sub(off) < policy.settle_ms) {
         return false;
     }
     if condition.drained {
@@ -300,6 +306,7 @@ mod tests {
             reasons: vec![],
             since_ms: 0,
             moved_ms: None,
+            called_off_ms: None,
             power: Some(PowerLevel::Mains),
             drained: false,
         };
@@ -321,6 +328,8 @@ mod tests {
             (Condition { drained: true, ..not_ready(&[Reason::AccountBlocked]) }, false),
             (Condition { moved_ms: Some(1), ..not_ready(&[Reason::DatabasePermission]) }, false),
             (Condition { moved_ms: Some(now), drained: true, ..well.clone() }, true),
+            (Condition { called_off_ms: Some(1), drained: true, ..well.clone() }, false),
+            (Condition { called_off_ms: Some(-240_000), drained: true, ..well.clone() }, true),
         ];
         for (condition, expected) in cases {
             assert_eq!(unfit(POLICY, &condition, now), expected, "{condition:?}");

@@ -249,6 +249,11 @@ pub(super) fn about(
     now: UnixMs,
 ) -> Result<(), StoreError> {
     let (phone, kind) = (&frame.phone, frame.event.kind());
+    let Some((tenant, id)) = store::by_guid(tx, phone, guid)? else {
+        metrics::counter!("switchboard_inbound_unattributed_total").increment(1);
+        return store::keep_unplaced(tx, frame, "about a message that we do not know", now);
+    };
+    // Only what was placed counts as told: another host may have the message that this one is about.
     if standby::is_shared(tx, phone)?
         && let Some(what) = identity(&frame.event)
         && store::told_elsewhere(tx, phone, (&what, &frame.journal), now)?
@@ -256,10 +261,6 @@ pub(super) fn about(
         metrics::counter!("switchboard_inbound_duplicates_total").increment(1);
         return Ok(());
     }
-    let Some((tenant, id)) = store::by_guid(tx, phone, guid)? else {
-        metrics::counter!("switchboard_inbound_unattributed_total").increment(1);
-        return store::keep_unplaced(tx, frame, "about a message that we do not know", now);
-    };
     let change = serde_json::to_value(what).map_err(|error| StoreError::corrupt("event", error))?;
     store::happened_to(tx, (&tenant, &id), phone, kind, change, (at, now))
 }

@@ -109,6 +109,7 @@ pub fn standing(
                 reasons: row.get::<Json<Vec<Reason>>>(4)?.0,
                 since_ms: row.int(5)?,
                 moved_ms: row.get(6)?,
+                called_off_ms: until.filter(|until| *until <= now.0),
                 power: row.opt_text(7)?.map(|word| power_of(&word)),
                 drained,
             };
