@@ -19,9 +19,6 @@ use crate::server::{App, AppState};
 use crate::store::Tx;
 use crate::store::standby::{self, Begun, CannotReplace};
 
-/// What a transaction has begun and its commit lets happen. A transaction that runs again begins anew.
-type Begins = Arc<Mutex<Vec<Begun>>>;
-
 /// Hand a phone over to another host
 ///
 /// The host that serves it gives back what it has not started, and the other one sends as soon as no script runs any
@@ -43,21 +40,15 @@ pub(super) async fn phone(
     let route = format!("POST /v1/admin/phones/{id}/failover");
     let post = Post::new("operator".to_owned(), route, &headers, &body)?;
     let now = app.clock.now();
-    let (begins, policy) = (Begins::default(), app.lease_policy());
-    let kept = Arc::clone(&begins);
-    let response = idempotency::post(&app, post, asked(body), move |tx, ask| {
+    begin(&app, post, asked(body), move |tx, policy, ask| {
         let begun = standby::hand_over(tx, policy, &id, (ask.to.as_ref(), ask.force), now)?
             .ok_or_else(ApiError::not_found)?;
-        if let Some(why) = begun.told.refused {
-            return Err(ApiError::new(Code::CannotFailOver).detail(why.meaning().to_owned()));
+        match begun.told.refused {
+            Some(why) => Err(ApiError::new(Code::CannotFailOver).detail(why.meaning().to_owned())),
+            None => Ok(vec![begun]),
         }
-        let told = FailedOver { phones: vec![begun.told.clone()] };
-        *kept.lock().unwrap_or_else(PoisonError::into_inner) = vec![begun];
-        Reply::new(StatusCode::ACCEPTED, &told)
     })
-    .await?;
-    carry_out(&app, &begins);
-    Ok(response)
+    .await
 }
 
 /// Hand every phone of a host over to another one
@@ -77,20 +68,13 @@ pub(super) async fn host(
     let route = format!("POST /v1/admin/hosts/{id}/failover");
     let post = Post::new("operator".to_owned(), route, &headers, &body)?;
     let now = app.clock.now();
-    let (begins, policy) = (Begins::default(), app.lease_policy());
-    let kept = Arc::clone(&begins);
-    let response = idempotency::post(&app, post, asked(body), move |tx, ask| {
+    begin(&app, post, asked(body), move |tx, policy, ask| {
         if !standby::host_exists(tx, &id)? {
             return Err(ApiError::not_found());
         }
-        let begun = all_of(tx, policy, (&id, &ask), now)?;
-        let reply = Reply::new(StatusCode::ACCEPTED, &told(&begun))?;
-        *kept.lock().unwrap_or_else(PoisonError::into_inner) = begun;
-        Ok(reply)
+        all_of(tx, policy, (&id, &ask), now)
     })
-    .await?;
-    carry_out(&app, &begins);
-    Ok(response)
+    .await
 }
 
 /// Drain a host
@@ -112,20 +96,13 @@ pub(super) async fn drain(
     let route = format!("POST /v1/admin/hosts/{id}/drain");
     let post = Post::new("operator".to_owned(), route, &headers, &Value::Null)?;
     let now = app.clock.now();
-    let (begins, policy) = (Begins::default(), app.lease_policy());
-    let kept = Arc::clone(&begins);
-    let response = idempotency::post(&app, post, Ok(()), move |tx, ()| {
+    begin(&app, post, Ok(FailOver { to: None, force: false }), move |tx, policy, ask| {
         if !standby::drain(tx, &id, true, now)? {
             return Err(ApiError::not_found());
         }
-        let begun = all_of(tx, policy, (&id, &FailOver { to: None, force: false }), now)?;
-        let reply = Reply::new(StatusCode::ACCEPTED, &told(&begun))?;
-        *kept.lock().unwrap_or_else(PoisonError::into_inner) = begun;
-        Ok(reply)
+        all_of(tx, policy, (&id, &ask), now)
     })
-    .await?;
-    carry_out(&app, &begins);
-    Ok(response)
+    .await
 }
 
 /// Give a drained host work again
@@ -222,6 +199,28 @@ fn successor(body: Value) -> Result<PhoneId, ApiError> {
     Ok(by)
 }
 
+/// Begins hand-overs in one transaction with their answer, and lets them happen once that is on disk.
+async fn begin(
+    app: &AppState,
+    post: Post,
+    checked: Result<FailOver, ApiError>,
+    work: impl FnOnce(&mut Tx<'_>, Policy, FailOver) -> Result<Vec<Begun>, ApiError> + Send + 'static,
+) -> Result<Response, ApiError> {
+    let policy = app.lease_policy();
+    let begins = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::clone(&begins);
+    let response = idempotency::post(app, post, checked, move |tx, ask| {
+        let begun = work(tx, policy, ask)?;
+        let reply = Reply::new(StatusCode::ACCEPTED, &told(&begun))?;
+        *kept.lock().unwrap_or_else(PoisonError::into_inner) = begun;
+        Ok(reply)
+    })
+    .await?;
+    let begun = std::mem::take(&mut *begins.lock().unwrap_or_else(PoisonError::into_inner));
+    carry_out(app, begun);
+    Ok(response)
+}
+
 fn all_of(
     tx: &mut Tx<'_>,
     policy: Policy,
@@ -241,8 +240,7 @@ fn told(begun: &[Begun]) -> FailedOver {
 
 /// After the commit: the serving hosts are asked to release, and the heirs to ask. What gets lost here is made up for by
 /// the next renewal of either.
-fn carry_out(app: &App, begins: &Begins) {
-    let begun = std::mem::take(&mut *begins.lock().unwrap_or_else(PoisonError::into_inner));
+fn carry_out(app: &App, begun: Vec<Begun>) {
     for one in begun {
         let Some(heir) = one.told.to else { continue };
         tracing::warn!(phone = %one.told.phone, from = ?one.told.from, to = %heir, "the operator hands a phone over");

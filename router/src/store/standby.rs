@@ -137,27 +137,48 @@ pub fn relieve(
     if !lease::unfit(policy, condition, now.0) {
         return Ok(false);
     }
-    let Some(heir) = fittest(tx, phone, now)? else { return Ok(false) };
+    let candidates = candidates(tx, phone, now)?;
+    let Some(heir) = fittest(&candidates) else { return Ok(false) };
     tracing::warn!(
         phone = %phone, to = %heir, state = condition.state.as_str(), reasons = ?condition.reasons,
         drained = condition.drained, power = ?condition.power,
         "lease: the phone is handed to a host that stands by"
     );
-    begin(tx, policy, (phone, &heir), now)?;
+    begin(tx, policy, (phone, heir), now)?;
     Ok(true)
 }
 
-/// The host that could take a phone over this moment, if there is one: ready, heard of, on mains, not drained.
-fn fittest(tx: &mut Tx<'_>, phone: &PhoneId, now: UnixMs) -> Result<Option<HostId>, StoreError> {
-    tx.query_opt(
-        "SELECT o.host_id FROM phone_hosts o JOIN phones p ON p.id = o.phone_id JOIN hosts h ON h.id = o.host_id
-         WHERE o.phone_id = ?1 AND o.host_id <> COALESCE(p.host_id, '') AND o.state = 'ready'
-             AND h.session IS NOT NULL AND h.last_seen_at >= ?2 AND h.drained_at IS NULL
-             AND (h.power IS NULL OR h.power NOT IN ('battery', 'low'))
-         ORDER BY o.changed_at LIMIT 1",
+/// A host that stands by for a phone.
+struct Candidate {
+    host: HostId,
+    /// Ready, heard of, not drained.
+    able: bool,
+    /// On a battery it is nobody's first choice.
+    on_battery: bool,
+}
+
+/// The hosts that stand by for a phone, those that have been as they are for longest first.
+fn candidates(tx: &mut Tx<'_>, phone: &PhoneId, now: UnixMs) -> Result<Vec<Candidate>, StoreError> {
+    tx.query(
+        "SELECT o.host_id, o.state = 'ready' AND h.session IS NOT NULL AND h.last_seen_at >= ?2 AND h.drained_at IS NULL,
+             h.power
+         FROM phone_hosts o JOIN phones p ON p.id = o.phone_id JOIN hosts h ON h.id = o.host_id
+         WHERE o.phone_id = ?1 AND o.host_id <> COALESCE(p.host_id, '') ORDER BY o.changed_at",
         params![phone, now.plus_ms(-HEARD_WITHIN_MS)],
-        |row| row.get(0),
+        |row| {
+            let power = row.opt_text(2)?.map(|word| power_of(&word));
+            Ok(Candidate {
+                host: row.get(0)?,
+                able: row.get::<Option<bool>>(1)?.unwrap_or(false),
+                on_battery: matches!(power, Some(PowerLevel::Battery | PowerLevel::Low)),
+            })
+        },
     )
+}
+
+/// The one that could take the phone over this moment, if there is one.
+fn fittest(candidates: &[Candidate]) -> Option<&HostId> {
+    candidates.iter().find(|one| one.able && !one.on_battery).map(|one| &one.host)
 }
 
 /// Begins a hand-over: from here on nothing is dispatched to the host that serves the phone, and it is granted nothing.
@@ -226,29 +247,17 @@ fn heir(
     force: bool,
     now: UnixMs,
 ) -> Result<Result<HostId, MoveRefused>, StoreError> {
-    let hosts: Vec<(HostId, bool)> = tx.query(
-        "SELECT o.host_id, o.state = 'ready' AND h.session IS NOT NULL AND h.last_seen_at >= ?2
-             AND h.drained_at IS NULL
-         FROM phone_hosts o JOIN hosts h ON h.id = o.host_id WHERE o.phone_id = ?1 ORDER BY o.changed_at",
-        params![phone, now.plus_ms(-HEARD_WITHIN_MS)],
-        |row| Ok((row.get(0)?, row.get::<Option<bool>>(1)?.unwrap_or(false))),
-    )?;
-    let others: Vec<&(HostId, bool)> =
-        hosts.iter().filter(|(host, _)| Some(host) != from).collect();
-    Ok(match to {
-        Some(to) if Some(to) == from => Err(MoveRefused::AlreadyThere),
-        Some(to) => match others.iter().find(|(host, _)| host == to) {
-            None => Err(MoveRefused::NotConfiguredThere),
-            Some((_, false)) if !force => Err(MoveRefused::StandbyNotReady),
-            Some((host, _)) => Ok(host.clone()),
+    let others = candidates(tx, phone, now)?;
+    let chosen = match to {
+        Some(to) if Some(to) == from => return Ok(Err(MoveRefused::AlreadyThere)),
+        Some(to) => match others.iter().find(|one| one.host == *to) {
+            None => return Ok(Err(MoveRefused::NotConfiguredThere)),
+            Some(one) => (one.able || force).then_some(&one.host),
         },
-        None if others.is_empty() => Err(MoveRefused::NoStandby),
-        None => match (fittest(tx, phone, now)?, others.first()) {
-            (Some(host), _) => Ok(host),
-            (None, Some((host, _))) if force => Ok(host.clone()),
-            (None, _) => Err(MoveRefused::StandbyNotReady),
-        },
-    })
+        None if others.is_empty() => return Ok(Err(MoveRefused::NoStandby)),
+        None => fittest(&others).or(others.first().filter(|_| force).map(|one| &one.host)),
+    };
+    Ok(chosen.cloned().ok_or(MoveRefused::StandbyNotReady))
 }
 
 /// The phones that a host serves.
