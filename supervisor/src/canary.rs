@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::pool::{Ask, Handle, Pool};
+use crate::pool::{Ask, Handle, Pool, chance};
 
 /// It must be started within this time, or it says nothing about now.
 const START_WITHIN_MS: i64 = 60_000;
@@ -301,15 +301,6 @@ fn tell(pair: &Pair, news: News) {
                 tracing::warn!(%from, %to, in_a_row, "a canary was lost");
             }
         }
-    }
-}
-
-/// A number in 0..1; without randomness there is only less jitter.
-fn chance() -> f64 {
-    let mut bytes = [0_u8; 4];
-    match SystemRandom::new().fill(&mut bytes) {
-        Ok(()) => f64::from(u32::from_le_bytes(bytes)) / (f64::from(u32::MAX) + 1.0),
-        Err(aws_lc_rs::error::Unspecified) => 0.5,
     }
 }
 

@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 use crate::child::{self, Printed, RunError, Spec};
 use crate::files;
 use crate::phone::Report;
-use crate::pool::{Ask, Pool, chain};
+use crate::pool::{Ask, Pool, chain, ms};
 use crate::power::Clocks;
 
 mod keeper;
@@ -500,10 +500,6 @@ const fn word(answer: Answer) -> &'static str {
         Answer::Denied => "denied",
         Answer::Unasked => "unasked",
     }
-}
-
-fn ms(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

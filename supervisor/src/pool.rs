@@ -333,7 +333,6 @@ fn start_owner(id: PhoneId, config: PhoneConfig, surroundings: &Surroundings) ->
         logs: Arc::clone(&logs),
         surroundings: Surroundings { stopping: end.clone(), ..surroundings.clone() },
         began: Instant::now(),
-        random: SystemRandom::new(),
         last_seq: 0,
         acked_seq: 0,
         told_link: None,
@@ -372,7 +371,6 @@ struct Owner {
     logs: Arc<Mutex<Ring>>,
     surroundings: Surroundings,
     began: Instant,
-    random: SystemRandom,
     /// The newest event seen, in this journal.
     last_seq: u64,
     /// The newest event of the journal that is known to be acknowledged.
@@ -470,20 +468,11 @@ impl Owner {
         self.began.elapsed()
     }
 
-    /// A random number in 0..1, for jitter: without randomness there is only less of it.
-    fn chance(&self) -> f64 {
-        let mut bytes = [0_u8; 4];
-        match self.random.fill(&mut bytes) {
-            Ok(()) => f64::from(u32::from_le_bytes(bytes)) / (f64::from(u32::MAX) + 1.0),
-            Err(aws_lc_rs::error::Unspecified) => 0.5,
-        }
-    }
-
     /// Steps the state machine, does what it says, and tells everybody what changed.
     async fn take(&mut self, input: Input) {
         let mut inputs = VecDeque::from([input]);
         while let Some(input) = inputs.pop_front() {
-            let (now, chance) = (self.now(), self.chance());
+            let (now, chance) = (self.now(), chance());
             for effect in self.phone.step(input, now, chance) {
                 if let Some(next) = self.perform(effect) {
                     inputs.push_back(next);
@@ -893,8 +882,18 @@ async fn next(child: &mut Option<Child>) -> Happened {
     }
 }
 
-fn ms(duration: Duration) -> u64 {
+/// In whole milliseconds, as wires and logs have them.
+pub(crate) fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A number in 0..1; without randomness there is only less jitter.
+pub(crate) fn chance() -> f64 {
+    let mut bytes = [0_u8; 4];
+    match SystemRandom::new().fill(&mut bytes) {
+        Ok(()) => f64::from(u32::from_le_bytes(bytes)) / (f64::from(u32::MAX) + 1.0),
+        Err(aws_lc_rs::error::Unspecified) => 0.5,
+    }
 }
 
 /// An error with its causes, in one line.

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use router_client::clock::ContinuousMs;
 
+use crate::pool::ms;
 use crate::power::{Clocks, slept};
 
 /// After a question without an answer, and after an answer that bridges do not believe.
@@ -750,10 +751,6 @@ fn untreatable(answer: Answer) -> Option<Stuck> {
         Answer::Unasked => Some(Stuck::Unasked),
         Answer::Fine | Answer::NotRunning | Answer::Hung | Answer::Lost => None,
     }
-}
-
-fn ms(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
