@@ -461,13 +461,15 @@ pub fn bind(
     direction: Direction,
     at: UnixMs,
 ) -> Result<(), StoreError> {
+    let inbound = (direction == Direction::Inbound).then_some(at);
     tx.execute(
-        "INSERT INTO bindings (tenant_id, recipient, phone_id, last_at, last_direction)
-         VALUES (?1, ?2, ?3, ?4, ?5)
+        "INSERT INTO bindings (tenant_id, recipient, phone_id, last_at, last_direction, last_inbound_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)
          ON CONFLICT (tenant_id, recipient, phone_id) DO UPDATE
-             SET last_at = excluded.last_at, last_direction = excluded.last_direction
+             SET last_at = excluded.last_at, last_direction = excluded.last_direction,
+                 last_inbound_at = COALESCE(excluded.last_inbound_at, bindings.last_inbound_at)
              WHERE excluded.last_at >= bindings.last_at",
-        params![tenant, recipient, phone, at, direction],
+        params![tenant, recipient, phone, at, direction, inbound],
     )?;
     Ok(())
 }

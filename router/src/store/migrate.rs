@@ -32,6 +32,11 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "standby",
         sql: include_str!("../../migrations/0003_standby.sql"),
     },
+    Migration {
+        version: 4,
+        name: "compliance",
+        sql: include_str!("../../migrations/0004_compliance.sql"),
+    },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

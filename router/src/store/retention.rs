@@ -65,7 +65,7 @@ mod tests {
         migrate(&mut connection).unwrap();
         connection
             .execute_batch(
-                "INSERT INTO tenants VALUES ('ten', 'Acme', 'Acme', 0);
+                "INSERT INTO tenants (id, name, brand, created_at) VALUES ('ten', 'Acme', 'Acme', 0);
                  INSERT INTO webhook_endpoints (id, tenant_id, url, secret, events, created_at)
                  VALUES ('whk', 'ten', 'u', 's', '[]', 0)",
             )
