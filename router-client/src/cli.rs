@@ -15,6 +15,7 @@ mod webhooks;
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use router_client::tls::TlsRoots;
 use url::Url;
 
 use self::{client::Client, failure::Failure, screen::Screen};
@@ -73,6 +74,15 @@ struct Global {
     /// Certificates that the router may show: a PEM file instead of what the system trusts
     #[arg(long, global = true, env = "SWITCHBOARD_CA", value_name = "FILE")]
     ca: Option<PathBuf>,
+    /// Certificates that the router may show, too: a PEM file besides what the system trusts
+    #[arg(
+        long,
+        global = true,
+        env = "SWITCHBOARD_EXTRA_CA",
+        value_name = "FILE",
+        conflicts_with = "ca"
+    )]
+    extra_ca: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -200,6 +210,15 @@ impl Global {
             .unwrap_or_else(|| Url::parse(URL_DEFAULT).expect("the default address is an address"))
     }
 
+    /// Which certificates the router may show.
+    fn roots(&self) -> TlsRoots {
+        match (&self.ca, &self.extra_ca) {
+            (Some(only), _) => TlsRoots::File(only.clone()),
+            (None, Some(more)) => TlsRoots::PlatformAnd(more.clone()),
+            (None, None) => TlsRoots::Platform,
+        }
+    }
+
     /// The same without credentials, for a client that gets its own.
     fn without_secrets(&self) -> Self {
         Self {
@@ -209,13 +228,22 @@ impl Global {
             json: self.json,
             timeout: self.timeout,
             ca: self.ca.clone(),
+            extra_ca: self.extra_ca.clone(),
         }
     }
 
     #[cfg(test)]
     fn for_test() -> Self {
         let timeout = span::parse("1s").unwrap();
-        Self { url: None, token: None, api_key: None, json: false, timeout, ca: None }
+        Self {
+            url: None,
+            token: None,
+            api_key: None,
+            json: false,
+            timeout,
+            ca: None,
+            extra_ca: None,
+        }
     }
 
     /// The operator's token: the option, or the environment.

@@ -34,6 +34,7 @@ use crate::{
     clock::Clock,
     key::HostKey,
     link::{LinkConfig, LinkConfigError, LinkInput, LinkOutput, LinkStats},
+    proxy::{Proxy, ProxyFailure},
     session::{Ended, Input, Now, OUTBOX_MAX, Output, Phones, Session},
     tls,
 };
@@ -53,6 +54,8 @@ const WRITE_BUFFER_BYTES_MAX: usize = 4 * limits::FRAME_BYTES_MAX;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Bytes of the nonce of an upgrade request.
 const NONCE_BYTES: usize = 16;
+/// Of a stranger's words, so many are shown.
+const SHOWN_CHARS_MAX: usize = 200;
 /// Close code that stands for "none was given", RFC 6455 section 7.4.1.
 const NO_CLOSE_CODE: u16 = 1005;
 
@@ -119,6 +122,7 @@ pub(crate) struct Dialler {
     uri: Uri,
     host: String,
     port: u16,
+    proxy: Option<Proxy>,
     tls: Option<(TlsConnector, ServerName<'static>)>,
 }
 
@@ -145,6 +149,13 @@ impl Dialler {
         };
         let port = url.port().unwrap_or(if secure { 443 } else { 80 });
         let uri = upgrade_uri(&url, secure).ok_or_else(|| bad("it cannot be dialled"))?;
+        let proxy = config
+            .proxies
+            .toward(&host, port, secure, |name| std::env::var(name).ok())
+            .map_err(|(variable, source)| LinkConfigError::Proxy { variable, source })?;
+        if let Some(proxy) = &proxy {
+            tracing::info!(%proxy, "the router is dialled through a proxy");
+        }
         let tls = if secure {
             let Ok(name) = ServerName::try_from(host.clone()) else {
                 return Err(bad("its host is not a name that a certificate can carry"));
@@ -154,7 +165,7 @@ impl Dialler {
         } else {
             None
         };
-        Ok(Self { config, uri, host, port, tls })
+        Ok(Self { config, uri, host, port, proxy, tls })
     }
 
     /// One attempt: why it ended, and how long the session was welcome.
@@ -187,14 +198,23 @@ impl Dialler {
     }
 
     async fn open(&self, clock: &Clock) -> Result<WebSocketStream<Box<dyn Carrier>>, Ended> {
-        let stream = connect(&self.host, self.port).await?;
+        let mut stream = match &self.proxy {
+            None => connect(&self.host, self.port).await.map_err(Ended::Connect)?,
+            Some(proxy) => connect(proxy.host(), proxy.port())
+                .await
+                .map_err(|why| through(proxy, ProxyFailure::Unreachable(why)))?,
+        };
         // Small frames must not wait for each other.
         stream.set_nodelay(true).map_err(|error| Ended::Connect(error.to_string()))?;
+        if let Some(proxy) = &self.proxy {
+            let tunnel = proxy.tunnel(&mut stream, &self.host, self.port).await;
+            tunnel.map_err(|why| through(proxy, why))?;
+        }
         let carrier: Box<dyn Carrier> = match &self.tls {
             None => Box::new(stream),
             Some((connector, name)) => {
                 let tls = connector.connect(name.clone(), stream).await;
-                Box::new(tls.map_err(|error| Ended::Tls(error.to_string()))?)
+                Box::new(tls.map_err(|error| Ended::Tls(tls::explain(&error)))?)
             }
         };
         let mut nonce = [0; NONCE_BYTES];
@@ -223,10 +243,13 @@ fn sign(key: &HostKey, host: &protocol::HostId, ts: i64, nonce: String) -> Autho
     Authorization { host: host.clone(), ts, nonce, sig }
 }
 
-async fn connect(host: &str, port: u16) -> Result<TcpStream, Ended> {
-    let addresses = tokio::net::lookup_host((host, port))
-        .await
-        .map_err(|error| Ended::Connect(format!("{host}: {error}")))?;
+fn through(proxy: &Proxy, why: ProxyFailure) -> Ended {
+    Ended::Proxy { proxy: proxy.to_string(), why }
+}
+
+async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
+    let addresses =
+        tokio::net::lookup_host((host, port)).await.map_err(|error| format!("{host}: {error}"))?;
     let mut last = format!("{host} has no address");
     for address in addresses {
         match timeout(ADDRESS_WITHIN, TcpStream::connect(address)).await {
@@ -235,7 +258,7 @@ async fn connect(host: &str, port: u16) -> Result<TcpStream, Ended> {
             Err(_) => last = format!("{address}: no answer"),
         }
     }
-    Err(Ended::Connect(last))
+    Err(last)
 }
 
 async fn upgrade<S: AsyncRead + AsyncWrite + Unpin>(
@@ -252,10 +275,23 @@ async fn upgrade<S: AsyncRead + AsyncWrite + Unpin>(
     match client_async_with_config(request, stream, Some(web_socket_config())).await {
         Ok((socket, _response)) => Ok(socket),
         Err(tungstenite::Error::Http(response)) => {
-            Err(Ended::Upgrade { status: response.status().as_u16() })
+            let status = response.status();
+            if status.is_success() || status.is_redirection() {
+                return Err(Ended::Intercepted {
+                    status: status.as_u16(),
+                    location: response.headers().get(header::LOCATION).and_then(shown),
+                });
+            }
+            Err(Ended::Upgrade { status: status.as_u16() })
         }
         Err(error) => Err(broken(error)),
     }
+}
+
+/// What a stranger says, for a log: short and without what could make lines or colours of its own.
+fn shown(value: &HeaderValue) -> Option<String> {
+    let text = value.to_str().ok()?;
+    Some(text.chars().filter(|char| !char.is_control()).take(SHOWN_CHARS_MAX).collect())
 }
 
 fn web_socket_config() -> WebSocketConfig {

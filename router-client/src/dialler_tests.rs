@@ -566,6 +566,7 @@ async fn a_refused_upgrade_says_its_status() {
 fn config(router: &str, key: HostKey) -> LinkConfig {
     LinkConfig {
         redial_max: crate::link::REDIAL_MAX,
+        proxies: crate::proxy::Proxies::Direct,
         router: router.parse().unwrap(),
         host: HostId::new(1, [1; 10]),
         key,

@@ -16,6 +16,7 @@ pub mod enrolment;
 pub mod key;
 pub mod link;
 mod private_file;
+pub mod proxy;
 mod session;
 pub mod tls;
 

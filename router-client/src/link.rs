@@ -21,7 +21,7 @@
 //! deliveries wait for the supervisor, the link goes on taking inputs.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex, PoisonError,
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
@@ -42,6 +42,7 @@ use crate::{
     clock::{Clock, ContinuousMs},
     dialler::{self, Dialler},
     key::HostKey,
+    proxy::{Proxies, ProxyError},
     session::Phones,
     tls::{TlsError, TlsRoots},
 };
@@ -64,6 +65,8 @@ pub struct LinkConfig {
     pub key: HostKey,
     /// Which certificates the router may show.
     pub roots: TlsRoots,
+    /// The proxy on the way to it.
+    pub proxies: Proxies,
     /// Longest delay before a lost link is dialled again; [`REDIAL_MAX`] unless an operator knows better.
     pub redial_max: Duration,
     /// A new one each time the supervisor starts.
@@ -82,6 +85,15 @@ pub enum LinkConfigError {
         url: String,
         /// What is wrong with it.
         detail: &'static str,
+    },
+    /// The environment names a proxy that cannot be used.
+    #[error("the environment's {variable}")]
+    Proxy {
+        /// Which variable.
+        variable: &'static str,
+        /// What is wrong with it.
+        #[source]
+        source: ProxyError,
     },
     /// The certificates could not be read.
     #[error("TLS for the router")]
@@ -197,9 +209,19 @@ pub struct LinkStats {
     refused: AtomicU64,
     stray: AtomicU64,
     rewinds: AtomicU64,
+    down: Mutex<Option<String>>,
 }
 
 impl LinkStats {
+    /// Why there is no session, in the words of the last end; none while there is one, or before the first attempt ended.
+    pub fn down(&self) -> Option<String> {
+        self.down.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_down(&self, why: Option<String>) {
+        *self.down.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
     /// True while a session is welcome.
     pub fn is_connected(&self) -> bool {
         self.connected.load(Ordering::Relaxed)
@@ -237,6 +259,7 @@ impl LinkStats {
 
     pub(crate) fn set_connected(&self, connected: bool) {
         if connected {
+            self.set_down(None);
             self.sessions.fetch_add(1, Ordering::Relaxed);
         }
         self.connected.store(connected, Ordering::Relaxed);
@@ -313,6 +336,7 @@ impl Link {
             }
             let delay_ms = backoff.next(why.redial_cause(), lived_ms, dialler::random_u64());
             let redial_in = Duration::from_millis(delay_ms);
+            self.stats.set_down(Some(why.to_string()));
             // The supervisor says this for people, once; here is what it does not know.
             tracing::debug!(%why, lived_ms, redial_in_ms = delay_ms, "link down");
             if !desk.rest(LinkOutput::Disconnected { why, redial_in }, redial_in, &mut phones).await

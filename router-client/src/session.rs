@@ -23,6 +23,7 @@ use crate::{
     backoff::Cause,
     clock::ContinuousMs,
     link::{LinkInput, LinkOutput},
+    proxy::ProxyFailure,
 };
 
 /// Frames on their way out before no further input is taken: events wait with the bridges, where they are safe.
@@ -61,6 +62,26 @@ pub enum Ended {
     /// The router's certificate, or TLS itself.
     #[error("TLS with the router failed: {0}")]
     Tls(String),
+    /// No way through the proxy before the router.
+    #[error("the proxy {proxy} {why}")]
+    Proxy {
+        /// Its host and port.
+        proxy: String,
+        /// What is wrong with it.
+        why: ProxyFailure,
+    },
+    /// Something that is no router answered the upgrade: a page, or the way to one.
+    #[error(
+        "HTTP {status} instead of a WebSocket{}: this is no Switchboard router. A captive portal (log in at that network's \
+         page, or use another network), a proxy, or another site at `url` of [router]",
+        page(location.as_deref())
+    )]
+    Intercepted {
+        /// The HTTP status, 2xx or 3xx.
+        status: u16,
+        /// Where it leads.
+        location: Option<String>,
+    },
     /// The router answered the upgrade with something else than a WebSocket.
     #[error("the router answered the upgrade with HTTP {status}{}", upgrade_remedy(*status))]
     Upgrade {
@@ -98,6 +119,10 @@ pub enum Ended {
     OutboxFull(usize),
 }
 
+fn page(location: Option<&str>) -> String {
+    location.map(|location| format!(" ({location})")).unwrap_or_default()
+}
+
 /// What an operator can do about a refused upgrade.
 fn upgrade_remedy(status: u16) -> &'static str {
     match status {
@@ -108,6 +133,8 @@ fn upgrade_remedy(status: u16) -> &'static str {
         404 | 405 => {
             ": is `url` of [router] the address of a Switchboard router, without a path of its API?"
         }
+        407 => ": a proxy stands in the way; name it as `proxy` of [router]",
+        511 => ": log in at this network's page, or use another network",
         _ => "",
     }
 }
@@ -119,12 +146,15 @@ impl Ended {
             | Self::Closed { code: close::NOT_AUTHORISED | close::PROTOCOL_TOO_OLD, .. } => {
                 Cause::Refused
             }
+            Self::Proxy { why, .. } if why.is_refusal() => Cause::Refused,
             Self::Closed { code: close::REPLACED, .. } => Cause::Replaced,
             Self::Closed { code: close::DRAINING, .. } => Cause::Draining,
             Self::Redial => Cause::Asked,
             Self::Shutdown
             | Self::Connect(_)
             | Self::Tls(_)
+            | Self::Proxy { .. }
+            | Self::Intercepted { .. }
             | Self::Upgrade { .. }
             | Self::Handshake(_)
             | Self::Closed { .. }

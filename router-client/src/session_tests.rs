@@ -778,3 +778,40 @@ proptest! {
         prop_assert_eq!(u64::try_from(world.taken.len()).unwrap(), world.last);
     }
 }
+
+/// What is logged while `work` runs.
+fn logged(work: impl FnOnce()) -> String {
+    use std::sync::{Arc, Mutex};
+    #[derive(Clone, Default)]
+    struct Page(Arc<Mutex<Vec<u8>>>);
+    impl std::io::Write for Page {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let page = Page::default();
+    let writer = page.clone();
+    let log = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+    tracing::subscriber::with_default(log, work);
+    let bytes = page.0.lock().unwrap().clone();
+    String::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn a_clock_that_is_more_than_a_minute_off_is_told_and_a_smaller_difference_is_not() {
+    for (off_ms, told) in [(60_000, false), (-60_000, false), (61_000, true), (-61_000, true)] {
+        let log = logged(|| {
+            let mut bench = Bench::new(Vec::new());
+            bench.step(Input::Opened);
+            let (session, clock) = ("s1".to_owned(), WALL.plus_ms(off_ms));
+            let frame = RouterFrame::Welcome(Welcome { session, clock, phones: Vec::new() });
+            let out = bench.step(Input::Frame(frame));
+            let live = matches!(delivered(&out)[..], [LinkOutput::Connected { .. }]);
+            assert!(live, "a difference ends no session: {out:?}");
+        });
+        assert_eq!(log.contains("the router's clock differs"), told, "{off_ms}: {log}");
+    }
+}

@@ -14,6 +14,7 @@ use protocol::{
 use router_client::{
     key::HostKey,
     link::{Ended, INPUT_QUEUE, Link, LinkConfig, LinkInput, LinkOutput, OUTPUT_QUEUE},
+    proxy::{Proxies, ProxyFailure},
     tls::{self, TlsRoots},
 };
 use rustls::{
@@ -21,7 +22,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::mpsc,
     time::timeout,
@@ -32,6 +33,7 @@ use tokio_tungstenite::{
     tungstenite::{
         Message,
         handshake::server::{ErrorResponse, Request, Response},
+        protocol::CloseFrame,
     },
 };
 use tokio_util::sync::CancellationToken;
@@ -54,10 +56,15 @@ struct Supervisor {
 }
 
 fn supervisor(router: &str, roots: TlsRoots) -> Supervisor {
+    supervisor_through(router, roots, Proxies::Direct)
+}
+
+fn supervisor_through(router: &str, roots: TlsRoots, proxies: Proxies) -> Supervisor {
     let (input, inputs) = mpsc::channel(INPUT_QUEUE);
     let (outputs, output) = mpsc::channel(OUTPUT_QUEUE);
     let config = LinkConfig {
         redial_max: router_client::link::REDIAL_MAX,
+        proxies,
         router: router.parse().unwrap(),
         host: HostId::new(1, [1; 10]),
         key: HostKey::generate().unwrap(),
@@ -219,7 +226,11 @@ async fn a_router_that_refuses_the_host_is_asked_again_after_minutes() {
 }
 
 fn acceptor() -> TlsAcceptor {
-    let chain = CertificateDer::pem_file_iter(data("server.pem")).unwrap();
+    acceptor_with("server.pem")
+}
+
+fn acceptor_with(certificate: &str) -> TlsAcceptor {
+    let chain = CertificateDer::pem_file_iter(data(certificate)).unwrap();
     let key = PrivateKeyDer::from_pem_file(data("server.key")).unwrap();
     let config = ServerConfig::builder_with_provider(tls::provider())
         .with_safe_default_protocol_versions()
@@ -267,7 +278,8 @@ async fn a_certificate_that_is_not_trusted_or_of_another_name_ends_the_attempt()
     let port = listener.local_addr().unwrap().port();
     let other = TlsRoots::File(data("server.pem").into());
     let ours = TlsRoots::File(data("ca.pem").into());
-    for (address, roots) in [("localhost", other), ("0.0.0.0", ours)] {
+    let table = [("localhost", other, "nobody who is trusted"), ("0.0.0.0", ours, "another name")];
+    for (address, roots, said) in table {
         let Supervisor { link, input, mut output } =
             supervisor(&format!("wss://{address}:{port}"), roots);
         let shutdown = CancellationToken::new();
@@ -279,9 +291,202 @@ async fn a_certificate_that_is_not_trusted_or_of_another_name_ends_the_attempt()
             let ended = next(&mut output).await;
             let LinkOutput::Disconnected { why, .. } = ended else { panic!("{ended:?}") };
             assert!(matches!(why, Ended::Tls(_)), "{why}");
+            assert!(why.to_string().contains(said), "{why}");
             drop(input);
         };
         let all = async { tokio::join!(link.run(shutdown.clone()), router, supervisor) };
         Box::pin(timeout(DEADLINE, all)).await.unwrap();
     }
+}
+
+/// What a link tells when its first attempt fails against `router`, which gets the listener.
+async fn first_end<F: Future<Output = ()>>(
+    url: &str,
+    roots: TlsRoots,
+    proxies: Proxies,
+    router: F,
+) -> (Ended, Duration) {
+    let Supervisor { link, input, mut output } = supervisor_through(url, roots, proxies);
+    let stats = link.stats();
+    let supervisor = async {
+        let ended = next(&mut output).await;
+        let LinkOutput::Disconnected { why, redial_in } = ended else { panic!("{ended:?}") };
+        assert_eq!(stats.down(), Some(why.to_string()));
+        drop(input);
+        (why, redial_in)
+    };
+    let all = async { tokio::join!(link.run(CancellationToken::new()), router, supervisor).2 };
+    Box::pin(timeout(DEADLINE, all)).await.unwrap()
+}
+
+async fn listening() -> (TcpListener, u16) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    (listener, port)
+}
+
+/// Reads a request up to its end, byte by byte: what follows is left.
+async fn request(stream: &mut TcpStream) -> String {
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        request.push(stream.read_u8().await.unwrap());
+    }
+    String::from_utf8(request).unwrap()
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_over_is_told_with_the_clock() {
+    let (listener, port) = listening().await;
+    let router = async {
+        let (stream, _) = listener.accept().await.unwrap();
+        assert!(acceptor_with("expired.pem").accept(stream).await.is_err());
+    };
+    let roots = TlsRoots::File(data("expired-ca.pem").into());
+    let url = format!("https://localhost:{port}");
+    let (why, redial_in) = first_end(&url, roots, Proxies::Direct, router).await;
+    let said = why.to_string();
+    assert!(matches!(why, Ended::Tls(_)) && said.contains("clock is ahead"), "{said}");
+    assert_eq!(redial_in, Duration::ZERO, "the next may be good");
+}
+
+#[tokio::test]
+async fn a_further_authority_is_trusted_besides_the_systems() {
+    let (listener, port) = listening().await;
+    let url = format!("https://localhost:{port}");
+    let more = TlsRoots::PlatformAnd(data("ca.pem").into());
+    let Supervisor { link, input, mut output } = supervisor(&url, more);
+    let shutdown = CancellationToken::new();
+    input.send(phone_starts()).await.unwrap();
+    let router = async {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut socket = welcome(accept_tls(stream).await.unwrap()).await;
+        while socket.next().await.is_some_and(|message| message.is_ok()) {}
+    };
+    let supervisor = async {
+        let first = next(&mut output).await;
+        assert!(matches!(first, LinkOutput::Connected { .. }), "{first:?}");
+        shutdown.cancel();
+    };
+    let all = async { tokio::join!(link.run(shutdown.clone()), router, supervisor) };
+    Box::pin(timeout(DEADLINE, all)).await.unwrap();
+    // Without it, or with another one, the same certificate is a stranger's.
+    let other = TlsRoots::PlatformAnd(data("expired-ca.pem").into());
+    let router = async {
+        let (stream, _) = listener.accept().await.unwrap();
+        assert!(accept_tls(stream).await.is_err());
+    };
+    let (why, _) = first_end(&url, other, Proxies::Direct, router).await;
+    assert!(why.to_string().contains("`extra_ca`"), "{why}");
+}
+
+#[tokio::test]
+async fn the_link_goes_through_a_proxy_with_its_credentials_and_tls_inside() {
+    let (proxy, proxy_port) = listening().await;
+    let roots = TlsRoots::File(data("ca.pem").into());
+    let through = format!("http://desk:ge%20heim@127.0.0.1:{proxy_port}");
+    // Nobody resolves this name here: only the proxy is asked for it.
+    let Supervisor { link, input, mut output } =
+        supervisor_through("https://localhost:4433", roots, through.parse().unwrap());
+    let shutdown = CancellationToken::new();
+    input.send(phone_starts()).await.unwrap();
+    let proxy = async {
+        let (mut stream, _) = proxy.accept().await.unwrap();
+        let asked = request(&mut stream).await;
+        assert!(asked.starts_with("CONNECT localhost:4433 HTTP/1.1\r\n"), "{asked}");
+        // `desk:ge heim` in base64.
+        assert!(asked.contains("Proxy-Authorization: Basic ZGVzazpnZSBoZWlt\r\n"), "{asked}");
+        stream.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.unwrap();
+        let mut socket = welcome(accept_tls(stream).await.unwrap()).await;
+        while socket.next().await.is_some_and(|message| message.is_ok()) {}
+    };
+    let supervisor = async {
+        let first = next(&mut output).await;
+        assert!(matches!(first, LinkOutput::Connected { .. }), "{first:?}");
+        shutdown.cancel();
+    };
+    let all = async { tokio::join!(link.run(shutdown.clone()), proxy, supervisor) };
+    Box::pin(timeout(DEADLINE, all)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_proxy_that_refuses_or_is_not_there_is_named_with_a_remedy() {
+    let (listener, port) = listening().await;
+    let through: Proxies = format!("http://desk:geheim@127.0.0.1:{port}").parse().unwrap();
+    let url = "https://router.example";
+    let roots = || TlsRoots::File(data("ca.pem").into());
+    let refusing = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        request(&mut stream).await;
+        let answer = b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n";
+        stream.write_all(answer).await.unwrap();
+    };
+    let (why, redial_in) = first_end(url, roots(), through.clone(), refusing).await;
+    let said = why.to_string();
+    assert!(said.contains(&format!("127.0.0.1:{port} answered HTTP 407")), "{said}");
+    assert!(said.contains("USER:PASSWORD") && !said.contains("geheim"), "{said}");
+    assert!(redial_in >= Duration::from_mins(5), "an account must not be locked: {redial_in:?}");
+    drop(listener);
+    let (why, redial_in) = first_end(url, roots(), through, async {}).await;
+    assert!(
+        matches!(&why, Ended::Proxy { why: ProxyFailure::Unreachable(_), .. }),
+        "the proxy is what is missing: {why}"
+    );
+    assert_eq!(redial_in, Duration::ZERO);
+}
+
+#[tokio::test]
+async fn a_page_in_the_place_of_the_router_is_told_as_one_and_dialled_again() {
+    let (listener, port) = listening().await;
+    let url = format!("http://127.0.0.1:{port}");
+    for (answer, shown) in [
+        ("200 OK\r\ncontent-type: text/html\r\ncontent-length: 5\r\n\r\nlogin", "HTTP 200"),
+        (
+            "302 Found\r\nlocation: http://portal.example/login\r\n\r\n",
+            "http://portal.example/login",
+        ),
+        ("511 Network Authentication Required\r\n\r\n", "log in at this network's page"),
+    ] {
+        let portal = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            request(&mut stream).await;
+            stream.write_all(format!("HTTP/1.1 {answer}").as_bytes()).await.unwrap();
+        };
+        let (why, redial_in) = first_end(&url, TlsRoots::Platform, Proxies::Direct, portal).await;
+        assert!(why.to_string().contains(shown), "{why}");
+        // Somebody logs in at any moment: it is no refusal of the router's.
+        assert_eq!(redial_in, Duration::ZERO);
+    }
+}
+
+#[tokio::test]
+async fn a_draining_router_is_dialled_at_once_and_one_that_replaced_the_session_after_a_minute() {
+    let (listener, port) = listening().await;
+    let url = format!("http://127.0.0.1:{port}");
+    let Supervisor { link, input, mut output } = supervisor(&url, TlsRoots::Platform);
+    let shutdown = CancellationToken::new();
+    input.send(phone_starts()).await.unwrap();
+    let router = async {
+        for code in [4503, 4409] {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut socket = welcome(stream).await;
+            let frame = CloseFrame { code: code.into(), reason: "".into() };
+            socket.close(Some(frame)).await.unwrap();
+            while socket.next().await.is_some_and(|message| message.is_ok()) {}
+        }
+    };
+    let supervisor = async {
+        for (expected, least) in [(4503, Duration::ZERO), (4409, Duration::from_mins(1))] {
+            loop {
+                if let LinkOutput::Disconnected { why, redial_in } = next(&mut output).await {
+                    assert!(matches!(why, Ended::Closed { code, .. } if code == expected), "{why}");
+                    assert!(redial_in >= least, "{why}: {redial_in:?}");
+                    assert!(least > Duration::ZERO || redial_in.is_zero(), "{redial_in:?}");
+                    break;
+                }
+            }
+        }
+        shutdown.cancel();
+    };
+    let all = async { tokio::join!(link.run(shutdown.clone()), router, supervisor) };
+    Box::pin(timeout(DEADLINE, all)).await.unwrap();
 }

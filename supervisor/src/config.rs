@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use protocol::{E164, limits};
 use router_client::link::REDIAL_MAX;
+use router_client::proxy::{Proxies, ProxyError};
 use router_client::tls::TlsRoots;
 use serde::Deserialize;
 use toml::Spanned;
@@ -108,6 +109,8 @@ struct RawPhone {
 struct RawRouter {
     url: Spanned<String>,
     roots: Option<Spanned<String>>,
+    extra_ca: Option<Spanned<PathBuf>>,
+    proxy: Option<Spanned<String>>,
     redial_max_ms: Option<Spanned<u64>>,
 }
 
@@ -274,6 +277,8 @@ pub(crate) struct RouterConfig {
     pub(crate) url: Url,
     /// Which certificates it may show.
     pub(crate) roots: TlsRoots,
+    /// The proxy on the way to it.
+    pub(crate) proxies: Proxies,
     /// Longest delay before it is dialled again.
     pub(crate) redial_max: Duration,
 }
@@ -554,8 +559,26 @@ fn router(source: &Source<'_>, raw: &RawRouter) -> Result<RouterConfig, ConfigEr
             TlsRoots::File(source.absolute("roots", &path)?)
         }
     };
+    let roots = match (roots, &raw.extra_ca) {
+        (roots, None) => roots,
+        (TlsRoots::File(_), Some(more)) => {
+            let message = "is added to what the system trusts; with a file as `roots` nothing else is trusted, so put \
+                           the certificate into that file";
+            return Err(source.wrong("extra_ca", more, message));
+        }
+        (TlsRoots::Platform | TlsRoots::PlatformAnd(_), Some(more)) => {
+            TlsRoots::PlatformAnd(source.absolute("extra_ca", more)?)
+        }
+    };
+    let proxies = match &raw.proxy {
+        None => Proxies::Environment,
+        Some(proxy) => proxy
+            .get_ref()
+            .parse()
+            .map_err(|error: ProxyError| source.wrong("proxy", proxy, error.to_string()))?,
+    };
     let redial_max = source.period("redial_max_ms", raw.redial_max_ms.as_ref(), REDIAL_MAX, 1)?;
-    Ok(RouterConfig { url, roots, redial_max })
+    Ok(RouterConfig { url, roots, proxies, redial_max })
 }
 
 fn dispatch(
@@ -966,6 +989,23 @@ mod tests {
     }
 
     #[test]
+    fn the_way_to_the_router_is_checked_and_a_password_is_not_repeated() {
+        let router = |more: &str| {
+            parse(&format!("{DEFAULT}\n[router]\nurl = \"https://router.example\"\n{more}\n"))
+                .map(|config| config.router.unwrap())
+        };
+        let more = router("extra_ca = \"office.pem\"\nproxy = \"http://u:geheim@p:3128\"").unwrap();
+        assert_eq!(more.roots, TlsRoots::PlatformAnd("/etc/switchboard/office.pem".into()));
+        assert_eq!(more.proxies, "http://u:geheim@p:3128".parse().unwrap());
+        assert!(!format!("{more:?}").contains("geheim"));
+        assert_eq!(router("proxy = \"none\"").unwrap().proxies, Proxies::Direct);
+        let said = router("roots = \"own.pem\"\nextra_ca = \"office.pem\"").unwrap_err();
+        assert!(said.contains("`extra_ca`: is added to"), "{said}");
+        let said = router("proxy = \"socks5://u:geheim@p\"").unwrap_err();
+        assert!(said.contains("`proxy`: ") && !said.contains("geheim"), "{said}");
+    }
+
+    #[test]
     fn the_compiled_in_default_is_valid_and_shows_the_defaults() {
         let shown = parse(DEFAULT).unwrap();
         assert!(shown.router.is_none());
@@ -1015,6 +1055,7 @@ mod tests {
         let router = explicit.router.unwrap();
         assert_eq!(router.url.as_str(), "https://router.example.com/");
         assert_eq!(router.roots, TlsRoots::Platform);
+        assert_eq!(router.proxies, Proxies::Environment);
         assert_eq!(explicit.phones[0].label.as_deref(), Some("desk 1"));
         let extra: Vec<&str> = explicit.phones[0].extra.keys().map(String::as_str).collect();
         assert_eq!(extra, ["default_channels", "osascript_deadline_ms"]);

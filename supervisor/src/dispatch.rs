@@ -392,10 +392,13 @@ async fn reload(State(dispatch): State<Dispatch>) -> Result<Json<Reloaded>, Fail
 #[derive(Debug, Serialize)]
 struct LinkView {
     state: LinkState,
+    /// Why it is down, for people; null while it is up, and before it was first tried.
+    why: Option<String>,
 }
 
 async fn link(State(dispatch): State<Dispatch>) -> Json<LinkView> {
-    Json(LinkView { state: *dispatch.link.borrow() })
+    let why = dispatch.stats.as_ref().and_then(|stats| stats.down());
+    Json(LinkView { state: *dispatch.link.borrow(), why })
 }
 
 #[derive(Debug, Serialize)]

@@ -290,6 +290,7 @@ fn link(config: &Config, host: Option<(HostId, HostKey)>) -> Result<Option<Linke
         host,
         key,
         roots: router.roots.clone(),
+        proxies: router.proxies.clone(),
         redial_max: router.redial_max,
         boot: HEXLOWER.encode(&boot),
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use protocol::api::{PROBLEM_JSON, Page, Problem};
 use reqwest::{Method, Response, StatusCode, header};
+use router_client::proxy::{Proxies, Proxy};
 use router_client::tls::{self, TlsRoots};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Serialize, de::DeserializeOwned};
@@ -113,6 +114,16 @@ pub(crate) struct Client {
     api_key: Option<SecretString>,
 }
 
+fn of_library(proxy: &Proxy) -> Result<reqwest::Proxy, Failure> {
+    let (address, credentials) = proxy.parts();
+    let known = reqwest::Proxy::all(address)
+        .map_err(|error| Failure::Local(anyhow::Error::new(error).context("set up the proxy")))?;
+    Ok(match credentials {
+        Some((user, password)) => known.basic_auth(user, password),
+        None => known,
+    })
+}
+
 /// What one try came to.
 enum Tried {
     Answer(Value),
@@ -127,12 +138,19 @@ impl Client {
     }
 
     pub(crate) fn to(base: &Url, global: &Global) -> Result<Self, Failure> {
+        Self::by(base, global, &global.roots(), &Proxies::Environment)
+    }
+
+    /// A client of the router at `base` that trusts `roots` and takes the way that `proxies` say.
+    pub(crate) fn by(
+        base: &Url,
+        global: &Global,
+        roots: &TlsRoots,
+        proxies: &Proxies,
+    ) -> Result<Self, Failure> {
         let tls = match base.scheme() {
-            "https" => {
-                let roots = global.ca.clone().map_or(TlsRoots::Platform, TlsRoots::File);
-                tls::client_config(&roots)
-                    .map_err(|error| Failure::usage(error.to_string(), "see --ca"))?
-            }
+            "https" => tls::client_config(roots)
+                .map_err(|error| Failure::usage(error.to_string(), "see --ca"))?,
             // Never used, but the library wants one; building it must not depend on the system's certificates.
             "http" => tls::no_roots()
                 .map_err(|error| Failure::Local(anyhow::Error::new(error).context("set up TLS")))?,
@@ -150,8 +168,12 @@ impl Client {
             .connect_timeout(CONNECT_WITHIN.min(global.timeout.duration()))
             // Credentials go to the address that was given and nowhere else.
             .redirect(reqwest::redirect::Policy::none());
-        if is_loopback(base) {
-            builder = builder.no_proxy();
+        match proxies {
+            Proxies::Environment if is_loopback(base) => builder = builder.no_proxy(),
+            // The library reads the environment by itself.
+            Proxies::Environment => {}
+            Proxies::Direct => builder = builder.no_proxy(),
+            Proxies::Through(proxy) => builder = builder.proxy(of_library(proxy)?),
         }
         let http = builder
             .build()

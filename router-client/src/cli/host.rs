@@ -18,6 +18,8 @@ use router_client::doctor::Report;
 use router_client::{
     enrolment::{self, KEY_FILE},
     key::HostKey,
+    proxy::{Proxies, ProxyError},
+    tls::TlsRoots,
 };
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::json;
@@ -124,6 +126,8 @@ struct SupervisorBridge {
 struct SupervisorRouter {
     url: String,
     roots: Option<String>,
+    extra_ca: Option<PathBuf>,
+    proxy: Option<String>,
 }
 
 pub(crate) async fn run(
@@ -325,15 +329,41 @@ fn client(
     path: &Path,
     router: Option<&SupervisorRouter>,
 ) -> Result<Client, Failure> {
-    let mut with_roots = global.without_secrets();
-    if with_roots.ca.is_none()
-        && let Some(roots) = router.and_then(|router| router.roots.as_deref())
-        && roots != "platform"
-    {
-        with_roots.ca = Some(absolute(path, Path::new(roots))?);
-    }
+    let (roots, proxies) = trust_and_way(global, path, router)?;
     // Here `--token` is the one-time token; the operator's can only come from the environment.
-    Ok(Client::to(base, &with_roots)?.with_admin_token(secret_env(ADMIN_TOKEN_ENV)))
+    Ok(Client::by(base, &global.without_secrets(), &roots, &proxies)?
+        .with_admin_token(secret_env(ADMIN_TOKEN_ENV)))
+}
+
+/// The same certificates and the same proxy as the link will use; options go before.
+fn trust_and_way(
+    global: &Global,
+    path: &Path,
+    router: Option<&SupervisorRouter>,
+) -> Result<(TlsRoots, Proxies), Failure> {
+    let mut roots = global.roots();
+    let mut proxies = Proxies::Environment;
+    if let Some(router) = router {
+        let file = router.roots.as_deref().filter(|roots| *roots != "platform");
+        match (roots, file, &router.extra_ca) {
+            (TlsRoots::Platform, Some(file), _) => {
+                roots = TlsRoots::File(absolute(path, Path::new(file))?);
+            }
+            (TlsRoots::Platform, None, Some(file)) => {
+                roots = TlsRoots::PlatformAnd(absolute(path, file)?);
+            }
+            (given, _, _) => roots = given,
+        }
+        if let Some(proxy) = &router.proxy {
+            proxies = proxy.parse().map_err(|error: ProxyError| {
+                Failure::usage(
+                    format!("{}: `proxy` of [router] {error}", path.display()),
+                    "see `switchboard-supervisor default-config`",
+                )
+            })?;
+        }
+    }
+    Ok((roots, proxies))
 }
 
 fn read_config(path: &Path) -> Result<SupervisorConfig, Failure> {
@@ -434,7 +464,12 @@ mod tests {
 
     #[test]
     fn the_links_scheme_becomes_that_of_http() {
-        let config = |url: &str| SupervisorRouter { url: url.to_owned(), roots: None };
+        let config = |url: &str| SupervisorRouter {
+            url: url.to_owned(),
+            roots: None,
+            extra_ca: None,
+            proxy: None,
+        };
         let global = Global::for_test();
         for (written, used) in [
             ("wss://router.example", "https://router.example/"),
