@@ -124,6 +124,11 @@ impl Gate {
         }
     }
 
+    /// Closes, whatever the epoch.
+    pub(crate) fn close(&mut self) {
+        self.lease = None;
+    }
+
     /// May a send of this epoch and deadline start now?
     pub(crate) fn ask(&self, epoch: u64, start_before: UnixMs, now: Now) -> Verdict {
         if epoch < self.max_epoch {

@@ -22,7 +22,7 @@ use crate::compliance::{self, Facts, Verdict};
 use crate::resolve::{self, Candidate, Need, Unable};
 use crate::server::{App, AppState};
 use crate::store::dispatch::{
-    self as rows, Change, Claimed, Given, NewAttempt, Offer, Outbound, PoolPhone,
+    self as rows, Change, Claimed, Former, Given, NewAttempt, Offer, Outbound, PoolPhone,
 };
 use crate::store::{StoreError, Tx};
 
@@ -294,6 +294,7 @@ fn decide_and_record(
         attempt,
         phone: choice.phone,
         host: phone.host.clone(),
+        released: None,
         epoch,
         route: choice.route,
         start_before,
@@ -420,6 +421,9 @@ fn hold(
 /// Gives an offer to its host's session. A session that is gone or full costs nothing: the offer is repeated.
 fn hand_over(app: &App, offer: &Offer) {
     let Some(host) = &offer.host else { return };
+    if let Some(epoch) = offer.released {
+        give_back(app, &Former { host: host.clone(), phone: offer.phone.clone(), epoch });
+    }
     let command = Command::Send(Send {
         message: offer.message.clone(),
         attempt: offer.attempt,
@@ -435,6 +439,17 @@ fn hand_over(app: &App, offer: &Offer) {
     let (phone, epoch) = (offer.phone.clone(), offer.epoch);
     if let Err(why) = app.links.send(host, RouterFrame::Command { phone, epoch, command }) {
         tracing::debug!(message = %offer.message, attempt = offer.attempt, why = %why, "dispatch: not handed over yet");
+    }
+}
+
+/// Tells a host that serves a phone no more under which epoch it is served now: what it has not started of older ones it
+/// gives back.
+fn give_back(app: &App, former: &Former) {
+    let Former { host, phone, epoch } = former;
+    if let Err(why) =
+        app.links.send(host, RouterFrame::Release { phone: phone.clone(), epoch: *epoch })
+    {
+        tracing::debug!(host = %host, phone = %phone, why = %why, "dispatch: not asked to give back yet");
     }
 }
 
@@ -533,10 +548,20 @@ pub async fn sweep(app: &App) -> Result<(), StoreError> {
     let now = app.clock.now();
     let offered_until = now.plus_ms(ms(settings.reoffer_ms).saturating_neg());
     let lost_before = now.plus_ms(ms(settings.host_lost_ms).saturating_neg());
-    let recalls =
-        app.store.write(move |tx| rows::recalls(tx, None, offered_until, now, SWEEP_ROWS)).await?;
+    let (recalls, former) = app
+        .store
+        .write(move |tx| {
+            Ok((
+                rows::recalls(tx, None, offered_until, now, SWEEP_ROWS)?,
+                rows::former_hosts(tx, offered_until, now, SWEEP_ROWS)?,
+            ))
+        })
+        .await?;
     for given in &recalls {
         withdraw(app, given);
+    }
+    for former in &former {
+        give_back(app, former);
     }
     let (unanswered, lost, overdue) = app
         .store

@@ -23,7 +23,7 @@ use protocol::link::{
 use protocol::pipe::{
     Attempt, Command, Conversation, ConversationKind, Event, Reaction, Received, Send,
 };
-use protocol::{PhoneId, Reason, Status, UnixMs};
+use protocol::{Channel, PhoneId, Reason, Status, UnixMs};
 use router::clock::random;
 use router::server::App;
 use router::store::standby;
@@ -33,7 +33,8 @@ const TWO: &str = "+12025550192";
 const TO: &str = "+12025550143";
 
 /// The shortest lease that the configuration allows, and a phone that is soon found unfit.
-const SOON: &str = "[lease]\nttl_ms = 4000\ngrace_ms = 1000\nunfit_ms = 1000\nsettle_ms = 0\n";
+const SOON: &str = "[lease]\nttl_ms = 4000\ngrace_ms = 1000\nunfit_ms = 1000\nsettle_ms = 0\n\
+                    [dispatch]\nreoffer_ms = 1000\n";
 
 /// A Mac that does what the test says.
 struct Mac {
@@ -236,6 +237,8 @@ async fn a_planned_hand_over_goes_on_where_the_first_host_stopped() {
     active.tell(Event::Started { attempt: attempt(&running), channel: running.route[0] }).await;
     let waits = accept(app, &tenant, "+12025550144", |_| {}).await;
     let waiting = active.wire.send_command().await;
+    let unheard = accept(app, &tenant, "+12025550146", |_| {}).await;
+    let on_its_way = active.wire.send_command().await;
     let path = format!("/v1/admin/phones/{}/failover", active.phone);
     let (status, body) = post(&router, &path, "").await;
     assert_eq!(status, 202, "{body}");
@@ -247,8 +250,9 @@ async fn a_planned_hand_over_goes_on_where_the_first_host_stopped() {
     active.renew().await;
     assert_eq!(active.asked_to_release().await, 2, "asked again, and granted nothing");
     active
-        .has_heard_nothing_of(|frame| {
-            matches!(frame, RouterFrame::Command { command: Command::Send(_), .. })
+        .has_heard_nothing_of(|frame| match frame {
+            RouterFrame::Command { command: Command::Send(send), .. } => send.attempt > 1,
+            _ => false,
         })
         .await;
     standby.has_heard_nothing_of(|frame| matches!(frame, RouterFrame::Lease { .. })).await;
@@ -267,10 +271,100 @@ async fn a_planned_hand_over_goes_on_where_the_first_host_stopped() {
     got.sort();
     expected.sort();
     assert_eq!(got, expected);
+    // What was on its way to the first host when it let go, it has to give back before anybody else may send it: it is
+    // offered there once more, after the word that it is to start nothing.
+    assert_eq!(active.asked_to_release().await, 3);
+    let late = active.wire.send_command().await;
+    assert_eq!((&late.message, late.attempt, late.epoch), (&unheard, on_its_way.attempt, 1));
+    active.tell(Event::Refused(about(&late, Reason::StaleEpoch, true))).await;
+    assert_eq!(standby.wire.send_command().await.message, unheard);
     // What was running is the first host's to tell.
     active.tell(sent(&running)).await;
     reaches(app, &tenant, &runs, Status::Sent).await;
     assert!(!kinds(app, &tenant, &runs).await.contains(&"unknown".to_owned()));
+}
+
+#[tokio::test]
+async fn what_a_bridge_took_that_was_away_at_the_hand_over_goes_to_the_other_host() {
+    let router = router(SOON).await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let first = a_host(app, ONE, false).await;
+    let second = a_host(app, ONE, true).await;
+    let mut active = Mac::connect(&router, &first, "j-1", PhoneState::Ready).await;
+    let mut standby = Mac::connect(&router, &second, "j-2", PhoneState::Ready).await;
+    let taken = accept(app, &tenant, TO, |_| {}).await;
+    let send = active.wire.send_command().await;
+    active.tell(Event::Accepted(attempt(&send))).await;
+    // Its bridge is parked: the host is there, and nobody can say that the phone is released.
+    active.state = PhoneState::Parked;
+    active.renew().await;
+    assert_eq!(active.asked_to_release().await, 2);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    active.renew().await;
+    assert_eq!(standby.leased().await.0, 3, "when the lease is over");
+    // The bridge is back, in the sense of the two that matter here: it hears what it is told.
+    while active.asked_to_release().await < 3 {}
+    assert_eq!(message(app, &tenant, &taken).await.status, Status::Dispatching);
+    active.tell(Event::Refused(about(&send, Reason::StaleEpoch, true))).await;
+    let again = standby.wire.send_command().await;
+    assert_eq!((&again.message, again.attempt, again.epoch), (&taken, 2, 3));
+    standby.tell(sent(&again)).await;
+    reaches(app, &tenant, &taken, Status::Sent).await;
+    // It is given back once; asked for something that it does not have, the host says so, and nothing is sent for it.
+    active.tell(Event::Refused(about(&send, Reason::StaleEpoch, true))).await;
+    assert_eq!(count(app, "SELECT COUNT(*) FROM attempts").await, 2);
+}
+
+#[tokio::test]
+async fn an_old_store_asks_for_the_release_of_an_epoch_that_the_bridge_does_not_know() {
+    let router = router(SOON).await;
+    let app = &router.app;
+    let first = a_host(app, ONE, false).await;
+    let second = a_host(app, ONE, true).await;
+    let active = Mac::connect(&router, &first, "j-1", PhoneState::Ready).await;
+    let path = format!("/v1/admin/hosts/{}/drain", first.id);
+    assert_eq!(post(&router, &path, "").await.0, 202);
+    drop(active);
+    let _standby = Mac::connect(&router, &second, "j-2", PhoneState::Ready).await;
+    // The store is a copy from long ago: the host has had epoch 40. With its first word the hand-over begins.
+    let header = authorization(&first, app.clock.now().0 / 1_000, &nonce());
+    let mut wire = dial(router.address, Some(&header)).await.unwrap();
+    let knows = PhoneReport {
+        journal: Some("j-1".to_owned()),
+        epoch: Some(40),
+        ..report(&first.phones[0], PhoneState::Ready)
+    };
+    wire.say(&hello(vec![knows])).await;
+    let epoch = wire.until(|frame| match frame {
+        RouterFrame::Release { epoch, .. } => Some(*epoch),
+        _ => None,
+    });
+    assert_eq!(epoch.await, 42);
+}
+
+#[tokio::test]
+async fn a_phone_that_its_host_does_not_speak_of_is_not_ready_there() {
+    let router = router(SOON).await;
+    let app = &router.app;
+    let first = a_host(app, ONE, false).await;
+    let second = a_host(app, ONE, true).await;
+    let _active = Mac::connect(&router, &first, "j-1", PhoneState::Ready).await;
+    let mut standby = Mac::connect(&router, &second, "j-2", PhoneState::Ready).await;
+    let ready = "SELECT COUNT(*) FROM phone_hosts WHERE state = 'ready'";
+    assert_eq!(count(app, ready).await, 2);
+    // Taken out of its configuration while it runs, or with a restart.
+    let renew = HostFrame::Renew { renewal: 9, phones: vec![], health: HostHealth::default() };
+    standby.wire.say(&renew).await;
+    eventually("it is not ready there", || async { count(app, ready).await == 1 }).await;
+    standby.renew().await;
+    eventually("it is there again", || async { count(app, ready).await == 2 }).await;
+    let header = authorization(&first, app.clock.now().0 / 1_000, &nonce());
+    let mut wire = dial(router.address, Some(&header)).await.unwrap();
+    wire.say(&hello(vec![])).await;
+    wire.welcome().await;
+    assert_eq!(count(app, ready).await, 1);
+    assert_eq!(count(app, "SELECT COUNT(*) FROM phones WHERE state = 'ready'").await, 0);
 }
 
 #[tokio::test]
@@ -386,6 +480,14 @@ fn reaction(guid: &str, target: &str) -> Event {
     })
 }
 
+/// A text that came to the iPhone and was relayed to a Mac.
+fn relayed_text(guid: &str, text: &str, at: UnixMs) -> Event {
+    match received(TO, guid, text, at) {
+        Event::Received(message) => Event::Received(Received { service: Channel::Sms, ..message }),
+        other => panic!("{other:?}"),
+    }
+}
+
 #[tokio::test]
 async fn what_two_hosts_see_of_one_phone_is_told_once() {
     let router = router(SOON).await;
@@ -400,15 +502,28 @@ async fn what_two_hosts_see_of_one_phone_is_told_once() {
     for (mac, relayed) in [(&mut active, "sms-1"), (&mut standby, "sms-2")] {
         mac.tell(received(TO, "a", "ok", at)).await;
         mac.tell(received(TO, "b", "ok", at.plus_ms(900))).await;
-        mac.tell(received(TO, relayed, "by text", at.plus_ms(1_000))).await;
+        mac.tell(relayed_text(relayed, "by text", at.plus_ms(1_000))).await;
         mac.tell(reaction("r", "a")).await;
     }
+    // The same words twice, of which the second host has not seen the first; iMessages and texts.
+    let second = received(TO, "i-2", "again", at.plus_ms(1_000));
+    active.tell(received(TO, "i-1", "again", at)).await;
+    standby.tell(second.clone()).await;
+    active.tell(second).await;
+    let second = relayed_text("s-2", "twice", at.plus_ms(1_000));
+    active.tell(relayed_text("s-1", "twice", at)).await;
+    standby.tell(second.clone()).await;
+    active.tell(second).await;
+    // When it sees the first after all, it is none of the two again.
+    standby.tell(relayed_text("s-1-late", "twice", at)).await;
+    assert_eq!(count(app, "SELECT COUNT(*) FROM messages WHERE text = 'again'").await, 2);
+    assert_eq!(count(app, "SELECT COUNT(*) FROM messages WHERE text = 'twice'").await, 2);
     // The first says something else a minute later, and only the second hears more.
-    standby.tell(received(TO, "sms-3", "by text", at.plus_ms(60_000))).await;
+    standby.tell(relayed_text("sms-3", "by text", at.plus_ms(60_000))).await;
     standby.tell(received(TO, "c", "ok", at.plus_ms(1_500))).await;
     let Event::Received(stop) = received(TO, "d", "STOP", at.plus_ms(70_000)) else { panic!() };
     standby.tell(Event::Received(Received { ..stop })).await;
-    assert_eq!(count(app, "SELECT COUNT(*) FROM messages WHERE direction = 'inbound'").await, 6);
+    assert_eq!(count(app, "SELECT COUNT(*) FROM messages WHERE direction = 'inbound'").await, 10);
     assert_eq!(count(app, "SELECT COUNT(*) FROM messages WHERE text = 'ok'").await, 3);
     assert_eq!(count(app, "SELECT COUNT(*) FROM messages WHERE text = 'by text'").await, 2);
     assert_eq!(count(app, "SELECT COUNT(*) FROM message_events WHERE type = 'reaction'").await, 1);

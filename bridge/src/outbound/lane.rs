@@ -48,10 +48,12 @@ impl Outbound {
         }
     }
 
-    /// Seeing the epoch closes the gate for all that is older. The queue is given back at once, also while Messages
-    /// cannot be used; what is being started meets the closed gate by itself.
+    /// The gate is closed, also for a lease that is newer than what a router with an old store asks to be released: the
+    /// other host may send as soon as this one has said so. The queue is given back at once, also while Messages cannot be
+    /// used; what is being started meets the closed gate by itself.
     pub(super) fn release(&mut self, epoch: u64, now: Now, turn: &mut Turn) {
         self.see(epoch, turn);
+        self.gate.close();
         let waiting: Vec<Attempt> = self.queue.values().cloned().collect();
         for attempt in waiting {
             self.never(&attempt, now, turn);

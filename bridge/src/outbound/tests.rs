@@ -301,8 +301,14 @@ fn one_osascript_at_a_time_and_the_urgent_first() {
 #[test]
 fn the_gate_is_asked_again_after_the_fsync() {
     // What happens between `started` and the script, what becomes of the send, and what is told.
-    let cases: [(&str, Happening, &[&str]); 4] = [
+    let cases: [(&str, Happening, &[&str]); 6] = [
         ("revoked", |world| world.step(Event::Revoke { epoch: 1 }), &["accepted"]),
+        ("released", |world| world.step(Event::Release { epoch: 2 }), &["accepted", "refused"]),
+        (
+            "an epoch of before released",
+            |world| world.step(Event::Release { epoch: 0 }),
+            &["accepted"],
+        ),
         ("newer epoch", |world| world.lease(2), &["accepted", "refused"]),
         ("too late", |world| world.now = at(600_000), &["accepted", "expired"]),
         ("stopping", |world| world.step(Event::Stop { deadline_ms: 5_000 }), &["accepted"]),

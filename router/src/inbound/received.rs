@@ -3,7 +3,7 @@
 use protocol::api::Direction;
 use protocol::link::EventFrame;
 use protocol::pipe::{ConversationKind, Event, Received};
-use protocol::{MessageId, PhoneId, Recipient, TenantId, UnixMs, canary};
+use protocol::{Channel, MessageId, PhoneId, Recipient, TenantId, UnixMs, canary};
 
 use super::Effects;
 use crate::clock;
@@ -35,10 +35,14 @@ pub(super) fn message(
 ) -> Result<(), StoreError> {
     let phone = &frame.phone;
     let journal = frame.journal.as_str();
-    if !store::take_guid(tx, phone, (&message.guid, journal), now)? {
+    let shared = standby::is_shared(tx, phone)?;
+    let told = (message.guid.as_str(), journal);
+    let is_new = store::take_guid(tx, phone, told, now)?
+        || (shared && store::is_no_twin(tx, phone, told, now)?);
+    if !is_new {
         metrics::counter!("switchboard_inbound_duplicates_total").increment(1);
-        if standby::is_shared(tx, phone)? {
-            store::told_twice(tx, phone, (&message.guid, journal), now)?;
+        if shared {
+            store::told_twice(tx, phone, told, now)?;
         }
         return Ok(());
     }
@@ -64,8 +68,10 @@ pub(super) fn message(
     let id = MessageId::new(now.0, clock::random());
     let tenant = attribute(tx, phone, &talked)?;
     // Another host of the same phone has told it, under a guid of its own: a text that the iPhone has relayed to both.
+    // An iMessage has one guid on every device, so that one with another guid is another one.
     let owner = tenant.clone().unwrap_or_else(store::nobody);
-    if standby::is_shared(tx, phone)?
+    if shared
+        && message.service != Channel::Imessage
         && let Some(twin) = store::twin(tx, &owner, (phone, journal), message)?
     {
         metrics::counter!("switchboard_inbound_duplicates_total").increment(1);

@@ -1,6 +1,6 @@
 //! One session with one host, from its first frame to its last.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -274,6 +274,7 @@ impl Session {
             .write(move |tx| {
                 rows::session_began(tx, &host, &id, (&hello.boot, &hello.version), now)?;
                 let own = standby::phones_of(tx, &host)?;
+                rows::not_reported(tx, &host, &own, &named(&hello.phones), now)?;
                 let (mut phones, mut answers, mut foreign) = (Vec::new(), Vec::new(), Vec::new());
                 for report in hello.phones.into_iter().take(protocol::limits::PHONES_PER_HOST_MAX) {
                     if rows::report(tx, &host, &report, now)? == Reported::Foreign {
@@ -523,6 +524,7 @@ impl Session {
     ) -> Result<(), End> {
         let now = self.app.clock.now();
         let (host, policy) = (self.host.clone(), self.app.lease_policy());
+        let named = named(&reports);
         let asked = reports
             .into_iter()
             .take(protocol::limits::PHONES_PER_HOST_MAX)
@@ -531,10 +533,12 @@ impl Session {
             .app
             .store
             .write(move |tx| {
+                let own = standby::phones_of(tx, &host)?;
+                // A renewal of the host's own speaks of all its phones; one that is asked in its name does not.
                 if let Some(health) = health {
                     rows::host_seen(tx, &host, health.power.map(|power| power.level), now)?;
+                    rows::not_reported(tx, &host, &own, &named, now)?;
                 }
-                let own = standby::phones_of(tx, &host)?;
                 let mut answers = Vec::with_capacity(asked.len());
                 for report in asked {
                     let reported = rows::report(tx, &host, &report, now)?;
@@ -650,6 +654,10 @@ fn flow(result: Result<(), End>) -> ControlFlow<End> {
         Ok(()) => ControlFlow::Continue(()),
         Err(end) => ControlFlow::Break(end),
     }
+}
+
+fn named(reports: &[PhoneReport]) -> BTreeSet<PhoneId> {
+    reports.iter().map(|report| report.phone.clone()).collect()
 }
 
 fn epoch_of(decision: &Decision) -> Option<u64> {

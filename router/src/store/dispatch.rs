@@ -570,8 +570,10 @@ pub struct Offer {
     pub attempt: u32,
     /// To which phone.
     pub phone: PhoneId,
-    /// The host that serves it.
+    /// The host that has it to answer.
     pub host: Option<HostId>,
+    /// The host serves the phone no more: it is to answer under this epoch of the lease, and to start nothing.
+    pub released: Option<u64>,
     /// Under which epoch.
     pub epoch: u64,
     /// Channels in the order to try.
@@ -586,9 +588,23 @@ pub struct Offer {
     pub class: Class,
 }
 
-const OFFER: &str = "SELECT a.message_id, a.tenant_id, a.attempt, a.phone_id, p.host_id, a.epoch, a.route, \
-     a.start_before, m.recipient, m.text, m.class \
-     FROM attempts a JOIN messages m ON m.id = a.message_id JOIN phones p ON p.id = a.phone_id";
+/// Whether the bridge that is there now is the one that the attempt was given to. Another one, with a new file or on
+/// another host, does not know what the first has sent: it must not be asked to send it.
+const SAME_JOURNAL: &str = "(a.journal IS NULL OR p.journal IS NULL OR a.journal = p.journal)";
+
+/// The host that answers for an attempt: the serving one, or the one that has served the phone before and still has the
+/// journal that the attempt was given to. Nobody, when that journal is gone.
+const ANSWERS: &str = "CASE WHEN a.journal IS NULL OR p.journal IS NULL OR a.journal = p.journal THEN p.host_id \
+     ELSE (SELECT o.host_id FROM phone_hosts o WHERE o.phone_id = a.phone_id AND o.journal = a.journal LIMIT 1) END";
+
+fn offer_sql() -> String {
+    format!(
+        "SELECT a.message_id, a.tenant_id, a.attempt, a.phone_id, {ANSWERS}, a.epoch, a.route, a.start_before,
+             m.recipient, m.text, m.class,
+             CASE WHEN {SAME_JOURNAL} THEN NULL ELSE (SELECT epoch FROM leases WHERE phone_id = a.phone_id) END
+         FROM attempts a JOIN messages m ON m.id = a.message_id JOIN phones p ON p.id = a.phone_id"
+    )
+}
 
 fn offer(row: &Row<'_>) -> Result<Offer, StoreError> {
     let Json(route): Json<Vec<Channel>> = row.get(6)?;
@@ -604,12 +620,9 @@ fn offer(row: &Row<'_>) -> Result<Offer, StoreError> {
         recipient: row.get(8)?,
         text: row.opt_text(9)?.unwrap_or_default(),
         class: row.get(10)?,
+        released: row.get(11)?,
     })
 }
-
-/// Whether the bridge that is there now is the one that the attempt was given to. Another one, with a new file or on
-/// another host, does not know what the first has sent: it must not be asked to send it.
-const SAME_JOURNAL: &str = "(a.journal IS NULL OR p.journal IS NULL OR a.journal = p.journal)";
 
 /// The attempts of a phone without an answer that were last offered at or before `offered_until`, oldest first; they
 /// count as offered at `now`. What is wanted back is not among them.
@@ -632,26 +645,66 @@ pub fn offer_again(
 
 fn offer_again_sql() -> String {
     format!(
-        "{OFFER} WHERE a.phone_id = ?1 AND a.state = 'offered' AND a.offered_at <= ?2
-             AND m.cancel_asked = 0 AND {SAME_JOURNAL}
-         ORDER BY a.offered_at LIMIT ?3"
+        "{} WHERE a.phone_id = ?1 AND a.state = 'offered' AND a.offered_at <= ?2
+             AND m.cancel_asked = 0 AND {ANSWERS} IS NOT NULL
+         ORDER BY a.offered_at LIMIT ?3",
+        offer_sql()
     )
 }
 
-/// The phones that have attempts without an answer, last offered at or before `offered_until`.
+/// The phones that have attempts without an answer, last offered at or before `offered_until`, and the hosts to ask.
 pub fn unanswered_phones(
     tx: &mut Tx<'_>,
     offered_until: UnixMs,
 ) -> Result<Vec<(PhoneId, Option<HostId>)>, StoreError> {
     tx.query(
         &format!(
-            "SELECT DISTINCT a.phone_id, p.host_id FROM attempts a JOIN phones p ON p.id = a.phone_id
-             WHERE a.state = 'offered' AND a.offered_at <= ?1 AND {SAME_JOURNAL}"
+            "SELECT DISTINCT a.phone_id, {ANSWERS} FROM attempts a JOIN phones p ON p.id = a.phone_id
+             WHERE a.state = 'offered' AND a.offered_at <= ?1"
         ),
         params![offered_until],
         |row| Ok((row.get(0)?, row.get(1)?)),
     )
 }
+
+/// A host that serves a phone no more and has something of it in hand.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Former {
+    /// The host.
+    pub host: HostId,
+    /// The phone.
+    pub phone: PhoneId,
+    /// The epoch of the phone's lease.
+    pub epoch: u64,
+}
+
+/// The hosts that have taken attempts for a phone which another host serves now, last asked for them at or before
+/// `asked_until`; they count as asked at `now`. Such a host can start none of them and has to give them back, so that the
+/// other one can send them: a bridge that was down at the hand-over has not heard of it. At most `limit` attempts.
+pub fn former_hosts(
+    tx: &mut Tx<'_>,
+    asked_until: UnixMs,
+    now: UnixMs,
+    limit: usize,
+) -> Result<std::collections::BTreeSet<Former>, StoreError> {
+    let taken = tx.query(FORMER_HOSTS, params![asked_until, limit], |row| {
+        let former = Former { host: row.get(2)?, phone: row.get(3)?, epoch: row.get(4)? };
+        Ok((row.get::<MessageId>(0)?, row.get::<u32>(1)?, former))
+    })?;
+    for (message, attempt, _) in &taken {
+        tx.execute(
+            "UPDATE attempts SET offered_at = ?3 WHERE message_id = ?1 AND attempt = ?2",
+            params![message, attempt, now],
+        )?;
+    }
+    Ok(taken.into_iter().map(|(_, _, former)| former).collect())
+}
+
+const FORMER_HOSTS: &str = "SELECT a.message_id, a.attempt, o.host_id, a.phone_id, l.epoch
+     FROM attempts a JOIN phones p ON p.id = a.phone_id
+     JOIN phone_hosts o ON o.phone_id = a.phone_id AND o.journal = a.journal AND o.host_id <> p.host_id
+     JOIN leases l ON l.phone_id = a.phone_id
+     WHERE a.state <> 'done' AND a.state = 'accepted' AND a.offered_at <= ?1 AND a.journal <> p.journal LIMIT ?2";
 
 /// An attempt that a phone has, without what it was given: enough to take it back or to give it up, and readable
 /// whatever became of the message's row.
@@ -665,14 +718,18 @@ pub struct Given {
     pub attempt: u32,
     /// The phone.
     pub phone: PhoneId,
-    /// The host that serves it.
+    /// The host that has it to answer.
     pub host: Option<HostId>,
     /// Under which epoch.
     pub epoch: u64,
 }
 
-const GIVEN: &str = "SELECT a.message_id, a.tenant_id, a.attempt, a.phone_id, p.host_id, a.epoch \
-     FROM attempts a JOIN phones p ON p.id = a.phone_id";
+fn given_sql() -> String {
+    format!(
+        "SELECT a.message_id, a.tenant_id, a.attempt, a.phone_id, {ANSWERS}, a.epoch
+         FROM attempts a JOIN phones p ON p.id = a.phone_id"
+    )
+}
 
 fn given(row: &Row<'_>) -> Result<Given, StoreError> {
     Ok(Given {
@@ -695,7 +752,7 @@ pub fn open_attempts(
 }
 
 fn open_attempts_sql() -> String {
-    format!("{GIVEN} WHERE a.message_id = ?1 AND a.tenant_id = ?2 AND a.state <> 'done'")
+    format!("{} WHERE a.message_id = ?1 AND a.tenant_id = ?2 AND a.state <> 'done'", given_sql())
 }
 
 /// Wants a message back from every phone that has it: they are asked until they answer, and not offered it again.
@@ -736,10 +793,11 @@ pub fn recalls(
 fn recalls_sql(one_phone: bool) -> String {
     let of_phone = if one_phone { "a.phone_id = ?3" } else { "?3 IS NULL" };
     format!(
-        "{GIVEN} JOIN messages m ON m.id = a.message_id
+        "{} JOIN messages m ON m.id = a.message_id
          WHERE a.state <> 'done' AND {of_phone} AND a.offered_at <= ?1 AND m.cancel_asked <> 0
-             AND {SAME_JOURNAL}
-         ORDER BY a.offered_at LIMIT ?2"
+             AND {ANSWERS} IS NOT NULL
+         ORDER BY a.offered_at LIMIT ?2",
+        given_sql()
     )
 }
 
@@ -749,7 +807,7 @@ pub fn lost(tx: &mut Tx<'_>, before: UnixMs, limit: usize) -> Result<Vec<Given>,
 }
 
 fn lost_sql() -> String {
-    format!("{GIVEN} WHERE a.state <> 'done' AND a.start_before < ?1 LIMIT ?2")
+    format!("{} WHERE a.state <> 'done' AND a.start_before < ?1 LIMIT ?2", given_sql())
 }
 
 /// Nobody knows what the host did with it: `unknown`, and never sent again by us. An answer that comes later still counts.
@@ -776,8 +834,9 @@ pub fn of_other_journals(tx: &mut Tx<'_>, phone: &PhoneId) -> Result<Vec<Given>,
 
 fn of_other_journals_sql() -> String {
     format!(
-        "{GIVEN} WHERE a.phone_id = ?1 AND a.state <> 'done'
-             AND (a.journal IS NULL OR p.journal IS NULL OR a.journal <> p.journal)"
+        "{} WHERE a.phone_id = ?1 AND a.state <> 'done'
+             AND (a.journal IS NULL OR p.journal IS NULL OR a.journal <> p.journal)",
+        given_sql()
     )
 }
 
@@ -917,6 +976,7 @@ mod tests {
             (lost.as_str(), "attempts_open"),
             (open.as_str(), "(message_id=?)"),
             (of_others.as_str(), "attempts_open (phone_id=?)"),
+            (FORMER_HOSTS, "attempts_open"),
             (IN_FLIGHT, "attempts_open"),
             (inbound::ON_THE_WAY, "messages_on_the_way (tenant_id=? AND recipient=? AND kind=?)"),
             (inbound::TALKED_WITH, "bindings_by_phone (phone_id=? AND recipient=?)"),

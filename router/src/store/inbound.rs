@@ -122,6 +122,31 @@ pub fn is_twin(
     Ok(())
 }
 
+/// Whether a guid was taken for another journal's word of an earlier message, and is not: the journal that told the
+/// earlier one tells this guid as well, so that they are two messages, and the other host has not seen the first. It is
+/// this journal's own from now on, and the other one's word is noted as its twin.
+pub fn is_no_twin(
+    tx: &mut Tx<'_>,
+    phone: &PhoneId,
+    (guid, journal): (&str, &str),
+    now: UnixMs,
+) -> Result<bool, StoreError> {
+    let other: Option<String> = tx.query_opt(
+        "SELECT t.journal FROM received_guids t
+         JOIN received_guids first ON first.phone_id = t.phone_id AND first.guid = t.twin_of
+         WHERE t.phone_id = ?1 AND t.guid = ?2 AND t.journal <> ?3 AND first.journal = ?3",
+        params![phone, guid, journal],
+        |row| row.text(0),
+    )?;
+    let Some(other) = other else { return Ok(false) };
+    tx.execute(
+        "UPDATE received_guids SET journal = ?3, twin_of = NULL WHERE phone_id = ?1 AND guid = ?2",
+        params![phone, guid, journal],
+    )?;
+    told_twice(tx, phone, (guid, &other), now)?;
+    Ok(true)
+}
+
 /// Whether another host's journal has told this of the phone before; noted where it has not. What one journal tells
 /// twice is two things.
 pub fn told_elsewhere(

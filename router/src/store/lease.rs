@@ -1,5 +1,7 @@
 //! Hosts and their phones as the link sees them: sessions, reports, journals and leases.
 
+use std::collections::BTreeSet;
+
 use protocol::link::{PhoneReport, PhoneState, PowerLevel};
 use protocol::{HostId, PhoneId, Reason, UnixMs};
 
@@ -166,16 +168,16 @@ const EPOCH_MAX: u64 = 1 << 40;
 
 /// Lifts the epoch of a phone's lease above one that its bridge has seen: a bridge refuses older ones, and only it may
 /// remember, when the store was restored from an old copy and the supervisor has started anew. Its host learns the
-/// new epoch with its next renewal.
-pub fn heard_epoch(tx: &mut Tx<'_>, phone: &PhoneId, seen: u64) -> Result<(), StoreError> {
+/// new epoch with its next renewal. Answers whether it was lifted.
+pub fn heard_epoch(tx: &mut Tx<'_>, phone: &PhoneId, seen: u64) -> Result<bool, StoreError> {
     if seen > EPOCH_MAX {
-        return Ok(());
+        return Ok(false);
     }
-    tx.execute(
+    let lifted = tx.execute(
         "UPDATE leases SET epoch = ?2 + 1 WHERE phone_id = ?1 AND epoch < ?2",
         params![phone, seen],
     )?;
-    Ok(())
+    Ok(lifted > 0)
 }
 
 /// An answer to a host that asked for a lease.
@@ -194,7 +196,7 @@ pub struct Asked {
 /// How a phone came to another host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Took {
-    /// Its last host had released it, and answers for what it has in hand.
+    /// Its last host had released it.
     pub planned: bool,
     /// Attempts of which nobody knows what became of them.
     pub lost: usize,
@@ -213,6 +215,11 @@ pub fn ask(
 ) -> Result<Asked, StoreError> {
     let Some(mut standing) = standby::standing(tx, phone, host, now)? else {
         return Err(StoreError::NoRow);
+    };
+    // Before anything is decided: a hand-over that begins here must name an epoch that the host's bridge does not know.
+    let lifted = match at_least {
+        Some(seen) => heard_epoch(tx, phone, seen)?,
+        None => false,
     };
     if let Some(condition) = &standing.condition
         && standby::relieve(tx, policy, (phone, condition), now)?
@@ -233,12 +240,11 @@ pub fn ask(
         Decision::Grant(lease) => (lease, false),
         Decision::Renew(lease) => (lease, true),
     };
-    let at_least = at_least.filter(|seen| *seen <= EPOCH_MAX);
-    let behind = at_least.is_some_and(|seen| seen > granted.epoch);
-    if let Some(seen) = at_least.filter(|_| behind) {
+    // The first lease of all: there was none to be lifted.
+    if let Some(seen) = at_least.filter(|seen| (granted.epoch + 1..=EPOCH_MAX).contains(seen)) {
         granted.epoch = seen.saturating_add(1);
     }
-    let renewed = renewed && !behind;
+    let renewed = renewed && !lifted;
     tx.execute(
         "INSERT INTO leases (phone_id, epoch, host_id, granted_at, expires_at) VALUES (?1, ?2, ?3, ?4, ?5)
          ON CONFLICT (phone_id) DO UPDATE SET epoch = excluded.epoch, host_id = excluded.host_id,
@@ -249,29 +255,68 @@ pub fn ask(
     let decision = if renewed { Decision::Renew(granted) } else { Decision::Grant(granted) };
     let took = match role {
         Role::Heir | Role::Standby { .. } => {
-            let planned = current.is_some_and(|lease| lease.released);
-            Some(take_over(tx, (phone, host), planned, now)?)
+            let released = current.as_ref().is_some_and(|lease| lease.released);
+            let answers = match current.filter(|_| !released) {
+                Some(lease) => hears(tx, &lease.host, now.plus_ms(-policy.ttl_ms))?,
+                None => released,
+            };
+            let lost = take_over(tx, (phone, host), answers, now)?;
+            Some(Took { planned: released, lost })
         }
         Role::Active | Role::Leaving => None,
     };
     Ok(Asked { decision, lapsed, release: None, took })
 }
 
-/// The phone is served by `host` from now on. What a host has in hand that did not release the phone is as good as lost:
-/// its attempts become `unknown`, and whoever learns the truth later may still say it.
+/// Whether a host has a session and was heard of since `since`.
+fn hears(tx: &mut Tx<'_>, host: &str, since: UnixMs) -> Result<bool, StoreError> {
+    let found = tx.query_opt(
+        "SELECT 1 FROM hosts WHERE id = ?1 AND session IS NOT NULL AND last_seen_at > ?2",
+        params![host, since],
+        |row| row.int(0),
+    )?;
+    Ok(found.is_some())
+}
+
+/// The phone is served by `host` from now on. The one that served it `answers` for what it has in hand when it is there:
+/// it has released the phone, or only its bridge is away. What a host has that is gone is as good as lost: its attempts
+/// become `unknown`, and whoever learns the truth later may still say it. Answers how many these are.
 fn take_over(
     tx: &mut Tx<'_>,
     (phone, host): (&PhoneId, &HostId),
-    planned: bool,
+    answers: bool,
     now: UnixMs,
-) -> Result<Took, StoreError> {
+) -> Result<usize, StoreError> {
     standby::serve(tx, phone, host, now)?;
     let mut lost = 0;
-    if !planned {
+    if !answers {
         for given in dispatch::of_other_journals(tx, phone)? {
             dispatch::host_lost(tx, &given, now)?;
             lost += 1;
         }
     }
-    Ok(Took { planned, lost })
+    Ok(lost)
+}
+
+/// A phone that a host says nothing of is not configured there any more: what it last said of it does not hold.
+pub fn not_reported(
+    tx: &mut Tx<'_>,
+    host: &HostId,
+    own: &[PhoneId],
+    reported: &BTreeSet<PhoneId>,
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    for phone in own.iter().filter(|phone| !reported.contains(*phone)) {
+        let stopped = PhoneReport {
+            phone: phone.clone(),
+            journal: None,
+            last_seq: 0,
+            acked_seq: 0,
+            epoch: None,
+            state: PhoneState::Stopped,
+            reasons: Vec::new(),
+        };
+        report(tx, host, &stopped, now)?;
+    }
+    Ok(())
 }
