@@ -59,6 +59,17 @@ pub(crate) struct Spec {
     pub(crate) name: String,
     /// Longest stdout line in bytes.
     pub(crate) line_max: usize,
+    /// Whose log lines it writes.
+    pub(crate) voice: Voice,
+}
+
+/// Under which target a child's log lines appear among ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Voice {
+    /// A bridge, or a program of the system that is run to its end.
+    Bridge,
+    /// cloudflared.
+    Cloudflared,
 }
 
 /// Why a child could not be started.
@@ -192,7 +203,7 @@ pub(crate) fn start(
 
     let (report, told) = mpsc::channel(STDOUT_QUEUE);
     let (queue, lines) = mpsc::channel(STDIN_QUEUE);
-    let log = tracker.spawn(read_stderr(stderr, spec.name.clone(), Arc::clone(ring)));
+    let log = tracker.spawn(read_stderr(stderr, spec.name.clone(), spec.voice, Arc::clone(ring)));
     let pipes = [
         tracker.spawn(read_stdout(stdout, spec.line_max, report.clone())),
         tracker.spawn(write_stdin(stdin, lines, report)),
@@ -424,7 +435,7 @@ async fn read_stdout(stdout: ChildStdout, line_max: usize, report: mpsc::Sender<
     }
 }
 
-async fn read_stderr(stderr: ChildStderr, name: String, ring: Arc<Mutex<Ring>>) {
+async fn read_stderr(stderr: ChildStderr, name: String, voice: Voice, ring: Arc<Mutex<Ring>>) {
     let mut lines = Lines::new(BufReader::new(stderr), LOG_LINE_MAX);
     let mut second = Instant::now();
     let mut passed = 0_u32;
@@ -450,7 +461,7 @@ async fn read_stderr(stderr: ChildStderr, name: String, ring: Arc<Mutex<Ring>>) 
         }
         if passed < LOG_LINES_A_SECOND {
             passed += 1;
-            pass_on(&name, &text);
+            pass_on(voice, &name, &text);
         } else {
             withheld += 1;
         }
@@ -478,10 +489,11 @@ fn understand(line: &str) -> (Grave, &str) {
             && time.starts_with(|c: char| c.is_ascii_digit());
         let (level, text) = rest.trim_start().split_once(' ').filter(|_| is_time)?;
         let grave = match level {
-            "ERROR" => Grave::Error,
-            "WARN" => Grave::Warn,
-            "INFO" => Grave::Info,
-            "DEBUG" => Grave::Debug,
+            // The short words are cloudflared's (zerolog's console writer).
+            "ERROR" | "FTL" | "ERR" => Grave::Error,
+            "WARN" | "WRN" => Grave::Warn,
+            "INFO" | "INF" => Grave::Info,
+            "DEBUG" | "DBG" => Grave::Debug,
             "TRACE" => Grave::Trace,
             _ => return None,
         };
@@ -491,9 +503,19 @@ fn understand(line: &str) -> (Grave, &str) {
     said.unwrap_or((Grave::Warn, line))
 }
 
-/// Passes a bridge's log line on as one of our own.
-fn pass_on(name: &str, line: &str) {
+/// Passes a child's log line on as one of our own.
+fn pass_on(voice: Voice, name: &str, line: &str) {
     let (grave, text) = understand(line);
+    if voice == Voice::Cloudflared {
+        match grave {
+            Grave::Error => tracing::error!(target: "cloudflared", "{text}"),
+            Grave::Warn => tracing::warn!(target: "cloudflared", "{text}"),
+            Grave::Info => tracing::info!(target: "cloudflared", "{text}"),
+            Grave::Debug => tracing::debug!(target: "cloudflared", "{text}"),
+            Grave::Trace => tracing::trace!(target: "cloudflared", "{text}"),
+        }
+        return;
+    }
     // Most lines name the phone themselves.
     let phone = (!text.contains(name)).then_some(name);
     match grave {
@@ -548,6 +570,7 @@ mod tests {
             directory: std::env::temp_dir(),
             name: "test".to_owned(),
             line_max: 1_000,
+            voice: Voice::Bridge,
         };
         let ring = Arc::new(Mutex::new(Ring::default()));
         let child = start(&spec, &ring, &TaskTracker::new()).unwrap();
@@ -687,6 +710,11 @@ mod tests {
                 "thread 'main' panicked at src/main.rs:1:1:",
                 (Grave::Warn, "thread 'main' panicked at src/main.rs:1:1:"),
             ),
+            (
+                "2026-11-22T12:32:18Z INF Registered tunnel connection connIndex=0",
+                (Grave::Info, "Registered tunnel connection connIndex=0"),
+            ),
+            ("2026-11-22T12:32:18Z ERR no", (Grave::Error, "no")),
             ("2026-11-22T12:32:18Z SOON a: b", (Grave::Warn, "2026-11-22T12:32:18Z SOON a: b")),
             ("THEZ INFO a", (Grave::Warn, "THEZ INFO a")),
             ("", (Grave::Warn, "")),
@@ -719,6 +747,7 @@ mod tests {
             directory: std::env::temp_dir(),
             name: "test".to_owned(),
             line_max: 1_000,
+            voice: Voice::Bridge,
         };
         let ring = Arc::new(Mutex::new(Ring::default()));
         let error = start(&spec, &ring, &TaskTracker::new()).unwrap_err();

@@ -14,6 +14,7 @@ use toml::Spanned;
 use url::Url;
 
 use crate::canary;
+use crate::cloudflared;
 use crate::messages_app;
 use crate::network::services::NAME_BYTES_MAX;
 use crate::network::{self, Anchor, UPLINKS_MAX, UplinkConfig};
@@ -91,6 +92,8 @@ struct Raw {
     messages_app: RawMessagesApp,
     #[serde(default)]
     network: RawNetwork,
+    #[serde(default)]
+    cloudflared: RawCloudflared,
 }
 
 #[derive(Debug, Deserialize)]
@@ -203,6 +206,22 @@ struct RawNetwork {
     uplinks: Option<Spanned<Vec<RawUplink>>>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawCloudflared {
+    run: bool,
+    program: Option<Spanned<PathBuf>>,
+    token_file: Option<Spanned<PathBuf>>,
+    metrics_port: Option<Spanned<u16>>,
+    protocol: Option<Spanned<String>>,
+    probe: Option<Spanned<String>>,
+    poll_ms: Option<Spanned<u64>>,
+    settle_ms: Option<Spanned<u64>>,
+    unready_ms: Option<Spanned<u64>>,
+    probe_every_ms: Option<Spanned<u64>>,
+    restarts_per_hour: Option<Spanned<u32>>,
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawAnchor {
@@ -246,6 +265,8 @@ pub(crate) struct Config {
     pub(crate) canaries: Vec<canary::Settings>,
     /// The ways to the internet.
     pub(crate) network: network::Settings,
+    /// The tunnel to Cloudflare, where one is run.
+    pub(crate) cloudflared: Option<cloudflared::Settings>,
 }
 
 /// One phone, as the operator configured it.
@@ -459,6 +480,8 @@ impl Config {
             raw.canary.iter().map(|raw| canary(&source, raw, &phones)).collect::<Result<_, _>>()?;
         let messages_app = messages_app(&source, &raw.messages_app, &phones)?;
         let network = network(&source, &raw.network, router.as_ref())?;
+        let cloudflared =
+            cloudflared(&source, &raw.cloudflared, &state_dir, &dispatch, &network.anchors)?;
         Ok(Self {
             file: path.to_owned(),
             state_dir,
@@ -472,6 +495,7 @@ impl Config {
             messages_app,
             canaries,
             network,
+            cloudflared,
         })
     }
 }
@@ -941,6 +965,82 @@ fn uplinks(
     Ok(checked)
 }
 
+/// Where Homebrew and Cloudflare's own package put it; launchd's PATH has neither.
+const CLOUDFLARED: [&str; 2] = ["/opt/homebrew/bin/cloudflared", "/usr/local/bin/cloudflared"];
+
+fn cloudflared(
+    source: &Source<'_>,
+    raw: &RawCloudflared,
+    state_dir: &Path,
+    dispatch: &DispatchConfig,
+    anchors: &[Anchor],
+) -> Result<Option<cloudflared::Settings>, ConfigError> {
+    let defaults = cloudflared::Policy::default();
+    let installed = CLOUDFLARED.iter().map(Path::new).find(|path| path.exists());
+    let program = raw.program.as_ref().map_or_else(
+        || Ok(installed.unwrap_or(Path::new(CLOUDFLARED[0])).to_owned()),
+        |path| source.absolute("program", path),
+    )?;
+    let token_file = match &raw.token_file {
+        Some(path) => source.absolute("token_file", path)?,
+        None => state_dir.join("cloudflared.token"),
+    };
+    let metrics_port = raw.metrics_port.as_ref().map_or(7181, |port| *port.get_ref());
+    if let Some(written) = &raw.metrics_port
+        && (metrics_port == 0 || metrics_port == dispatch.listen.port())
+    {
+        let message = "must be a port of its own: `/ready` is asked there";
+        return Err(source.wrong("metrics_port", written, message));
+    }
+    let protocol = raw.protocol.as_ref().map_or("http2", |word| word.get_ref().as_str());
+    if let Some(written) = &raw.protocol
+        && !matches!(protocol, "http2" | "quic" | "auto")
+    {
+        return Err(source.wrong("protocol", written, "must be http2, quic or auto"));
+    }
+    let probe = raw
+        .probe
+        .as_ref()
+        .map(|probe| {
+            let bad = |message: String| source.wrong("probe", probe, message);
+            let url: Url =
+                probe.get_ref().parse().map_err(|error: url::ParseError| bad(error.to_string()))?;
+            if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+                return Err(bad("must be the public https:// address of /healthz".to_owned()));
+            }
+            Ok(url)
+        })
+        .transpose()?;
+    let period = |field, value: &Option<Spanned<u64>>, default| {
+        source.period(field, value.as_ref(), default, 1)
+    };
+    let per_hour = match &raw.restarts_per_hour {
+        Some(value) if *value.get_ref() > RESTARTS_MAX => {
+            let message = format!("{} is more than {RESTARTS_MAX}", value.get_ref());
+            return Err(source.wrong("restarts_per_hour", value, message));
+        }
+        Some(value) => usize::try_from(*value.get_ref()).unwrap_or(defaults.per_hour),
+        None => defaults.per_hour,
+    };
+    let settings = cloudflared::Settings {
+        program,
+        token_file,
+        metrics_port,
+        protocol: protocol.to_owned(),
+        probe,
+        poll: period("poll_ms", &raw.poll_ms, Duration::from_secs(2))?,
+        probe_every: period("probe_every_ms", &raw.probe_every_ms, Duration::from_mins(1))?,
+        anchors: anchors.to_vec(),
+        policy: cloudflared::Policy {
+            settle: period("settle_ms", &raw.settle_ms, defaults.settle)?,
+            unready: period("unready_ms", &raw.unready_ms, defaults.unready)?,
+            per_hour,
+            ..defaults
+        },
+    };
+    Ok(raw.run.then_some(settings))
+}
+
 /// The program of this name in the folder of our own: both are installed together, at one fixed path.
 fn beside_self(name: &str) -> PathBuf {
     std::env::current_exe()
@@ -984,6 +1084,23 @@ mod tests {
             ("+15550100001", "+15550100001", "`to`: must be another phone"),
         ] {
             let said = refused(from, to).unwrap();
+            assert!(said.contains(what), "{said}");
+        }
+    }
+
+    #[test]
+    fn what_cloudflared_is_given_is_checked() {
+        let said = |more: &str| parse(&format!("{DEFAULT}\n[cloudflared]\n{more}\n")).err();
+        assert_eq!(said("run = true"), None);
+        for (more, what) in [
+            ("metrics_port = 7180", "`metrics_port`: must be a port of its own"),
+            ("metrics_port = 0", "`metrics_port`: "),
+            ("protocol = \"udp\"", "`protocol`: must be"),
+            ("probe = \"mac.example.com\"", "`probe`: "),
+            ("restarts_per_hour = 61", "`restarts_per_hour`: 61 is more than 60"),
+            ("token = \"x\"", "token"),
+        ] {
+            let said = said(more).unwrap();
             assert!(said.contains(what), "{said}");
         }
     }
@@ -1048,6 +1165,13 @@ mod tests {
         assert_eq!(explicit.network.policy, network::Policy::default());
         assert_eq!(explicit.network.uplinks.len(), 2);
         assert!(shown.network.uplinks.is_empty() && shown.network.helper.is_none());
+        assert_eq!(explicit.cloudflared, None, "it is run only where that is wanted");
+        let run = |text: &str| {
+            parse(&text.replace("run = false", "run = true")).unwrap().cloudflared.unwrap()
+        };
+        let plain = run(&format!("{DEFAULT}\n[cloudflared]\nrun = false\n"));
+        let shown_of_it = cloudflared::Settings { probe: None, ..run(&uncommented) };
+        assert_eq!(cloudflared::Settings { program: plain.program.clone(), ..shown_of_it }, plain);
         let health = explicit.network.router.unwrap().url;
         assert_eq!(health.as_str(), "https://router.example.com/healthz");
         assert_eq!(explicit.dispatch.listen, shown.dispatch.listen);

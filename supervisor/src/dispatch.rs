@@ -36,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::canary;
+use crate::cloudflared;
 use crate::doctor::Tools;
 use crate::gauges;
 use crate::identity::random;
@@ -411,6 +412,8 @@ struct HostView {
     network: Option<HostNetwork>,
     /// How its Messages is; null where nobody keeps it.
     messages_app: Option<HostMessagesApp>,
+    /// How its tunnel to Cloudflare is; null where none is run.
+    cloudflared: Option<cloudflared::Standing>,
     /// Pairs of phones that write to each other to see that both work.
     canaries: Vec<canary::Standing>,
 }
@@ -422,6 +425,7 @@ async fn host(State(dispatch): State<Dispatch>) -> Json<HostView> {
         power: dispatch.machine.power.borrow().clone(),
         network: dispatch.machine.network.borrow().clone(),
         messages_app: dispatch.machine.messages_app.borrow().clone(),
+        cloudflared: dispatch.machine.cloudflared.borrow().clone(),
         canaries: dispatch.machine.canaries.iter().map(|pair| pair.borrow().clone()).collect(),
     })
 }

@@ -16,6 +16,7 @@ use router_client::enrolment;
 use tokio_util::task::TaskTracker;
 
 use crate::child::{self, Spec};
+use crate::cloudflared;
 use crate::config::Config;
 use crate::pool::chain;
 
@@ -67,9 +68,14 @@ pub(crate) async fn examine(config: &Config, tools: &Tools) -> Report {
     let look = Look { tools, directory: &config.state_dir, tracker: &tracker };
     let phones = join_all(known_phones(config).into_iter().map(|file| look.phone(config, file)));
     // All at once: each program may be waited for, and whoever asks waits for all of them.
-    let (mac, phones) = tokio::join!(look.mac(), phones);
+    let (mac, phones) = tokio::join!(look.mac(config.cloudflared.as_ref()), phones);
     let mut checks = vec![enrolled(config), disk(&config.state_dir, free_mib(&config.state_dir))];
     checks.extend(mac);
+    if let Some(settings) = &config.cloudflared {
+        let unfit = cloudflared::token(&settings.token_file);
+        let connections = cloudflared::look(settings.metrics_port).await;
+        checks.push(tunnel(settings, unfit, connections));
+    }
     let mut reports = Vec::new();
     for phone in phones {
         match phone {
@@ -102,7 +108,7 @@ struct Look<'a> {
 
 impl Look<'_> {
     /// What the system says of itself.
-    async fn mac(&self) -> Vec<(Check, u8)> {
+    async fn mac(&self, wanted: Option<&cloudflared::Settings>) -> Vec<(Check, u8)> {
         if matches!(self.tools, Tools::System) && !cfg!(target_os = "macos") {
             return vec![skipped("mac", "this machine is no Mac")];
         }
@@ -123,7 +129,7 @@ impl Look<'_> {
             self.ask("pmset", ["-g", "custom"]),
             self.ask("defaults", ["read", updates]),
             self.ask("sntp", ["time.apple.com"]),
-            self.ask("cloudflared", ["--version"]),
+            self.version(wanted),
         );
         vec![
             session(&manager),
@@ -134,8 +140,18 @@ impl Look<'_> {
             sleep(&power),
             auto_update(&update),
             clock(&time),
-            cloudflared(&tunnel),
+            cloudflared_version(&tunnel, wanted.is_some()),
         ]
+    }
+
+    /// The version of the cloudflared that is run, or else of any that is there.
+    async fn version(&self, wanted: Option<&cloudflared::Settings>) -> Said {
+        match wanted {
+            Some(wanted) => {
+                self.run(wanted.program.clone(), vec!["--version".into()], TOOL_WITHIN).await
+            }
+            None => self.ask("cloudflared", ["--version"]).await,
+        }
     }
 
     async fn ask<const N: usize>(&self, name: &str, args: [&str; N]) -> Said {
@@ -147,8 +163,14 @@ impl Look<'_> {
         // The state folder may not be there yet, and none of these programs cares where it stands.
         let directory = if self.directory.is_dir() { self.directory } else { Path::new("/") };
         let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let spec =
-            Spec { program, args, directory: directory.to_owned(), name, line_max: PRINTED_MAX };
+        let spec = Spec {
+            program,
+            args,
+            directory: directory.to_owned(),
+            name,
+            line_max: PRINTED_MAX,
+            voice: child::Voice::Bridge,
+        };
         let printed = child::run(&spec, within, PRINTED_MAX, self.tracker).await;
         let printed = printed.map_err(|error| chain(&error))?;
         Ok((printed.status.code().unwrap_or(-1), printed.text))
@@ -452,8 +474,13 @@ fn clock(said: &Said) -> (Check, u8) {
 }
 
 /// `cloudflared --version` prints `cloudflared version 2026.8.2 (built …)`.
-fn cloudflared(said: &Said) -> (Check, u8) {
+fn cloudflared_version(said: &Said, wanted: bool) -> (Check, u8) {
     let Ok((0, text)) = said else {
+        if wanted {
+            let remedy =
+                "Install it (`brew install cloudflared`), or set `program` of [cloudflared].";
+            return error("cloudflared", silent("cloudflared --version", said), remedy, 69);
+        }
         return skipped(
             "cloudflared",
             format!("{}; a host that dials out needs none", silent("cloudflared", said)),
@@ -473,6 +500,27 @@ fn cloudflared(said: &Said) -> (Check, u8) {
             "Update it to 2026.7.2 or newer.",
         ),
         Some((year, month, patch)) => ok("cloudflared", format!("{year}.{month}.{patch}")),
+    }
+}
+
+/// Whether the tunnel that is configured can be run, and whether it is up now.
+fn tunnel(
+    settings: &cloudflared::Settings,
+    unfit: Option<cloudflared::Unfit>,
+    connections: Option<u64>,
+) -> (Check, u8) {
+    let subject = "tunnel";
+    if let Some(unfit) = unfit {
+        let found = format!("{}: {}", settings.token_file.display(), unfit.as_str());
+        return error(subject, found, unfit.remedy(), 78);
+    }
+    match connections {
+        Some(connections) => ok(subject, format!("up, with {connections} connections")),
+        None => warning(
+            subject,
+            format!("`/ready` on 127.0.0.1:{} does not answer 200", settings.metrics_port),
+            "Start the supervisor; where it runs, see `cloudflared` in `GET /v1/host` and in its log.",
+        ),
     }
 }
 

@@ -263,6 +263,7 @@ impl Server {
             directory: PathBuf::from("/"),
             name: "networksetup".to_owned(),
             line_max: LINE_MAX,
+            voice: child::Voice::Bridge,
         };
         let printed = child::run(&spec, within, PRINTED_BYTES_MAX, &self.tracker).await?;
         // Unverified: whether every failure has an exit status. The word stands in what it prints.

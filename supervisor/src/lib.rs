@@ -17,6 +17,7 @@
 
 mod canary;
 mod child;
+mod cloudflared;
 mod config;
 mod dispatch;
 mod doctor;

@@ -20,11 +20,12 @@ use router_client::link::{
 use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::canary;
+use crate::cloudflared;
 use crate::config::{Config, DEFAULT};
 use crate::dispatch::{self, Dispatch};
 use crate::doctor::{self, Tools};
@@ -41,8 +42,8 @@ use crate::switchboard::{self, LinkState, Machine};
 const OPEN_FILES: u64 = 10_240;
 /// The whole of a stop in order: 10 s drain, 5 s TERM, KILL and reaping, inside launchd's `ExitTimeOut` of 25 s.
 const STOP_WITHIN: Duration = Duration::from_secs(18);
-/// What is left to the link and the API after the last bridge's end.
-const CLOSE_WITHIN: Duration = Duration::from_secs(2);
+/// What is left to the link, the API and cloudflared, with its grace of 3 s, after the last bridge's end.
+const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 /// How often the metrics' memory is tidied, as its library asks for.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
@@ -130,7 +131,14 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
     let (power_told, power) = watch::channel(None);
     let (network_told, network) = watch::channel(None);
     let (messages_told, messages_app) = watch::channel(None);
-    let machine = Machine { power: power.clone(), network, messages_app, canaries: Vec::new() };
+    let (tunnel_told, cloudflared) = watch::channel(None);
+    let machine = Machine {
+        power: power.clone(),
+        network: network.clone(),
+        messages_app,
+        cloudflared,
+        canaries: Vec::new(),
+    };
     if let Some(linked) = &linked {
         announce_phones(linked, phones.keys());
     }
@@ -185,9 +193,21 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
         closing: closing.clone(),
     };
     network::start(&config.network, &config.state_dir, around);
+    let woke = Arc::new(Notify::new());
+    if let Some(settings) = &config.cloudflared {
+        let around = cloudflared::Around {
+            told: tunnel_told,
+            network,
+            woke: Arc::clone(&woke),
+            tracker: tracker.clone(),
+            closing: closing.clone(),
+        };
+        cloudflared::start(settings, &config.state_dir, around);
+    }
     let slept = pool.clone();
     let on_wake = move || {
         slept.drop_leases();
+        woke.notify_one();
         if let Some(redial) = &redial {
             redial.notify_one();
         }

@@ -426,6 +426,7 @@ impl Hands {
             directory: self.directory.clone(),
             name: "messages_app".to_owned(),
             line_max: BYTES_MAX,
+            voice: child::Voice::Bridge,
         };
         let within = if input.is_some() { OSASCRIPT_WITHIN } else { TOOL_WITHIN };
         child::run_with(&spec, input, within, BYTES_MAX, &self.tracker).await

@@ -26,10 +26,10 @@ pub(crate) mod services;
 
 use choice::{Chooser, Decision, Pace, Seen, Stay, Why, after};
 use order::{Orders, Seat};
-use probe::{Addresses, Prober, Round};
+use probe::{Addresses, Round};
 
 pub(crate) use choice::Policy;
-pub(crate) use probe::Anchor;
+pub(crate) use probe::{Anchor, Prober};
 
 /// Uplinks of one host; nobody has so many.
 pub(crate) const UPLINKS_MAX: usize = 8;

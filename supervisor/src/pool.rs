@@ -570,6 +570,7 @@ impl Owner {
             directory,
             name: self.id.to_string(),
             line_max: limits::LINE_BYTES_MAX,
+            voice: child::Voice::Bridge,
         })
     }
 

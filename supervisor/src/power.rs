@@ -313,6 +313,7 @@ fn spec(program: &Path, args: &[std::ffi::OsString], directory: &Path, name: &st
         directory: directory.to_owned(),
         name: name.to_owned(),
         line_max: LINE_MAX,
+        voice: child::Voice::Bridge,
     }
 }
 

@@ -125,6 +125,7 @@ fn keep_fixed(running: &Config, new: Config) -> (Config, Vec<&'static str>) {
         ("[[canary]]", running.canaries != new.canaries),
         ("[messages_app]", running.messages_app != new.messages_app),
         ("[network]", network(running) != network(&new)),
+        ("[cloudflared]", running.cloudflared != new.cloudflared),
         ("[dispatch] listen", running.dispatch.listen != new.dispatch.listen),
         ("[dispatch] token_file", running.dispatch.token_file != new.dispatch.token_file),
         ("[dispatch] local_epoch", running.dispatch.local_epoch != new.dispatch.local_epoch),
@@ -138,6 +139,7 @@ fn keep_fixed(running: &Config, new: Config) -> (Config, Vec<&'static str>) {
         canaries: running.canaries.clone(),
         messages_app: running.messages_app.clone(),
         network: running.network.clone(),
+        cloudflared: running.cloudflared.clone(),
         ..new
     };
     (kept, names)

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::canary;
+use crate::cloudflared;
 use crate::pool::{Ask, Pool};
 
 /// The host's health is renewed so often; it travels with the next renewal of the leases.
@@ -39,6 +40,8 @@ pub(crate) struct Machine {
     pub(crate) network: watch::Receiver<Option<HostNetwork>>,
     /// How its Messages is.
     pub(crate) messages_app: watch::Receiver<Option<HostMessagesApp>>,
+    /// How its tunnel is.
+    pub(crate) cloudflared: watch::Receiver<Option<cloudflared::Standing>>,
     /// How the pairs stand that write to each other.
     pub(crate) canaries: Vec<watch::Receiver<canary::Standing>>,
 }

@@ -158,8 +158,25 @@ fn cloudflared_is_not_needed_and_when_there_not_old() {
         (said(0, "cloudflared version DEV\n"), SKIPPED),
         (nothing(), SKIPPED),
     ] {
-        assert_eq!(outcome(cloudflared(&answer)), expected, "{answer:?}");
+        assert_eq!(outcome(cloudflared_version(&answer, false)), expected, "{answer:?}");
     }
+    assert_eq!(
+        outcome(cloudflared_version(&nothing(), true)),
+        (Outcome::Error, 69),
+        "here it is wanted"
+    );
+}
+
+#[test]
+fn a_tunnel_that_is_wanted_needs_its_token_and_is_up_or_not() {
+    let text = "state_dir = \"/s\"\n[[phones]]\nnumber = \"+15550100001\"\nchat_db = \"/db\"\n\
+                [cloudflared]\nrun = true\n";
+    let config = Config::parse(Path::new("/etc/supervisor.toml"), text).unwrap();
+    let settings = config.cloudflared.unwrap();
+    let exposed = Some(cloudflared::Unfit::TokenExposed);
+    assert_eq!(outcome(tunnel(&settings, exposed, Some(4))), (Outcome::Error, 78));
+    assert_eq!(outcome(tunnel(&settings, None, Some(4))), OK);
+    assert_eq!(outcome(tunnel(&settings, None, None)), WARNING);
 }
 
 #[test]

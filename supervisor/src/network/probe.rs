@@ -64,6 +64,13 @@ pub(crate) struct Round {
     pub(crate) router: Option<bool>,
 }
 
+impl Round {
+    /// Whether somebody answered who is only in the internet.
+    pub(crate) fn is_good(self) -> bool {
+        self.seen == Seen::Good
+    }
+}
+
 /// Probes over one uplink.
 #[derive(Debug)]
 pub(crate) struct Prober {
@@ -94,23 +101,9 @@ impl Prober {
         addresses: &Addresses,
     ) -> Result<Self, ProbeError> {
         let client = |anchor: &Anchor| -> Result<reqwest::Client, ProbeError> {
-            let settings = if anchor.url.scheme() == "https" {
-                tls::client_config(&anchor.roots)?
-            } else {
-                // Never used; the system's certificates may be broken without harm to plain questions.
-                tls::no_roots()?
-            };
-            Ok(reqwest::Client::builder()
-                .tls_backend_preconfigured(settings)
-                .interface(interface)
-                .dns_resolver(Arc::new(addresses.clone()))
-                // A proxy's answer says nothing about the uplink, and a kept connection nothing about now.
-                .no_proxy()
-                .pool_max_idle_per_host(0)
-                .redirect(reqwest::redirect::Policy::none())
-                .timeout(within)
-                .user_agent(concat!("switchboard/", env!("CARGO_PKG_VERSION")))
-                .build()?)
+            let plain = builder(anchor, within)?;
+            let bound = plain.interface(interface).dns_resolver(Arc::new(addresses.clone()));
+            Ok(bound.build()?)
         };
         let targets = router
             .into_iter()
@@ -118,6 +111,13 @@ impl Prober {
             .map(|anchor| Ok((anchor.clone(), client(anchor)?)))
             .collect::<Result<_, ProbeError>>()?;
         Ok(Self { interface: interface.to_owned(), targets, has_router: router.is_some() })
+    }
+
+    /// Asks the anchors by whatever way the routes say.
+    pub(crate) fn anywhere(anchors: &[Anchor], within: Duration) -> Result<Self, ProbeError> {
+        let target = |anchor: &Anchor| Ok((anchor.clone(), builder(anchor, within)?.build()?));
+        let targets = anchors.iter().map(target).collect::<Result<_, ProbeError>>()?;
+        Ok(Self { interface: String::new(), targets, has_router: false })
     }
 
     /// The interface that it is bound to.
@@ -154,6 +154,23 @@ impl Prober {
         }
         round
     }
+}
+
+/// What asks one anchor. A proxy's answer says nothing about the uplink, and a kept connection nothing about now.
+fn builder(anchor: &Anchor, within: Duration) -> Result<reqwest::ClientBuilder, ProbeError> {
+    let settings = if anchor.url.scheme() == "https" {
+        tls::client_config(&anchor.roots)?
+    } else {
+        // Never used; the system's certificates may be broken without harm to plain questions.
+        tls::no_roots()?
+    };
+    Ok(reqwest::Client::builder()
+        .tls_backend_preconfigured(settings)
+        .no_proxy()
+        .pool_max_idle_per_host(0)
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(within)
+        .user_agent(concat!("switchboard/", env!("CARGO_PKG_VERSION"))))
 }
 
 async fn ask(anchor: &Anchor, client: &reqwest::Client) -> Seen {
