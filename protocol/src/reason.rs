@@ -46,6 +46,8 @@ reasons! {
     Content = "content",
     /// The phone has reached its cap of new contacts.
     WarmingCap = "warming_cap",
+    /// The recipient has left as many messages in a row unanswered as they may be sent; it goes when they write.
+    Unanswered = "unanswered",
     /// A check could not be carried out, so nothing is sent.
     CheckFailed = "check_failed",
     /// No phone can send this now: all are offline, not ready, busy or lack the channel.

@@ -11,6 +11,8 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use toml::de::DeTable;
 
+use crate::warming::{self, Step};
+
 /// The commented default configuration.
 pub const DEFAULT: &str = include_str!("config/default.toml");
 
@@ -37,6 +39,8 @@ pub struct Config {
     pub messages: Messages,
     /// Dispatch.
     pub dispatch: Dispatch,
+    /// Whom phones may write to first, and how often without an answer.
+    pub warming: warming::Policy,
     /// Leases.
     pub lease: Lease,
     /// Webhook delivery.
@@ -77,6 +81,8 @@ pub struct Messages {
 pub struct Dispatch {
     /// Attempts that one phone may have open at once.
     pub in_flight_per_phone: u32,
+    /// Messages of one phone in a day (UTC).
+    pub daily_cap: u32,
     /// Jobs claimed at once.
     pub claim_batch: u32,
     /// How long a claim holds before another worker may take it, in milliseconds.
@@ -91,6 +97,20 @@ pub struct Dispatch {
     pub attempts: u32,
     /// Wait before the second attempt, in milliseconds; doubles each time.
     pub retry_first_ms: u64,
+}
+
+/// Warming.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Warming {
+    /// Without it there is no cap on contacts.
+    enforce: bool,
+    /// New contacts within 24 hours, by the phone's age.
+    new_contacts: Vec<Step>,
+    /// New contacts within an hour.
+    new_contacts_per_hour: u32,
+    /// Messages in a row that a contact may leave unanswered; 0 for any number.
+    unanswered: u32,
 }
 
 /// Leases.
@@ -166,6 +186,7 @@ impl Default for Dispatch {
     fn default() -> Self {
         Self {
             in_flight_per_phone: 32,
+            daily_cap: 1_000,
             claim_batch: 64,
             claim_ms: 30_000,
             start_window_ms: 60_000,
@@ -173,6 +194,29 @@ impl Default for Dispatch {
             host_lost_ms: 600_000,
             attempts: 3,
             retry_first_ms: 2_000,
+        }
+    }
+}
+
+impl Default for Warming {
+    fn default() -> Self {
+        let step = |(from_day, per_day)| Step { from_day, per_day };
+        Self {
+            enforce: true,
+            new_contacts: [(0, 10), (7, 25), (14, 50)].map(step).to_vec(),
+            new_contacts_per_hour: 15,
+            unanswered: 5,
+        }
+    }
+}
+
+impl From<Warming> for warming::Policy {
+    fn from(raw: Warming) -> Self {
+        Self {
+            enforce: raw.enforce,
+            steps: raw.new_contacts,
+            per_hour: raw.new_contacts_per_hour,
+            unanswered_max: raw.unanswered,
         }
     }
 }
@@ -213,6 +257,7 @@ struct Raw {
     limits: Limits,
     messages: Messages,
     dispatch: Dispatch,
+    warming: Warming,
     lease: Lease,
     webhooks: Webhooks,
     log: Log,
@@ -229,6 +274,7 @@ impl Default for Raw {
             limits: Limits::default(),
             messages: Messages::default(),
             dispatch: Dispatch::default(),
+            warming: Warming::default(),
             lease: Lease::default(),
             webhooks: Webhooks::default(),
             log: Log::default(),
@@ -316,12 +362,18 @@ impl Config {
             limits: raw.limits,
             messages: raw.messages,
             dispatch: raw.dispatch,
+            warming: raw.warming.into(),
             lease: raw.lease,
             webhooks: raw.webhooks,
             log: raw.log,
         })
     }
 }
+
+/// Steps of a phone's growth: far more than anybody would keep in mind.
+const STEPS_MAX: usize = 32;
+/// New contacts of a phone in a day. The times of so many are looked at for each choice; Apple blocks far below.
+const NEW_CONTACTS_MAX: u32 = 1_000;
 
 struct Check<'a> {
     path: &'a Path,
@@ -352,7 +404,7 @@ impl Check<'_> {
     }
 
     fn all(&self, raw: &Raw) -> Result<(), ConfigError> {
-        let Raw { limits, messages, dispatch, lease, webhooks, log, .. } = raw;
+        let Raw { limits, messages, dispatch, warming, lease, webhooks, log, .. } = raw;
         if raw.database.as_os_str().is_empty() {
             return Err(self.wrong("database", "is empty"));
         }
@@ -366,6 +418,7 @@ impl Check<'_> {
         self.range("messages.life_s", messages.life_s, 1, messages.ahead_s_max)?;
         self.range("messages.otp_life_s", messages.otp_life_s, 1, messages.ahead_s_max)?;
         self.range("dispatch.in_flight_per_phone", dispatch.in_flight_per_phone, 1, 10_000)?;
+        self.range("dispatch.daily_cap", dispatch.daily_cap, 1, 1_000_000)?;
         self.range("dispatch.claim_batch", dispatch.claim_batch, 1, 1_000)?;
         self.range("dispatch.claim_ms", dispatch.claim_ms, 100, 600_000)?;
         self.range("dispatch.start_window_ms", dispatch.start_window_ms, 1_000, 3_600_000)?;
@@ -373,6 +426,9 @@ impl Check<'_> {
         self.range("dispatch.host_lost_ms", dispatch.host_lost_ms, 0, 86_400_000)?;
         self.range("dispatch.attempts", dispatch.attempts, 1, 20)?;
         self.range("dispatch.retry_first_ms", dispatch.retry_first_ms, 1, 600_000)?;
+        self.growth(&warming.new_contacts)?;
+        self.range("warming.new_contacts_per_hour", warming.new_contacts_per_hour, 1, 1_000)?;
+        self.range("warming.unanswered", warming.unanswered, 0, 1_000)?;
         // The bridge stops 3 s before the end of a lease, and renews every 5 s.
         self.range("lease.ttl_ms", lease.ttl_ms, 4_000, 600_000)?;
         self.range("lease.grace_ms", lease.grace_ms, 0, 600_000)?;
@@ -386,6 +442,34 @@ impl Check<'_> {
             .parse::<tracing_subscriber::EnvFilter>()
             .map(drop)
             .map_err(|error| self.wrong("log.filter", error.to_string()))
+    }
+
+    /// A phone only ever grows, from its first day on.
+    fn growth(&self, steps: &[Step]) -> Result<(), ConfigError> {
+        let wrong = |message: String| Err(self.wrong("warming.new_contacts", message));
+        if steps.first().is_none_or(|first| first.from_day != 0) {
+            return wrong("the first step must be from_day = 0".to_owned());
+        }
+        if steps.len() > STEPS_MAX {
+            return wrong(format!("{} steps are more than {STEPS_MAX}", steps.len()));
+        }
+        for step in steps {
+            if !(1..=NEW_CONTACTS_MAX).contains(&step.per_day) {
+                return wrong(format!(
+                    "per_day = {} is not between 1 and {NEW_CONTACTS_MAX}",
+                    step.per_day
+                ));
+            }
+        }
+        for (before, after) in steps.iter().zip(steps.iter().skip(1)) {
+            if after.from_day <= before.from_day || after.per_day < before.per_day {
+                return wrong(format!(
+                    "from_day = {} must come after {} and allow as many at least",
+                    after.from_day, before.from_day
+                ));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -490,6 +574,7 @@ mod tests {
         assert_eq!(shipped.limits, built_in.limits);
         assert_eq!(shipped.messages, built_in.messages);
         assert_eq!(shipped.dispatch, built_in.dispatch);
+        assert_eq!(shipped.warming, built_in.warming);
         assert_eq!(shipped.lease, built_in.lease);
         assert_eq!(shipped.webhooks, built_in.webhooks);
         assert_eq!(shipped.log, built_in.log);
@@ -502,7 +587,8 @@ mod tests {
         for (table, keys) in [
             ("limits", 4),
             ("messages", 3),
-            ("dispatch", 8),
+            ("dispatch", 9),
+            ("warming", 4),
             ("lease", 4),
             ("webhooks", 5),
             ("log", 2),
@@ -538,6 +624,26 @@ mod tests {
             ("[limits]\nbody_bytes = 65536\n", "router.toml:2: limits.body_bytes: 65536 is not"),
             ("[lease]\nttl_ms = 10\n", "router.toml:2: lease.ttl_ms"),
             ("[log]\nfilter = \"a=nolevel\"\n", "router.toml:2: log.filter"),
+            (
+                "[warming]\nnew_contacts = []\n",
+                "router.toml:2: warming.new_contacts: the first step",
+            ),
+            (
+                "[warming]\nnew_contacts = [{ from_day = 1, per_day = 5 }]\n",
+                "router.toml:2: warming.new_contacts: the first step must be from_day = 0",
+            ),
+            (
+                "[warming]\nnew_contacts = [{ from_day = 0, per_day = 0 }]\n",
+                "router.toml:2: warming.new_contacts: per_day = 0 is not between 1 and 1000",
+            ),
+            (
+                "[warming]\nnew_contacts = [{ from_day = 0, per_day = 5 }, { from_day = 3, per_day = 4 }]\n",
+                "from_day = 3 must come after 0 and allow as many at least",
+            ),
+            (
+                "[warming]\nnew_contacts = [{ from_day = 0, perday = 5 }]\n",
+                "router.toml:2: warming.new_contacts",
+            ),
             ("[log]\nformat = \"xml\"\n", "router.toml:2: log.format: unknown variant"),
             ("admin_token = \"short\"", "router.toml:1: admin_token: 5 characters are too few"),
             (

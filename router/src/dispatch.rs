@@ -22,9 +22,10 @@ use crate::compliance::{self, Facts, Verdict};
 use crate::resolve::{self, Candidate, Need, Unable};
 use crate::server::{App, AppState};
 use crate::store::dispatch::{
-    self as rows, Change, Claimed, Former, Given, NewAttempt, Offer, Outbound, PoolPhone,
+    self as rows, Change, Claimed, Former, Given, NewAttempt, Offer, Outbound, PoolPhone, Relations,
 };
 use crate::store::{StoreError, Tx};
+use crate::warming;
 
 /// How long the loop sleeps at most, so that a lost ring or a moved clock costs a moment only.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
@@ -130,9 +131,18 @@ enum Done {
 #[derive(Debug, Clone)]
 struct Pool(Arc<Mutex<Vec<PoolPhone>>>);
 
+/// What dispatch is to keep to.
+#[derive(Debug, Clone)]
+struct Rules {
+    dispatch: crate::config::Dispatch,
+    warming: Arc<warming::Policy>,
+}
+
 /// Claims what is due and fits, decides it, writes it down, hands it over.
 pub async fn run_once(app: &App) -> Result<Ran, StoreError> {
     let settings = app.config.dispatch;
+    let warming = Arc::new(app.config.warming.clone());
+    let rules = Rules { dispatch: settings, warming: Arc::clone(&warming) };
     let now = app.clock.now();
     let until = now.plus_ms(ms(settings.claim_ms));
     let batch = usize::try_from(settings.claim_batch).unwrap_or(1).max(1);
@@ -144,6 +154,7 @@ pub async fn run_once(app: &App) -> Result<Ran, StoreError> {
             let mut pool = rows::pool(tx, now)?;
             for phone in &mut pool {
                 phone.candidate.online = phone.host.as_ref().is_some_and(|host| links.online(host));
+                phone.measure(&warming, settings.daily_cap, now);
             }
             let limit = batch.min(room(&pool, settings.in_flight_per_phone).unwrap_or(batch));
             let claimed = if limit == 0 {
@@ -157,7 +168,7 @@ pub async fn run_once(app: &App) -> Result<Ran, StoreError> {
     let mut ran = Ran { more: claimed.len() >= batch, full, ..Ran::default() };
     // All closures of the batch are queued before the first is awaited, so that they share one commit.
     let decided = futures_util::future::join_all(
-        claimed.into_iter().map(|job| decide_one(app, job, pool.clone(), now)),
+        claimed.into_iter().map(|job| decide_one(app, rules.clone(), job, pool.clone(), now)),
     )
     .await;
     let mut failed = None;
@@ -193,10 +204,15 @@ fn room(pool: &[PoolPhone], in_flight_max: u32) -> Option<usize> {
     (!able.is_empty()).then(|| able.iter().map(|free| usize::try_from(*free).unwrap_or(0)).sum())
 }
 
-async fn decide_one(app: &App, job: Claimed, pool: Pool, now: UnixMs) -> Result<Done, StoreError> {
-    let settings = app.config.dispatch;
+async fn decide_one(
+    app: &App,
+    rules: Rules,
+    job: Claimed,
+    pool: Pool,
+    now: UnixMs,
+) -> Result<Done, StoreError> {
     let again = job.clone();
-    let first = app.store.write(move |tx| decide_and_record(tx, settings, &job, &pool, now)).await;
+    let first = app.store.write(move |tx| decide_and_record(tx, &rules, &job, &pool, now)).await;
     match first {
         Err(error) if !error.is_unavailable() => {
             // Something about this very message cannot be read or written. Nothing is sent on a guess.
@@ -221,7 +237,7 @@ async fn decide_one(app: &App, job: Claimed, pool: Pool, now: UnixMs) -> Result<
 /// The one transaction of a message: facts, decision, everything that follows from it.
 fn decide_and_record(
     tx: &mut Tx<'_>,
-    settings: crate::config::Dispatch,
+    rules: &Rules,
     job: &Claimed,
     pool: &Pool,
     now: UnixMs,
@@ -252,10 +268,21 @@ fn decide_and_record(
         }
         Verdict::Send => {}
     }
-    let sticky = rows::bindings(tx, tenant, &message.recipient)?;
+    let relations = rows::relations(tx, tenant, &message.recipient)?;
+    // Our own confirmation answers them.
+    if !message.internal && !rules.warming.may_follow_up(message.class, relations.unanswered) {
+        return hold(tx, job, &message, message.expires_at, Reason::Unanswered, now);
+    }
+    let settings = rules.dispatch;
     let mut pool = pool.0.lock().unwrap_or_else(PoisonError::into_inner);
-    let wanted = wanted(&message);
-    let choice = choose(&pool, &message, tenant, &sticky, (&wanted, settings.in_flight_per_phone));
+    let wanted = wanted(message.channel, &message.recipient);
+    let choice = choose(
+        &pool,
+        message.from.as_ref(),
+        tenant,
+        &relations,
+        (&wanted, settings.in_flight_per_phone, now),
+    );
     let choice = match choice {
         Ok(choice) => choice,
         Err(Unable::Busy) => {
@@ -264,6 +291,13 @@ fn decide_and_record(
         }
         Err(Unable::NotAllowed) => {
             return end(tx, job, Status::Failed, Reason::PhoneNotAllowed, now);
+        }
+        Err(unable @ Unable::Capped) => {
+            return end(tx, job, Status::Failed, unable.reason(), now);
+        }
+        Err(unable @ Unable::Warming { until_ms }) => {
+            let until = UnixMs(until_ms).min(message.expires_at);
+            return hold(tx, job, &message, until, unable.reason(), now);
         }
         // It is woken when a phone becomes able, and otherwise looked at again to be told that its life is over.
         Err(unable @ Unable::Away) => {
@@ -288,6 +322,10 @@ fn decide_and_record(
     phone.candidate.in_flight = phone.candidate.in_flight.saturating_add(1);
     phone.candidate.messages_today = phone.candidate.messages_today.saturating_add(1);
     phone.candidate.last_used_ms = now.0;
+    if !relations.known.contains(&choice.phone) {
+        phone.new_contacts.push(now.0);
+    }
+    phone.measure(&rules.warming, settings.daily_cap, now);
     Ok(Done::Dispatched(Box::new(Offer {
         message: id.clone(),
         tenant: tenant.clone(),
@@ -306,14 +344,14 @@ fn decide_and_record(
 
 /// The channels that would do for a message, best first. Only iMessage knows e-mail addresses and, by their ids,
 /// groups of any service; a group's own service is the one that Messages uses.
-fn wanted(message: &Outbound) -> Vec<Channel> {
-    let asked = match message.channel {
+fn wanted(channel: ChannelChoice, recipient: &Recipient) -> Vec<Channel> {
+    let asked = match channel {
         ChannelChoice::Auto => AUTO.to_vec(),
         ChannelChoice::Imessage => vec![Channel::Imessage],
         ChannelChoice::Rcs => vec![Channel::Rcs],
         ChannelChoice::Sms => vec![Channel::Sms],
     };
-    match &message.recipient {
+    match recipient {
         Recipient::Number(_) => asked,
         // Nothing is sent to a service: no channel reaches it.
         Recipient::Service(_) => vec![],
@@ -325,19 +363,21 @@ fn wanted(message: &Outbound) -> Vec<Channel> {
 
 fn choose(
     pool: &[PoolPhone],
-    message: &Outbound,
+    from: Option<&protocol::E164>,
     tenant: &protocol::TenantId,
-    sticky: &[(PhoneId, i64)],
-    (wanted, in_flight_max): (&[Channel], u32),
+    relations: &Relations,
+    (wanted, in_flight_max, now): (&[Channel], u32, UnixMs),
 ) -> Result<resolve::Choice, Unable> {
     let candidates: Vec<Candidate> = pool
         .iter()
         .map(|phone| {
-            let bound = sticky.iter().find(|(bound, _)| *bound == phone.candidate.phone);
-            Candidate { sticky_ms: bound.map(|(_, at)| *at), ..phone.candidate.clone() }
+            let candidate = phone.candidate.clone();
+            let bound = relations.sticky.iter().find(|(bound, _)| *bound == candidate.phone);
+            let known = relations.known.contains(&candidate.phone);
+            Candidate { sticky_ms: bound.map(|(_, at)| *at), known, ..candidate }
         })
         .collect();
-    let from = match &message.from {
+    let from = match from {
         None => None,
         Some(number) => Some(
             pool.iter()
@@ -347,7 +387,8 @@ fn choose(
                 .ok_or(Unable::NotAllowed)?,
         ),
     };
-    resolve::resolve(&Need { tenant, from, wanted, in_flight_max }, &candidates)
+    let need = Need { tenant, from, wanted, in_flight_max, now_ms: now.0 };
+    resolve::resolve(&need, &candidates)
 }
 
 fn block(tx: &mut Tx<'_>, job: &Claimed, reason: Reason, now: UnixMs) -> Result<Done, StoreError> {
@@ -405,7 +446,9 @@ fn hold(
     reason: Reason,
     now: UnixMs,
 ) -> Result<Done, StoreError> {
-    if message.held_reason != Some(reason) {
+    if message.held_reason == Some(reason) {
+        rows::set_next_at(tx, &job.tenant, &job.message, until)?;
+    } else {
         let change = Change {
             kind: "held",
             reason: Some(reason),
@@ -528,6 +571,7 @@ async fn offer_again(
 /// A phone has become able: what waited for one is due. Rings the bell.
 pub async fn phone_became_able(app: &App) -> Result<(), StoreError> {
     let now = app.clock.now();
+    app.store.write(move |tx| rows::wake_warming(tx, now)).await?;
     // Along the ids, so that what is held again meanwhile is not met twice.
     let mut last: Option<MessageId> = None;
     loop {

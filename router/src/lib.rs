@@ -43,4 +43,5 @@ pub mod lease;
 pub mod link;
 pub mod resolve;
 pub mod retry;
+pub mod warming;
 pub mod webhooks;

@@ -13,6 +13,13 @@ pub enum Unable {
     NotAllowed,
     /// Every phone that could take it has its hands full: one will be free in a moment.
     Busy,
+    /// Every phone that could take it has as many new contacts as it may have, and has never met the recipient.
+    Warming {
+        /// When the first place becomes free.
+        until_ms: i64,
+    },
+    /// Every phone that may ever be used has sent as many messages today as it may.
+    Capped,
     /// Every phone that could take it is offline, not ready, without a lease or lacks the channel.
     Away,
 }
@@ -22,13 +29,15 @@ impl Unable {
     pub const fn reason(self) -> Reason {
         match self {
             Self::NotAllowed => Reason::PhoneNotAllowed,
-            Self::Busy | Self::Away => Reason::NoPhoneAvailable,
+            Self::Warming { .. } => Reason::WarmingCap,
+            Self::Busy | Self::Capped | Self::Away => Reason::NoPhoneAvailable,
         }
     }
 }
 
 /// One phone of the pool, as it stands now.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact that is true or not, by itself")]
 pub struct Candidate {
     /// The phone.
     pub phone: PhoneId,
@@ -46,6 +55,12 @@ pub struct Candidate {
     pub channels: Vec<Channel>,
     /// Attempts given to it that have no final answer.
     pub in_flight: u32,
+    /// Whether it has exchanged messages with the recipient.
+    pub known: bool,
+    /// From when on it may have one more new contact.
+    pub new_from_ms: i64,
+    /// Whether it has sent as many messages today as it may.
+    pub capped: bool,
     /// Messages sent today.
     pub messages_today: i64,
     /// Lower is preferred.
@@ -65,6 +80,8 @@ pub struct Need<'a> {
     pub wanted: &'a [Channel],
     /// How many attempts a phone may have under way.
     pub in_flight_max: u32,
+    /// The present.
+    pub now_ms: i64,
 }
 
 /// The phone and the channels it is to try, in order.
@@ -84,13 +101,22 @@ pub fn resolve(need: &Need<'_>, candidates: &[Candidate]) -> Result<Choice, Unab
         return Err(Unable::NotAllowed);
     }
     let able = || allowed().filter(|candidate| able(need, candidate));
-    let best = able()
+    let willing =
+        || able().filter(|candidate| candidate.known || candidate.new_from_ms <= need.now_ms);
+    let best = willing()
         .filter(|candidate| candidate.in_flight < need.in_flight_max)
         .min_by(|left, right| rank(left).cmp(&rank(right)));
-    let Some(best) = best else {
-        return Err(if able().next().is_some() { Unable::Busy } else { Unable::Away });
-    };
-    Ok(Choice { phone: best.phone.clone(), route: route(need, best) })
+    if let Some(best) = best {
+        return Ok(Choice { phone: best.phone.clone(), route: route(need, best) });
+    }
+    if willing().next().is_some() {
+        return Err(Unable::Busy);
+    }
+    if let Some(until_ms) = able().map(|candidate| candidate.new_from_ms).min() {
+        return Err(Unable::Warming { until_ms });
+    }
+    let used_up = allowed().next().is_some() && allowed().all(|candidate| candidate.capped);
+    Err(if used_up { Unable::Capped } else { Unable::Away })
 }
 
 /// Whether this phone may ever be used for this message.
@@ -99,9 +125,13 @@ fn eligible(need: &Need<'_>, candidate: &Candidate) -> bool {
         && need.from.is_none_or(|from| *from == candidate.phone)
 }
 
-/// Whether it could take this message if its hands were free.
+/// Whether it could take this message if its hands were free and it had met the recipient.
 fn able(need: &Need<'_>, candidate: &Candidate) -> bool {
-    candidate.online && candidate.ready && candidate.leased && !route(need, candidate).is_empty()
+    candidate.online
+        && candidate.ready
+        && candidate.leased
+        && !candidate.capped
+        && !route(need, candidate).is_empty()
 }
 
 /// The wanted channels that the phone has.
@@ -138,6 +168,7 @@ mod tests {
     use super::*;
 
     const AUTO: [Channel; 3] = [Channel::Imessage, Channel::Rcs, Channel::Sms];
+    const NOW_MS: i64 = 1_000;
 
     fn tenant(n: u8) -> TenantId {
         TenantId::new(1, [n; 10])
@@ -157,6 +188,9 @@ mod tests {
             leased: true,
             channels: vec![Channel::Imessage, Channel::Sms],
             in_flight: 0,
+            known: false,
+            new_from_ms: 0,
+            capped: false,
             messages_today: 0,
             warming_priority: 0,
             last_used_ms: 0,
@@ -164,7 +198,7 @@ mod tests {
     }
 
     fn ask<'a>(tenant: &'a TenantId, from: Option<&'a PhoneId>) -> Need<'a> {
-        Need { tenant, from, wanted: &AUTO, in_flight_max: 4 }
+        Need { tenant, from, wanted: &AUTO, in_flight_max: 4, now_ms: NOW_MS }
     }
 
     fn chosen(candidates: &[Candidate]) -> Result<PhoneId, Unable> {
@@ -179,7 +213,10 @@ mod tests {
     #[test]
     fn a_phone_that_cannot_send_is_not_chosen() {
         type Spoil = fn(&mut Candidate);
-        let cases: [(&str, Unable, Spoil); 6] = [
+        let warming = Unable::Warming { until_ms: NOW_MS + 5 };
+        let cases: [(&str, Unable, Spoil); 8] = [
+            ("at its daily cap", Unable::Capped, |c| c.capped = true),
+            ("at its cap of new contacts", warming, |c| c.new_from_ms = NOW_MS + 5),
             ("offline", Unable::Away, |c| c.online = false),
             ("not ready", Unable::Away, |c| c.ready = false),
             ("without a lease", Unable::Away, |c| c.leased = false),
@@ -193,6 +230,29 @@ mod tests {
             assert_eq!(chosen(std::slice::from_ref(&spoilt)), Err(why), "{name}");
             assert_eq!(chosen(&[spoilt, candidate(2)]), Ok(phone(2)), "{name}");
         }
+    }
+
+    #[test]
+    fn a_phone_that_knows_the_recipient_needs_no_place_for_a_new_contact() {
+        let knows = Candidate { known: true, new_from_ms: i64::MAX, ..candidate(1) };
+        assert_eq!(chosen(&[knows]), Ok(phone(1)));
+    }
+
+    #[test]
+    fn the_first_place_that_becomes_free_is_waited_for() {
+        let full = |n, until| Candidate { new_from_ms: NOW_MS + until, ..candidate(n) };
+        assert_eq!(
+            chosen(&[full(1, 30), full(2, 20)]),
+            Err(Unable::Warming { until_ms: NOW_MS + 20 })
+        );
+        // Hands that are full are free in a moment, a place for a stranger only in hours.
+        let busy = Candidate { in_flight: 4, ..candidate(3) };
+        assert_eq!(chosen(&[full(1, 30), busy]), Err(Unable::Busy));
+        // A phone that is away may come back with places.
+        let away = Candidate { online: false, ..candidate(4) };
+        let capped = |n| Candidate { capped: true, ..candidate(n) };
+        assert_eq!(chosen(&[capped(1), away]), Err(Unable::Away));
+        assert_eq!(chosen(&[capped(1), capped(2)]), Err(Unable::Capped));
     }
 
     #[test]
@@ -253,10 +313,12 @@ mod tests {
             n in 0_u8..40, owner in prop::option::of(0_u8..3), sticky in prop::option::of(0_i64..3),
             online: bool, ready: bool, leased: bool, channels in prop::sample::subsequence(AUTO.to_vec(), 0..=3),
             in_flight in 0_u32..6, today in 0_i64..3, warming in 0_i64..3, used in 0_i64..3,
+            known: bool, new_from in 0_i64..3, capped in prop::bool::weighted(0.2),
         ) -> Candidate {
             Candidate {
                 phone: phone(n), exclusive_to: owner.map(tenant), sticky_ms: sticky, online, ready, leased,
                 channels, in_flight, messages_today: today, warming_priority: warming, last_used_ms: used,
+                known, new_from_ms: NOW_MS - 1 + new_from, capped,
             }
         }
     }
@@ -281,6 +343,7 @@ mod tests {
             if let Ok(choice) = first {
                 let taken = candidates.iter().find(|c| c.phone == choice.phone).unwrap();
                 prop_assert!(taken.online && taken.ready && taken.leased && taken.in_flight < 4);
+                prop_assert!(!taken.capped && (taken.known || taken.new_from_ms <= NOW_MS));
                 prop_assert!(taken.exclusive_to.as_ref().is_none_or(|owner| *owner == mine));
                 prop_assert!(from.as_ref().is_none_or(|from| *from == choice.phone));
                 prop_assert!(!choice.route.is_empty());

@@ -543,7 +543,8 @@ async fn a_number_that_is_gone_is_served_by_another_phone() {
     app.store
         .write(move |tx| {
             tx.execute(
-                "INSERT INTO bindings VALUES (?1, ?2, ?3, 5, 'inbound')",
+                "INSERT INTO bindings (tenant_id, recipient, phone_id, last_at, last_direction)
+                 VALUES (?1, ?2, ?3, 5, 'inbound')",
                 router::params![whose, to, of],
             )
         })

@@ -220,6 +220,10 @@ fn not_sent(
     let Some(message) = rows::outbound(tx, about.tenant, about.message)? else {
         return Err(StoreError::NoRow);
     };
+    if was_open && matches!(ended, Ended::NotStarted { .. }) {
+        let of = (about.message, about.attempt);
+        rows::give_back(tx, about.tenant, of, (&message.recipient, about.phone), about.now)?;
+    }
     // Only the newest attempt of a message that is still being sent decides what comes next. Later news about one
     // that was given up (the host came back, an error after `sent`) can still change the status, not start anything.
     let decides =

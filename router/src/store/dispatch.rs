@@ -11,9 +11,7 @@ use super::{Json, Row, StoreError, Tx, messages, webhook_jobs};
 use crate::compliance::OptOut;
 use crate::params;
 use crate::resolve::Candidate;
-
-/// A day, in milliseconds: `phones.day` counts them since 1970, UTC.
-const DAY_MS: i64 = 24 * 3_600 * 1_000;
+use crate::warming::{self, DAY_MS};
 
 /// What becomes of a message, and why.
 #[derive(Debug, Clone)]
@@ -127,6 +125,20 @@ pub fn change(
         tell(tx, tenant, &before, change, status, sequence)?;
     }
     Ok(true)
+}
+
+/// Moves the moment at which what waits is looked at again; that is no step in its story.
+pub fn set_next_at(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    id: &MessageId,
+    next_at: UnixMs,
+) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE messages SET next_at = ?3 WHERE id = ?1 AND tenant_id = ?2 AND next_at <> ?3",
+        params![id, tenant, next_at],
+    )?;
+    Ok(())
 }
 
 /// Puts the change into the tenant's outbox, unless the message is a confirmation of ours.
@@ -281,6 +293,17 @@ const WAKE_HELD: &str = "UPDATE jobs SET run_at = ?2, held_reason = NULL WHERE m
          ORDER BY message_id LIMIT ?4)
      RETURNING message_id";
 
+/// Messages that look whether a place for a new contact has become free: as a rule one, and not a whole queue.
+const WAKE_WARMING_ROWS: usize = 64;
+
+/// Makes some of the jobs that wait for a place among new contacts due, because one may have become free before its
+/// time. Those that find none wait on.
+pub fn wake_warming(tx: &mut Tx<'_>, now: UnixMs) -> Result<(), StoreError> {
+    let held = (Reason::WarmingCap, WAKE_WARMING_ROWS);
+    tx.query(WAKE_HELD, params![held.0, now, "", held.1], |_row| Ok(()))?;
+    Ok(())
+}
+
 /// What dispatch needs of a message.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outbound {
@@ -373,6 +396,22 @@ pub struct PoolPhone {
     pub journal: Option<String>,
     /// The phone that has taken its place.
     pub replaced_by: Option<PhoneId>,
+    /// Its own cap of messages a day, where it has one.
+    pub daily_cap: Option<u32>,
+    /// Since when its number is used.
+    pub in_service_ms: i64,
+    /// When it had its new contacts of the last 24 hours, ascending.
+    pub new_contacts: Vec<i64>,
+}
+
+impl PoolPhone {
+    /// Fills in what the caps say of it at `now`.
+    pub fn measure(&mut self, warming: &warming::Policy, daily_cap: u32, now: UnixMs) {
+        let cap = i64::from(self.daily_cap.unwrap_or(daily_cap));
+        self.candidate.capped = self.candidate.messages_today >= cap;
+        self.candidate.new_from_ms =
+            warming.next_new_contact(self.in_service_ms, &self.new_contacts, now.0);
+    }
 }
 
 /// Every phone, as it stands.
@@ -386,18 +425,29 @@ pub fn pool(tx: &mut Tx<'_>, now: UnixMs) -> Result<Vec<PoolPhone>, StoreError> 
         })?
         .into_iter()
         .collect();
-    tx.query(
+    let mut phones = tx.query(
         "SELECT p.id, p.number, p.host_id, p.exclusive_tenant_id, p.state = 'ready', p.channels,
              p.warming_priority, CASE WHEN p.day = ?1 THEN p.messages_today ELSE 0 END, p.last_used_at,
              l.epoch, l.host_id = p.host_id AND l.released = 0 AND l.expires_at > ?2
                  AND (p.handed_to IS NULL OR p.handed_until <= ?2) AND p.replaced_by IS NULL AND h.drained_at IS NULL,
-             p.journal, p.replaced_by
+             p.journal, p.replaced_by, p.daily_cap, COALESCE(p.in_service_at, p.created_at)
          FROM phones p LEFT JOIN leases l ON l.phone_id = p.id LEFT JOIN hosts h ON h.id = p.host_id
          ORDER BY p.id",
         params![today, now],
         |row| pool_phone(row, &busy),
-    )
+    )?;
+    for phone in &mut phones {
+        phone.new_contacts = new_contacts(tx, &phone.candidate.phone, now)?;
+    }
+    Ok(phones)
 }
+
+/// When a phone had its new contacts of the last 24 hours, ascending.
+fn new_contacts(tx: &mut Tx<'_>, phone: &PhoneId, now: UnixMs) -> Result<Vec<i64>, StoreError> {
+    tx.query(NEW_CONTACTS, params![phone, now.plus_ms(-DAY_MS)], |row| row.int(0))
+}
+
+const NEW_CONTACTS: &str = "SELECT since FROM phone_contacts WHERE counted = 1 AND phone_id = ?1 AND since > ?2 ORDER BY since";
 
 /// A bridge answers an offer within milliseconds. One that has left an offer without an answer for so long counts as
 /// having its hands full: its host may have frozen or lost its power, and all that is given to it until its lease is over
@@ -424,10 +474,16 @@ fn pool_phone(
         epoch: row.get(9)?,
         journal: row.get(11)?,
         replaced_by: row.get(12)?,
+        daily_cap: row.get(13)?,
+        in_service_ms: row.int(14)?,
+        new_contacts: Vec::new(),
         candidate: Candidate {
             phone,
             exclusive_to: row.get(3)?,
             sticky_ms: None,
+            known: false,
+            new_from_ms: i64::MAX,
+            capped: true,
             online: false,
             ready: row.get(4)?,
             leased: row.get::<Option<bool>>(10)?.unwrap_or(false),
@@ -440,20 +496,112 @@ fn pool_phone(
     })
 }
 
-/// The phones that a recipient has talked with for a tenant, and when last.
-pub fn bindings(
+/// What a recipient is to a tenant and to the phones.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Relations {
+    /// The phones that they have talked with for the tenant, and when last; the newest first.
+    pub sticky: Vec<(PhoneId, i64)>,
+    /// The tenant's messages to them since they last wrote to it.
+    pub unanswered: u32,
+    /// The phones that they have exchanged messages with, for any tenant.
+    pub known: Vec<PhoneId>,
+}
+
+/// Phones that one person talks with are few; of more than this the oldest talks count for nothing.
+const RELATIONS_MAX: usize = 256;
+
+/// What a recipient is to a tenant and to the phones.
+pub fn relations(
     tx: &mut Tx<'_>,
     tenant: &TenantId,
     recipient: &Recipient,
-) -> Result<Vec<(PhoneId, i64)>, StoreError> {
+) -> Result<Relations, StoreError> {
+    let mut relations = Relations::default();
     tx.query(
-        "SELECT phone_id, last_at FROM bindings WHERE tenant_id = ?1 AND recipient = ?2",
-        params![tenant, recipient],
-        |row| Ok((row.get(0)?, row.int(1)?)),
-    )
+        "SELECT phone_id, last_at, unanswered FROM bindings WHERE tenant_id = ?1 AND recipient = ?2
+         ORDER BY last_at DESC, phone_id LIMIT ?3",
+        params![tenant, recipient, RELATIONS_MAX],
+        |row| {
+            relations.sticky.push((row.get(0)?, row.int(1)?));
+            relations.unanswered = relations.unanswered.saturating_add(row.get(2)?);
+            Ok(())
+        },
+    )?;
+    relations.known = tx.query(
+        "SELECT phone_id FROM phone_contacts WHERE recipient = ?1 LIMIT ?2",
+        params![recipient, RELATIONS_MAX],
+        |row| row.get(0),
+    )?;
+    Ok(relations)
 }
 
-/// Notes that a recipient and a phone have talked for a tenant.
+/// Notes that a recipient has written to a phone.
+pub fn heard(
+    tx: &mut Tx<'_>,
+    (recipient, phone): (&Recipient, &PhoneId),
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT INTO phone_contacts (recipient, phone_id, since, counted, attempts, heard) VALUES (?1, ?2, ?3, 0, 0, 1)
+         ON CONFLICT (recipient, phone_id) DO UPDATE SET heard = 1 WHERE phone_contacts.heard = 0",
+        params![recipient, phone, now],
+    )?;
+    Ok(())
+}
+
+/// Notes that an attempt of this phone goes to a recipient: a new contact, where it has not met them before.
+fn contacted(
+    tx: &mut Tx<'_>,
+    (recipient, phone): (&Recipient, &PhoneId),
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT INTO phone_contacts (recipient, phone_id, since, counted, attempts, heard) VALUES (?1, ?2, ?3, 1, 1, 0)
+         ON CONFLICT (recipient, phone_id) DO UPDATE SET attempts = phone_contacts.attempts + 1",
+        params![recipient, phone, now],
+    )?;
+    Ok(())
+}
+
+/// Takes back what an attempt counted for that was provably never started: the phone's message of that day, the new
+/// contact that it made, the message that went unanswered.
+pub fn give_back(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    (message, attempt): (&MessageId, u32),
+    (recipient, phone): (&Recipient, &PhoneId),
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE phones SET messages_today = messages_today - 1 WHERE id = ?1 AND messages_today > 0
+             AND day = (SELECT first_offered_at / ?4 FROM attempts WHERE message_id = ?2 AND attempt = ?3)",
+        params![phone, message, attempt, DAY_MS],
+    )?;
+    // Another attempt to the same contact, made meanwhile, keeps the place, and from now on: it may be the younger one.
+    tx.execute(
+        "UPDATE phone_contacts SET attempts = attempts - 1,
+             counted = CASE WHEN attempts > 1 THEN counted ELSE 0 END,
+             since = CASE WHEN attempts > 1 AND counted = 1 THEN ?3 ELSE since END
+         WHERE recipient = ?1 AND phone_id = ?2 AND attempts > 0",
+        params![recipient, phone, now],
+    )?;
+    let free = tx.execute(
+        "DELETE FROM phone_contacts WHERE recipient = ?1 AND phone_id = ?2 AND attempts = 0 AND heard = 0",
+        params![recipient, phone],
+    )?;
+    if free > 0 {
+        wake_warming(tx, now)?;
+    }
+    tx.execute(
+        "UPDATE bindings SET unanswered = unanswered - 1
+         WHERE tenant_id = ?1 AND recipient = ?2 AND phone_id = ?3 AND unanswered > 0",
+        params![tenant, recipient, phone],
+    )?;
+    Ok(())
+}
+
+/// Notes that a recipient and a phone have talked for a tenant. Somebody who writes is owed an answer: what waits for
+/// that is due.
 pub fn bind(
     tx: &mut Tx<'_>,
     tenant: &TenantId,
@@ -463,16 +611,42 @@ pub fn bind(
 ) -> Result<(), StoreError> {
     let inbound = (direction == Direction::Inbound).then_some(at);
     tx.execute(
-        "INSERT INTO bindings (tenant_id, recipient, phone_id, last_at, last_direction, last_inbound_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-         ON CONFLICT (tenant_id, recipient, phone_id) DO UPDATE
-             SET last_at = excluded.last_at, last_direction = excluded.last_direction,
-                 last_inbound_at = COALESCE(excluded.last_inbound_at, bindings.last_inbound_at)
-             WHERE excluded.last_at >= bindings.last_at",
-        params![tenant, recipient, phone, at, direction, inbound],
+        "INSERT INTO bindings (tenant_id, recipient, phone_id, last_at, last_direction, last_inbound_at, unanswered)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+         ON CONFLICT (tenant_id, recipient, phone_id) DO UPDATE SET
+             last_at = CASE WHEN excluded.last_at >= bindings.last_at
+                            THEN excluded.last_at ELSE bindings.last_at END,
+             last_direction = CASE WHEN excluded.last_at >= bindings.last_at
+                                   THEN excluded.last_direction ELSE bindings.last_direction END,
+             last_inbound_at = COALESCE(excluded.last_inbound_at, bindings.last_inbound_at),
+             unanswered = bindings.unanswered + excluded.unanswered",
+        params![
+            tenant,
+            recipient,
+            phone,
+            at,
+            direction,
+            inbound,
+            direction == Direction::Outbound
+        ],
     )?;
+    if direction == Direction::Inbound {
+        let answered = tx.execute(
+            "UPDATE bindings SET unanswered = 0 WHERE tenant_id = ?1 AND recipient = ?2 AND unanswered > 0",
+            params![tenant, recipient],
+        )?;
+        if answered > 0 {
+            tx.execute(WAKE_UNANSWERED, params![tenant, recipient, at, Reason::Unanswered])?;
+        }
+    }
     Ok(())
 }
+
+/// The condition on the status is the index's own, word for word.
+const WAKE_UNANSWERED: &str =
+    "UPDATE jobs SET run_at = ?3, held_reason = NULL WHERE held_reason = ?4 AND message_id IN (
+         SELECT id FROM messages WHERE tenant_id = ?1 AND recipient = ?2
+             AND status IN ('queued', 'scheduled', 'dispatching') AND kind = 'tenant')";
 
 /// An attempt as it is handed to a phone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -525,6 +699,7 @@ pub fn dispatched(
              last_used_at = ?3 WHERE id = ?1",
         params![new.phone, now.0.div_euclid(DAY_MS), now],
     )?;
+    contacted(tx, (recipient, new.phone), now)?;
     bind(tx, tenant, (recipient, new.phone), Direction::Outbound, now)?;
     let step = Change {
         phone: Some(new.phone),
@@ -969,6 +1144,8 @@ mod tests {
             (claim.as_str(), "jobs_due_by_rank (class_rank=? AND run_at<?)"),
             ("SELECT MIN(run_at) FROM jobs", "jobs_due"),
             (OVERDUE, "messages_expiring (expires_at<?)"),
+            (NEW_CONTACTS, "phone_contacts_counted (phone_id=? AND since>?)"),
+            (WAKE_UNANSWERED, "messages_on_the_way (tenant_id=? AND recipient=? AND kind=?)"),
             (WAKE_HELD, "jobs_held (held_reason=? AND message_id>?)"),
             (offers.as_str(), "attempts_offered (phone_id=? AND offered_at<?)"),
             (one.as_str(), "attempts_open (phone_id=?)"),

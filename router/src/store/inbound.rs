@@ -248,6 +248,7 @@ pub fn store_received(
         ..NewEvent::new(Status::Received.as_str(), message.at)
     };
     events::insert(tx, tenant, id, 1, &event)?;
+    rows::heard(tx, (&message.from, phone), now)?;
     let data = WebhookData {
         tenant: Some(tenant.clone()),
         message: Some(id.clone()),

@@ -37,6 +37,11 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "compliance",
         sql: include_str!("../../migrations/0004_compliance.sql"),
     },
+    Migration {
+        version: 5,
+        name: "warming",
+        sql: include_str!("../../migrations/0005_warming.sql"),
+    },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

@@ -1,0 +1,171 @@
+//! What keeps messages from going, or makes them go in another order than they came: caps of phones, contacts who do not
+//! answer.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::wildcard_enum_match_arm,
+    reason = "a script that meets something else than it expects has failed, and says where"
+)]
+
+mod link_support;
+
+use link_support::*;
+use protocol::api::Message;
+use protocol::pipe::{Attempt, Event};
+use protocol::{Class, MessageId, Reason, Status, TenantId};
+use router::server::App;
+use router::warming::DAY_MS;
+
+const ONE: &str = "+15550100190";
+const TWO: &str = "+15550100191";
+
+fn stranger(n: u8) -> String {
+    format!("+120255501{n:02}")
+}
+
+/// A message that is held for a reason, as it then stands.
+async fn held(app: &App, tenant: &TenantId, id: &MessageId, reason: Reason) -> Message {
+    eventually("it is held for that reason", || async {
+        message(app, tenant, id).await.held_reason == Some(reason)
+    })
+    .await;
+    message(app, tenant, id).await
+}
+
+const TWO_STRANGERS: &str = "[warming]\nnew_contacts = [{ from_day = 0, per_day = 2 }]\n";
+
+#[tokio::test]
+async fn a_phone_writes_to_no_more_strangers_than_its_age_allows() {
+    let router = router(TWO_STRANGERS).await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let host = host(app, &[ONE]).await;
+    let mut bridge = Bridge::connect(&router, &host).await;
+    for n in 1..=2 {
+        accept(app, &tenant, &stranger(n), |_| {}).await;
+        let send = bridge.wire.send_command().await;
+        bridge.sends(&send).await;
+    }
+    let third = accept(app, &tenant, &stranger(3), |_| {}).await;
+    let waits = held(app, &tenant, &third, Reason::WarmingCap).await;
+    let first = count(app, "SELECT MIN(since) FROM phone_contacts").await;
+    // Its life is an hour, the place is free in a day.
+    assert_eq!(waits.next_at, waits.expires_at);
+    let long = accept(app, &tenant, &stranger(4), |new| {
+        new.expires_at = new.now.plus_ms(2 * DAY_MS);
+    })
+    .await;
+    let waits = held(app, &tenant, &long, Reason::WarmingCap).await;
+    assert_eq!(waits.next_at.unwrap().0, first + DAY_MS);
+    // Whom it has met is no stranger, and who writes first is none either.
+    let known = accept(app, &tenant, &stranger(1), |_| {}).await;
+    let send = bridge.wire.send_command().await;
+    assert_eq!(send.message, known);
+    bridge.sends(&send).await;
+    bridge.event(received(&stranger(5), "guid-in", "Hello?", app.clock.now())).await;
+    let answer = accept(app, &tenant, &stranger(5), |_| {}).await;
+    let send = bridge.wire.send_command().await;
+    assert_eq!(send.message, answer);
+    bridge.sends(&send).await;
+    // Another phone has places of its own.
+    let other = link_support::host(app, &[TWO]).await;
+    let mut second = Bridge::connect(&router, &other).await;
+    let mut went =
+        [second.wire.send_command().await.message, second.wire.send_command().await.message];
+    went.sort();
+    assert_eq!(went, [third, long]);
+}
+
+#[tokio::test]
+async fn a_place_that_was_not_used_is_given_back() {
+    let router = router("[warming]\nnew_contacts = [{ from_day = 0, per_day = 1 }]\n").await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let host = host(app, &[ONE]).await;
+    let mut bridge = Bridge::connect(&router, &host).await;
+    let first = accept(app, &tenant, &stranger(1), |_| {}).await;
+    let send = bridge.wire.send_command().await;
+    let second = accept(app, &tenant, &stranger(2), |_| {}).await;
+    held(app, &tenant, &second, Reason::WarmingCap).await;
+    assert_eq!(count(app, "SELECT messages_today FROM phones").await, 1);
+    bridge.event(Event::Refused(about(&send, Reason::BadAddress, false))).await;
+    assert_eq!(message(app, &tenant, &first).await.status, Status::Failed);
+    let send = bridge.wire.send_command().await;
+    assert_eq!(send.message, second);
+    assert_eq!(count(app, "SELECT messages_today FROM phones").await, 1);
+    assert_eq!(count(app, "SELECT COUNT(*) FROM phone_contacts").await, 1);
+    assert_eq!(count(app, "SELECT SUM(unanswered) FROM bindings").await, 1);
+    // What was tried and failed was seen by Apple: its place stays taken.
+    bridge.event(Event::Failed(about(&send, Reason::NotRegistered, false))).await;
+    let third = accept(app, &tenant, &stranger(3), |_| {}).await;
+    held(app, &tenant, &third, Reason::WarmingCap).await;
+    // An answer that is repeated gives nothing back a second time.
+    let attempt = Attempt { message: first, attempt: 1 };
+    bridge.event(Event::Expired(attempt)).await;
+    assert_eq!(count(app, "SELECT messages_today FROM phones").await, 1);
+    assert_eq!(count(app, "SELECT COUNT(*) FROM phone_contacts").await, 1);
+}
+
+#[tokio::test]
+async fn when_every_phone_has_sent_its_day_a_message_fails() {
+    let router = router("[dispatch]\ndaily_cap = 1\n").await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let first = host(app, &[ONE]).await;
+    let mut bridge = Bridge::connect(&router, &first).await;
+    accept(app, &tenant, &stranger(1), |_| {}).await;
+    let send = bridge.wire.send_command().await;
+    bridge.sends(&send).await;
+    let second = accept(app, &tenant, &stranger(1), |_| {}).await;
+    let end = reaches(app, &tenant, &second, Status::Failed).await;
+    assert_eq!(end.reason, Some(Reason::NoPhoneAvailable));
+    // A phone that is away may still come back today.
+    host(app, &[TWO]).await;
+    let third = accept(app, &tenant, &stranger(1), |_| {}).await;
+    held(app, &tenant, &third, Reason::NoPhoneAvailable).await;
+    // A phone may have a cap of its own.
+    app.store
+        .write(|tx| tx.execute("UPDATE phones SET daily_cap = 2 WHERE messages_today = 1", &[]))
+        .await
+        .unwrap();
+    router::dispatch::phone_became_able(app).await.unwrap();
+    assert_eq!(bridge.wire.send_command().await.message, third);
+}
+
+#[tokio::test]
+async fn who_does_not_answer_is_left_alone_until_they_do() {
+    let router = router("[warming]\nunanswered = 2\n").await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let other = link_support::tenant(app, "Other").await;
+    let host = host(app, &[ONE]).await;
+    let mut bridge = Bridge::connect(&router, &host).await;
+    for _ in 0..2 {
+        accept(app, &tenant, &stranger(1), |_| {}).await;
+        let send = bridge.wire.send_command().await;
+        bridge.sends(&send).await;
+    }
+    let third = accept(app, &tenant, &stranger(1), |_| {}).await;
+    let waits = held(app, &tenant, &third, Reason::Unanswered).await;
+    assert_eq!(waits.next_at, waits.expires_at);
+    // A code is asked for, and another tenant has asked nothing yet.
+    let code = accept(app, &tenant, &stranger(1), |new| new.class = Class::Otp).await;
+    let send = bridge.wire.send_command().await;
+    assert_eq!(send.message, code);
+    bridge.sends(&send).await;
+    let others = accept(app, &other, &stranger(1), |_| {}).await;
+    let send = bridge.wire.send_command().await;
+    assert_eq!(send.message, others);
+    // The phone talked with both; exclusive to one, the answer is that one's.
+    let whose = tenant.clone();
+    app.store
+        .write(move |tx| {
+            tx.execute("UPDATE phones SET exclusive_tenant_id = ?1", router::params![whose])
+        })
+        .await
+        .unwrap();
+    bridge.event(received(&stranger(1), "guid-in", "Yes?", app.clock.now())).await;
+    assert_eq!(bridge.wire.send_command().await.message, third);
+}
