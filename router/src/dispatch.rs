@@ -11,7 +11,7 @@
 //! The loop sleeps until a bell rings (a new message, a phone that became ready, an attempt that ended), the next job
 //! falls due, or a second is over.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use protocol::link::RouterFrame;
@@ -19,6 +19,8 @@ use protocol::pipe::{Command, Send};
 use protocol::{Channel, ChannelChoice, MessageId, PhoneId, Reason, Recipient, Status, UnixMs};
 
 use crate::compliance::{self, Facts, Verdict};
+use crate::link::Links;
+use crate::pool::{self, Pool};
 use crate::resolve::{self, Candidate, Need, Unable};
 use crate::server::{App, AppState};
 use crate::store::dispatch::{
@@ -126,49 +128,59 @@ enum Done {
     Ended,
 }
 
-/// The pool as one batch sees it: read once, then kept up to date by the decisions of the batch themselves. Shared by
-/// closures that the store runs one after another; the lock is never waited for.
+/// What a decision is made with.
 #[derive(Debug, Clone)]
-struct Pool(Arc<Mutex<Vec<PoolPhone>>>);
-
-/// What dispatch is to keep to.
-#[derive(Debug, Clone)]
-struct Rules {
-    dispatch: crate::config::Dispatch,
+struct Desk {
+    settings: crate::config::Dispatch,
     warming: Arc<warming::Policy>,
+    pool: pool::Shared,
+    links: Links,
+}
+
+impl Desk {
+    fn of(app: &App) -> Self {
+        let caps = lock(&app.pool).caps().clone();
+        Self {
+            settings: app.config.dispatch,
+            warming: caps.warming,
+            pool: Arc::clone(&app.pool),
+            links: app.links.clone(),
+        }
+    }
+}
+
+/// The lock is never waited for: only closures that the store runs one after another take it.
+fn lock(pool: &pool::Shared) -> MutexGuard<'_, Pool> {
+    pool.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Claims what is due and fits, decides it, writes it down, hands it over.
 pub async fn run_once(app: &App) -> Result<Ran, StoreError> {
-    let settings = app.config.dispatch;
-    let warming = Arc::new(app.config.warming.clone());
-    let rules = Rules { dispatch: settings, warming: Arc::clone(&warming) };
+    let desk = Desk::of(app);
+    let settings = desk.settings;
     let now = app.clock.now();
     let until = now.plus_ms(ms(settings.claim_ms));
     let batch = usize::try_from(settings.claim_batch).unwrap_or(1).max(1);
     let worker = app.links.worker().to_owned();
-    let links = app.links.clone();
-    let (claimed, pool, full) = app
+    let (shared, links) = (Arc::clone(&desk.pool), desk.links.clone());
+    let (claimed, full) = app
         .store
         .write(move |tx| {
-            let mut pool = rows::pool(tx, now)?;
-            for phone in &mut pool {
-                phone.candidate.online = phone.host.as_ref().is_some_and(|host| links.online(host));
-                phone.measure(&warming, settings.daily_cap, now);
-            }
-            let limit = batch.min(room(&pool, settings.in_flight_per_phone).unwrap_or(batch));
+            let mut pool = lock(&shared);
+            pool.catch_up(tx, &links, now, true)?;
+            let limit = batch.min(pool.room().unwrap_or(batch));
             let claimed = if limit == 0 {
                 Vec::new()
             } else {
                 rows::claim(tx, &worker, (now, until), limit)?
             };
-            Ok((claimed, Pool(Arc::new(Mutex::new(pool))), limit == 0))
+            Ok((claimed, limit == 0))
         })
         .await?;
     let mut ran = Ran { more: claimed.len() >= batch, full, ..Ran::default() };
     // All closures of the batch are queued before the first is awaited, so that they share one commit.
     let decided = futures_util::future::join_all(
-        claimed.into_iter().map(|job| decide_one(app, rules.clone(), job, pool.clone(), now)),
+        claimed.into_iter().map(|job| decide_one(app, desk.clone(), job, now)),
     )
     .await;
     let mut failed = None;
@@ -192,27 +204,9 @@ pub async fn run_once(app: &App) -> Result<Ran, StoreError> {
     failed.map_or(Ok(ran), Err)
 }
 
-/// How many messages the pool could take now; `None` when no phone is able at all, in which case what is due is
-/// taken and held, so that it says why it waits.
-fn room(pool: &[PoolPhone], in_flight_max: u32) -> Option<usize> {
-    let able: Vec<u32> = pool
-        .iter()
-        .map(|phone| &phone.candidate)
-        .filter(|phone| phone.online && phone.ready && phone.leased)
-        .map(|phone| in_flight_max.saturating_sub(phone.in_flight))
-        .collect();
-    (!able.is_empty()).then(|| able.iter().map(|free| usize::try_from(*free).unwrap_or(0)).sum())
-}
-
-async fn decide_one(
-    app: &App,
-    rules: Rules,
-    job: Claimed,
-    pool: Pool,
-    now: UnixMs,
-) -> Result<Done, StoreError> {
+async fn decide_one(app: &App, desk: Desk, job: Claimed, now: UnixMs) -> Result<Done, StoreError> {
     let again = job.clone();
-    let first = app.store.write(move |tx| decide_and_record(tx, &rules, &job, &pool, now)).await;
+    let first = app.store.write(move |tx| decide_and_record(tx, &desk, &job, now)).await;
     match first {
         Err(error) if !error.is_unavailable() => {
             // Something about this very message cannot be read or written. Nothing is sent on a guess.
@@ -237,9 +231,8 @@ async fn decide_one(
 /// The one transaction of a message: facts, decision, everything that follows from it.
 fn decide_and_record(
     tx: &mut Tx<'_>,
-    rules: &Rules,
+    desk: &Desk,
     job: &Claimed,
-    pool: &Pool,
     now: UnixMs,
 ) -> Result<Done, StoreError> {
     let (tenant, id) = (&job.tenant, &job.message);
@@ -270,21 +263,15 @@ fn decide_and_record(
     }
     let relations = rows::relations(tx, tenant, &message.recipient)?;
     // Our own confirmation answers them.
-    if !message.internal && !rules.warming.may_follow_up(message.class, relations.unanswered) {
+    if !message.internal && !desk.warming.may_follow_up(message.class, relations.unanswered) {
         return hold(tx, job, &message, message.expires_at, Reason::Unanswered, now);
     }
-    let settings = rules.dispatch;
-    let mut pool = pool.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut pool = lock(&desk.pool);
+    pool.catch_up(tx, &desk.links, now, false)?;
     let wanted = wanted(message.channel, &message.recipient);
-    let choice = choose(
-        &pool,
-        message.from.as_ref(),
-        tenant,
-        &relations,
-        (&wanted, settings.in_flight_per_phone, now),
-    );
-    let choice = match choice {
-        Ok(choice) => choice,
+    let choice = pool.pick(tenant, message.from.as_ref(), &relations, &wanted, now);
+    let (choice, phone) = match choice {
+        Ok(chosen) => chosen,
         Err(Unable::Busy) => {
             rows::put_job(tx, (tenant, id), message.class.rank(), now.plus_ms(BUSY_WAIT_MS), None)?;
             return Ok(Done::Held);
@@ -304,11 +291,8 @@ fn decide_and_record(
             return hold(tx, job, &message, message.expires_at, unable.reason(), now);
         }
     };
-    let Some(phone) = pool.iter_mut().find(|phone| phone.candidate.phone == choice.phone) else {
-        return Err(StoreError::NoRow);
-    };
     let epoch = phone.epoch.ok_or(StoreError::NoRow)?;
-    let start_before = message.expires_at.min(now.plus_ms(ms(settings.start_window_ms)));
+    let start_before = message.expires_at.min(now.plus_ms(ms(desk.settings.start_window_ms)));
     let attempt = message.attempts.saturating_add(1);
     let new = NewAttempt {
         attempt,
@@ -319,13 +303,6 @@ fn decide_and_record(
         start_before,
     };
     rows::dispatched(tx, (tenant, id), &message.recipient, &new, now)?;
-    phone.candidate.in_flight = phone.candidate.in_flight.saturating_add(1);
-    phone.candidate.messages_today = phone.candidate.messages_today.saturating_add(1);
-    phone.candidate.last_used_ms = now.0;
-    if !relations.known.contains(&choice.phone) {
-        phone.new_contacts.push(now.0);
-    }
-    phone.measure(&rules.warming, settings.daily_cap, now);
     Ok(Done::Dispatched(Box::new(Offer {
         message: id.clone(),
         tenant: tenant.clone(),
@@ -361,22 +338,27 @@ fn wanted(channel: ChannelChoice, recipient: &Recipient) -> Vec<Channel> {
     }
 }
 
-fn choose(
+/// Every phone as a candidate, measured at `now`, for whoever wants to know without sending.
+pub fn survey(app: &App, tx: &mut Tx<'_>, now: UnixMs) -> Result<Vec<PoolPhone>, StoreError> {
+    let caps = lock(&app.pool).caps().clone();
+    let mut phones = rows::pool(tx, now)?;
+    for phone in &mut phones {
+        phone.candidate.online = phone.host.as_ref().is_some_and(|host| app.links.is_online(host));
+        phone.measure(&caps, now);
+    }
+    Ok(phones)
+}
+
+/// Chooses among all phones, looking at each: what the pool's index has to agree with.
+pub fn choose(
     pool: &[PoolPhone],
     from: Option<&protocol::E164>,
     tenant: &protocol::TenantId,
     relations: &Relations,
     (wanted, in_flight_max, now): (&[Channel], u32, UnixMs),
 ) -> Result<resolve::Choice, Unable> {
-    let candidates: Vec<Candidate> = pool
-        .iter()
-        .map(|phone| {
-            let candidate = phone.candidate.clone();
-            let bound = relations.sticky.iter().find(|(bound, _)| *bound == candidate.phone);
-            let known = relations.known.contains(&candidate.phone);
-            Candidate { sticky_ms: bound.map(|(_, at)| *at), known, ..candidate }
-        })
-        .collect();
+    let candidates: Vec<Candidate> =
+        pool.iter().map(|phone| pool::candidate(phone, relations)).collect();
     let from = match from {
         None => None,
         Some(number) => Some(
@@ -618,7 +600,7 @@ pub async fn sweep(app: &App) -> Result<(), StoreError> {
         })
         .await?;
     for (phone, host) in unanswered {
-        if host.is_some_and(|host| app.links.online(&host)) {
+        if host.is_some_and(|host| app.links.is_online(&host)) {
             offer_again(app, phone, offered_until, now).await?;
         }
     }

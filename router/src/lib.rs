@@ -41,6 +41,7 @@ pub mod dispatch;
 pub mod inbound;
 pub mod lease;
 pub mod link;
+pub mod pool;
 pub mod resolve;
 pub mod retry;
 pub mod warming;

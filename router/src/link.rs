@@ -12,7 +12,7 @@
 pub mod auth;
 mod session;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::extract::State;
@@ -68,6 +68,8 @@ struct Inner {
     worker: String,
     nonces: auth::Nonces,
     sessions: Mutex<HashMap<HostId, Handle>>,
+    /// Hosts that have come or gone since it was last asked.
+    changed: Mutex<HashSet<HostId>>,
 }
 
 #[derive(Debug)]
@@ -101,6 +103,7 @@ impl Links {
                 worker: HEXLOWER.encode(&clock::random::<8>()),
                 nonces: auth::Nonces::default(),
                 sessions: Mutex::default(),
+                changed: Mutex::default(),
             }),
         }
     }
@@ -111,7 +114,7 @@ impl Links {
     }
 
     /// Whether a host has a session here.
-    pub fn online(&self, host: &HostId) -> bool {
+    pub fn is_online(&self, host: &HostId) -> bool {
         self.sessions().contains_key(host)
     }
 
@@ -145,6 +148,7 @@ impl Links {
         let handle =
             Handle { session: session.to_owned(), outbox, ending, free: Arc::clone(&free) };
         let older = self.sessions().insert(host.clone(), handle);
+        self.changed().insert(host.clone());
         if let Some(older) = older {
             older.ending.send_replace(Ending::Replaced);
         }
@@ -157,8 +161,19 @@ impl Links {
         let mine = sessions.get(host).is_some_and(|handle| handle.session == session);
         if mine {
             sessions.remove(host);
+            self.changed().insert(host.clone());
         }
         mine
+    }
+
+    /// The hosts whose sessions have begun or ended since this was last asked. Whether one is [`Self::is_online`] is to be
+    /// asked after this: a host that changes meanwhile is told the next time.
+    pub(crate) fn changed_hosts(&self) -> HashSet<HostId> {
+        std::mem::take(&mut *self.changed())
+    }
+
+    fn changed(&self) -> std::sync::MutexGuard<'_, HashSet<HostId>> {
+        self.inner.changed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn sessions(&self) -> std::sync::MutexGuard<'_, HashMap<HostId, Handle>> {

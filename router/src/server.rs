@@ -1,7 +1,7 @@
 //! The HTTP server, and what every part of the router holds.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
@@ -22,6 +22,7 @@ use crate::lease::Policy;
 use crate::link::Links;
 use crate::listener::{Bounded, CONNECTIONS_MAX, PATIENCE};
 use crate::metrics::{self, Metrics};
+use crate::pool::{self, Caps, Pool};
 use crate::steady::Steady;
 use crate::store::{Store, StoreError, retention, tally};
 use crate::{api, dispatch, error, idempotency, link, store, webhooks};
@@ -41,6 +42,8 @@ pub struct App {
     pub bells: Bells,
     /// The sessions of hosts.
     pub links: Links,
+    /// The phones in memory.
+    pub(crate) pool: pool::Shared,
     /// Every task of the router, so that shutdown can wait for them.
     pub tasks: TaskTracker,
     /// Cancelled when the router is to stop taking work.
@@ -94,8 +97,14 @@ impl App {
             .map_err(|_panicked| StoreError::Panicked)??;
         // Whatever sessions stand there ended with the process that had them.
         store.write(store::admin::forget_sessions).await?;
+        let pool = Pool::new(Caps {
+            warming: Arc::new(config.warming.clone()),
+            daily: config.dispatch.daily_cap,
+            in_flight: config.dispatch.in_flight_per_phone,
+        });
         Ok(Arc::new(Self {
             config,
+            pool: Arc::new(Mutex::new(pool)),
             store,
             steady: Steady::new(clock.now(), tokio::time::Instant::now()),
             clock,

@@ -71,12 +71,12 @@ async fn hello_is_answered_with_leases_and_marks() {
     for phone in &welcome.phones {
         assert_eq!((phone.epoch, phone.ttl_ms, phone.acked_seq), (Some(1), 15_000, 0));
     }
-    assert!(router.app.links.online(&host.id));
+    assert!(router.app.links.is_online(&host.id));
     assert_eq!(count(&router.app, "SELECT COUNT(*) FROM phones WHERE state = 'ready'").await, 2);
     assert_eq!(count(&router.app, "SELECT COUNT(*) FROM hosts WHERE session IS NOT NULL").await, 1);
 
     drop(wire);
-    eventually("the host is offline", || async { !router.app.links.online(&host.id) }).await;
+    eventually("the host is offline", || async { !router.app.links.is_online(&host.id) }).await;
     eventually("its session is gone from the store", || async {
         count(&router.app, "SELECT COUNT(*) FROM hosts WHERE session IS NOT NULL").await == 0
     })
@@ -168,7 +168,7 @@ async fn a_newer_session_ends_the_older() {
     let newer = Bridge::connect(&router, &host).await;
     assert_eq!(older.wire.closed().await, Some(close::REPLACED));
     assert_eq!(newer.epoch, older.epoch);
-    assert!(router.app.links.online(&host.id));
+    assert!(router.app.links.is_online(&host.id));
 }
 
 #[tokio::test]
@@ -182,7 +182,7 @@ async fn an_old_protocol_is_told_so() {
     )
     .await;
     assert_eq!(wire.closed().await, Some(close::PROTOCOL_TOO_OLD));
-    assert!(!router.app.links.online(&host.id));
+    assert!(!router.app.links.is_online(&host.id));
 }
 
 #[tokio::test]
@@ -228,7 +228,7 @@ async fn a_frame_beyond_the_limit_ends_the_session() {
     // The router may hang up before everything is written.
     let _sent = bridge.wire.say_raw(Ws::Text(long.into())).await;
     bridge.wire.closed().await;
-    eventually("the host is offline", || async { !router.app.links.online(&host.id) }).await;
+    eventually("the host is offline", || async { !router.app.links.is_online(&host.id) }).await;
 }
 
 #[tokio::test]

@@ -123,7 +123,7 @@ async fn what_is_wanted_back_is_not_offered_again() {
     let id = accept(app, &tenant, TO, |_| {}).await;
     bridge.wire.send_command().await;
     drop(bridge);
-    eventually("the host is offline", || async { !app.links.online(&host.id) }).await;
+    eventually("the host is offline", || async { !app.links.is_online(&host.id) }).await;
     cancel(app, &tenant, &id).await;
     router::dispatch::recall(app, &id).await;
     let mut bridge = Bridge::connect(&router, &host).await;
@@ -155,7 +155,7 @@ async fn stop_withdraws_from_a_phone_that_is_away_as_soon_as_it_is_back() {
     let id = accept(app, &tenant, TO, |_| {}).await;
     away.wire.send_command().await;
     drop(away);
-    eventually("the host is offline", || async { !app.links.online(&one.id) }).await;
+    eventually("the host is offline", || async { !app.links.is_online(&one.id) }).await;
     let mut other = Bridge::connect(&router, &two).await;
     other.event(received(TO, "guid-stop", "STOP", app.clock.now())).await;
     let mut back = Bridge::connect(&router, &one).await;
@@ -182,7 +182,7 @@ async fn another_journal_neither_gets_nor_answers_what_the_first_may_have_sent()
     let id = accept(app, &tenant, TO, |_| {}).await;
     let send = bridge.wire.send_command().await;
     drop(bridge);
-    eventually("the host is offline", || async { !app.links.online(&host.id) }).await;
+    eventually("the host is offline", || async { !app.links.is_online(&host.id) }).await;
     let mut wire = connect_with(&router, &host, "journal-2", PhoneState::Ready).await;
     assert!(commands_until_now(&mut wire, 7).await.is_empty());
     // A bridge that has never heard of it says so; that proves nothing of the one before.

@@ -10,8 +10,9 @@ use super::events::{self, NewEvent};
 use super::{Json, Row, StoreError, Tx, messages, webhook_jobs};
 use crate::compliance::OptOut;
 use crate::params;
+use crate::pool::Caps;
 use crate::resolve::Candidate;
-use crate::warming::{self, DAY_MS};
+use crate::warming::DAY_MS;
 
 /// What becomes of a message, and why.
 #[derive(Debug, Clone)]
@@ -384,7 +385,8 @@ pub fn opt_out(
 /// A phone of the pool, with what only the store knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolPhone {
-    /// What the choice is made by; `online` and `sticky_ms` are still to be filled in.
+    /// What the choice is made by; `online` is still to be filled in, what depends on the time by [`Self::measure`], and
+    /// what depends on the recipient by [`crate::pool::candidate`].
     pub candidate: Candidate,
     /// Its number.
     pub number: E164,
@@ -396,50 +398,183 @@ pub struct PoolPhone {
     pub journal: Option<String>,
     /// The phone that has taken its place.
     pub replaced_by: Option<PhoneId>,
+    /// When something next becomes true or untrue of it by time alone.
+    pub turns_ms: i64,
     /// Its own cap of messages a day, where it has one.
-    pub daily_cap: Option<u32>,
+    daily_cap: Option<u32>,
     /// Since when its number is used.
-    pub in_service_ms: i64,
+    in_service_ms: i64,
     /// When it had its new contacts of the last 24 hours, ascending.
-    pub new_contacts: Vec<i64>,
+    new_contacts: Vec<i64>,
+    /// Until when its host's lease allows it to be given messages; 0 where it does not.
+    lease_until_ms: i64,
+    /// It is being handed over to another host until then.
+    handed_until_ms: i64,
+    /// Which day its messages were counted on, and how many there were.
+    counted: (i64, i64),
+    /// Its open attempts.
+    under_way: u32,
+    /// When the oldest offer that it has not answered was first made.
+    oldest_offer_ms: Option<i64>,
 }
 
 impl PoolPhone {
-    /// Fills in what the caps say of it at `now`.
-    pub fn measure(&mut self, warming: &warming::Policy, daily_cap: u32, now: UnixMs) {
-        let cap = i64::from(self.daily_cap.unwrap_or(daily_cap));
-        self.candidate.capped = self.candidate.messages_today >= cap;
-        self.candidate.new_from_ms =
-            warming.next_new_contact(self.in_service_ms, &self.new_contacts, now.0);
+    /// Fills in what depends on the time and on the caps.
+    pub fn measure(&mut self, caps: &Caps, now: UnixMs) {
+        let today = now.0.div_euclid(DAY_MS);
+        let (day, count) = self.counted;
+        let cap = i64::from(self.daily_cap.unwrap_or(caps.daily));
+        let silent_ms = self.oldest_offer_ms.map(|at| at.saturating_add(UNANSWERED_MS));
+        let new_from_ms =
+            caps.warming.next_new_contact(self.in_service_ms, &self.new_contacts, now.0);
+        let candidate = &mut self.candidate;
+        candidate.messages_today = if day == today { count } else { 0 };
+        candidate.capped = candidate.messages_today >= cap;
+        candidate.leased = self.lease_until_ms > now.0 && self.handed_until_ms <= now.0;
+        let silent = silent_ms.is_some_and(|at| at <= now.0);
+        candidate.in_flight = if silent { u32::MAX } else { self.under_way };
+        candidate.new_from_ms = new_from_ms;
+        let midnight = today.saturating_add(1).saturating_mul(DAY_MS);
+        let moments = [
+            self.lease_until_ms,
+            self.handed_until_ms,
+            silent_ms.unwrap_or(0),
+            new_from_ms,
+            midnight,
+        ];
+        self.turns_ms = moments.into_iter().filter(|at| *at > now.0).min().unwrap_or(i64::MAX);
     }
 }
 
 /// Every phone, as it stands.
 pub fn pool(tx: &mut Tx<'_>, now: UnixMs) -> Result<Vec<PoolPhone>, StoreError> {
-    let today = now.0.div_euclid(DAY_MS);
-    let silent_since = now.plus_ms(-UNANSWERED_MS);
-    let busy: std::collections::HashMap<PhoneId, u32> = tx
-        .query(IN_FLIGHT, params![silent_since], |row| {
-            let in_flight = if row.int(2)? > 0 { u32::MAX } else { row.get(1)? };
-            Ok((row.get(0)?, in_flight))
-        })?
-        .into_iter()
-        .collect();
-    let mut phones = tx.query(
-        "SELECT p.id, p.number, p.host_id, p.exclusive_tenant_id, p.state = 'ready', p.channels,
-             p.warming_priority, CASE WHEN p.day = ?1 THEN p.messages_today ELSE 0 END, p.last_used_at,
-             l.epoch, l.host_id = p.host_id AND l.released = 0 AND l.expires_at > ?2
-                 AND (p.handed_to IS NULL OR p.handed_until <= ?2) AND p.replaced_by IS NULL AND h.drained_at IS NULL,
-             p.journal, p.replaced_by, p.daily_cap, COALESCE(p.in_service_at, p.created_at)
-         FROM phones p LEFT JOIN leases l ON l.phone_id = p.id LEFT JOIN hosts h ON h.id = p.host_id
-         ORDER BY p.id",
-        params![today, now],
-        |row| pool_phone(row, &busy),
-    )?;
+    let mut phones = tx.query(&format!("{POOL} ORDER BY p.id"), params![], read_pool_phone)?;
     for phone in &mut phones {
-        phone.new_contacts = new_contacts(tx, &phone.candidate.phone, now)?;
+        complete(tx, phone, now)?;
     }
     Ok(phones)
+}
+
+/// One phone, as it stands.
+pub fn pool_phone(
+    tx: &mut Tx<'_>,
+    id: &PhoneId,
+    now: UnixMs,
+) -> Result<Option<PoolPhone>, StoreError> {
+    let mut phone = tx.query_opt(POOL_PHONE, params![id], read_pool_phone)?;
+    if let Some(phone) = &mut phone {
+        complete(tx, phone, now)?;
+    }
+    Ok(phone)
+}
+
+macro_rules! pool_sql {
+    ($condition:literal) => {
+        concat!(
+            "SELECT p.id, p.number, p.host_id, p.exclusive_tenant_id, p.state = 'ready', p.channels,
+                 p.warming_priority, p.messages_today, p.day, p.last_used_at, l.epoch,
+                 CASE WHEN l.host_id = p.host_id AND l.released = 0 AND p.replaced_by IS NULL
+                     AND h.drained_at IS NULL THEN l.expires_at END,
+                 CASE WHEN p.handed_to IS NULL THEN 0 ELSE p.handed_until END,
+                 p.journal, p.replaced_by, p.daily_cap, COALESCE(p.in_service_at, p.created_at)
+             FROM phones p LEFT JOIN leases l ON l.phone_id = p.id LEFT JOIN hosts h ON h.id = p.host_id ",
+            $condition
+        )
+    };
+}
+const POOL: &str = pool_sql!("");
+const POOL_PHONE: &str = pool_sql!("WHERE p.id = ?1");
+
+fn read_pool_phone(row: &Row<'_>) -> Result<PoolPhone, StoreError> {
+    let Json(channels): Json<Vec<Channel>> = row.get(5)?;
+    Ok(PoolPhone {
+        number: row.get(1)?,
+        host: row.get(2)?,
+        epoch: row.get(10)?,
+        journal: row.get(13)?,
+        replaced_by: row.get(14)?,
+        turns_ms: i64::MIN,
+        daily_cap: row.get(15)?,
+        in_service_ms: row.int(16)?,
+        new_contacts: Vec::new(),
+        lease_until_ms: row.get::<Option<i64>>(11)?.unwrap_or(0),
+        handed_until_ms: row.get::<Option<i64>>(12)?.unwrap_or(i64::MAX),
+        counted: (row.int(8)?, row.int(7)?),
+        under_way: 0,
+        oldest_offer_ms: None,
+        candidate: Candidate {
+            phone: row.get(0)?,
+            exclusive_to: row.get(3)?,
+            sticky_ms: None,
+            known: false,
+            new_from_ms: i64::MAX,
+            capped: true,
+            online: false,
+            ready: row.get(4)?,
+            leased: false,
+            channels,
+            in_flight: u32::MAX,
+            messages_today: 0,
+            warming_priority: row.int(6)?,
+            last_used_ms: row.get::<Option<i64>>(9)?.unwrap_or(0),
+        },
+    })
+}
+
+fn complete(tx: &mut Tx<'_>, phone: &mut PoolPhone, now: UnixMs) -> Result<(), StoreError> {
+    let id = phone.candidate.phone.clone();
+    (phone.under_way, phone.oldest_offer_ms) =
+        tx.query_row(IN_FLIGHT, params![id, phone.journal], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    phone.new_contacts = new_contacts(tx, &id, now)?;
+    Ok(())
+}
+
+/// Notes in a table of the writing connection alone which phones have changed, whoever changed them and however: what is
+/// kept of them in memory is read anew. What changes no choice (a report's time, an offer that is repeated) is not noted.
+pub(crate) const WATCH: &str = "
+    CREATE TEMP TABLE changed_phones (phone_id TEXT PRIMARY KEY);
+    CREATE TEMP TRIGGER phone_added AFTER INSERT ON main.phones BEGIN
+        INSERT INTO changed_phones SELECT NEW.id WHERE NEW.id NOT IN (SELECT phone_id FROM changed_phones); END;
+    CREATE TEMP TRIGGER phone_changed AFTER UPDATE ON main.phones BEGIN
+        INSERT INTO changed_phones SELECT NEW.id WHERE NEW.id NOT IN (SELECT phone_id FROM changed_phones); END;
+    CREATE TEMP TRIGGER phone_gone AFTER DELETE ON main.phones BEGIN
+        INSERT INTO changed_phones SELECT OLD.id WHERE OLD.id NOT IN (SELECT phone_id FROM changed_phones); END;
+    CREATE TEMP TRIGGER lease_added AFTER INSERT ON main.leases BEGIN
+        INSERT INTO changed_phones SELECT NEW.phone_id WHERE NEW.phone_id NOT IN (SELECT phone_id FROM changed_phones); END;
+    CREATE TEMP TRIGGER lease_changed AFTER UPDATE ON main.leases BEGIN
+        INSERT INTO changed_phones SELECT NEW.phone_id WHERE NEW.phone_id NOT IN (SELECT phone_id FROM changed_phones); END;
+    CREATE TEMP TRIGGER lease_gone AFTER DELETE ON main.leases BEGIN
+        INSERT INTO changed_phones SELECT OLD.phone_id WHERE OLD.phone_id NOT IN (SELECT phone_id FROM changed_phones); END;
+    CREATE TEMP TRIGGER attempt_added AFTER INSERT ON main.attempts BEGIN
+        INSERT INTO changed_phones SELECT NEW.phone_id WHERE NEW.phone_id NOT IN (SELECT phone_id FROM changed_phones); END;
+    CREATE TEMP TRIGGER attempt_changed AFTER UPDATE OF state, journal, first_offered_at ON main.attempts BEGIN
+        INSERT INTO changed_phones SELECT NEW.phone_id WHERE NEW.phone_id NOT IN (SELECT phone_id FROM changed_phones); END;
+    CREATE TEMP TRIGGER attempt_gone AFTER DELETE ON main.attempts BEGIN
+        INSERT INTO changed_phones SELECT OLD.phone_id WHERE OLD.phone_id NOT IN (SELECT phone_id FROM changed_phones); END;
+    CREATE TEMP TRIGGER contact_added AFTER INSERT ON main.phone_contacts WHEN NEW.counted = 1 BEGIN
+        INSERT INTO changed_phones SELECT NEW.phone_id WHERE NEW.phone_id NOT IN (SELECT phone_id FROM changed_phones); END;
+    CREATE TEMP TRIGGER contact_changed AFTER UPDATE OF counted, since ON main.phone_contacts BEGIN
+        INSERT INTO changed_phones SELECT NEW.phone_id WHERE NEW.phone_id NOT IN (SELECT phone_id FROM changed_phones); END;
+    CREATE TEMP TRIGGER contact_gone AFTER DELETE ON main.phone_contacts BEGIN
+        INSERT INTO changed_phones SELECT OLD.phone_id WHERE OLD.phone_id NOT IN (SELECT phone_id FROM changed_phones); END;
+    CREATE TEMP TRIGGER host_changed AFTER UPDATE OF drained_at ON main.hosts BEGIN
+        INSERT INTO changed_phones SELECT id FROM main.phones
+        WHERE host_id = NEW.id AND id NOT IN (SELECT phone_id FROM changed_phones); END;
+";
+
+/// The phones that have changed since this was last asked.
+pub fn take_changed_phones(tx: &mut Tx<'_>) -> Result<Vec<PhoneId>, StoreError> {
+    let changed =
+        tx.query("SELECT phone_id FROM temp.changed_phones", params![], |row| row.get(0))?;
+    if !changed.is_empty() {
+        tx.execute("DELETE FROM temp.changed_phones", params![])?;
+    }
+    Ok(changed)
+}
+
+/// A number that changes whenever another connection has written to the file.
+pub fn file_version(tx: &mut Tx<'_>) -> Result<i64, StoreError> {
+    tx.query_row("PRAGMA data_version", params![], |row| row.int(0))
 }
 
 /// When a phone had its new contacts of the last 24 hours, ascending.
@@ -454,47 +589,11 @@ const NEW_CONTACTS: &str = "SELECT since FROM phone_contacts WHERE counted = 1 A
 /// would be `unknown`.
 const UNANSWERED_MS: i64 = 2_000;
 
-/// What a bridge with another journal had takes no place of the one that is there now.
+/// The open attempts of a phone, and the oldest offer among them without an answer. What a bridge with another journal
+/// had takes no place of the one that is there now.
 const IN_FLIGHT: &str =
-    "SELECT a.phone_id, COUNT(*), SUM(CASE WHEN a.state = 'offered' AND a.first_offered_at <= ?1 THEN 1 ELSE 0 END)
-     FROM attempts a JOIN phones p ON p.id = a.phone_id
-     WHERE a.state <> 'done' AND (a.journal IS NULL OR p.journal IS NULL OR a.journal = p.journal)
-     GROUP BY a.phone_id";
-
-fn pool_phone(
-    row: &Row<'_>,
-    busy: &std::collections::HashMap<PhoneId, u32>,
-) -> Result<PoolPhone, StoreError> {
-    let phone: PhoneId = row.get(0)?;
-    let Json(channels): Json<Vec<Channel>> = row.get(5)?;
-    let in_flight = busy.get(&phone).copied().unwrap_or(0);
-    Ok(PoolPhone {
-        number: row.get(1)?,
-        host: row.get(2)?,
-        epoch: row.get(9)?,
-        journal: row.get(11)?,
-        replaced_by: row.get(12)?,
-        daily_cap: row.get(13)?,
-        in_service_ms: row.int(14)?,
-        new_contacts: Vec::new(),
-        candidate: Candidate {
-            phone,
-            exclusive_to: row.get(3)?,
-            sticky_ms: None,
-            known: false,
-            new_from_ms: i64::MAX,
-            capped: true,
-            online: false,
-            ready: row.get(4)?,
-            leased: row.get::<Option<bool>>(10)?.unwrap_or(false),
-            channels,
-            in_flight,
-            messages_today: row.int(7)?,
-            warming_priority: row.int(6)?,
-            last_used_ms: row.get::<Option<i64>>(8)?.unwrap_or(0),
-        },
-    })
-}
+    "SELECT COUNT(*), MIN(CASE WHEN state = 'offered' THEN first_offered_at END) FROM attempts
+     WHERE phone_id = ?1 AND state <> 'done' AND (journal IS NULL OR ?2 IS NULL OR journal = ?2)";
 
 /// What a recipient is to a tenant and to the phones.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -1154,7 +1253,7 @@ mod tests {
             (open.as_str(), "(message_id=?)"),
             (of_others.as_str(), "attempts_open (phone_id=?)"),
             (FORMER_HOSTS, "attempts_open"),
-            (IN_FLIGHT, "attempts_open"),
+            (IN_FLIGHT, "attempts_open (phone_id=?)"),
             (inbound::ON_THE_WAY, "messages_on_the_way (tenant_id=? AND recipient=? AND kind=?)"),
             (inbound::TALKED_WITH, "bindings_by_phone (phone_id=? AND recipient=?)"),
             (inbound::BY_GUID, "messages_by_phone_guid (phone_id=? AND guid=?)"),

@@ -11,7 +11,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{StoreError, Tx, migrate};
+use super::{StoreError, Tx, dispatch, migrate};
 
 /// Closures waiting for the writer. At some tens of microseconds each this is well under a second of work; more
 /// waiting would only be answered after its caller has given up.
@@ -110,6 +110,7 @@ impl Threads {
         writer.pragma_update(None, "wal_autocheckpoint", 4_096)?;
         writer.pragma_update(None, "journal_size_limit", 64 * 1024 * 1024)?;
         migrate(&mut writer)?;
+        writer.execute_batch(dispatch::WATCH)?;
 
         let (write, waiting) = mpsc::channel(WRITE_QUEUE);
         spawn("store-writer", move || write_all(&writer, &place, waiting))?;
@@ -240,6 +241,7 @@ fn open(path: &Path) -> Result<Connection, StoreError> {
 }
 
 fn write_all(connection: &Connection, place: &Place, mut waiting: Waiting) {
+    let mut losses = 0;
     while let Some(mut first) = waiting.blocking_recv() {
         if !place.still_leads_there() {
             tracing::error!(path = %place.path.display(), "{}", StoreError::Replaced);
@@ -248,7 +250,8 @@ fn write_all(connection: &Connection, place: &Place, mut waiting: Waiting) {
             continue;
         }
         let mut batch = vec![first];
-        if let Err(error) = write_batch(connection, &mut batch, &mut waiting) {
+        if let Err(error) = write_batch(connection, &mut batch, &mut waiting, &mut losses) {
+            losses += 1;
             tracing::error!(%error, jobs = batch.len(), "a store commit failed; nothing of it remains");
             if !connection.is_autocommit()
                 && let Err(error) = run(connection, "ROLLBACK")
@@ -272,12 +275,15 @@ fn write_batch(
     connection: &Connection,
     batch: &mut Vec<Box<dyn Job>>,
     waiting: &mut Waiting,
+    losses: &mut u64,
 ) -> Result<(), StoreError> {
     run(connection, "BEGIN IMMEDIATE")?;
     let mut next = 0;
     while let Some(job) = batch.get_mut(next) {
         run(connection, "SAVEPOINT job")?;
-        if !job.run(&mut Tx::sqlite(connection)) {
+        let mut tx = Tx::after(connection, *losses);
+        if !job.run(&mut tx) {
+            *losses += u64::from(tx.is_remembered());
             // Disk full and I/O errors end the whole transaction inside SQLite, neighbours' rows included
             // (sqlite.org/lang_transaction.html, "Response To Errors Within A Transaction").
             if connection.is_autocommit() {

@@ -9,6 +9,9 @@ use super::{Column, Dialect, FromColumn, StoreError, Value};
 #[derive(Debug)]
 pub struct Tx<'a> {
     engine: Engine<'a>,
+    /// Transactions so far whose rows were taken back after somebody had remembered them.
+    losses: u64,
+    remembered: bool,
 }
 
 #[derive(Debug)]
@@ -28,8 +31,23 @@ enum EngineRow<'a> {
 }
 
 impl<'a> Tx<'a> {
-    pub(super) fn sqlite(connection: &'a Connection) -> Self {
-        Self { engine: Engine::Sqlite(connection) }
+    pub(crate) fn sqlite(connection: &'a Connection) -> Self {
+        Self::after(connection, 0)
+    }
+
+    pub(crate) fn after(connection: &'a Connection, losses: u64) -> Self {
+        Self { engine: Engine::Sqlite(connection), losses, remembered: false }
+    }
+
+    /// For what keeps in memory what it reads here. The number that is answered is another one once any such transaction
+    /// was rolled back: what was remembered may never have been true, and has to be forgotten.
+    pub fn remember(&mut self) -> u64 {
+        self.remembered = true;
+        self.losses
+    }
+
+    pub(super) fn is_remembered(&self) -> bool {
+        self.remembered
     }
 
     /// The dialect of the engine behind, for the statements that must differ.
