@@ -40,6 +40,8 @@ pub mod journal;
 pub mod manual;
 pub mod osascript;
 pub mod outbound;
+#[doc(hidden)]
+pub mod simulation;
 
 mod capability;
 mod evidence;

@@ -71,6 +71,10 @@ pub enum Decision {
     },
 }
 
+/// Longest lease that a configuration can ask for, and that a bridge believes. One that seems to last longer was granted
+/// before the wall clock was set back, and says nothing about when it ends.
+pub const LONGEST_MS: i64 = 600_000;
+
 /// Decides for `asker`.
 pub fn decide(
     policy: Policy,
@@ -96,10 +100,11 @@ pub fn decide(
             Role::Leaving | Role::Standby { .. } => later,
         };
     };
+    let believable = current.expires_ms <= now_ms.saturating_add(LONGEST_MS);
     if current.host == asker && role == Role::Active {
-        // An expired lease that nobody else was granted has not changed hands: the epoch stays. The end is
-        // never moved back, whatever the wall clock does.
-        let expires_ms = expires_ms.max(current.expires_ms);
+        // An expired lease that nobody else was granted has not changed hands: the epoch stays. The end is not moved
+        // back by a clock that is corrected, nor by a configuration with a shorter life.
+        let expires_ms = if believable { expires_ms.max(current.expires_ms) } else { expires_ms };
         let epoch = current.epoch;
         return Decision::Renew(Lease {
             host: asker.to_owned(),
@@ -112,10 +117,11 @@ pub fn decide(
     // What was released for an heir is the heir's: a third host waits as if it had not been.
     let released = current.released && role == Role::Heir;
     if !released {
-        if now_ms < free_from_ms {
+        if believable && now_ms < free_from_ms {
             return Decision::Refuse { until_ms: free_from_ms };
         }
-        let believed_after_ms = policy.ttl_ms.saturating_add(policy.grace_ms);
+        let longest_ms = if believable { policy.ttl_ms } else { LONGEST_MS };
+        let believed_after_ms = longest_ms.saturating_add(policy.grace_ms);
         let missing_ms = believed_after_ms.saturating_sub(policy.steady_ms);
         if missing_ms > 0 {
             return Decision::Refuse { until_ms: now_ms.saturating_add(missing_ms) };
@@ -281,6 +287,22 @@ mod tests {
         assert_eq!(heir, Decision::Grant(lease("b", 5, 15_500)));
         let holder = decide(policy, Some(&held), ("a", Role::Active), 500);
         assert_eq!(holder, Decision::Renew(lease("a", 4, 15_500)));
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_holds_up_nobody_for_longer_than_a_lease_can_last() {
+        let held = lease("a", 4, 3_600_000);
+        let even = |steady_ms| Policy { steady_ms, ..POLICY };
+        let fit = Role::Standby { fit: true };
+        let ask = |steady_ms| decide(even(steady_ms), Some(&held), ("b", fit), 1_000);
+        assert_eq!(ask(20_000), Decision::Refuse { until_ms: 1_000 + 585_000 });
+        assert_eq!(ask(605_000), Decision::Grant(lease("b", 5, 16_000)));
+        // The holder itself shows when its lease ends.
+        let holder = |held: &Lease| decide(even(0), Some(held), ("a", Role::Active), 1_000);
+        assert_eq!(holder(&held), Decision::Renew(lease("a", 4, 16_000)));
+        // A lease of a longer life that was configured before is not cut short.
+        let long = lease("a", 4, 300_000);
+        assert_eq!(holder(&long), Decision::Renew(long.clone()));
     }
 
     #[test]

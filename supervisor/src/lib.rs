@@ -39,6 +39,8 @@ mod program;
 mod reload;
 mod resources;
 mod restart;
+#[doc(hidden)]
+pub mod simulation;
 mod stream;
 mod switchboard;
 

@@ -28,7 +28,7 @@ use crate::phone::Report;
 use crate::pool::{Ask, Pool, chain, ms};
 use crate::power::Clocks;
 
-mod keeper;
+pub(crate) mod keeper;
 
 use keeper::{Answer, Effect, Event, Job, Keeper, News, Standing, View};
 

@@ -19,7 +19,7 @@ use crate::helper::Helper;
 use crate::pool::chain;
 use crate::switchboard::LinkState;
 
-mod choice;
+pub(crate) mod choice;
 mod order;
 mod probe;
 pub(crate) mod services;

@@ -81,6 +81,11 @@ pub(crate) struct Reading {
 }
 
 impl Reading {
+    /// A supply that says how full it is and not for how long.
+    pub(crate) fn of(source: PowerSource, percent: u8) -> Self {
+        Self { source, percent: Some(percent), minutes: None }
+    }
+
     const NONE: Self = Self { source: PowerSource::Unknown, percent: None, minutes: None };
 }
 
@@ -154,7 +159,7 @@ fn minutes(word: &str) -> Option<u32> {
 
 /// Turns readings into levels that do not flutter.
 #[derive(Debug)]
-struct Judge {
+pub(crate) struct Judge {
     limits: Limits,
     level: Option<PowerLevel>,
     /// Another level: how often in a row it was read, and since when.
@@ -162,12 +167,16 @@ struct Judge {
 }
 
 impl Judge {
-    fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits) -> Self {
         Self { limits, level: None, candidate: None }
     }
 
     /// Takes a reading in; the change of level, if that was one.
-    fn take(&mut self, reading: Reading, now: ContinuousMs) -> Option<(PowerLevel, PowerLevel)> {
+    pub(crate) fn take(
+        &mut self,
+        reading: Reading,
+        now: ContinuousMs,
+    ) -> Option<(PowerLevel, PowerLevel)> {
         let wanted = self.wanted(reading);
         let Some(level) = self.level else {
             // A supervisor that starts on an empty battery must not take work first.
@@ -207,7 +216,8 @@ impl Judge {
         Some((level, wanted))
     }
 
-    fn level(&self) -> PowerLevel {
+    /// The level that is believed.
+    pub(crate) fn level(&self) -> PowerLevel {
         self.level.unwrap_or(PowerLevel::Unknown)
     }
 
