@@ -60,6 +60,8 @@ reasons! {
     Canceled = "canceled",
     /// Every attempt is used up.
     AttemptsExhausted = "attempts_exhausted",
+    /// The router was ended, again and again, while it looked at it.
+    Poisoned = "poisoned",
     /// The host that it was given to is gone, and what it did with it is not known.
     HostLost = "host_lost",
 

@@ -11,7 +11,7 @@
 //! The loop sleeps until a bell rings (a new message, a phone that became ready, an attempt that ended), the next job
 //! falls due, or a second is over.
 
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use protocol::link::RouterFrame;
@@ -20,12 +20,13 @@ use protocol::{Channel, ChannelChoice, MessageId, PhoneId, Reason, Recipient, St
 
 use crate::compliance::{self, Facts, Verdict};
 use crate::link::Links;
-use crate::pool::{self, Pool};
+use crate::pool;
 use crate::resolve::{self, Candidate, Need, Unable};
 use crate::server::{App, AppState};
 use crate::store::dispatch::{
-    self as rows, Change, Claimed, Former, Given, NewAttempt, Offer, Outbound, PoolPhone, Relations,
+    self as rows, Change, Former, Given, NewAttempt, Offer, Outbound, PoolPhone, Relations,
 };
+use crate::store::queue::{self, Claim, Claimed, Turns};
 use crate::store::{StoreError, Tx};
 use crate::warming;
 
@@ -38,8 +39,9 @@ const SLEEP_MIN: Duration = Duration::from_millis(20);
 /// How long the loop waits after the store has failed it.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 
-/// When only the one phone that a message may go to has its hands full, the message is looked at again after this.
-const BUSY_WAIT_MS: i64 = 500;
+/// How often a job may be claimed without a decision about it: so often has it ended the worker, or kept it from the
+/// store.
+const CLAIMS_MAX: u32 = 5;
 
 /// How often offers are repeated, recalls repeated, lost attempts and overdue jobs looked for.
 const SWEEP_EVERY_MS: i64 = 1_000;
@@ -99,7 +101,7 @@ async fn turn(app: &AppState, swept_at: &mut UnixMs) -> Result<Duration, StoreEr
         return Ok(SLEEP_MAX);
     }
     let now = app.clock.now();
-    let due = app.store.read(rows::next_due).await?;
+    let due = app.store.read(queue::next_due).await?;
     let wait = due
         .map_or(SLEEP_MAX, |due| Duration::from_millis(u64::try_from(due.since(now)).unwrap_or(0)));
     Ok(wait.clamp(SLEEP_MIN, SLEEP_MAX))
@@ -134,6 +136,7 @@ struct Desk {
     settings: crate::config::Dispatch,
     warming: Arc<warming::Policy>,
     pool: pool::Shared,
+    turns: Arc<Mutex<Turns>>,
     links: Links,
 }
 
@@ -144,14 +147,15 @@ impl Desk {
             settings: app.config.dispatch,
             warming: caps.warming,
             pool: Arc::clone(&app.pool),
+            turns: Arc::clone(&app.turns),
             links: app.links.clone(),
         }
     }
 }
 
 /// The lock is never waited for: only closures that the store runs one after another take it.
-fn lock(pool: &pool::Shared) -> MutexGuard<'_, Pool> {
-    pool.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Claims what is due and fits, decides it, writes it down, hands it over.
@@ -162,25 +166,25 @@ pub async fn run_once(app: &App) -> Result<Ran, StoreError> {
     let until = now.plus_ms(ms(settings.claim_ms));
     let batch = usize::try_from(settings.claim_batch).unwrap_or(1).max(1);
     let worker = app.links.worker().to_owned();
-    let (shared, links) = (Arc::clone(&desk.pool), desk.links.clone());
+    let at = desk.clone();
     let (claimed, full) = app
         .store
         .write(move |tx| {
-            let mut pool = lock(&shared);
-            pool.catch_up(tx, &links, now, true)?;
+            let mut pool = lock(&at.pool);
+            pool.catch_up(tx, &at.links, now, true)?;
             let limit = batch.min(pool.room().unwrap_or(batch));
             let claimed = if limit == 0 {
-                Vec::new()
+                Claim::default()
             } else {
-                rows::claim(tx, &worker, (now, until), limit)?
+                queue::claim(tx, &mut lock(&at.turns), &worker, (now, until), limit)?
             };
             Ok((claimed, limit == 0))
         })
         .await?;
-    let mut ran = Ran { more: claimed.len() >= batch, full, ..Ran::default() };
+    let mut ran = Ran { more: claimed.more, full, ..Ran::default() };
     // All closures of the batch are queued before the first is awaited, so that they share one commit.
     let decided = futures_util::future::join_all(
-        claimed.into_iter().map(|job| decide_one(app, desk.clone(), job, now)),
+        claimed.jobs.into_iter().map(|job| decide_one(app, desk.clone(), job, now)),
     )
     .await;
     let mut failed = None;
@@ -206,6 +210,15 @@ pub async fn run_once(app: &App) -> Result<Ran, StoreError> {
 
 async fn decide_one(app: &App, desk: Desk, job: Claimed, now: UnixMs) -> Result<Done, StoreError> {
     let again = job.clone();
+    if job.claims > CLAIMS_MAX {
+        tracing::error!(message = %job.message, claims = job.claims, "dispatch: a message was claimed again and again and never decided; it is given up");
+        let told =
+            app.store.write(move |tx| end(tx, &job, Status::Failed, Reason::Poisoned, now)).await;
+        return match told {
+            Err(error) if !error.is_unavailable() => unread(app, again, now).await,
+            told => told,
+        };
+    }
     let first = app.store.write(move |tx| decide_and_record(tx, &desk, &job, now)).await;
     match first {
         Err(error) if !error.is_unavailable() => {
@@ -214,18 +227,18 @@ async fn decide_one(app: &App, desk: Desk, job: Claimed, now: UnixMs) -> Result<
             let job = again.clone();
             let told = app.store.write(move |tx| block(tx, &job, Reason::CheckFailed, now)).await;
             match told {
-                Err(error) if !error.is_unavailable() => {
-                    // The message's own row is what cannot be read: it is ended without looking at it.
-                    app.store
-                        .write(move |tx| rows::block_unread(tx, &again.tenant, &again.message, now))
-                        .await?;
-                    Ok(Done::Ended)
-                }
+                Err(error) if !error.is_unavailable() => unread(app, again, now).await,
                 told => told,
             }
         }
         other => other,
     }
+}
+
+/// The message's own row is what cannot be read: it is ended without looking at it.
+async fn unread(app: &App, job: Claimed, now: UnixMs) -> Result<Done, StoreError> {
+    app.store.write(move |tx| rows::block_unread(tx, &job.tenant, &job.message, now)).await?;
+    Ok(Done::Ended)
 }
 
 /// The one transaction of a message: facts, decision, everything that follows from it.
@@ -273,7 +286,8 @@ fn decide_and_record(
     let (choice, phone) = match choice {
         Ok(chosen) => chosen,
         Err(Unable::Busy) => {
-            rows::put_job(tx, (tenant, id), message.class.rank(), now.plus_ms(BUSY_WAIT_MS), None)?;
+            let again = lock(&desk.turns).after_busy(tenant, now);
+            rows::put_job(tx, (tenant, id), message.class.rank(), again, None)?;
             return Ok(Done::Held);
         }
         Err(Unable::NotAllowed) => {

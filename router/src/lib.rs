@@ -44,5 +44,6 @@ pub mod link;
 pub mod pool;
 pub mod resolve;
 pub mod retry;
+pub mod shares;
 pub mod warming;
 pub mod webhooks;

@@ -24,6 +24,7 @@ use crate::listener::{Bounded, CONNECTIONS_MAX, PATIENCE};
 use crate::metrics::{self, Metrics};
 use crate::pool::{self, Caps, Pool};
 use crate::steady::Steady;
+use crate::store::queue::Turns;
 use crate::store::{Store, StoreError, retention, tally};
 use crate::{api, dispatch, error, idempotency, link, store, webhooks};
 
@@ -44,6 +45,8 @@ pub struct App {
     pub links: Links,
     /// The phones in memory.
     pub(crate) pool: pool::Shared,
+    /// Whose turn it is in the queue; taken only by closures that the writing thread runs one after another.
+    pub(crate) turns: Arc<Mutex<Turns>>,
     /// Every task of the router, so that shutdown can wait for them.
     pub tasks: TaskTracker,
     /// Cancelled when the router is to stop taking work.
@@ -105,6 +108,7 @@ impl App {
         Ok(Arc::new(Self {
             config,
             pool: Arc::new(Mutex::new(pool)),
+            turns: Arc::default(),
             store,
             steady: Steady::new(clock.now(), tokio::time::Instant::now()),
             clock,
@@ -222,8 +226,7 @@ async fn sample(app: AppState) {
             () = app.stop.cancelled() => return,
             _tick = every.tick() => {}
         }
-        let now = app.clock.now();
-        match app.store.read(move |tx| tally::take(tx, now)).await {
+        match app.store.read(tally::take).await {
             Ok(tally) => metrics::show(&tally, &mut holding),
             Err(error) => tracing::warn!(%error, "what waits was not counted"),
         }

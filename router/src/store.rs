@@ -27,6 +27,7 @@ pub mod keys;
 pub mod lease;
 pub mod messages;
 pub mod opt_outs;
+pub mod queue;
 pub mod retention;
 pub mod standby;
 pub mod tally;

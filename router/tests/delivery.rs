@@ -169,3 +169,59 @@ async fn who_does_not_answer_is_left_alone_until_they_do() {
     bridge.event(received(&stranger(1), "guid-in", "Yes?", app.clock.now())).await;
     assert_eq!(bridge.wire.send_command().await.message, third);
 }
+
+#[tokio::test]
+async fn a_scheduled_message_is_queued_when_its_time_comes_and_not_before() {
+    let router = router("").await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let later = app.clock.now().plus_ms(300);
+    let id = accept(app, &tenant, &stranger(1), |new| new.send_at = Some(later)).await;
+    let never = accept(app, &tenant, &stranger(2), |new| new.send_at = Some(later)).await;
+    assert_eq!(message(app, &tenant, &id).await.status, Status::Scheduled);
+    let (whose, which, now) = (tenant.clone(), never.clone(), app.clock.now());
+    app.store
+        .write(move |tx| router::store::messages::cancel(tx, &whose, &which, now))
+        .await
+        .unwrap();
+    // There is no phone: what happens by its time alone.
+    reaches(app, &tenant, &id, Status::Queued).await;
+    assert!(app.clock.now() >= later);
+    held(app, &tenant, &id, Reason::NoPhoneAvailable).await;
+    assert_eq!(kinds(app, &tenant, &id).await, ["scheduled", "queued", "held"]);
+    assert_eq!(kinds(app, &tenant, &never).await, ["scheduled", "canceled"]);
+}
+
+#[tokio::test]
+async fn what_ends_the_router_again_and_again_is_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let app = open(folder.path(), "").await;
+    let tenant = tenant(&app, "Acme").await;
+    let bad = accept(&app, &tenant, &stranger(1), |_| {}).await;
+    let good = accept(&app, &tenant, &stranger(2), |_| {}).await;
+    // Claimed five times, and each time the router ended.
+    for claims in 2..=5 {
+        let which = bad.clone();
+        app.store
+            .write(move |tx| {
+                let sql = "UPDATE jobs SET claims = ?2 WHERE message_id = ?1";
+                tx.execute(sql, router::params![which, claims])
+            })
+            .await
+            .unwrap();
+        if claims < 5 {
+            // It is looked at alone, found to be harmless this time, and waits like any other.
+            let ran = router::dispatch::run_once(&app).await.unwrap();
+            assert_eq!((ran.held, ran.ended, ran.more), (1, 0, true));
+            assert_eq!(count(&app, "SELECT SUM(claims) FROM jobs").await, 0);
+            let sql = "UPDATE jobs SET ready = 1, run_at = 0";
+            app.store.write(move |tx| tx.execute(sql, &[])).await.unwrap();
+        }
+    }
+    let ran = router::dispatch::run_once(&app).await.unwrap();
+    assert_eq!((ran.held, ran.ended), (0, 1));
+    let end = message(&app, &tenant, &bad).await;
+    assert_eq!((end.status, end.reason), (Status::Failed, Some(Reason::Poisoned)));
+    router::dispatch::run_once(&app).await.unwrap();
+    assert_eq!(message(&app, &tenant, &good).await.status, Status::Queued);
+}

@@ -7,6 +7,7 @@ use protocol::{
 };
 
 use super::events::{self, NewEvent};
+use super::queue::Claimed;
 use super::{Json, Row, StoreError, Tx, messages, webhook_jobs};
 use crate::compliance::OptOut;
 use crate::params;
@@ -211,62 +212,13 @@ pub fn number_of(tx: &mut Tx<'_>, phone: &PhoneId) -> Result<Option<E164>, Store
     tx.query_opt("SELECT number FROM phones WHERE id = ?1", params![phone], |row| row.get(0))
 }
 
-/// A job that has been claimed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Claimed {
-    /// The message.
-    pub message: MessageId,
-    /// Whose.
-    pub tenant: TenantId,
-}
-
-/// Claims up to `limit` due jobs, the most urgent class first. A claim moves the job to `until`, where it falls due
-/// again by itself if its worker dies.
-pub fn claim(
-    tx: &mut Tx<'_>,
-    worker: &str,
-    (now, until): (UnixMs, UnixMs),
-    limit: usize,
-) -> Result<Vec<Claimed>, StoreError> {
-    let sql = claim_sql(tx.dialect().skip_locked());
-    let mut claimed = Vec::new();
-    for class in Class::ALL {
-        let room = limit.saturating_sub(claimed.len());
-        if room == 0 {
-            break;
-        }
-        let mut of_class =
-            tx.query(&sql, params![class.rank(), now, until, worker, room], |row| {
-                Ok(Claimed { message: row.get(0)?, tenant: row.get(1)? })
-            })?;
-        // RETURNING promises no order; ids sort by the time of acceptance.
-        of_class.sort_by(|left, right| left.message.cmp(&right.message));
-        claimed.append(&mut of_class);
-    }
-    Ok(claimed)
-}
-
-fn claim_sql(skip_locked: &str) -> String {
-    format!(
-        "UPDATE jobs SET run_at = ?3, claimed_by = ?4, claimed_until = ?3 WHERE message_id IN (
-             SELECT message_id FROM jobs WHERE class_rank = ?1 AND run_at <= ?2
-             ORDER BY run_at LIMIT ?5{skip_locked})
-         RETURNING message_id, tenant_id"
-    )
-}
-
-/// When the next job falls due.
-pub fn next_due(tx: &mut Tx<'_>) -> Result<Option<UnixMs>, StoreError> {
-    tx.query_row("SELECT MIN(run_at) FROM jobs", params![], |row| row.get(0))
-}
-
 /// Waiting messages that have outlived their life: what a full pool leaves lying. At most `limit`.
 ///
 /// The condition on the status is the index's own, word for word: so the index is used, and its size is that of the
 /// queue.
 pub fn overdue(tx: &mut Tx<'_>, now: UnixMs, limit: usize) -> Result<Vec<Claimed>, StoreError> {
     tx.query(OVERDUE, params![now, limit], |row| {
-        Ok(Claimed { message: row.get(0)?, tenant: row.get(1)? })
+        Ok(Claimed { message: row.get(0)?, tenant: row.get(1)?, claims: 0 })
     })
 }
 
@@ -827,7 +779,7 @@ pub fn put_job(
     tx.execute(
         "INSERT INTO jobs (message_id, tenant_id, run_at, class_rank, held_reason) VALUES (?1, ?2, ?3, ?4, ?5)
          ON CONFLICT (message_id) DO UPDATE SET run_at = excluded.run_at, held_reason = excluded.held_reason,
-             claimed_by = NULL, claimed_until = NULL",
+             claimed_by = NULL, claimed_until = NULL, ready = 0, claims = 0",
         params![id, tenant, run_at, class_rank, held],
     )?;
     Ok(())
@@ -1233,15 +1185,12 @@ mod tests {
     /// What stands in the store grows; what a message costs must not.
     #[test]
     fn no_hot_query_reads_what_is_over() {
-        let claim = claim_sql("");
         let offers = offer_again_sql();
         let (one, all) = (recalls_sql(true), recalls_sql(false));
         let (lost, open) = (lost_sql(), open_attempts_sql());
         let of_others = of_other_journals_sql();
         let claim_webhooks = webhook_jobs::claim_sql("");
         for (sql, index) in [
-            (claim.as_str(), "jobs_due_by_rank (class_rank=? AND run_at<?)"),
-            ("SELECT MIN(run_at) FROM jobs", "jobs_due"),
             (OVERDUE, "messages_expiring (expires_at<?)"),
             (NEW_CONTACTS, "phone_contacts_counted (phone_id=? AND since>?)"),
             (WAKE_UNANSWERED, "messages_on_the_way (tenant_id=? AND recipient=? AND kind=?)"),

@@ -8,7 +8,7 @@ use protocol::{
 };
 
 use super::events::{self, NewEvent};
-use super::{Json, Row, StoreError, Tx, Value, webhook_jobs};
+use super::{Json, Row, StoreError, Tx, Value, queue, webhook_jobs};
 use crate::params;
 
 /// An outbound message as it is accepted.
@@ -120,10 +120,8 @@ pub fn accept(tx: &mut Tx<'_>, tenant: &TenantId, new: &NewMessage) -> Result<Me
     if new.test {
         return simulate(tx, tenant, message, new.now);
     }
-    tx.execute(
-        "INSERT INTO jobs (message_id, tenant_id, run_at, class_rank) VALUES (?1, ?2, ?3, ?4)",
-        params![new.id, tenant, new.send_at.unwrap_or(new.now), new.class.rank()],
-    )?;
+    let due = (new.send_at.unwrap_or(new.now), new.now);
+    queue::add(tx, (tenant, &new.id), new.class, due)?;
     Ok(message)
 }
 

@@ -42,6 +42,7 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "warming",
         sql: include_str!("../../migrations/0005_warming.sql"),
     },
+    Migration { version: 6, name: "queue", sql: include_str!("../../migrations/0006_queue.sql") },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

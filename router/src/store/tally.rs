@@ -1,6 +1,6 @@
 //! How much waits, for the numbers that alarms watch.
 
-use protocol::{Reason, UnixMs};
+use protocol::Reason;
 
 use super::{StoreError, Tx};
 use crate::params;
@@ -24,7 +24,7 @@ pub struct Tally {
 }
 
 /// Counts along indexes, each count up to [`COUNTED_MAX`].
-pub fn take(tx: &mut Tx<'_>, now: UnixMs) -> Result<Tally, StoreError> {
+pub fn take(tx: &mut Tx<'_>) -> Result<Tally, StoreError> {
     let mut held = Vec::new();
     for reason in Reason::ALL {
         let count = tx.query_row(HELD, params![reason, COUNTED_MAX], |row| row.get(0))?;
@@ -33,7 +33,7 @@ pub fn take(tx: &mut Tx<'_>, now: UnixMs) -> Result<Tally, StoreError> {
         }
     }
     Ok(Tally {
-        jobs_due: tx.query_row(DUE, params![now, COUNTED_MAX], |row| row.get(0))?,
+        jobs_due: tx.query_row(DUE, params![COUNTED_MAX], |row| row.get(0))?,
         held,
         webhooks_pending: tx.query_row(PENDING, params![COUNTED_MAX], |row| row.get(0))?,
         unplaced: tx.query_row(UNPLACED, params![COUNTED_MAX], |row| row.get(0))?,
@@ -41,9 +41,7 @@ pub fn take(tx: &mut Tx<'_>, now: UnixMs) -> Result<Tally, StoreError> {
     })
 }
 
-// A claim moves run_at on, so what is claimed is not due.
-const DUE: &str =
-    "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE run_at <= ?1 LIMIT ?2) AS counted";
+const DUE: &str = "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE ready = 1 LIMIT ?1) AS counted";
 const HELD: &str =
     "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE held_reason = ?1 LIMIT ?2) AS counted";
 const PENDING: &str = "SELECT count(*) FROM (SELECT 1 FROM webhook_jobs
@@ -67,13 +65,13 @@ mod tests {
     #[test]
     fn what_waits_is_counted_and_nothing_else() {
         let connection = store();
-        assert_eq!(take(&mut Tx::sqlite(&connection), UnixMs(100)).unwrap(), Tally::default());
+        assert_eq!(take(&mut Tx::sqlite(&connection)).unwrap(), Tally::default());
         connection
             .execute_batch(
-                "INSERT INTO jobs (message_id, tenant_id, run_at, class_rank, held_reason) VALUES
-                     ('a', 't', 100, 0, NULL), ('b', 't', 99, 0, 'quiet_hours'),
-                     ('c', 't', 101, 0, 'quiet_hours'), ('d', 't', 500, 0, NULL),
-                     ('e', 't', 500, 0, 'no_phone_available');
+                "INSERT INTO jobs (message_id, tenant_id, run_at, class_rank, ready, held_reason) VALUES
+                     ('a', 't', 100, 0, 1, NULL), ('b', 't', 99, 0, 1, 'quiet_hours'),
+                     ('c', 't', 101, 0, 0, 'quiet_hours'), ('d', 't', 500, 0, 0, NULL),
+                     ('e', 't', 500, 0, 0, 'no_phone_available');
                  INSERT INTO webhook_jobs VALUES
                      ('a', 'w', 't', 'e', 'k', 'b', 'pending', 900, 0, NULL, 0),
                      ('b', 'w', 't', 'e', 'k', 'b', 'failed', 1, 0, NULL, 0),
@@ -88,7 +86,7 @@ mod tests {
                      ('3', '3', 'off', 'ready', '[]', '[]', 0, 0, 0, 0, 0)",
             )
             .unwrap();
-        let tally = take(&mut Tx::sqlite(&connection), UnixMs(100)).unwrap();
+        let tally = take(&mut Tx::sqlite(&connection)).unwrap();
         let held: Vec<(&str, u32)> =
             tally.held.iter().map(|(reason, count)| (reason.as_str(), *count)).collect();
         assert_eq!(held.len(), 2, "{held:?}");
@@ -104,7 +102,7 @@ mod tests {
     fn every_count_goes_along_an_index() {
         let connection = store();
         for (sql, values, index) in [
-            (DUE, 2, "COVERING INDEX jobs_due"),
+            (DUE, 1, "COVERING INDEX jobs_ready"),
             (HELD, 2, "COVERING INDEX jobs_held (held_reason=?)"),
             (PENDING, 1, "COVERING INDEX webhook_jobs_due"),
             (UNPLACED, 1, "COVERING INDEX"),

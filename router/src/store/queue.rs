@@ -1,0 +1,371 @@
+//! The queue: which jobs are due, and whose turn it is.
+//!
+//! A job is `ready` from the moment at which it is due until it is claimed. The ready ones stand in an index by class and
+//! tenant, the others in one by time; the first step of every claim moves over what has fallen due. So the next job
+//! of a tenant, the next tenant of a class and the next job to fall due are one look-up each, however many there are.
+
+use std::collections::HashMap;
+
+use protocol::{Class, MessageId, Status, TenantId, UnixMs};
+
+use super::dispatch::{self as rows, Change};
+use super::{StoreError, Tx};
+use crate::params;
+use crate::shares::{CLASSES, Shares};
+
+/// A job that has been claimed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claimed {
+    /// The message.
+    pub message: MessageId,
+    /// Whose.
+    pub tenant: TenantId,
+    /// How often it has been claimed since a decision about it was last written down, this time included.
+    pub claims: u32,
+}
+
+/// What a claim took.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Claim {
+    /// The jobs, the most urgent class first.
+    pub jobs: Vec<Claimed>,
+    /// More may be due.
+    pub more: bool,
+}
+
+/// Who had the last turn, in memory: a router that starts anew begins anew, and nobody loses more than a turn by it.
+#[derive(Debug, Default)]
+pub struct Turns {
+    shares: Shares,
+    last: [Option<TenantId>; CLASSES],
+    /// When a tenant's messages that find all its phones busy are looked at again, the last of them.
+    busy: HashMap<TenantId, UnixMs>,
+}
+
+impl Turns {
+    /// When a message that found all its phones busy is looked at again. Those of one tenant are spread out, so that a
+    /// long queue before one phone is not looked at as a whole, again and again.
+    pub fn after_busy(&mut self, tenant: &TenantId, now: UnixMs) -> UnixMs {
+        self.busy.retain(|_, last| *last > now);
+        let first = now.plus_ms(BUSY_WAIT_MS);
+        let last = self.busy.get(tenant).map_or(first, |last| last.plus_ms(BUSY_SPREAD_MS));
+        let next = first.max(last);
+        self.busy.insert(tenant.clone(), next);
+        next
+    }
+}
+
+/// When only phones that a message may not have are free, it is looked at again after this.
+const BUSY_WAIT_MS: i64 = 500;
+
+/// And the next one of the same tenant so much later: a phone sends about one a second.
+const BUSY_SPREAD_MS: i64 = 2;
+
+/// Jobs that fall due in one claim; the next one moves more.
+const PROMOTE_ROWS: usize = 512;
+
+/// Claims up to `limit` due jobs: between classes by their weights, between the tenants of a class in turn. A claim moves
+/// the job to `until`, where it falls due again by itself if its worker dies. What was claimed before and not decided may
+/// be what killed the worker: it is claimed alone, so that it takes nothing else with it.
+pub fn claim(
+    tx: &mut Tx<'_>,
+    turns: &mut Turns,
+    worker: &str,
+    (now, until): (UnixMs, UnixMs),
+    limit: usize,
+) -> Result<Claim, StoreError> {
+    promote(tx, now)?;
+    let claim = |tx: &mut Tx<'_>, class: usize, tenant: &TenantId, count: usize| {
+        tx.query(CLAIM, params![class, tenant, until, worker, count], |row| {
+            Ok(Claimed { message: row.get(0)?, tenant: tenant.clone(), claims: row.get(1)? })
+        })
+    };
+    if let Some(suspect) = suspect(tx, worker, until)? {
+        return Ok(Claim { jobs: vec![suspect], more: true });
+    }
+    let mut waiting = [false; CLASSES];
+    for (class, waits) in waiting.iter_mut().enumerate() {
+        *waits = tx.query_row(WAITS, params![class], |row| row.get(0))?;
+    }
+    let mut of_class: [Vec<Claimed>; CLASSES] = Default::default();
+    let mut room = limit;
+    turns.shares.begin(waiting);
+    while room > 0 && turns.shares.any() {
+        for (class, count) in turns.shares.next(room).into_iter().enumerate() {
+            let (Some(taken), Some(last)) = (of_class.get_mut(class), turns.last.get_mut(class))
+            else {
+                continue;
+            };
+            let before = taken.len();
+            let mut left = count;
+            let mut lanes = lanes(tx, class, last.as_ref(), left)?;
+            while left > 0 && !lanes.is_empty() {
+                let share = left.div_ceil(lanes.len());
+                let mut longer = Vec::new();
+                for tenant in lanes {
+                    let asked = share.min(left);
+                    if asked == 0 {
+                        break;
+                    }
+                    let got = claim(tx, class, &tenant, asked)?;
+                    left = left.saturating_sub(got.len());
+                    *last = Some(tenant.clone());
+                    if got.len() == asked {
+                        longer.push(tenant);
+                    }
+                    taken.extend(got);
+                }
+                lanes = longer;
+            }
+            room = room.saturating_sub(taken.len().saturating_sub(before));
+            if left > 0 {
+                turns.shares.ran_out(class, left);
+            }
+        }
+    }
+    let mut jobs = Vec::with_capacity(limit);
+    for mut taken in of_class {
+        // RETURNING promises no order; ids sort by the time of acceptance.
+        taken.sort_by(|left, right| left.message.cmp(&right.message));
+        jobs.append(&mut taken);
+    }
+    Ok(Claim { more: room == 0, jobs })
+}
+
+const WAITS: &str = "SELECT EXISTS (SELECT 1 FROM jobs WHERE ready = 1 AND class_rank = ?1)";
+
+const CLAIM: &str =
+    "UPDATE jobs SET run_at = ?3, ready = 0, claims = claims + 1, claimed_by = ?4, claimed_until = ?3
+     WHERE message_id IN (SELECT message_id FROM jobs WHERE ready = 1 AND class_rank = ?1 AND tenant_id = ?2
+                          ORDER BY run_at LIMIT ?5)
+     RETURNING message_id, claims";
+
+fn suspect(tx: &mut Tx<'_>, worker: &str, until: UnixMs) -> Result<Option<Claimed>, StoreError> {
+    tx.query_opt(SUSPECT, params![until, worker], |row| {
+        Ok(Claimed { message: row.get(0)?, tenant: row.get(1)?, claims: row.get(2)? })
+    })
+}
+
+const SUSPECT: &str =
+    "UPDATE jobs SET run_at = ?1, ready = 0, claims = claims + 1, claimed_by = ?2, claimed_until = ?1
+     WHERE message_id IN (SELECT message_id FROM jobs WHERE ready = 1 AND claims > 1 ORDER BY run_at LIMIT 1)
+     RETURNING message_id, tenant_id, claims";
+
+/// Up to `limit` tenants with ready jobs of a class, those after the one that had the last turn first.
+fn lanes(
+    tx: &mut Tx<'_>,
+    class: usize,
+    last: Option<&TenantId>,
+    limit: usize,
+) -> Result<Vec<TenantId>, StoreError> {
+    if limit == 0 {
+        return Ok(Vec::new());
+    }
+    let last = last.map_or("", TenantId::as_str);
+    let mut lanes =
+        tx.query(LANES, params![class, last, "~", limit], |row| row.get::<TenantId>(0))?;
+    if lanes.len() < limit && !last.is_empty() {
+        let rest = limit.saturating_sub(lanes.len());
+        lanes.extend(tx.query(LANES, params![class, "", last, rest], |row| row.get(0))?);
+    }
+    Ok(lanes)
+}
+
+/// The recursion jumps from tenant to tenant along the index, past all that each has waiting.
+const LANES: &str = "WITH RECURSIVE lanes (tenant, number) AS (
+         SELECT (SELECT MIN(tenant_id) FROM jobs
+                 WHERE ready = 1 AND class_rank = ?1 AND tenant_id > ?2 AND tenant_id <= ?3), 1
+         UNION ALL
+         SELECT (SELECT MIN(j.tenant_id) FROM jobs j
+                 WHERE j.ready = 1 AND j.class_rank = ?1 AND j.tenant_id > lanes.tenant AND j.tenant_id <= ?3),
+             lanes.number + 1
+         FROM lanes WHERE lanes.tenant IS NOT NULL AND lanes.number < ?4)
+     SELECT tenant FROM lanes WHERE tenant IS NOT NULL";
+
+/// Moves over what has fallen due. A message whose time to be sent has come is queued from now on.
+fn promote(tx: &mut Tx<'_>, now: UnixMs) -> Result<(), StoreError> {
+    let due = tx.query(PROMOTE, params![now, PROMOTE_ROWS], |row| {
+        Ok((row.get::<MessageId>(0)?, row.get::<TenantId>(1)?))
+    })?;
+    for (message, tenant) in due {
+        let scheduled = tx.query_opt(
+            "SELECT 1 FROM messages WHERE id = ?1 AND status = ?2",
+            params![message, Status::Scheduled],
+            |row| row.int(0),
+        )?;
+        if scheduled.is_none() {
+            continue;
+        }
+        match rows::change(tx, &tenant, &message, &Change::to(Status::Queued, now)) {
+            Ok(_changed) => {}
+            Err(error) if error.is_unavailable() => return Err(error),
+            // Whoever decides about it meets the same, and ends it.
+            Err(error) => {
+                tracing::error!(message = %message, error = %error, "dispatch: a scheduled message cannot be read");
+            }
+        }
+    }
+    Ok(())
+}
+
+const PROMOTE: &str = "UPDATE jobs SET ready = 1 WHERE message_id IN (
+         SELECT message_id FROM jobs WHERE ready = 0 AND run_at <= ?1 ORDER BY run_at LIMIT ?2)
+     RETURNING message_id, tenant_id";
+
+/// When the next job falls due.
+pub fn next_due(tx: &mut Tx<'_>) -> Result<Option<UnixMs>, StoreError> {
+    tx.query_row(NEXT_DUE, params![], |row| row.get(0))
+}
+
+const NEXT_DUE: &str = "SELECT CASE WHEN EXISTS (SELECT 1 FROM jobs WHERE ready = 1) THEN 0
+     ELSE (SELECT MIN(run_at) FROM jobs WHERE ready = 0) END";
+
+/// A job as it is accepted: due at `run_at`, or at once.
+pub fn add(
+    tx: &mut Tx<'_>,
+    (tenant, message): (&TenantId, &MessageId),
+    class: Class,
+    (run_at, now): (UnixMs, UnixMs),
+) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT INTO jobs (message_id, tenant_id, run_at, class_rank, ready) VALUES (?1, ?2, ?3, ?4, ?5)",
+        params![message, tenant, run_at, class.rank(), run_at <= now],
+    )?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::migrate;
+
+    const NOW: UnixMs = UnixMs(1_000_000);
+
+    fn store() -> rusqlite::Connection {
+        let mut connection = rusqlite::Connection::open_in_memory().unwrap();
+        migrate(&mut connection).unwrap();
+        connection.execute_batch("PRAGMA foreign_keys = OFF").unwrap();
+        connection
+    }
+
+    fn tenant(n: u8) -> TenantId {
+        TenantId::new(1, [n; 10])
+    }
+
+    /// So many jobs of a tenant, due one after another.
+    fn fill(connection: &rusqlite::Connection, whose: u8, class: Class, count: usize) {
+        let mut tx = Tx::sqlite(connection);
+        let before =
+            tx.query_row("SELECT COUNT(*) FROM jobs", params![], |row| row.int(0)).unwrap();
+        tx.execute(
+            "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?5)
+                 INSERT INTO jobs (message_id, tenant_id, run_at, class_rank, ready)
+                 SELECT ?1 || printf('%06d', ?6 + i) || '000000', ?2, ?3 + i, ?4, 1 FROM n",
+            params!["msg_00000000000000", tenant(whose), 0, class.rank(), count, before],
+        )
+        .unwrap();
+    }
+
+    fn turn(connection: &rusqlite::Connection, turns: &mut Turns, limit: usize) -> Vec<Claimed> {
+        let mut tx = Tx::sqlite(connection);
+        claim(&mut tx, turns, "w", (NOW, NOW.plus_ms(30_000)), limit).unwrap().jobs
+    }
+
+    fn of(jobs: &[Claimed], whose: u8) -> usize {
+        jobs.iter().filter(|job| job.tenant == tenant(whose)).count()
+    }
+
+    #[test]
+    fn one_tenants_hundred_thousand_do_not_delay_anothers_one() {
+        let (connection, mut turns) = (store(), Turns::default());
+        fill(&connection, 1, Class::Marketing, 100_000);
+        assert_eq!(of(&turn(&connection, &mut turns, 64), 1), 64);
+        fill(&connection, 2, Class::Otp, 1);
+        fill(&connection, 3, Class::Marketing, 1);
+        let next = turn(&connection, &mut turns, 8);
+        assert_eq!(next[0].tenant, tenant(2), "the code goes first");
+        assert_eq!((of(&next, 1), of(&next, 2), of(&next, 3)), (6, 1, 1));
+    }
+
+    #[test]
+    fn tenants_take_turns_however_few_are_taken_at_once() {
+        let (connection, mut turns) = (store(), Turns::default());
+        for whose in 1..=5 {
+            fill(&connection, whose, Class::Transactional, 100);
+        }
+        let mut all = Vec::new();
+        for _ in 0..50 {
+            all.extend(turn(&connection, &mut turns, 2));
+        }
+        for whose in 1..=5 {
+            assert_eq!(of(&all, whose), 20, "tenant {whose}");
+        }
+        assert_eq!(turn(&connection, &mut turns, 1_000).len(), 400, "what is left is taken whole");
+    }
+
+    #[test]
+    fn marketing_moves_while_codes_flow_for_ever() {
+        let (connection, mut turns) = (store(), Turns::default());
+        fill(&connection, 1, Class::Marketing, 100);
+        let mut marketing = 0;
+        for _ in 0..100 {
+            fill(&connection, 2, Class::Otp, 13);
+            marketing += of(&turn(&connection, &mut turns, 13), 1);
+        }
+        assert_eq!(marketing, 20, "one in 65");
+    }
+
+    #[test]
+    fn what_was_claimed_and_never_decided_is_claimed_alone() {
+        let (connection, mut turns) = (store(), Turns::default());
+        fill(&connection, 1, Class::Otp, 3);
+        for round in 1..=2 {
+            let jobs = turn(&connection, &mut turns, 8);
+            assert_eq!(jobs.len(), 3);
+            assert!(jobs.iter().all(|job| job.claims == round));
+            // The worker died: the claims run out.
+            connection.execute_batch("UPDATE jobs SET run_at = 1").unwrap();
+        }
+        fill(&connection, 1, Class::Otp, 5);
+        for _ in 0..3 {
+            let jobs = turn(&connection, &mut turns, 8);
+            assert_eq!((jobs.len(), jobs[0].claims), (1, 3));
+        }
+        assert_eq!(turn(&connection, &mut turns, 8).len(), 5);
+    }
+
+    #[test]
+    fn a_queue_before_busy_phones_is_looked_at_bit_by_bit() {
+        let mut turns = Turns::default();
+        let at: Vec<i64> = (0..3).map(|_| turns.after_busy(&tenant(1), NOW).0 - NOW.0).collect();
+        assert_eq!(at, [500, 502, 504]);
+        assert_eq!(turns.after_busy(&tenant(2), NOW).0 - NOW.0, 500);
+        assert_eq!(turns.after_busy(&tenant(1), NOW.plus_ms(600)).0 - NOW.0, 1_100);
+    }
+
+    #[test]
+    fn every_step_goes_along_an_index() {
+        let connection = store();
+        for (sql, values, indexes) in [
+            (CLAIM, 5, &["jobs_ready (class_rank=? AND tenant_id=?)"][..]),
+            (SUSPECT, 2, &["jobs_suspect"]),
+            (WAITS, 1, &["jobs_ready (class_rank=?)"]),
+            (LANES, 4, &["jobs_ready (class_rank=? AND tenant_id>? AND tenant_id<?)"]),
+            (PROMOTE, 2, &["jobs_waiting (run_at<?)"]),
+            (NEXT_DUE, 0, &["jobs_ready", "jobs_waiting"]),
+        ] {
+            let plan = Tx::sqlite(&connection)
+                .query(
+                    &format!("EXPLAIN QUERY PLAN {sql}"),
+                    &vec![crate::store::Value::Null; values],
+                    |row| row.text(3),
+                )
+                .unwrap()
+                .join("; ");
+            for index in indexes {
+                assert!(plan.contains(index), "{sql}: {plan}");
+            }
+            assert!(!plan.contains("TEMP B-TREE"), "{sql}: {plan}");
+        }
+    }
+}
