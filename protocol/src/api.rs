@@ -26,6 +26,10 @@ macro_rules! bodies {
     )+ };
 }
 
+mod rules;
+
+pub use rules::*;
+
 crate::code::codes! {
     /// Why a phone is not moved to another host.
     pub enum MoveRefused {
@@ -477,19 +481,6 @@ pub struct WebhookAttempt {
     pub error: Option<String>,
     /// How long it took, in milliseconds.
     pub duration_ms: u64,
-}
-
-/// A recipient who must not be written to.
-pub struct OptOut {
-    /// Who.
-    pub recipient: Recipient,
-    /// How: `keyword`.
-    pub method: String,
-    /// When.
-    pub at: UnixMs,
-    /// The message that said so.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub message: Option<MessageId>,
 }
 
 /// What a webhook carries, by Standard Webhooks 1.0.

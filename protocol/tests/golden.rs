@@ -7,10 +7,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use protocol::api::{
-    ApiKey, CreateKey, CreateMessage, CreateTenant, CreateWebhookEndpoint, CreatedKey, Direction,
-    EnrolmentToken, FailOver, FailedOver, FieldError, Host, Message, MessageEvent, MoveRefused,
-    OptOut, Page, Phone, PhoneHost, PhoneMove, Problem, ReplacePhone, ReplacedPhone, Tenant,
-    WebhookAttempt, WebhookBody, WebhookData, WebhookDelivery, WebhookEndpoint,
+    ApiKey, CheckedMessage, Contact, ContentReport, CreateKey, CreateMessage, CreateOptOuts,
+    CreateTenant, CreateWebhookEndpoint, CreatedKey, CreatedOptOuts, Direction, Encoding,
+    EnrolmentToken, FailOver, FailedOver, FieldError, Host, HoursPreset, Message, MessageEvent,
+    MoveRefused, OptOut, OptOutEvent, Page, Phone, PhoneHost, PhoneMove, Problem, ReplacePhone,
+    ReplacedPhone, RuleName, RuleVerdict, Tenant, TenantRules, UnknownZone, WebhookAttempt,
+    WebhookBody, WebhookData, WebhookDelivery, WebhookEndpoint,
 };
 use protocol::link::{
     EnrolPhone, EnrolRequest, EnrolResponse, EnrolledPhone, Enrolment, EventFrame, HostFrame,
@@ -600,6 +602,82 @@ fn the_public_api() {
             method: "keyword".to_owned(),
             at: NOON,
             message: Some(message()),
+        },
+    );
+}
+
+#[test]
+fn rules_and_opt_outs() {
+    let rules = TenantRules {
+        hours: Some(HoursPreset::UsStates),
+        hours_window: Some("09:00-18:00".to_owned()),
+        time_zone: Some("America/New_York".to_owned()),
+        unknown_zone: UnknownZone::Tenant,
+        stop_words: vec!["alto".to_owned()],
+        start_words: vec!["yes".to_owned()],
+        help_text: Some("Write to help@example.org.".to_owned()),
+        blocked_words: vec!["free money".to_owned()],
+        segments_max: Some(3),
+        ..TenantRules::default()
+    };
+    golden("api/tenant_rules", &rules);
+    golden(
+        "api/checked_message",
+        &CheckedMessage {
+            verdict: "hold".to_owned(),
+            reason: Some(Reason::QuietHours),
+            detail: None,
+            next_allowed_at: Some(NOON),
+            class: Class::Marketing,
+            rules: vec![RuleVerdict {
+                rule: RuleName::QuietHours,
+                verdict: "hold".to_owned(),
+                reason: Some(Reason::QuietHours),
+                detail: None,
+                until: Some(NOON),
+            }],
+            time_zones: vec!["America/New_York".to_owned()],
+            content: ContentReport {
+                characters: 20,
+                encoding: Encoding::Gsm7,
+                segments: 1,
+                links: false,
+            },
+            phone: Some(phone()),
+            from: Some(number()),
+            route: vec![Channel::Imessage, Channel::Sms],
+            rules_version: "2026-11-27".to_owned(),
+        },
+    );
+    golden(
+        "api/create_opt_outs",
+        &CreateOptOuts { recipients: vec![anna()], source: Some("called us".to_owned()) },
+    );
+    golden("api/created_opt_outs", &CreatedOptOuts { added: 3, already: 1, stopped: 2 });
+    golden(
+        "api/opt_out_event",
+        &OptOutEvent {
+            id: EventId::new(NOON.0, [5; 10]),
+            recipient: anna(),
+            action: "opted_out".to_owned(),
+            method: "inferred".to_owned(),
+            at: NOON,
+            message: Some(message()),
+            phone: Some(phone()),
+            text: Some("please stop texting me".to_owned()),
+            evidence: None,
+            rules: "2026-11-27".to_owned(),
+            reviewed_at: Some(NOON),
+        },
+    );
+    golden(
+        "api/contact",
+        &Contact {
+            recipient: anna(),
+            time_zone: Some("America/Denver".to_owned()),
+            state: Some("CO".to_owned()),
+            created_at: NOON,
+            updated_at: NOON,
         },
     );
 }

@@ -9,11 +9,16 @@ use std::sync::{Arc, Mutex};
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
-use protocol::{Channel, HostId, PhoneId, TenantId, UnixMs};
-use router::compliance::{self, Facts, OptOut};
+use protocol::api::TenantRules;
+use protocol::{Channel, Class, HostId, PhoneId, Recipient, TenantId, UnixMs};
+use router::compliance::place::Contact;
+use router::compliance::{self, OptOut};
+use router::config::Compliance;
+use router::facts::{self, Subject};
 use router::params;
 use router::pool::{Caps, Pool, Presence, Shared};
 use router::store::dispatch::Relations;
+use router::store::rules::Known;
 use router::store::{Store, StoreError, Tx};
 use router::warming::{DAY_MS, Policy, Step};
 
@@ -106,7 +111,24 @@ impl Bench {
 }
 
 fn choose(pool: &Pool) -> PhoneId {
-    let facts = Facts { internal: false, opt_out: OptOut::Clear, expires_ms: i64::MAX };
+    // A number in two time zones, a text of one SMS: what most messages are.
+    let recipient: Recipient = "+18505550143".parse().expect("it is a number");
+    let known = Known {
+        rules: TenantRules::default(),
+        opt_out: OptOut::Clear,
+        contact: Contact::default(),
+        last_inbound_ms: None,
+        first_message: true,
+    };
+    let subject = Subject {
+        recipient: &recipient,
+        text: &"Your table is ready. ".repeat(7),
+        class: Class::Marketing,
+        internal: false,
+        from: NOW,
+        expires_at: UnixMs(i64::MAX),
+    };
+    let facts = facts::of(&Compliance::default(), &known, &subject);
     divan::black_box(compliance::check::<()>(Ok(&facts), NOW.0));
     let tenant = TenantId::new(1, [1; 10]);
     let picked = pool.pick(&tenant, None, &Relations::default(), &WANTED, NOW);

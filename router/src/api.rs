@@ -4,6 +4,8 @@
 
 mod admin;
 mod body;
+mod check;
+mod contacts;
 mod failover;
 mod fields;
 mod health;
@@ -12,6 +14,7 @@ mod keys;
 mod messages;
 mod opt_outs;
 mod pages;
+mod rules;
 mod tenants;
 mod webhook_endpoints;
 
@@ -87,7 +90,7 @@ pub fn openapi() -> OpenApi {
 fn completed(mut document: OpenApi) -> OpenApi {
     for item in document.paths.paths.values_mut() {
         let get = item.get.as_mut();
-        let others = [item.post.as_mut(), item.delete.as_mut(), get];
+        let others = [item.post.as_mut(), item.put.as_mut(), item.delete.as_mut(), get];
         for operation in others.into_iter().flatten() {
             let problem = RefOr::Ref(Ref::from_schema_name("Problem"));
             let content = ContentBuilder::new().schema(Some(problem)).build();
@@ -140,9 +143,19 @@ fn documented(app: Option<&AppState>) -> OpenApiRouter<AppState> {
         .routes(routes!(webhook_endpoints::create, webhook_endpoints::list))
         .routes(routes!(webhook_endpoints::get, webhook_endpoints::delete))
         .routes(routes!(webhook_endpoints::deliveries))
-        .routes(routes!(opt_outs::list));
+        .routes(routes!(check::check))
+        .routes(routes!(opt_outs::create, opt_outs::list))
+        .routes(routes!(opt_outs::lift))
+        .routes(routes!(opt_outs::history))
+        .routes(routes!(opt_outs::review))
+        .routes(routes!(contacts::list))
+        .routes(routes!(contacts::get, contacts::put, contacts::delete))
+        .routes(routes!(rules::own));
     let mut operator = OpenApiRouter::new()
         .routes(routes!(tenants::create, tenants::list))
+        .routes(routes!(rules::get, rules::put))
+        .routes(routes!(opt_outs::create_as_operator, opt_outs::list_as_operator))
+        .routes(routes!(opt_outs::lift_as_operator))
         .routes(routes!(keys::create, keys::list))
         .routes(routes!(keys::revoke))
         .routes(routes!(hosts::create_token))
@@ -186,6 +199,8 @@ async fn no_store(request: Request, next: axum::middleware::Next) -> Response {
         (name = "messages", description = "Send, follow, withdraw."),
         (name = "webhooks", description = "Where events are posted, by Standard Webhooks 1.0."),
         (name = "opt-outs", description = "Who must not be written to."),
+        (name = "contacts", description = "What you know of the people you write to."),
+        (name = "rules", description = "What your messages are held to."),
         (name = "hosts", description = "How a Mac joins."),
         (name = "operator", description = "For the operator's token alone."),
         (name = "health", description = "For machines that watch the router.")

@@ -54,12 +54,22 @@ pub enum Scope {
     Webhooks,
     /// Read opt-outs.
     OptOutsRead,
+    /// Opt recipients out, and lift an opt-out with the evidence of a new consent.
+    OptOutsWrite,
+    /// Everything about contacts.
+    Contacts,
 }
 
 impl Scope {
     /// Every scope.
-    pub const ALL: &'static [Self] =
-        &[Self::MessagesRead, Self::MessagesWrite, Self::Webhooks, Self::OptOutsRead];
+    pub const ALL: &'static [Self] = &[
+        Self::MessagesRead,
+        Self::MessagesWrite,
+        Self::Webhooks,
+        Self::OptOutsRead,
+        Self::OptOutsWrite,
+        Self::Contacts,
+    ];
 
     /// The stable word.
     pub const fn as_str(self) -> &'static str {
@@ -68,6 +78,8 @@ impl Scope {
             Self::MessagesWrite => "messages:write",
             Self::Webhooks => "webhooks",
             Self::OptOutsRead => "opt_outs:read",
+            Self::OptOutsWrite => "opt_outs:write",
+            Self::Contacts => "contacts",
         }
     }
 }

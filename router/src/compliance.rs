@@ -3,19 +3,45 @@
 //! One function a rule, in the order in which they are asked. A fact that could not be established is not
 //! taken for a harmless one: it blocks the message with `check_failed`.
 
+use protocol::Class;
+use protocol::api::{HoursPreset, RuleName};
 use protocol::reason::Reason;
 
+pub mod class;
+pub mod content;
+pub mod hours;
 pub mod opt_out;
+pub mod place;
+
+use class::{Applied, Claim};
+use hours::Hours;
+use place::Places;
+
+/// The version of the rules as they are coded here; it stands beside every decision and is raised with every change
+/// that could change one.
+pub const VERSION: &str = "2026-11-27";
 
 /// What is known about a message when it is to be sent.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Facts {
     /// A confirmation of ours, which has to reach people who have just opted out.
     pub internal: bool,
-    /// Whether the recipient has opted out of this tenant's messages.
+    /// Whether the recipient has opted out of this tenant's messages, or of everybody's.
     pub opt_out: OptOut,
     /// Not to be sent from this time on.
     pub expires_ms: i64,
+    /// What the tenant says it is, and what proves it.
+    pub claim: Claim,
+    /// How a claim is judged.
+    pub limits: class::Limits,
+    /// Where the recipient may be.
+    pub places: Places,
+    /// The hours that are to be kept.
+    pub hours: hours::Rule,
+    /// Whether they are kept for transactional messages too.
+    pub transactional_hours: bool,
+    /// What is wrong with the text.
+    pub content: Option<content::Objection>,
 }
 
 /// What the opt-out table says.
@@ -30,10 +56,13 @@ pub enum OptOut {
 }
 
 /// What the rules say together.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// Every rule agrees.
-    Send,
+    Send {
+        /// From this time on it must be asked again; `i64::MAX` for never.
+        until_ms: i64,
+    },
     /// Not now.
     Hold {
         /// When to ask again, in milliseconds since 1970.
@@ -42,39 +71,138 @@ pub enum Verdict {
         reason: Reason,
     },
     /// Never.
-    Block(Reason),
+    Block {
+        /// Which rule forbids it.
+        reason: Reason,
+        /// Which part of the rule, where it has several.
+        detail: Option<&'static str>,
+    },
     /// Its life is over.
     Expire,
 }
+
+impl Verdict {
+    /// Blocked for a reason that needs no detail.
+    pub const fn block(reason: Reason) -> Self {
+        Self::Block { reason, detail: None }
+    }
+
+    /// The word of the ledger.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Send { .. } => "send",
+            Self::Hold { .. } => "hold",
+            Self::Block { .. } => "block",
+            Self::Expire => "expire",
+        }
+    }
+}
+
+/// A rule: what it says of a message. `Send` where it does not object.
+type Rule = fn(&Facts, &Applied, i64) -> Verdict;
+
+/// Every rule, in the order in which they are asked.
+const RULES: [(RuleName, Rule); 4] = [
+    (RuleName::OptOut, opted_out),
+    (RuleName::Expiry, expired),
+    (RuleName::QuietHours, quiet_hours),
+    (RuleName::Content, content),
+];
+
+const SEND: Verdict = Verdict::Send { until_ms: i64::MAX };
 
 /// Asks every rule; the first that objects decides.
 ///
 /// `facts` is an error when they could not be gathered, whatever the cause: that blocks.
 pub fn check<E>(facts: Result<&Facts, &E>, now_ms: i64) -> Verdict {
-    let Ok(facts) = facts else { return Verdict::Block(Reason::CheckFailed) };
-    for rule in [opted_out, expired] {
-        if let Some(objection) = rule(facts, now_ms) {
-            return objection;
+    let Ok(facts) = facts else { return Verdict::block(Reason::CheckFailed) };
+    let applied = facts.applied(now_ms);
+    let mut until = i64::MAX;
+    for (_name, rule) in RULES {
+        match rule(facts, &applied, now_ms) {
+            Verdict::Send { until_ms } => until = until.min(until_ms),
+            objection @ (Verdict::Hold { .. } | Verdict::Block { .. } | Verdict::Expire) => {
+                return objection;
+            }
         }
     }
-    Verdict::Send
+    Verdict::Send { until_ms: until }
+}
+
+/// What each rule says by itself, whatever the others say.
+pub fn explain(facts: &Facts, now_ms: i64) -> Vec<(RuleName, Verdict)> {
+    let applied = facts.applied(now_ms);
+    RULES.iter().map(|(name, rule)| (*name, rule(facts, &applied, now_ms))).collect()
+}
+
+impl Facts {
+    /// By which class's rules the message is judged.
+    pub fn applied(&self, now_ms: i64) -> Applied {
+        class::applied(&self.claim, &self.limits, now_ms)
+    }
 }
 
 /// Who has asked not to be written to is not written to, by any class but our own confirmation of that.
-fn opted_out(facts: &Facts, _now_ms: i64) -> Option<Verdict> {
+fn opted_out(facts: &Facts, _applied: &Applied, _now_ms: i64) -> Verdict {
     if facts.internal {
-        return None;
+        return SEND;
     }
     match facts.opt_out {
-        OptOut::Clear => None,
-        OptOut::OptedOut => Some(Verdict::Block(Reason::OptedOut)),
-        OptOut::Unreadable => Some(Verdict::Block(Reason::CheckFailed)),
+        OptOut::Clear => SEND,
+        OptOut::OptedOut => Verdict::block(Reason::OptedOut),
+        OptOut::Unreadable => Verdict::block(Reason::CheckFailed),
     }
 }
 
 /// A message that comes too late is not sent at all.
-fn expired(facts: &Facts, now_ms: i64) -> Option<Verdict> {
-    (now_ms >= facts.expires_ms).then_some(Verdict::Expire)
+fn expired(facts: &Facts, _applied: &Applied, now_ms: i64) -> Verdict {
+    if now_ms >= facts.expires_ms { Verdict::Expire } else { SEND }
+}
+
+/// Nobody is written to at night, unless they wait for it.
+fn quiet_hours(facts: &Facts, applied: &Applied, now_ms: i64) -> Verdict {
+    let apply = match applied.class {
+        Class::Otp => false,
+        Class::Transactional => facts.transactional_hours,
+        Class::Conversational | Class::Marketing => true,
+    };
+    if facts.internal || !apply || facts.hours.preset == HoursPreset::Off {
+        return SEND;
+    }
+    let places = match &facts.places {
+        Places::Known(places) => places,
+        Places::Refused => {
+            return Verdict::Block {
+                reason: Reason::QuietHours,
+                detail: Some("unknown_time_zone"),
+            };
+        }
+        Places::Unreadable => return Verdict::block(Reason::CheckFailed),
+    };
+    let exempt = applied.exempt_until_ms.filter(|until| now_ms < *until);
+    match (hours::at(&facts.hours, places, now_ms), exempt) {
+        (Hours::Open { until_ms }, exempt) => {
+            Verdict::Send { until_ms: until_ms.max(exempt.unwrap_or(until_ms)) }
+        }
+        (Hours::Unreadable, _) => Verdict::block(Reason::CheckFailed),
+        (Hours::Closed { .. } | Hours::Never, Some(until_ms)) => Verdict::Send { until_ms },
+        (Hours::Closed { until_ms }, None) => {
+            Verdict::Hold { until_ms, reason: Reason::QuietHours }
+        }
+        (Hours::Never, None) => {
+            Verdict::Block { reason: Reason::QuietHours, detail: Some("no_common_hours") }
+        }
+    }
+}
+
+/// A text that breaks a rule of the tenant's or the operator's is not sent.
+fn content(facts: &Facts, _applied: &Applied, _now_ms: i64) -> Verdict {
+    match facts.content {
+        Some(objection) if !facts.internal => {
+            Verdict::Block { reason: Reason::Content, detail: Some(objection.detail()) }
+        }
+        Some(_) | None => SEND,
+    }
 }
 
 #[cfg(test)]
@@ -82,8 +210,42 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::compliance::content::Objection;
+    use crate::compliance::place::{Contact, Unknown, places};
+    use protocol::api::UnknownZone;
 
-    const CLEAR: Facts = Facts { internal: false, opt_out: OptOut::Clear, expires_ms: 1_000 };
+    const HOUR_MS: i64 = 3_600_000;
+    /// 2026-07-01, noon and midnight in New York.
+    const NOON: i64 = 1_782_921_600_000;
+    const NIGHT: i64 = NOON + 12 * HOUR_MS;
+
+    fn new_york() -> Places {
+        let unknown = Unknown { policy: UnknownZone::Us50, tenant_zone: None };
+        places(&"+12125550123".parse().unwrap(), &Contact::default(), unknown)
+    }
+
+    fn clear() -> Facts {
+        Facts {
+            internal: false,
+            opt_out: OptOut::Clear,
+            expires_ms: i64::MAX,
+            claim: Claim {
+                class: Class::Marketing,
+                from_ms: NOON,
+                expires_ms: i64::MAX,
+                last_inbound_ms: None,
+            },
+            limits: class::Limits {
+                reply_ms: 24 * HOUR_MS,
+                reply_at_night_ms: HOUR_MS,
+                otp_life_ms: 600_000,
+            },
+            places: new_york(),
+            hours: hours::Rule { preset: HoursPreset::Default, own: None, guard_ms: 300_000 },
+            transactional_hours: true,
+            content: None,
+        }
+    }
 
     fn verdict(facts: &Facts, now_ms: i64) -> Verdict {
         check::<()>(Ok(facts), now_ms)
@@ -91,40 +253,163 @@ mod tests {
 
     #[test]
     fn a_check_that_cannot_run_blocks() {
-        assert_eq!(check(Err(&"disk"), 0), Verdict::Block(Reason::CheckFailed));
-        let facts = Facts { opt_out: OptOut::Unreadable, ..CLEAR };
-        assert_eq!(verdict(&facts, 0), Verdict::Block(Reason::CheckFailed));
+        assert_eq!(check(Err(&"disk"), 0), Verdict::block(Reason::CheckFailed));
+        let facts = Facts { opt_out: OptOut::Unreadable, ..clear() };
+        assert_eq!(verdict(&facts, NOON), Verdict::block(Reason::CheckFailed));
+        let facts = Facts { places: Places::Unreadable, ..clear() };
+        assert_eq!(verdict(&facts, NOON), Verdict::block(Reason::CheckFailed));
+        let facts = Facts { places: Places::Known(vec![]), ..clear() };
+        assert_eq!(verdict(&facts, NOON), Verdict::block(Reason::CheckFailed));
     }
 
     #[test]
     fn an_opted_out_recipient_is_not_written_to() {
-        let facts = Facts { opt_out: OptOut::OptedOut, ..CLEAR };
-        assert_eq!(verdict(&facts, 0), Verdict::Block(Reason::OptedOut));
+        let facts = Facts { opt_out: OptOut::OptedOut, expires_ms: NOON + 1, ..clear() };
+        assert_eq!(verdict(&facts, NOON), Verdict::block(Reason::OptedOut));
         // The stronger reason is given even when the message would have expired as well.
-        assert_eq!(verdict(&facts, 5_000), Verdict::Block(Reason::OptedOut));
+        assert_eq!(verdict(&facts, NOON + 5), Verdict::block(Reason::OptedOut));
     }
 
     #[test]
-    fn our_own_confirmation_reaches_them_but_not_too_late() {
-        let facts = Facts { internal: true, opt_out: OptOut::OptedOut, ..CLEAR };
-        assert_eq!(verdict(&facts, 999), Verdict::Send);
-        assert_eq!(verdict(&facts, 1_000), Verdict::Expire);
+    fn our_own_confirmation_reaches_them_at_night_but_not_too_late() {
+        let facts =
+            Facts { internal: true, opt_out: OptOut::OptedOut, expires_ms: NIGHT + 1, ..clear() };
+        assert_eq!(verdict(&facts, NIGHT), SEND);
+        assert_eq!(verdict(&facts, NIGHT + 1), Verdict::Expire);
+    }
+
+    #[test]
+    fn marketing_waits_for_the_morning() {
+        let facts = clear();
+        let end = NOON + 8 * HOUR_MS - 300_000;
+        assert_eq!(verdict(&facts, NOON), Verdict::Send { until_ms: end });
+        let morning = NOON + 20 * HOUR_MS;
+        let held = Verdict::Hold { until_ms: morning, reason: Reason::QuietHours };
+        assert_eq!(verdict(&facts, NIGHT), held);
+        assert!(matches!(verdict(&facts, morning), Verdict::Send { .. }));
+        let off = Facts { hours: hours::Rule { preset: HoursPreset::Off, ..facts.hours }, ..facts };
+        assert_eq!(verdict(&off, NIGHT), SEND);
+    }
+
+    #[test]
+    fn other_classes_are_exempt_as_far_as_they_are_proven() {
+        let of = |class, life_ms: i64, asked| Facts {
+            claim: Claim {
+                class,
+                from_ms: NIGHT,
+                expires_ms: NIGHT + life_ms,
+                last_inbound_ms: asked,
+            },
+            ..clear()
+        };
+        let held = |facts: &Facts| matches!(verdict(facts, NIGHT), Verdict::Hold { .. });
+        assert_eq!(verdict(&of(Class::Otp, 600_000, None), NIGHT), SEND);
+        assert!(held(&of(Class::Otp, HOUR_MS, None)));
+        let until_ms = NIGHT - 1_000 + HOUR_MS;
+        let asked = of(Class::Conversational, 1, Some(NIGHT - 1_000));
+        assert_eq!(verdict(&asked, NIGHT), Verdict::Send { until_ms });
+        assert!(held(&of(Class::Conversational, 1, Some(NIGHT - HOUR_MS))));
+        assert!(held(&of(Class::Conversational, 1, None)));
+        let transactional = of(Class::Transactional, HOUR_MS, None);
+        assert!(held(&transactional));
+        let allowed = Facts { transactional_hours: false, ..transactional };
+        assert_eq!(verdict(&allowed, NIGHT), SEND);
+    }
+
+    #[test]
+    fn content_and_places_are_named() {
+        let facts = Facts { content: Some(Objection::LinkInFirstMessage), ..clear() };
+        let block =
+            Verdict::Block { reason: Reason::Content, detail: Some("link_in_first_message") };
+        assert_eq!(verdict(&facts, NOON), block);
+        // Each rule is explained, whatever an earlier one says.
+        let all = explain(&Facts { opt_out: OptOut::OptedOut, ..facts }, NIGHT);
+        assert_eq!(all[0].1, Verdict::block(Reason::OptedOut));
+        assert!(matches!(all[2].1, Verdict::Hold { .. }));
+        assert_eq!(all[3].1, block);
+        let facts = Facts { places: Places::Refused, ..clear() };
+        let block =
+            Verdict::Block { reason: Reason::QuietHours, detail: Some("unknown_time_zone") };
+        assert_eq!(verdict(&facts, NOON), block);
+    }
+
+    fn any_facts() -> impl Strategy<Value = Facts> {
+        let class = prop::sample::select(Class::ALL.to_vec());
+        let out = prop::sample::select(vec![OptOut::Clear, OptOut::OptedOut, OptOut::Unreadable]);
+        let preset = prop::sample::select(HoursPreset::ALL.to_vec());
+        let asked = prop::option::of(NOON - 48 * HOUR_MS..NOON + 48 * HOUR_MS);
+        let life = 1_i64..48 * HOUR_MS;
+        let bools = (any::<bool>(), any::<bool>(), any::<bool>());
+        (class, out, preset, asked, life, bools).prop_map(
+            |(
+                class,
+                opt_out,
+                preset,
+                last_inbound_ms,
+                life,
+                (internal, transactional_hours, bad),
+            )| Facts {
+                internal,
+                opt_out,
+                expires_ms: NOON + life,
+                claim: Claim { class, from_ms: NOON, expires_ms: NOON + life, last_inbound_ms },
+                hours: hours::Rule { preset, own: None, guard_ms: 300_000 },
+                transactional_hours,
+                content: bad.then_some(Objection::Blocked),
+                ..clear()
+            },
+        )
     }
 
     proptest! {
         #[test]
-        fn nothing_is_sent_against_a_rule(
-            internal: bool, out in 0_u8..3, expires in 0_i64..2_000, now in 0_i64..2_000,
-        ) {
-            let opt_out = [OptOut::Clear, OptOut::OptedOut, OptOut::Unreadable][usize::from(out)];
-            let facts = Facts { internal, opt_out, expires_ms: expires };
+        fn nothing_is_sent_against_a_rule(facts in any_facts(), after in 0_i64..48 * HOUR_MS) {
+            let now = NOON + after;
             match verdict(&facts, now) {
-                Verdict::Send => {
-                    prop_assert!(internal || opt_out == OptOut::Clear);
-                    prop_assert!(now < expires);
+                Verdict::Send { until_ms } => {
+                    prop_assert!(facts.internal || facts.opt_out == OptOut::Clear);
+                    prop_assert!(facts.internal || facts.content.is_none());
+                    prop_assert!(now < facts.expires_ms && now < until_ms);
+                    // Just before its end it may still be sent, unless it has expired or lost its exemption.
+                    if until_ms < facts.expires_ms {
+                        let just_before = verdict(&facts, until_ms - 1);
+                        prop_assert!(just_before.as_str() == "send");
+                    }
                 }
-                Verdict::Hold { until_ms, .. } => prop_assert!(until_ms > now),
-                Verdict::Block(_) | Verdict::Expire => {}
+                Verdict::Hold { until_ms, reason } => {
+                    prop_assert!(until_ms > now);
+                    // At that time the same rule does not hold it any more.
+                    let then = verdict(&Facts { expires_ms: i64::MAX, ..facts.clone() }, until_ms);
+                    let held = matches!(then, Verdict::Hold { reason: again, .. } if again == reason);
+                    prop_assert!(!held, "{:?}", then);
+                }
+                Verdict::Block { .. } | Verdict::Expire => {}
+            }
+        }
+
+        /// An opt-out blocks whatever else is true.
+        #[test]
+        fn an_opt_out_wins_over_everything(facts in any_facts(), after in 0_i64..48 * HOUR_MS) {
+            let facts = Facts { internal: false, opt_out: OptOut::OptedOut, ..facts };
+            prop_assert_eq!(verdict(&facts, NOON + after), Verdict::block(Reason::OptedOut));
+        }
+
+        /// A stricter fact never turns what was not sent into what is.
+        #[test]
+        fn stricter_facts_never_send_more(facts in any_facts(), after in 0_i64..48 * HOUR_MS) {
+            let now = NOON + after;
+            let sends = |facts: &Facts| matches!(verdict(facts, now), Verdict::Send { .. });
+            let stricter = [
+                Facts { opt_out: OptOut::OptedOut, ..facts.clone() },
+                Facts { transactional_hours: true, ..facts.clone() },
+                Facts { content: Some(Objection::Blocked), ..facts.clone() },
+                Facts { expires_ms: facts.expires_ms - 1, ..facts.clone() },
+                Facts { claim: Claim { class: Class::Marketing, ..facts.claim }, ..facts.clone() },
+                Facts { claim: Claim { last_inbound_ms: None, ..facts.claim }, ..facts.clone() },
+                Facts { internal: false, ..facts.clone() },
+            ];
+            for strict in stricter {
+                prop_assert!(!sends(&strict) || sends(&facts), "{:?}", strict);
             }
         }
     }

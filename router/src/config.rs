@@ -5,8 +5,10 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use protocol::api::HoursPreset;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use toml::de::DeTable;
@@ -45,6 +47,8 @@ pub struct Config {
     pub lease: Lease,
     /// Webhook delivery.
     pub webhooks: Webhooks,
+    /// Rules for what may be sent.
+    pub compliance: Arc<Compliance>,
     /// The log.
     pub log: Log,
 }
@@ -143,6 +147,37 @@ pub struct Webhooks {
     pub in_flight: u32,
     /// Endpoints of one tenant.
     pub endpoints_per_tenant: u32,
+}
+
+/// Rules for what may be sent.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Compliance {
+    /// The hours of tenants that have chosen none.
+    pub hours: HoursPreset,
+    /// How long before its end a window counts as over, in seconds.
+    pub guard_s: u32,
+    /// How long after a recipient's message one to them is an answer, in seconds.
+    pub reply_s: u32,
+    /// How long after a recipient's message an answer may come at night, in seconds.
+    pub reply_at_night_s: u32,
+    /// The longest life of a one-time code that is taken for one, in seconds.
+    pub otp_life_s_max: u32,
+    /// Words and phrases that no text of any tenant may have.
+    pub blocked_words: Vec<String>,
+}
+
+impl Default for Compliance {
+    fn default() -> Self {
+        Self {
+            hours: HoursPreset::Default,
+            guard_s: 300,
+            reply_s: 86_400,
+            reply_at_night_s: 3_600,
+            otp_life_s_max: 600,
+            blocked_words: Vec::new(),
+        }
+    }
 }
 
 /// The log.
@@ -260,6 +295,7 @@ struct Raw {
     warming: Warming,
     lease: Lease,
     webhooks: Webhooks,
+    compliance: Compliance,
     log: Log,
 }
 
@@ -277,6 +313,7 @@ impl Default for Raw {
             warming: Warming::default(),
             lease: Lease::default(),
             webhooks: Webhooks::default(),
+            compliance: Compliance::default(),
             log: Log::default(),
         }
     }
@@ -365,6 +402,7 @@ impl Config {
             warming: raw.warming.into(),
             lease: raw.lease,
             webhooks: raw.webhooks,
+            compliance: Arc::new(raw.compliance),
             log: raw.log,
         })
     }
@@ -404,7 +442,7 @@ impl Check<'_> {
     }
 
     fn all(&self, raw: &Raw) -> Result<(), ConfigError> {
-        let Raw { limits, messages, dispatch, warming, lease, webhooks, log, .. } = raw;
+        let Raw { limits, messages, dispatch, warming, lease, webhooks, compliance, log, .. } = raw;
         if raw.database.as_os_str().is_empty() {
             return Err(self.wrong("database", "is empty"));
         }
@@ -438,6 +476,20 @@ impl Check<'_> {
         self.range("webhooks.per_endpoint", webhooks.per_endpoint, 1, 1_000)?;
         self.range("webhooks.in_flight", webhooks.in_flight, webhooks.per_endpoint, 10_000)?;
         self.range("webhooks.endpoints_per_tenant", webhooks.endpoints_per_tenant, 1, 1_000)?;
+        self.range("compliance.guard_s", compliance.guard_s, 0, 3_600)?;
+        self.range("compliance.reply_s", compliance.reply_s, 60, 30 * 86_400)?;
+        self.range(
+            "compliance.reply_at_night_s",
+            compliance.reply_at_night_s,
+            0,
+            compliance.reply_s,
+        )?;
+        self.range("compliance.otp_life_s_max", compliance.otp_life_s_max, 10, 3_600)?;
+        if compliance.blocked_words.iter().any(|word| !word.contains(char::is_alphanumeric)) {
+            return Err(
+                self.wrong("compliance.blocked_words", "has an entry without a letter or digit")
+            );
+        }
         log.filter
             .parse::<tracing_subscriber::EnvFilter>()
             .map(drop)
@@ -577,6 +629,7 @@ mod tests {
         assert_eq!(shipped.warming, built_in.warming);
         assert_eq!(shipped.lease, built_in.lease);
         assert_eq!(shipped.webhooks, built_in.webhooks);
+        assert_eq!(shipped.compliance, built_in.compliance);
         assert_eq!(shipped.log, built_in.log);
         parse(DEFAULT).unwrap();
     }
@@ -591,6 +644,7 @@ mod tests {
             ("warming", 4),
             ("lease", 4),
             ("webhooks", 5),
+            ("compliance", 6),
             ("log", 2),
         ] {
             assert_eq!(shipped[table].as_table().unwrap().len(), keys, "{table}");

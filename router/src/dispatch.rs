@@ -18,7 +18,9 @@ use protocol::link::RouterFrame;
 use protocol::pipe::{Command, Send};
 use protocol::{Channel, ChannelChoice, MessageId, PhoneId, Reason, Recipient, Status, UnixMs};
 
-use crate::compliance::{self, Facts, Verdict};
+use crate::compliance::Verdict;
+use crate::config::Compliance;
+use crate::facts::{self, Subject};
 use crate::link::Links;
 use crate::pool;
 use crate::resolve::{self, Candidate, Need, Unable};
@@ -135,6 +137,7 @@ enum Done {
 struct Desk {
     settings: crate::config::Dispatch,
     warming: Arc<warming::Policy>,
+    compliance: Arc<Compliance>,
     pool: pool::Shared,
     turns: Arc<Mutex<Turns>>,
     links: Links,
@@ -146,6 +149,7 @@ impl Desk {
         Self {
             settings: app.config.dispatch,
             warming: caps.warming,
+            compliance: Arc::clone(&app.config.compliance),
             pool: Arc::clone(&app.pool),
             turns: Arc::clone(&app.turns),
             links: app.links.clone(),
@@ -261,19 +265,22 @@ fn decide_and_record(
         let (status, reason) = withdrawn(message.recall_reason);
         return end(tx, job, status, reason, now);
     }
-    let facts = rows::opt_out(tx, tenant, &message.recipient).map(|opt_out| Facts {
+    let subject = Subject {
+        recipient: &message.recipient,
+        text: &message.text,
+        class: message.class,
         internal: message.internal,
-        opt_out,
-        expires_ms: message.expires_at.0,
-    });
-    match compliance::check(facts.as_ref(), now.0) {
-        Verdict::Block(reason) => return block(tx, job, reason, now),
+        from: message.from_time,
+        expires_at: message.expires_at,
+    };
+    let allowed_until = match facts::decide(tx, &desk.compliance, (tenant, id), &subject, now)? {
+        Verdict::Block { reason, detail } => return forbid(tx, job, (reason, detail), now),
         Verdict::Expire => return expire(tx, job, message.held_reason, now),
         Verdict::Hold { until_ms, reason } => {
             return hold(tx, job, &message, UnixMs(until_ms), reason, now);
         }
-        Verdict::Send => {}
-    }
+        Verdict::Send { until_ms } => UnixMs(until_ms),
+    };
     let relations = rows::relations(tx, tenant, &message.recipient)?;
     // Our own confirmation answers them.
     if !message.internal && !desk.warming.may_follow_up(message.class, relations.unanswered) {
@@ -306,7 +313,9 @@ fn decide_and_record(
         }
     };
     let epoch = phone.epoch.ok_or(StoreError::NoRow)?;
-    let start_before = message.expires_at.min(now.plus_ms(ms(desk.settings.start_window_ms)));
+    // What is still on its way when its hour is over is not started any more.
+    let start_before =
+        message.expires_at.min(allowed_until).min(now.plus_ms(ms(desk.settings.start_window_ms)));
     let attempt = message.attempts.saturating_add(1);
     let new = NewAttempt {
         attempt,
@@ -331,6 +340,38 @@ fn decide_and_record(
         text: message.text,
         class: message.class,
     })))
+}
+
+/// The phone that would send a message now, with its number; or what is said instead.
+pub type Preview = Result<(resolve::Choice, protocol::E164), Verdict>;
+
+/// Chooses a phone as dispatch would, and leaves everything as it is. Only closures that write may ask: they have the
+/// pool in turn.
+pub fn preview(
+    tx: &mut Tx<'_>,
+    app: &App,
+    tenant: &protocol::TenantId,
+    new: &crate::store::messages::NewMessage,
+    now: UnixMs,
+) -> Result<Preview, StoreError> {
+    let desk = Desk::of(app);
+    let relations = rows::relations(tx, tenant, &new.recipient)?;
+    let wait = |reason, until_ms| Verdict::Hold { until_ms, reason };
+    if !desk.warming.may_follow_up(new.class, relations.unanswered) {
+        return Ok(Err(wait(Reason::Unanswered, i64::MAX)));
+    }
+    let mut pool = lock(&desk.pool);
+    pool.catch_up(tx, &desk.links, now, false)?;
+    let wanted = wanted(new.channel, &new.recipient);
+    let picked = pool.pick(tenant, new.from.as_ref(), &relations, &wanted, now);
+    Ok(match picked {
+        Ok((choice, phone)) => Ok((choice, phone.number.clone())),
+        Err(unable @ Unable::NotAllowed) => Err(Verdict::block(unable.reason())),
+        Err(unable @ Unable::Warming { until_ms }) => Err(wait(unable.reason(), until_ms)),
+        Err(unable @ (Unable::Busy | Unable::Capped | Unable::Away)) => {
+            Err(wait(unable.reason(), i64::MAX))
+        }
+    })
 }
 
 /// The channels that would do for a message, best first. Only iMessage knows e-mail addresses and, by their ids,
@@ -389,6 +430,19 @@ pub fn choose(
 
 fn block(tx: &mut Tx<'_>, job: &Claimed, reason: Reason, now: UnixMs) -> Result<Done, StoreError> {
     end(tx, job, Status::Blocked, reason, now)
+}
+
+/// A rule forbids it; `detail` says which part of the rule.
+fn forbid(
+    tx: &mut Tx<'_>,
+    job: &Claimed,
+    (reason, detail): (Reason, Option<&'static str>),
+    now: UnixMs,
+) -> Result<Done, StoreError> {
+    let change = Change { reason: Some(reason), detail, ..Change::to(Status::Blocked, now) };
+    rows::change(tx, &job.tenant, &job.message, &change)?;
+    rows::drop_job(tx, &job.tenant, &job.message)?;
+    Ok(Done::Ended)
 }
 
 /// How a message ends that was wanted back in time.

@@ -29,6 +29,7 @@ pub mod auth;
 pub mod clock;
 pub mod config;
 pub mod error;
+pub mod facts;
 pub mod idempotency;
 mod listener;
 pub mod metrics;

@@ -19,6 +19,7 @@ mod tx;
 mod value;
 
 pub mod admin;
+pub mod contacts;
 pub mod dispatch;
 pub mod events;
 pub mod idempotency;
@@ -29,6 +30,7 @@ pub mod messages;
 pub mod opt_outs;
 pub mod queue;
 pub mod retention;
+pub mod rules;
 pub mod standby;
 pub mod tally;
 pub mod unplaced;

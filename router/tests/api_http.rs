@@ -433,27 +433,58 @@ async fn a_foreign_id_is_not_found_on_every_route() {
     ids.insert("messages", message.body["id"].as_str().unwrap().to_owned());
     ids.insert("webhook_endpoints", endpoint.body["id"].as_str().unwrap().to_owned());
 
+    let who = "+12025550177";
+    let contact = format!("/v1/contacts/{who}");
+    let zone = json!({"time_zone": "America/Denver"});
+    let request = router.client.put(format!("{}{contact}", router.url)).bearer_auth(&owner.live);
+    assert_eq!(router.send(request.json(&zone)).await.status, 200);
+    let out = router.post("/v1/opt_outs", &owner.live, &json!({"recipients": [who]})).await;
+    assert_eq!((out.status, &out.body["added"]), (200, &json!(1)), "{out:?}");
+    let history = router.get("/v1/opt_outs/history", &owner.live).await;
+    let step = history.body["data"][0]["id"].as_str().unwrap().to_owned();
+
     // The document lists every route, so a route that is added later is walked too.
     let document = router.get("/openapi.json", "").await.body;
     let mut walked = 0;
     for (path, methods) in document["paths"].as_object().unwrap() {
-        if !path.contains("{id}") || path.starts_with("/v1/admin/") {
+        if !path.contains('{') || path.starts_with("/v1/admin/") {
             continue;
         }
         let resource = path.split('/').nth(2).unwrap();
-        let path = path.replace("{id}", &ids[resource]);
+        let id = if resource == "opt_outs" { Some(&step) } else { ids.get(resource) };
+        let path = path.replace("{recipient}", who);
+        let path = id.map_or(path.clone(), |id| path.replace("{id}", id));
         for method in methods.as_object().unwrap().keys() {
+            // What a stranger writes about a recipient is the stranger's own.
+            if method == "put" && resource == "contacts" {
+                continue;
+            }
             let method = reqwest::Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
             let request = router
                 .client
                 .request(method.clone(), format!("{}{path}", router.url))
                 .bearer_auth(&stranger.live);
+            let request = if path.ends_with("/lift") {
+                request
+                    .json(&json!({"source": "form", "at": "2026-01-01T00:00:00Z", "text": "yes"}))
+            } else {
+                request
+            };
             let answer = router.send(request).await;
             assert_eq!((answer.status, answer.problem()), (404, "not_found"), "{method} {path}");
             walked += 1;
         }
     }
-    assert!(walked >= 6, "only {walked} routes were walked");
+    assert!(walked >= 10, "only {walked} routes were walked");
+    assert_eq!(router.get(&contact, &owner.live).await.body["time_zone"], "America/Denver");
+    for list in ["/v1/opt_outs", "/v1/opt_outs/history", "/v1/contacts"] {
+        assert_eq!(router.get(list, &stranger.live).await.body["data"], json!([]), "{list}");
+        assert_eq!(
+            router.get(list, &owner.live).await.body["data"].as_array().unwrap().len(),
+            1,
+            "{list}"
+        );
+    }
     // Nothing of it changed anything for its owner.
     for (resource, id) in &ids {
         assert_eq!(router.get(&format!("/v1/{resource}/{id}"), &owner.live).await.status, 200);
@@ -1000,4 +1031,202 @@ async fn a_tenants_key_opens_no_route_of_the_operator() {
 fn the_document_is_the_committed_one() {
     let document = serde_json::to_string_pretty(&router::api::openapi()).unwrap();
     insta::assert_snapshot!("openapi", document);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_is_checked_rule_by_rule_without_being_sent() {
+    let router = Router::start_with("[compliance]\nhours = \"strict\"\n").await;
+    let tenant = router.tenant("Acme").await;
+    let body = json!({"to": "+18505550143", "text": "Hello", "class": "otp", "ttl_seconds": 300});
+    let answer = router.post("/v1/messages:check", &tenant.live, &body).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let rules: Vec<_> = answer.body["rules"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|rule| (rule["rule"].as_str().unwrap(), rule["verdict"].as_str().unwrap()))
+        .collect();
+    assert_eq!(
+        rules,
+        [
+            ("opt_out", "send"),
+            ("expiry", "send"),
+            ("quiet_hours", "send"),
+            ("content", "send"),
+            ("phone", "hold")
+        ]
+    );
+    assert_eq!(
+        (&answer.body["verdict"], &answer.body["reason"]),
+        (&json!("hold"), &json!("no_phone_available"))
+    );
+    assert_eq!(answer.body["time_zones"], json!(["America/Chicago", "America/New_York"]));
+    assert_eq!(
+        answer.body["content"],
+        json!({"characters": 5, "encoding": "gsm7", "segments": 1, "links": false})
+    );
+    assert!(answer.body.get("phone").is_none());
+    // An opt-out wins; a claim that is not proven is judged as marketing; what is to be sent later is judged as it will be.
+    router
+        .post(
+            "/v1/opt_outs",
+            &tenant.live,
+            &json!({"recipients": ["+18505550143"], "source": "call"}),
+        )
+        .await;
+    let sunday = json!({"to": "+18505550143", "text": "Hello", "class": "conversational", "send_at": next_sunday().unwrap()});
+    let answer = router.post("/v1/messages:check", &tenant.live, &sunday).await;
+    assert_eq!(
+        (&answer.body["verdict"], &answer.body["reason"]),
+        (&json!("block"), &json!("opted_out")),
+        "{answer:?}"
+    );
+    assert_eq!(answer.body["class"], "marketing");
+    let quiet = answer.body["rules"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|rule| rule["rule"] == "quiet_hours")
+        .unwrap();
+    assert_eq!((&quiet["verdict"], &quiet["reason"]), (&json!("hold"), &json!("quiet_hours")));
+    assert!(
+        quiet["until"].as_str().unwrap().contains("T15:00:00")
+            || quiet["until"].as_str().unwrap().contains("T16:00:00"),
+        "{quiet}"
+    );
+    let wrong =
+        router.post("/v1/messages:check", &tenant.live, &json!({"to": "x", "text": ""})).await;
+    assert_eq!(wrong.status, 422);
+    assert_eq!(router.get("/v1/messages", &tenant.live).await.body["data"], json!([]));
+    router.stop().await;
+}
+
+/// Noon of a Sunday in Chicago that is at least a day away.
+fn next_sunday() -> Option<String> {
+    let today = jiff::Timestamp::now().in_tz("America/Chicago").ok()?.date();
+    let sunday = today.tomorrow().ok()?.nth_weekday(1, jiff::civil::Weekday::Sunday).ok()?;
+    Some(sunday.at(12, 0, 0, 0).in_tz("America/Chicago").ok()?.timestamp().to_string())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn opt_outs_are_kept_by_hand_and_lifted_only_with_evidence() {
+    let router = Router::start().await;
+    let tenant = router.tenant("Acme").await;
+    let (who, other) = ("+12025550143", "anna@example.org");
+    let waiting =
+        router.post("/v1/messages", &tenant.live, &json!({"to": who, "text": "hi"})).await;
+    let wrong =
+        router.post("/v1/opt_outs", &tenant.live, &json!({"recipients": [who, "nobody"]})).await;
+    assert_eq!(
+        (wrong.status, &wrong.body["errors"][0]["pointer"]),
+        (422, &json!("/recipients/1")),
+        "{wrong:?}"
+    );
+    assert_eq!(
+        router.get("/v1/opt_outs", &tenant.live).await.body["data"],
+        json!([]),
+        "nothing was done"
+    );
+    let out = router
+        .post(
+            "/v1/opt_outs",
+            &tenant.live,
+            &json!({"recipients": [who, other, who], "source": "by phone"}),
+        )
+        .await;
+    assert_eq!(out.body, json!({"added": 2, "already": 1, "stopped": 1}), "{out:?}");
+    let id = waiting.body["id"].as_str().unwrap();
+    let blocked = router.get(&format!("/v1/messages/{id}"), &tenant.live).await;
+    assert_eq!(
+        (&blocked.body["status"], &blocked.body["reason"]),
+        (&json!("blocked"), &json!("opted_out"))
+    );
+    let lift = format!("/v1/opt_outs/{who}/lift");
+    for bad in [
+        json!({}),
+        json!({"source": "form", "text": "yes"}),
+        json!({"source": "form", "text": "yes", "at": "2999-01-01T00:00:00Z"}),
+    ] {
+        assert_eq!(router.post(&lift, &tenant.live, &bad).await.status, 422, "{bad}");
+    }
+    let evidence = json!({"source": "web form", "at": "2026-01-01T00:00:00.000Z", "text": "I agree to get texts."});
+    assert_eq!(router.post(&lift, &tenant.live, &evidence).await.status, 204);
+    assert_eq!(
+        router.post(&lift, &tenant.live, &evidence).await.status,
+        404,
+        "it is lifted already"
+    );
+    let history =
+        router.get(&format!("/v1/opt_outs/history?recipient=%2B{}", &who[1..]), &tenant.live).await;
+    let steps: Vec<_> = history.body["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|step| step["action"].as_str().unwrap())
+        .collect();
+    assert_eq!(steps, ["opted_in", "opted_out"]);
+    assert_eq!(history.body["data"][0]["evidence"], evidence);
+    assert_eq!(history.body["data"][1]["evidence"], json!({"source": "by phone"}));
+    // The operator's word holds for every tenant, and no tenant lifts it.
+    let all = router
+        .post("/v1/admin/tenants/everybody/opt_outs", ADMIN, &json!({"recipients": [who]}))
+        .await;
+    assert_eq!(all.body["added"], 1, "{all:?}");
+    assert_eq!(router.post(&lift, &tenant.live, &evidence).await.status, 404);
+    let checked =
+        router.post("/v1/messages:check", &tenant.live, &json!({"to": who, "text": "hi"})).await;
+    assert_eq!(checked.body["reason"], "opted_out");
+    let everybody = format!("/v1/admin/tenants/everybody/opt_outs/{who}/lift");
+    assert_eq!(router.post(&everybody, ADMIN, &evidence).await.status, 204);
+    assert_eq!(router.get("/v1/admin/tenants/ten_x/opt_outs", ADMIN).await.status, 404);
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_are_set_whole_and_every_wrong_field_is_named() {
+    let router = Router::start().await;
+    let tenant = router.tenant("Acme").await;
+    let path = format!("/v1/admin/tenants/{}/rules", tenant.id);
+    let put = async |body: Value| {
+        let request = router.client.put(format!("{}{path}", router.url)).bearer_auth(ADMIN);
+        router.send(request.json(&body)).await
+    };
+    let bad = json!({
+        "hours": "whenever", "hours_window": "9:00-18:000", "time_zone": "Mars/Base", "unknown_zone": "guess",
+        "stop_words": ["alto", "..."], "segments_max": 0, "help_text": "", "transactional_hours": "no", "hour": 1,
+    });
+    let answer = put(bad).await;
+    let mut pointers: Vec<_> = answer.body["errors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|error| error["pointer"].as_str().unwrap().to_owned())
+        .collect();
+    pointers.sort();
+    assert_eq!(
+        pointers,
+        [
+            "/help_text",
+            "/hour",
+            "/hours",
+            "/hours_window",
+            "/segments_max",
+            "/stop_words/1",
+            "/time_zone",
+            "/transactional_hours",
+            "/unknown_zone"
+        ],
+        "{answer:?}"
+    );
+    let good = json!({"hours": "us_states", "stop_words": ["alto"], "transactional_hours": false});
+    assert_eq!(put(good).await.status, 200);
+    let read = router.get("/v1/rules", &tenant.live).await;
+    assert_eq!(
+        (&read.body["hours"], &read.body["stop_words"], &read.body["confirm_opt_out"]),
+        (&json!("us_states"), &json!(["alto"]), &json!(true))
+    );
+    // What is left out goes back to its default.
+    assert_eq!(put(json!({})).await.status, 200);
+    assert!(router.get("/v1/rules", &tenant.live).await.body.get("hours").is_none());
+    router.stop().await;
 }

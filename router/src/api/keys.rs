@@ -25,7 +25,8 @@ pub(super) struct ScopedKey {
     /// The key.
     #[serde(flatten)]
     key: ApiKey,
-    /// What it may do: `messages:read`, `messages:write`, `webhooks`, `opt_outs:read`.
+    /// What it may do: `messages:read`, `messages:write`, `webhooks`, `opt_outs:read`, `opt_outs:write`,
+    /// `contacts`.
     scopes: Vec<String>,
 }
 

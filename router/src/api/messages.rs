@@ -73,7 +73,7 @@ fn accept(tx: &mut Tx<'_>, tenant: &TenantId, new: &NewMessage) -> Result<Reply,
 }
 
 /// Everything that is wrong with the body, or the message.
-fn checked(
+pub(super) fn checked(
     body: Value,
     test: bool,
     lives: &config::Messages,

@@ -1,16 +1,19 @@
 //! Messages from outside: whose they are, and whether they ask to be left alone.
 
 use protocol::api::Direction;
+use protocol::api::TenantRules;
 use protocol::link::EventFrame;
 use protocol::pipe::{ConversationKind, Event, Received};
-use protocol::{Channel, MessageId, PhoneId, Recipient, TenantId, UnixMs, canary};
+use protocol::{Channel, EventId, MessageId, PhoneId, Recipient, TenantId, UnixMs, canary};
 
 use super::Effects;
 use crate::clock;
-use crate::compliance::opt_out::{self, Asks};
+use crate::compliance::OptOut;
+use crate::compliance::opt_out::{self, Asks, Words};
+use crate::facts;
 use crate::store::dispatch as rows;
-use crate::store::inbound::{self as store, Turned};
-use crate::store::{StoreError, Tx, standby};
+use crate::store::opt_outs::{self, Method, Turned, Wish};
+use crate::store::{StoreError, Tx, inbound as store, rules, standby};
 
 /// On a pooled phone, STOP counts for every tenant that has talked with its sender within this time.
 const STOP_REACH_MS: i64 = 30 * 24 * 3_600 * 1_000;
@@ -22,8 +25,11 @@ const CONFIRM_STOP: &str =
     "You are unsubscribed and will get no more messages. Reply START to resubscribe.";
 const CONFIRM_START: &str = "You are subscribed again. Reply STOP to unsubscribe.";
 
-/// Longest keyword kept as evidence, in characters.
-const KEYWORD_CHARS_MAX: usize = 64;
+/// Whoever asks for help is answered once in this time, so that two machines do not talk for ever.
+const HELP_EVERY_MS: i64 = 5 * 60 * 1_000;
+
+/// What is kept of a text as evidence, in characters: more than any wish that is understood has.
+const EVIDENCE_CHARS_MAX: usize = 500;
 
 /// An inbound message: dedupe, attribute, store, and honour a keyword before anybody is told.
 pub(super) fn message(
@@ -55,12 +61,13 @@ pub(super) fn message(
         // iCloud's second copy of what was taken in already. It is told to nobody again, but who asked to be left alone
         // is left alone, whatever became of the first copy.
         metrics::counter!("switchboard_inbound_copies_total").increment(1);
-        if opt_out::asks(&message.text) == Some(Asks::Stop)
-            && let Some(tenant) = attribute(tx, phone, &talked)?
-        {
+        if let Some(tenant) = attribute(tx, phone, &talked)? {
             for tenant in reach(&tenant, &talked, now) {
-                let about = (phone, &original);
-                effects.merge(honour(tx, &tenant, about, message, Asks::Stop, now)?);
+                let (asks, rules) = asked(tx, &tenant, message)?;
+                if let Some(asks) = asks.filter(|asks| asks.is_stop()) {
+                    let about = (phone, &original);
+                    effects.merge(honour(tx, (&tenant, &rules), about, message, asks, now)?);
+                }
             }
         }
         return Ok(());
@@ -87,9 +94,10 @@ pub(super) fn message(
         }
         return store::store_received(tx, &store::nobody(), (&id, phone), message, now);
     };
-    if let Some(asks) = opt_out::asks(&message.text) {
-        for tenant in reach(&tenant, &talked, now) {
-            effects.merge(honour(tx, &tenant, (phone, &id), message, asks, now)?);
+    for reached in reach(&tenant, &talked, now) {
+        let (asks, rules) = asked(tx, &reached, message)?;
+        if let Some(asks) = asks {
+            effects.merge(honour(tx, (&reached, &rules), (phone, &id), message, asks, now)?);
         }
     }
     store::store_received(tx, &tenant, (&id, phone), message, now)?;
@@ -116,9 +124,12 @@ pub(super) fn salvage(
         store::store_received(tx, &owner, (&id, phone), message, now)?;
         id
     };
-    if let Some(tenant) = tenant.filter(|_| opt_out::asks(&message.text) == Some(Asks::Stop)) {
+    if let Some(tenant) = tenant {
         for tenant in reach(&tenant, &talked, now) {
-            record(tx, &tenant, &id, message, Asks::Stop, now)?;
+            let (asks, _rules) = asked(tx, &tenant, message)?;
+            if let Some(asks) = asks.filter(|asks| asks.is_stop()) {
+                record(tx, &tenant, (phone, &id), message, asks, now)?;
+            }
         }
     }
     Ok(())
@@ -198,9 +209,28 @@ fn reach(tenant: &TenantId, talked: &[(TenantId, UnixMs)], now: UnixMs) -> Vec<T
     all
 }
 
-fn honour(
+/// What the message asks for by a tenant's words, with that tenant's rules. Rules that cannot be read take nothing away:
+/// the words that always count still do.
+fn asked(
     tx: &mut Tx<'_>,
     tenant: &TenantId,
+    message: &Received,
+) -> Result<(Option<Asks>, TenantRules), StoreError> {
+    let rules = match rules::of_tenant(tx, tenant) {
+        Ok(rules) => rules.unwrap_or_default(),
+        Err(error) if error.is_unavailable() => return Err(error),
+        Err(error) => {
+            tracing::error!(tenant = %tenant, error = %error, "inbound: a tenant's rules cannot be read, so only the common keywords count");
+            TenantRules::default()
+        }
+    };
+    let words = Words { stop: &rules.stop_words, start: &rules.start_words };
+    Ok((opt_out::asks(&message.text, words), rules))
+}
+
+fn honour(
+    tx: &mut Tx<'_>,
+    (tenant, rules): (&TenantId, &TenantRules),
     (phone, id): (&PhoneId, &MessageId),
     message: &Received,
     asks: Asks,
@@ -208,26 +238,70 @@ fn honour(
 ) -> Result<Effects, StoreError> {
     let mut effects = Effects::default();
     let recipient = &message.from;
-    if record(tx, tenant, id, message, asks, now)? == Turned::Nothing {
+    if asks == Asks::Help {
+        return help(tx, (tenant, rules), (phone, id), message, now);
+    }
+    if record(tx, tenant, (phone, id), message, asks, now)? == Turned::Nothing {
         return Ok(effects);
     }
     // What we would have confirmed before this is no longer true.
     store::drop_confirmations(tx, tenant, recipient, now)?;
-    let (kind, wording) = match asks {
-        Asks::Stop => {
-            effects.recall.extend(store::block_waiting(tx, tenant, recipient, now)?);
-            ("contact.opted_out", CONFIRM_STOP)
-        }
-        Asks::Start => ("contact.opted_in", CONFIRM_START),
+    let (kind, wording) = if asks.is_stop() {
+        effects.recall.extend(store::block_waiting(tx, tenant, recipient, now)?.1);
+        ("contact.opted_out", CONFIRM_STOP)
+    } else {
+        ("contact.opted_in", CONFIRM_START)
     };
     metrics::counter!("switchboard_opt_outs_total", "type" => kind).increment(1);
     store::tell_contact(tx, tenant, kind, (recipient, phone, id), now)?;
-    let expires_at = message.at.min(now).plus_ms(CONFIRM_WITHIN_MS);
-    if expires_at > now {
-        store::queue_confirmation(tx, tenant, (phone, message), wording, (now, expires_at))?;
-        effects.dispatch = true;
+    if rules.confirm_opt_out {
+        effects.merge(confirm(tx, tenant, (phone, message), wording, now)?);
     }
     Ok(effects)
+}
+
+/// Queues the one answer of ours, unless it would come too late.
+fn confirm(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    (phone, message): (&PhoneId, &Received),
+    wording: &str,
+    now: UnixMs,
+) -> Result<Effects, StoreError> {
+    let expires_at = message.at.min(now).plus_ms(CONFIRM_WITHIN_MS);
+    if expires_at <= now {
+        return Ok(Effects::default());
+    }
+    store::queue_confirmation(tx, tenant, (phone, message), wording, (now, expires_at))?;
+    Ok(Effects { dispatch: true, ..Effects::default() })
+}
+
+/// Answers HELP in the tenant's words: not to who has opted out, and not again within minutes.
+fn help(
+    tx: &mut Tx<'_>,
+    (tenant, rules): (&TenantId, &TenantRules),
+    (phone, id): (&PhoneId, &MessageId),
+    message: &Received,
+    now: UnixMs,
+) -> Result<Effects, StoreError> {
+    let Some(text) = &rules.help_text else { return Ok(Effects::default()) };
+    let about = (tenant, &message.from);
+    let out = rules::known(tx, tenant, &message.from)?.opt_out != OptOut::Clear;
+    if out || opt_outs::helped_since(tx, about, now.plus_ms(-HELP_EVERY_MS))? {
+        return Ok(Effects::default());
+    }
+    let wish = Wish {
+        action: "help",
+        method: Method::Keyword,
+        message: Some((id, phone)),
+        text: Some(&message.text),
+        evidence: None,
+        rules: facts::versions().0,
+        at: now,
+    };
+    opt_outs::note(tx, about, &wish, &EventId::new(now.0, clock::random()))?;
+    let wording = format!("{text} Reply STOP to unsubscribe.");
+    confirm(tx, tenant, (phone, message), &wording, now)
 }
 
 /// Writes the wish down. A sender's clock may be wrong: nobody writes in the future, and a STOP that has just come in is
@@ -235,15 +309,37 @@ fn honour(
 fn record(
     tx: &mut Tx<'_>,
     tenant: &TenantId,
-    id: &MessageId,
+    (phone, id): (&PhoneId, &MessageId),
     message: &Received,
     asks: Asks,
     now: UnixMs,
 ) -> Result<Turned, StoreError> {
-    let keyword: String = message.text.trim().chars().take(KEYWORD_CHARS_MAX).collect();
-    let stop = asks == Asks::Stop;
-    let at = if stop && !message.late { now } else { message.at.min(now) };
-    store::set_opt_out(tx, (tenant, &message.from), stop, (&keyword, id), at)
+    let evidence: String = message.text.trim().chars().take(EVIDENCE_CHARS_MAX).collect();
+    let at = if asks.is_stop() && !message.late { now } else { message.at.min(now) };
+    let (action, method) = match asks {
+        Asks::Stop => ("opted_out", Method::Keyword),
+        Asks::StopInferred => ("opted_out", Method::Inferred),
+        Asks::Start => ("opted_in", Method::Keyword),
+        Asks::PerhapsStop => ("possible", Method::Inferred),
+        Asks::Help => ("help", Method::Keyword),
+    };
+    let wish = Wish {
+        action,
+        method,
+        message: Some((id, phone)),
+        text: Some(&evidence),
+        evidence: None,
+        rules: facts::versions().0,
+        at,
+    };
+    let (about, event) = ((tenant, &message.from), EventId::new(now.0, clock::random()));
+    match asks {
+        Asks::Stop | Asks::StopInferred | Asks::Start => opt_outs::turn(tx, about, &wish, &event),
+        Asks::PerhapsStop | Asks::Help => {
+            opt_outs::note(tx, about, &wish, &event)?;
+            Ok(Turned::Nothing)
+        }
+    }
 }
 
 /// Something that happened to an earlier message, found by its guid on this phone.

@@ -9,7 +9,6 @@ use protocol::{
 use super::events::{self, NewEvent};
 use super::queue::Claimed;
 use super::{Json, Row, StoreError, Tx, messages, webhook_jobs};
-use crate::compliance::OptOut;
 use crate::params;
 use crate::pool::Caps;
 use crate::resolve::Candidate;
@@ -276,6 +275,8 @@ pub struct Outbound {
     pub text: String,
     /// Attempts so far.
     pub attempts: u32,
+    /// When it was accepted, or from when on it was to be sent.
+    pub from_time: UnixMs,
     /// Not after.
     pub expires_at: UnixMs,
     /// It is wanted back.
@@ -294,7 +295,7 @@ pub fn outbound(
 ) -> Result<Option<Outbound>, StoreError> {
     tx.query_opt(
         "SELECT status, kind = 'confirmation', recipient, asked_from, channel_asked, class, text, attempts,
-             expires_at, cancel_asked, held_reason, recall_reason
+             expires_at, cancel_asked, held_reason, recall_reason, COALESCE(send_at, created_at)
          FROM messages WHERE id = ?1 AND tenant_id = ?2 AND direction = 'outbound'",
         params![id, tenant],
         |row| {
@@ -311,27 +312,10 @@ pub fn outbound(
                 cancel_asked: row.get(9)?,
                 held_reason: row.get(10)?,
                 recall_reason: row.get(11)?,
+                from_time: row.get(12)?,
             })
         },
     )
-}
-
-/// Whether a recipient has opted out of a tenant's messages.
-pub fn opt_out(
-    tx: &mut Tx<'_>,
-    tenant: &TenantId,
-    recipient: &Recipient,
-) -> Result<OptOut, StoreError> {
-    let state = tx.query_opt(
-        "SELECT state FROM opt_outs WHERE tenant_id = ?1 AND recipient = ?2",
-        params![tenant, recipient],
-        |row| row.text(0),
-    )?;
-    Ok(match state.as_deref() {
-        None | Some("opted_in") => OptOut::Clear,
-        Some("opted_out") => OptOut::OptedOut,
-        Some(_) => OptOut::Unreadable,
-    })
 }
 
 /// A phone of the pool, with what only the store knows.
@@ -1167,7 +1151,7 @@ pub fn failures(tx: &mut Tx<'_>, tenant: &TenantId, id: &MessageId) -> Result<u3
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{inbound, migrate, webhook_jobs};
+    use crate::store::{inbound, migrate, rules, webhook_jobs};
 
     fn plan(sql: &str) -> String {
         let mut connection = rusqlite::Connection::open_in_memory().unwrap();
@@ -1204,6 +1188,7 @@ mod tests {
             (FORMER_HOSTS, "attempts_open"),
             (IN_FLIGHT, "attempts_open (phone_id=?)"),
             (inbound::ON_THE_WAY, "messages_on_the_way (tenant_id=? AND recipient=? AND kind=?)"),
+            (rules::KNOWN, "(tenant_id=? AND recipient=?)"),
             (inbound::TALKED_WITH, "bindings_by_phone (phone_id=? AND recipient=?)"),
             (inbound::BY_GUID, "messages_by_phone_guid (phone_id=? AND guid=?)"),
             (inbound::RECEIVED_AS, "messages_by_phone_guid (phone_id=? AND guid=?)"),

@@ -278,55 +278,16 @@ fn choice(channel: protocol::Channel) -> ChannelChoice {
     }
 }
 
-/// What a keyword did to the opt-out of (tenant, recipient).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Turned {
-    /// It was so already, or something newer stands.
-    Nothing,
-    /// From now on nothing may be sent, or may be again.
-    Over,
-}
-
-/// Writes down what a recipient has asked for at `at`. Only a real change of mind counts as one.
-pub fn set_opt_out(
-    tx: &mut Tx<'_>,
-    (tenant, recipient): (&TenantId, &Recipient),
-    out: bool,
-    (keyword, message): (&str, &MessageId),
-    at: UnixMs,
-) -> Result<Turned, StoreError> {
-    let before = tx.query_opt(
-        "SELECT state, at FROM opt_outs WHERE tenant_id = ?1 AND recipient = ?2",
-        params![tenant, recipient],
-        |row| Ok((row.text(0)?, row.get::<UnixMs>(1)?)),
-    )?;
-    let state = if out { "opted_out" } else { "opted_in" };
-    match before {
-        // Who never opted out cannot opt back in.
-        None if !out => return Ok(Turned::Nothing),
-        Some((stands, _)) if stands == state => return Ok(Turned::Nothing),
-        // iCloud may bring an old message long after a newer one.
-        Some((_, newer)) if newer > at => return Ok(Turned::Nothing),
-        None | Some(_) => {}
-    }
-    tx.execute(
-        "INSERT INTO opt_outs (tenant_id, recipient, state, method, keyword, message_id, at)
-         VALUES (?1, ?2, ?3, 'keyword', ?4, ?5, ?6)
-         ON CONFLICT (tenant_id, recipient) DO UPDATE SET state = excluded.state, method = excluded.method,
-             keyword = excluded.keyword, message_id = excluded.message_id, at = excluded.at",
-        params![tenant, recipient, state, keyword, message, at],
-    )?;
-    Ok(Turned::Over)
-}
-
-/// Blocks everything that still waits to go to `recipient`, and wants back what a phone already has; answers the latter.
+/// Blocks everything that still waits to go to `recipient`, and wants back what a phone already has; answers how many
+/// both are, and the latter.
 pub fn block_waiting(
     tx: &mut Tx<'_>,
     tenant: &TenantId,
     recipient: &Recipient,
     now: UnixMs,
-) -> Result<Vec<MessageId>, StoreError> {
+) -> Result<(u32, Vec<MessageId>), StoreError> {
     let waiting = on_the_way(tx, tenant, recipient, "tenant")?;
+    let stopped = u32::try_from(waiting.len()).unwrap_or(u32::MAX);
     let mut with_phones = Vec::new();
     for (id, status) in waiting {
         if status == Status::Dispatching {
@@ -345,7 +306,7 @@ pub fn block_waiting(
             }
         }
     }
-    Ok(with_phones)
+    Ok((stopped, with_phones))
 }
 
 /// Withdraws the confirmations of ours that still wait to go to `recipient`: there will be a newer one.
@@ -395,6 +356,23 @@ pub fn tell_contact(
         recipient: Some(recipient.clone()),
         number: rows::number_of(tx, phone)?,
         phone: Some(phone.clone()),
+        ..WebhookData::default()
+    };
+    webhook_jobs::enqueue(tx, tenant, kind, &data, at)?;
+    Ok(())
+}
+
+/// Tells the tenant that it, or the operator, has opted a recipient out or in again.
+pub fn tell_opt_out(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    kind: &str,
+    recipient: &Recipient,
+    at: UnixMs,
+) -> Result<(), StoreError> {
+    let data = WebhookData {
+        tenant: Some(tenant.clone()),
+        recipient: Some(recipient.clone()),
         ..WebhookData::default()
     };
     webhook_jobs::enqueue(tx, tenant, kind, &data, at)?;

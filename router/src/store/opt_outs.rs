@@ -1,10 +1,149 @@
-//! Recipients who must not be written to, as tenants read them.
+//! Recipients who must not be written to: the present state, and the history that proves it.
 
-use protocol::TenantId;
-use protocol::api::OptOut;
+use protocol::api::{OptOut, OptOutEvent};
+use protocol::{EventId, MessageId, PhoneId, Recipient, TenantId, UnixMs};
 
-use super::{StoreError, Tx};
+use super::{Json, Row, StoreError, Tx};
 use crate::params;
+
+/// How a wish came to be known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// A whole message that is a keyword.
+    Keyword,
+    /// A message that says it in other words.
+    Inferred,
+    /// The tenant says so.
+    Api,
+    /// It stood on a list that was kept elsewhere.
+    Import,
+    /// The operator says so.
+    Operator,
+}
+
+impl Method {
+    /// The stable word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Keyword => "keyword",
+            Self::Inferred => "inferred",
+            Self::Api => "api",
+            Self::Import => "import",
+            Self::Operator => "operator",
+        }
+    }
+}
+
+/// What a recipient wishes, and how that is known.
+#[derive(Debug, Clone)]
+pub struct Wish<'a> {
+    /// `opted_out`, `opted_in`, `possible` or `help`.
+    pub action: &'a str,
+    /// How it is known.
+    pub method: Method,
+    /// The message that said so, and where it came in.
+    pub message: Option<(&'a MessageId, &'a PhoneId)>,
+    /// What was written.
+    pub text: Option<&'a str>,
+    /// Where else it is known from.
+    pub evidence: Option<serde_json::Value>,
+    /// The version of the rules that judged it.
+    pub rules: &'a str,
+    /// When it was uttered.
+    pub at: UnixMs,
+}
+
+/// What a wish did to the opt-out of (tenant, recipient).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turned {
+    /// It was so already, or something newer stands.
+    Nothing,
+    /// From now on nothing may be sent, or may be again.
+    Over,
+}
+
+/// Adds a step to the history, whatever it changed.
+pub fn note(
+    tx: &mut Tx<'_>,
+    (tenant, recipient): (&TenantId, &Recipient),
+    wish: &Wish<'_>,
+    id: &EventId,
+) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT INTO opt_out_events
+             (id, tenant_id, recipient, action, method, at, message_id, phone_id, text, evidence, rules)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+        params![
+            id,
+            tenant,
+            recipient,
+            wish.action,
+            wish.method.as_str(),
+            wish.at,
+            wish.message.map(|(message, _)| message.clone()),
+            wish.message.map(|(_, phone)| phone.clone()),
+            wish.text,
+            wish.evidence.as_ref().map(Json),
+            wish.rules
+        ],
+    )?;
+    Ok(())
+}
+
+/// Writes down what a recipient wishes: the present state, and the step in its history. Only a real change of mind
+/// counts as one, and only that is kept: whoever says STOP twice has said it once.
+pub fn turn(
+    tx: &mut Tx<'_>,
+    (tenant, recipient): (&TenantId, &Recipient),
+    wish: &Wish<'_>,
+    id: &EventId,
+) -> Result<Turned, StoreError> {
+    let before = tx.query_opt(
+        "SELECT state, at FROM opt_outs WHERE tenant_id = ?1 AND recipient = ?2",
+        params![tenant, recipient],
+        |row| Ok((row.text(0)?, row.get::<UnixMs>(1)?)),
+    )?;
+    match before {
+        // Who never opted out cannot opt back in.
+        None if wish.action != "opted_out" => return Ok(Turned::Nothing),
+        Some((stands, _)) if stands == wish.action => return Ok(Turned::Nothing),
+        // iCloud may bring an old message long after a newer one.
+        Some((_, newer)) if newer > wish.at => return Ok(Turned::Nothing),
+        None | Some(_) => {}
+    }
+    tx.execute(
+        "INSERT INTO opt_outs (tenant_id, recipient, state, method, keyword, message_id, at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+         ON CONFLICT (tenant_id, recipient) DO UPDATE SET state = excluded.state, method = excluded.method,
+             keyword = excluded.keyword, message_id = excluded.message_id, at = excluded.at",
+        params![
+            tenant,
+            recipient,
+            wish.action,
+            wish.method.as_str(),
+            wish.text,
+            wish.message.map(|(message, _)| message.clone()),
+            wish.at
+        ],
+    )?;
+    note(tx, (tenant, recipient), wish, id)?;
+    Ok(Turned::Over)
+}
+
+/// Whether HELP was answered for this recipient since `since`.
+pub fn helped_since(
+    tx: &mut Tx<'_>,
+    (tenant, recipient): (&TenantId, &Recipient),
+    since: UnixMs,
+) -> Result<bool, StoreError> {
+    let newest = tx.query_opt(
+        "SELECT at FROM opt_out_events WHERE tenant_id = ?1 AND recipient = ?2 AND action = 'help'
+         ORDER BY id DESC LIMIT 1",
+        params![tenant, recipient],
+        |row| row.get::<UnixMs>(0),
+    )?;
+    Ok(newest.is_some_and(|at| at >= since))
+}
 
 /// A tenant's opt-outs by recipient, after `after`. Answers one row more than `limit` where there is more.
 pub fn list(
@@ -26,4 +165,70 @@ pub fn list(
             })
         },
     )
+}
+
+/// Which steps of the history are asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Steps {
+    /// Only this recipient's.
+    pub recipient: Option<Recipient>,
+    /// Only those that a person has still to look at.
+    pub to_review: bool,
+}
+
+/// A tenant's history of opt-outs, newest first, before `before`. Answers one row more than `limit` where there is more.
+pub fn history(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    steps: &Steps,
+    before: Option<&str>,
+    limit: u32,
+) -> Result<Vec<OptOutEvent>, StoreError> {
+    let of_whom = if steps.recipient.is_some() { "recipient = ?4" } else { "?4 IS NULL" };
+    // The condition of the index, word for word, so that what was reviewed is not read.
+    let which = if steps.to_review {
+        "reviewed_at IS NULL AND (method = 'inferred' OR action = 'possible')"
+    } else {
+        "1 = 1"
+    };
+    tx.query(
+        &format!(
+            "SELECT id, recipient, action, method, at, message_id, phone_id, text, evidence, rules, reviewed_at
+             FROM opt_out_events WHERE tenant_id = ?1 AND (?2 IS NULL OR id < ?2) AND {of_whom} AND {which}
+             ORDER BY id DESC LIMIT ?3"
+        ),
+        params![tenant, before, limit.saturating_add(1), steps.recipient],
+        step,
+    )
+}
+
+fn step(row: &Row<'_>) -> Result<OptOutEvent, StoreError> {
+    let evidence: Option<Json<serde_json::Value>> = row.get(8)?;
+    Ok(OptOutEvent {
+        id: row.get(0)?,
+        recipient: row.get(1)?,
+        action: row.text(2)?,
+        method: row.text(3)?,
+        at: row.get(4)?,
+        message: row.get(5)?,
+        phone: row.get(6)?,
+        text: row.opt_text(7)?,
+        evidence: evidence.map(|Json(value)| value),
+        rules: row.text(9)?,
+        reviewed_at: row.get(10)?,
+    })
+}
+
+/// Notes that a person has looked at a step; false when there is no such step.
+pub fn review(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    id: &EventId,
+    now: UnixMs,
+) -> Result<bool, StoreError> {
+    let changed = tx.execute(
+        "UPDATE opt_out_events SET reviewed_at = COALESCE(reviewed_at, ?3) WHERE id = ?1 AND tenant_id = ?2",
+        params![id, tenant, now],
+    )?;
+    Ok(changed > 0)
 }

@@ -1,0 +1,124 @@
+//! What a tenant knows of the people it writes to.
+
+use axum::extract::{RawQuery, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use protocol::Recipient;
+use protocol::api::{Contact, Page, Problem, PutContact};
+use serde_json::Value;
+
+use super::fields::Fields;
+use super::pages::{page, window};
+use super::{JsonBody, PathId, json};
+use crate::auth::{Caller, Scope};
+use crate::compliance::place;
+use crate::error::ApiError;
+use crate::server::AppState;
+use crate::store::{contacts, rules};
+
+/// List contacts, by recipient
+#[utoipa::path(get, path = "/v1/contacts", tag = "contacts", security(("api_key" = [])),
+    params(
+        ("limit" = Option<u32>, Query, description = "Rows, 1 to 100; 50 when left out."),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before.")),
+    responses(
+        (status = 200, description = "A page.", body = Page<Contact>),
+        (status = 401, description = "No valid key.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn list(
+    State(app): State<AppState>,
+    caller: Caller,
+    RawQuery(raw): RawQuery,
+) -> Result<Response, ApiError> {
+    caller.needs(Scope::Contacts)?;
+    let asked = window(raw.as_deref())?;
+    let (after, limit) = (asked.after_id::<Recipient>()?, asked.limit);
+    let rows = app
+        .store
+        .read(move |tx| contacts::list(tx, &caller.tenant, after.as_deref().unwrap_or(""), limit))
+        .await?;
+    Ok(json(StatusCode::OK, &page(rows, limit, |row| row.recipient.to_string())))
+}
+
+/// One contact
+#[utoipa::path(get, path = "/v1/contacts/{recipient}", tag = "contacts", security(("api_key" = [])),
+    params(("recipient" = String, Path, description = "The number or address.")),
+    responses(
+        (status = 200, description = "The contact.", body = Contact),
+        (status = 401, description = "No valid key.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "Nothing is known of it.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn get(
+    State(app): State<AppState>,
+    caller: Caller,
+    PathId(recipient): PathId<Recipient>,
+) -> Result<Response, ApiError> {
+    caller.needs(Scope::Contacts)?;
+    let found = app.store.read(move |tx| contacts::get(tx, &caller.tenant, &recipient)).await?;
+    Ok(json(StatusCode::OK, &found.ok_or_else(ApiError::not_found)?))
+}
+
+/// Say what you know of somebody
+///
+/// A time zone here counts before the one that the number suggests. It replaces what was said before.
+#[utoipa::path(put, path = "/v1/contacts/{recipient}", tag = "contacts", request_body = PutContact,
+    security(("api_key" = [])),
+    params(("recipient" = String, Path, description = "The number or address.")),
+    responses(
+        (status = 200, description = "The contact.", body = Contact),
+        (status = 401, description = "No valid key.", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "Fields are wrong.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn put(
+    State(app): State<AppState>,
+    caller: Caller,
+    PathId(recipient): PathId<Recipient>,
+    JsonBody(body): JsonBody,
+) -> Result<Response, ApiError> {
+    caller.needs(Scope::Contacts)?;
+    let (time_zone, state) = checked(body)?;
+    let now = app.clock.now();
+    let written = app
+        .store
+        .write(move |tx| {
+            let known = (time_zone.as_deref(), state.as_deref());
+            contacts::put(tx, &caller.tenant, &recipient, known, now)?;
+            rules::look_again(tx, &caller.tenant, now)?;
+            contacts::get(tx, &caller.tenant, &recipient)
+        })
+        .await?;
+    app.bells.dispatch.notify_one();
+    Ok(json(StatusCode::OK, &written.ok_or_else(ApiError::not_found)?))
+}
+
+fn checked(body: Value) -> Result<(Option<String>, Option<String>), ApiError> {
+    let mut fields = Fields::new(body)?;
+    let time_zone = fields.line("time_zone", 1..=60);
+    if time_zone.as_deref().is_some_and(|zone| !place::is_zone(zone)) {
+        fields.wrong("time_zone", "unknown_time_zone", "No time zone has this name.");
+    }
+    let state = fields.line("state", 2..=2);
+    if state.as_deref().is_some_and(|state| !place::is_state(state)) {
+        fields.wrong("state", "unknown_state", "No state of the United States has these letters.");
+    }
+    fields.finish()?;
+    Ok((time_zone, state))
+}
+
+/// Forget what you know of somebody
+///
+/// An opt-out is not forgotten with it.
+#[utoipa::path(delete, path = "/v1/contacts/{recipient}", tag = "contacts", security(("api_key" = [])),
+    params(("recipient" = String, Path, description = "The number or address.")),
+    responses(
+        (status = 204, description = "Forgotten."),
+        (status = 401, description = "No valid key.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "Nothing is known of it.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn delete(
+    State(app): State<AppState>,
+    caller: Caller,
+    PathId(recipient): PathId<Recipient>,
+) -> Result<Response, ApiError> {
+    caller.needs(Scope::Contacts)?;
+    if app.store.write(move |tx| contacts::delete(tx, &caller.tenant, &recipient)).await? {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    Err(ApiError::not_found())
+}

