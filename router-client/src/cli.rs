@@ -6,7 +6,9 @@ mod failure;
 mod host;
 mod manual;
 mod messages;
+mod opt_outs;
 mod pool;
+mod rules;
 mod screen;
 mod span;
 mod tenants;
@@ -110,8 +112,13 @@ enum Command {
     /// Adds and lists webhook endpoints, and shows deliveries
     #[command(subcommand)]
     Webhooks(webhooks::Command),
-    /// Lists the recipients who must not be written to
-    OptOuts,
+    /// Lists and changes who must not be written to
+    OptOuts(opt_outs::OptOuts),
+    /// Shows and sets the rules that a tenant's messages are held to
+    #[command(subcommand)]
+    Rules(rules::Command),
+    /// Says what would become of a message, without sending it
+    Check(rules::Check),
     /// Sends a message
     Send(messages::Send),
     /// Lists messages, or follows them
@@ -194,7 +201,9 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Keys(command) => tenants::keys(screen, &Client::new(&global)?, command).await,
         Command::Webhooks(command) => webhooks::run(screen, &Client::new(&global)?, command).await,
-        Command::OptOuts => webhooks::opt_outs(screen, &Client::new(&global)?).await,
+        Command::OptOuts(command) => opt_outs::run(screen, &Client::new(&global)?, command).await,
+        Command::Rules(command) => rules::run(screen, &Client::new(&global)?, command).await,
+        Command::Check(check) => rules::check(screen, &Client::new(&global)?, check).await,
         Command::Send(send) => messages::send(screen, &Client::new(&global)?, send).await,
         Command::Messages(list) => messages::list(screen, &Client::new(&global)?, list).await,
         Command::Message { id } => messages::show(screen, &Client::new(&global)?, &id).await,

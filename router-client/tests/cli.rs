@@ -725,6 +725,93 @@ fn opt_outs_are_listed() {
     assert!(ok(&ran).lines().nth(1).unwrap().starts_with("+12025550143  keyword"), "{ran:?}");
 }
 
+#[test]
+fn opt_outs_are_added_and_imported_in_chunks_and_lifted_with_evidence() {
+    let done = |added: u32| Answer::Json(200, json!({"added": added, "already": 1, "stopped": 2}));
+    let arguments =
+        ["opt-outs", "add", "+12025550143", "--source", "a call", "--tenant", "everybody"];
+    let (ran, asked) = run(vec![done(1)], &arguments);
+    assert_eq!(ok(&ran), "1 opted out, 1 had already; 2 messages on their way were stopped\n");
+    assert_eq!(asked[0].line, "POST /v1/admin/tenants/everybody/opt_outs");
+    assert_eq!(asked[0].body, json!({"recipients": ["+12025550143"], "source": "a call"}));
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("list.csv");
+    let rows: Vec<String> = (0..501).map(|number| format!("+1202555{number:04}")).collect();
+    std::fs::write(&file, format!("number\n{}\n", rows.join("\n"))).unwrap();
+    let (ran, asked) =
+        run(vec![done(500), done(1)], &["opt-outs", "import", file.to_str().unwrap()]);
+    assert_eq!(ok(&ran), "501 opted out, 2 had already; 4 messages on their way were stopped\n");
+    assert_eq!(asked.len(), 2);
+    assert_eq!(asked[1].body, json!({"recipients": ["+12025550500"], "source": "list.csv"}));
+    assert!(asked.iter().all(|one| one.header("idempotency-key").is_some()));
+    std::fs::write(&file, "+12025550143\n2025550143\n").unwrap();
+    let ran = run_with("http://127.0.0.1:1", &["opt-outs", "import", file.to_str().unwrap()], "");
+    assert_eq!(ran.code, 2);
+    assert!(ran.err.contains("line 2"), "{ran:?}");
+
+    let arguments = [
+        "opt-outs",
+        "lift",
+        "+12025550143",
+        "--source",
+        "form",
+        "--at",
+        "2026-11-01T00:00:00Z",
+        "--text",
+        "yes",
+    ];
+    let (ran, asked) = run(vec![Answer::Empty(204)], &arguments);
+    assert_eq!(ok(&ran), "+12025550143 may be written to again\n");
+    assert_eq!(asked[0].line, "POST /v1/opt_outs/+12025550143/lift");
+}
+
+#[test]
+fn rules_are_shown_and_set_from_a_file() {
+    let rules = json!({
+        "hours": "strict", "transactional_hours": true, "unknown_zone": "us50", "stop_words": ["alto"],
+        "confirm_opt_out": true, "first_message_links": false,
+    });
+    let (ran, asked) = run(vec![Answer::Json(200, rules.clone())], &["rules", "show", TEN]);
+    assert_eq!(asked[0].line, format!("GET /v1/admin/tenants/{TEN}/rules"));
+    assert!(ok(&ran).contains("strict") && ok(&ran).contains("alto"), "{ran:?}");
+    let router = Router::new(vec![Answer::Json(200, rules)]);
+    let ran = run_with(&router.url, &["rules", "set", TEN, "-"], "{\"hours\": \"strict\"}");
+    ok(&ran);
+    let asked = router.done();
+    assert_eq!(asked[0].line, format!("PUT /v1/admin/tenants/{TEN}/rules"));
+    assert_eq!(asked[0].body, json!({"hours": "strict"}));
+    let ran = run_with("http://127.0.0.1:1", &["rules", "set", TEN, "-"], "{");
+    assert_eq!(ran.code, 2);
+}
+
+#[test]
+fn a_message_is_checked_rule_by_rule() {
+    let checked = json!({
+        "verdict": "hold", "reason": "quiet_hours", "next_allowed_at": "2026-11-29T15:00:00.000Z", "class": "marketing",
+        "rules": [
+            {"rule": "opt_out", "verdict": "send"},
+            {"rule": "quiet_hours", "verdict": "hold", "reason": "quiet_hours", "until": "2026-11-29T15:00:00.000Z"},
+        ],
+        "time_zones": ["America/Chicago", "America/New_York"],
+        "content": {"characters": 5, "encoding": "gsm7", "segments": 1, "links": false},
+        "route": [], "rules_version": "v",
+    });
+    let (ran, asked) = run(
+        vec![Answer::Json(200, checked)],
+        &["check", "--to", "+18505550143", "--text", "Hello"],
+    );
+    assert_eq!(asked[0].line, "POST /v1/messages:check");
+    let out = ok(&ran);
+    assert!(out.contains("5 characters, gsm7, 1 SMS segments; judged as marketing"), "{out}");
+    assert!(
+        out.contains(
+            "hold: It is night where the recipient may be. It may go at 2026-11-29 15:00:00Z."
+        ),
+        "{out}"
+    );
+}
+
 const CONFIG: &str = r#"
 state_dir = "state"
 [[phones]]

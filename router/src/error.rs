@@ -252,6 +252,11 @@ impl IntoResponse for ApiError {
     /// The status alone, with the error beside it; [`answer`] writes the body, because it knows the request's id.
     fn into_response(self) -> Response {
         let mut response = self.code.parts().0.into_response();
+        if self.code == Code::BodyTooLarge {
+            // The rest of the body is not read, so the connection ends here. A client that is not told would use it again.
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
         response.extensions_mut().insert(self);
         response
     }

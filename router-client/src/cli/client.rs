@@ -58,6 +58,10 @@ impl Request {
         Self::new(who, Method::POST, path.into())
     }
 
+    pub(crate) fn put(who: Who, path: impl Into<String>) -> Self {
+        Self::new(who, Method::PUT, path.into())
+    }
+
     pub(crate) fn delete(who: Who, path: impl Into<String>) -> Self {
         Self::new(who, Method::DELETE, path.into())
     }
@@ -100,7 +104,8 @@ impl Request {
     }
 
     fn may_be_repeated(&self) -> bool {
-        self.patience.is_none() && (self.method == Method::GET || self.idempotency_key.is_some())
+        self.patience.is_none()
+            && ([Method::GET, Method::PUT].contains(&self.method) || self.idempotency_key.is_some())
     }
 }
 

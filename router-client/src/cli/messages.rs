@@ -345,7 +345,7 @@ pub(crate) async fn cancel(
 }
 
 /// The text as given, or from standard input. The newline with which editors end a file is not part of it.
-fn text(argument: String) -> Result<String, Failure> {
+pub(crate) fn text(argument: String) -> Result<String, Failure> {
     if argument != "-" {
         return Ok(argument);
     }
@@ -376,7 +376,7 @@ fn decoded(mut bytes: Vec<u8>) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|error| error.to_string())
 }
 
-fn new_key() -> String {
+pub(crate) fn new_key() -> String {
     let mut bytes = [0; KEY_BYTES];
     aws_lc_rs::rand::fill(&mut bytes).expect("the system's random source works");
     BASE32_NOPAD.encode(&bytes).to_lowercase()

@@ -3,9 +3,7 @@
 use clap::Subcommand;
 use protocol::{
     EndpointId,
-    api::{
-        CreateWebhookEndpoint, CreatedWebhookEndpoint, OptOut, WebhookDelivery, WebhookEndpoint,
-    },
+    api::{CreateWebhookEndpoint, CreatedWebhookEndpoint, WebhookDelivery, WebhookEndpoint},
 };
 use serde_json::json;
 
@@ -142,20 +140,4 @@ pub(crate) async fn run(
             )
         }
     }
-}
-
-pub(crate) async fn opt_outs(screen: &mut Screen, client: &Client) -> Result<(), Failure> {
-    let page = client.list(Who::Tenant, "/v1/opt_outs", &[], usize::MAX).await?;
-    if screen.is_json() {
-        return screen.json(&page);
-    }
-    let rows = typed_rows::<OptOut>(&page)?.into_iter().map(|opt_out| {
-        [
-            opt_out.recipient.to_string(),
-            opt_out.method,
-            time(opt_out.at),
-            or_nothing(opt_out.message),
-        ]
-    });
-    screen.table(["RECIPIENT", "HOW", "SINCE", "MESSAGE"], rows.collect(), "nobody has opted out")
 }
