@@ -519,11 +519,31 @@ const NONCE_LEN: std::ops::RangeInclusive<usize> = 16..=64;
 const SIG_LEN: usize = 86;
 
 impl Authorization {
-    /// The bytes that are signed.
+    /// The bytes that a host signs when it dials the router.
     pub fn signed(method: &str, path: &str, host: &HostId, ts: i64, nonce: &str) -> String {
         format!("switchboard-link-v1\n{method}\n{path}\n{host}\n{ts}\n{nonce}")
     }
+
+    /// The bytes that a router signs when it dials this host. The first word differs, so that neither side's signature
+    /// can be taken for the other's; the host is in it, so that it opens no other.
+    pub fn signed_by_router(
+        method: &str,
+        path: &str,
+        host: &HostId,
+        ts: i64,
+        nonce: &str,
+    ) -> String {
+        format!("switchboard-dial-v1\n{method}\n{path}\n{host}\n{ts}\n{nonce}")
+    }
+
+    /// The bytes that a dialled host signs, over the nonce of the request: whoever stands in its place cannot.
+    pub fn answered(host: &HostId, nonce: &str) -> String {
+        format!("switchboard-answer-v1\n{host}\n{nonce}")
+    }
 }
+
+/// The header of a dialled host's answer that has its signature, in unpadded base64url.
+pub const PROOF_HEADER: &str = "switchboard-proof";
 
 impl std::fmt::Display for Authorization {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -605,6 +625,9 @@ pub struct EnrolResponse {
     pub host: HostId,
     /// The ids of its phones.
     pub phones: Vec<EnrolledPhone>,
+    /// The router's own Ed25519 public key, unpadded base64url: by it a host knows the router that dials it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub router_key: Option<String>,
 }
 
 /// A phone with its id.
@@ -626,4 +649,7 @@ pub struct Enrolment {
     pub host: HostId,
     /// Its phones.
     pub phones: Vec<EnrolledPhone>,
+    /// The router's public key, where it gave one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub router_key: Option<String>,
 }

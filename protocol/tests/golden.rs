@@ -488,10 +488,18 @@ fn enrolment() {
             }],
         },
     );
-    golden("link/enrol_response", &EnrolResponse { host: host(), phones: phones.clone() });
+    golden(
+        "link/enrol_response",
+        &EnrolResponse { host: host(), phones: phones.clone(), router_key: Some("A".repeat(43)) },
+    );
     golden(
         "link/enrolment",
-        &Enrolment { router: "https://router.example.org".to_owned(), host: host(), phones },
+        &Enrolment {
+            router: "https://router.example.org".to_owned(),
+            host: host(),
+            phones,
+            router_key: Some("A".repeat(43)),
+        },
     );
 }
 

@@ -6,7 +6,7 @@
 /// Shortest delay of the jittered redials.
 pub(crate) const DELAY_MIN_MS: u64 = 500;
 /// Longest delay of the jittered redials: what a host can be away for after the router is back.
-pub(crate) const DELAY_MAX_MS: u64 = 30_000;
+pub const DELAY_MAX_MS: u64 = 30_000;
 /// A session that lived so long was a good one; what happened before it is forgiven.
 pub(crate) const FORGIVEN_AFTER_MS: u64 = 60_000;
 /// Delay when the router refuses this host: only a person can change that, but the answer may come any time.
@@ -17,7 +17,7 @@ pub(crate) const REPLACED_MS: u64 = 60_000;
 
 /// Why the last attempt ended, as far as the next delay depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Cause {
+pub enum Cause {
     /// Network, timeout, protocol: anything that may be better the next time.
     Lost,
     /// 401, 403, 4401 or 4426: the router does not want this host as it is.
@@ -32,7 +32,7 @@ pub(crate) enum Cause {
 
 /// What the dialler remembers between attempts.
 #[derive(Clone, Debug)]
-pub(crate) struct Backoff {
+pub struct Backoff {
     /// Longest delay of the jittered redials, in milliseconds.
     delay_max_ms: u64,
     /// Redials since the last session that lived long enough.
@@ -47,7 +47,7 @@ impl Default for Backoff {
 
 impl Backoff {
     /// Nothing lost yet; jittered redials wait for at most `delay_max`.
-    pub(crate) fn new(delay_max: std::time::Duration) -> Self {
+    pub fn new(delay_max: std::time::Duration) -> Self {
         let delay_max_ms = u64::try_from(delay_max.as_millis()).unwrap_or(DELAY_MAX_MS);
         Self { delay_max_ms: delay_max_ms.max(1), redials: 0 }
     }
@@ -55,7 +55,7 @@ impl Backoff {
     /// The delay before the next attempt, in milliseconds.
     ///
     /// `lived_ms` is how long the session was welcome, zero if it never was. `random` is any 64 bits.
-    pub(crate) fn next(&mut self, cause: Cause, lived_ms: u64, random: u64) -> u64 {
+    pub fn next(&mut self, cause: Cause, lived_ms: u64, random: u64) -> u64 {
         if lived_ms >= FORGIVEN_AFTER_MS || cause == Cause::Asked {
             // What was lost before says nothing about a machine that has just woken or a network that is another.
             self.redials = 0;

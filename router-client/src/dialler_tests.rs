@@ -1,6 +1,7 @@
 use std::{
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -9,10 +10,24 @@ use protocol::{
     link::{HostHello, LEASE_TTL_MS, PhoneReport, PhoneState, RouterFrame, Welcome, WelcomePhone},
     pipe::{Attempt, Command, Event, EventLine},
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
-use tokio_tungstenite::accept_async;
+use tokio::io::{
+    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex,
+};
+use tokio_tungstenite::{WebSocketStream, accept_async, tungstenite::http::Uri};
 
 use super::*;
+use crate::{key::HostKey, road::upgrade_uri, tls};
+
+/// The upgrade with this authorisation.
+async fn upgrade<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    uri: &Uri,
+    authorization: &str,
+) -> Result<WebSocketStream<S>, Ended> {
+    let value = road::secret(authorization)?;
+    let headers = HeaderMap::from_iter([(header::AUTHORIZATION, value)]);
+    road::upgrade(stream, uri, headers).await.map(|(socket, _)| socket)
+}
 
 const WALL: UnixMs = UnixMs(1_795_348_800_000);
 const EVENTS: u64 = 3;
@@ -269,8 +284,7 @@ async fn attempt(
     let clock = Clock::of_tokio(1_000_000, WALL);
     let stats = LinkStats::default();
     let client = async {
-        let Ok(opened) = timeout(CONNECT_WITHIN, upgrade(near, &uri(), "Switchboard x")).await
-        else {
+        let Ok(opened) = timeout(OPEN_WITHIN, upgrade(near, &uri(), "Switchboard x")).await else {
             return Ended::Connect("late".to_owned());
         };
         let mut desk = Desk {
@@ -280,6 +294,8 @@ async fn attempt(
             clock: &clock,
             shutdown: &shutdown,
             redial: &Notify::new(),
+            sockets: None,
+            successor: &mut None,
         };
         let session = Session::new("b".to_owned(), "1".to_owned(), phones(), 0);
         match opened {
@@ -373,6 +389,8 @@ async fn against<F: Future<Output = ()>>(
             clock: &clock,
             shutdown: &shutdown,
             redial: &Notify::new(),
+            sockets: None,
+            successor: &mut None,
         };
         let session = Session::new("b".to_owned(), "1".to_owned(), phones(), 0);
         run(socket, session, &mut desk, &mut Phones::default()).await.0
@@ -579,7 +597,8 @@ fn config(router: &str, key: HostKey) -> LinkConfig {
 #[tokio::test(start_paused = true)]
 async fn the_upgrade_request_is_signed() {
     let config = config("http://router.example/base/", HostKey::generate().unwrap());
-    let header = authorization(&config, 1_700_000_000, [7; NONCE_BYTES]);
+    let signed = Asker::Host.sign(&config.key, &config.host, 1_700_000_000, nonce());
+    let header = signed.to_string();
     let uri = upgrade_uri(&config.router, false).unwrap();
     let (near, mut far) = duplex(4_096);
     let request = async {
@@ -602,23 +621,4 @@ async fn the_upgrade_request_is_signed() {
     assert_eq!((parsed.host.clone(), parsed.ts), (config.host.clone(), 1_700_000_000));
     let signed = Authorization::signed("GET", "/v1/link", &parsed.host, parsed.ts, &parsed.nonce);
     assert_eq!(config.key.sign(signed.as_bytes()), parsed.sig);
-}
-
-#[test]
-fn addresses_that_cannot_be_dialled_are_refused_with_a_reason() {
-    for (address, part) in [("ftp://x", "scheme"), ("http:///", "host")] {
-        let Ok(url) = address.parse::<Url>() else { continue };
-        let mut config = config("http://x", HostKey::generate().unwrap());
-        config.router = url;
-        let error = Dialler::new(config).unwrap_err();
-        assert!(error.to_string().contains(part), "{error}");
-    }
-    for (address, port) in
-        [("http://x", 80), ("https://x", 443), ("ws://x:1", 1), ("wss://[::1]:7070/b", 7_070)]
-    {
-        let mut config = config(address, HostKey::generate().unwrap());
-        let pem = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/ca.pem");
-        config.roots = tls::TlsRoots::File(pem.into());
-        assert_eq!(Dialler::new(config).unwrap().port, port);
-    }
 }

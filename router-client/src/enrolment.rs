@@ -99,6 +99,7 @@ mod tests {
             router: "https://router.example".to_owned(),
             host: protocol::HostId::new(1, [1; 10]),
             phones: Vec::new(),
+            router_key: None,
         };
         store(&state_dir, &enrolment).unwrap();
         let (loaded, loaded_key) = load(&state_dir).unwrap();

@@ -8,7 +8,8 @@
 //! Deliberately not in it: any state that outlives the process. Events that the router has not acknowledged stay in the
 //! bridge's journal, which repeats them; leases are counted by the bridge's gate. The link may die at any moment.
 
-mod backoff;
+pub mod auth;
+pub mod backoff;
 pub mod clock;
 mod dialler;
 pub mod doctor;
@@ -17,6 +18,7 @@ pub mod key;
 pub mod link;
 mod private_file;
 pub mod proxy;
+pub mod road;
 mod session;
 pub mod tls;
 

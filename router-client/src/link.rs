@@ -25,6 +25,7 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
+use futures_util::{Sink, Stream};
 use protocol::{
     HostId, PhoneId,
     link::{HostHealth, PhoneReport},
@@ -274,10 +275,50 @@ impl LinkStats {
     }
 }
 
+/// What a WebSocket carries.
+pub use tokio_tungstenite::tungstenite::Message;
+/// Why a WebSocket is closed.
+pub use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+
+/// A WebSocket that somebody else has opened.
+pub trait MessageSocket:
+    Stream<Item = Result<Message, String>> + Sink<Message, Error = String> + Send + Unpin
+{
+}
+impl<T> MessageSocket for T where
+    T: Stream<Item = Result<Message, String>> + Sink<Message, Error = String> + Send + Unpin
+{
+}
+
+/// One that came in.
+pub type Socket = Box<dyn MessageSocket>;
+
+/// Capacity that the channel of [`Socket`] needs: the newest counts, and a few may come at once.
+pub const SOCKET_QUEUE: usize = 4;
+
+/// Who dials.
+enum Way {
+    /// This side.
+    Dial(Box<Dialler>),
+    /// The router; what it has opened comes in here.
+    Accept { boot: String, version: String, sockets: mpsc::Receiver<Socket> },
+}
+
+impl std::fmt::Debug for Way {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Dial(dialler) => f.debug_tuple("Dial").field(dialler).finish(),
+            Self::Accept { boot, .. } => {
+                f.debug_struct("Accept").field("boot", boot).finish_non_exhaustive()
+            }
+        }
+    }
+}
+
 /// The link of one host, not yet running.
 #[derive(Debug)]
 pub struct Link {
-    dialler: Dialler,
+    way: Way,
     redial_max: Duration,
     inputs: mpsc::Receiver<LinkInput>,
     outputs: mpsc::Sender<LinkOutput>,
@@ -293,15 +334,37 @@ impl Link {
         inputs: mpsc::Receiver<LinkInput>,
         outputs: mpsc::Sender<LinkOutput>,
     ) -> Result<Self, LinkConfigError> {
-        Ok(Self {
-            redial_max: config.redial_max,
-            dialler: Dialler::new(config)?,
+        let redial_max = config.redial_max;
+        Ok(Self::by(Way::Dial(Box::new(Dialler::new(config)?)), redial_max, inputs, outputs))
+    }
+
+    /// A link that the router dials. Who opens a socket is checked before it comes in; a newer one ends the session of
+    /// the one before.
+    pub fn accepting(
+        boot: String,
+        version: String,
+        sockets: mpsc::Receiver<Socket>,
+        inputs: mpsc::Receiver<LinkInput>,
+        outputs: mpsc::Sender<LinkOutput>,
+    ) -> Self {
+        Self::by(Way::Accept { boot, version, sockets }, REDIAL_MAX, inputs, outputs)
+    }
+
+    fn by(
+        way: Way,
+        redial_max: Duration,
+        inputs: mpsc::Receiver<LinkInput>,
+        outputs: mpsc::Sender<LinkOutput>,
+    ) -> Self {
+        Self {
+            way,
+            redial_max,
             inputs,
             outputs,
             stats: Arc::new(LinkStats::default()),
             clock: Clock::machine(),
             redial: Arc::new(Notify::new()),
-        })
+        }
     }
 
     /// Counts that go on growing while the link runs.
@@ -320,8 +383,15 @@ impl Link {
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut phones = Phones::default();
         let mut backoff = Backoff::new(self.redial_max);
+        let mut successor = None;
         loop {
+            let (way, sockets) = match &mut self.way {
+                Way::Dial(dialler) => (Ok(dialler), None),
+                Way::Accept { boot, version, sockets } => (Err((boot, version)), Some(sockets)),
+            };
             let mut desk = dialler::Desk {
+                sockets,
+                successor: &mut successor,
                 inputs: &mut self.inputs,
                 outputs: &self.outputs,
                 stats: &self.stats,
@@ -329,12 +399,21 @@ impl Link {
                 shutdown: &shutdown,
                 redial: &self.redial,
             };
-            let (why, lived_ms) = self.dialler.attempt(&mut desk, &mut phones).await;
+            let (why, lived_ms) = match &way {
+                Ok(dialler) => dialler.attempt(&mut desk, &mut phones).await,
+                Err((boot, version)) => {
+                    dialler::accept(boot, version, &mut desk, &mut phones).await
+                }
+            };
             if shutdown.is_cancelled() || matches!(why, Ended::Shutdown) {
                 tracing::info!("link closed");
                 return;
             }
-            let delay_ms = backoff.next(why.redial_cause(), lived_ms, dialler::random_u64());
+            let delay_ms = match way {
+                Ok(_) => backoff.next(why.redial_cause(), lived_ms, dialler::random_u64()),
+                // Its next connection is taken whenever it comes.
+                Err(_) => 0,
+            };
             let redial_in = Duration::from_millis(delay_ms);
             self.stats.set_down(Some(why.to_string()));
             // The supervisor says this for people, once; here is what it does not know.

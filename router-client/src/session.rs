@@ -56,6 +56,9 @@ pub enum Ended {
     /// This side was asked for another connection.
     #[error("asked to dial anew")]
     Redial,
+    /// The router has dialled this host anew.
+    #[error("the router has dialled anew")]
+    Replaced,
     /// No connection to the router.
     #[error("cannot connect to the router: {0}")]
     Connect(String),
@@ -140,7 +143,8 @@ fn upgrade_remedy(status: u16) -> &'static str {
 }
 
 impl Ended {
-    pub(crate) fn redial_cause(&self) -> Cause {
+    /// What the delay before the next attempt depends on.
+    pub fn redial_cause(&self) -> Cause {
         match self {
             Self::Upgrade { status: 401 | 403 }
             | Self::Closed { code: close::NOT_AUTHORISED | close::PROTOCOL_TOO_OLD, .. } => {
@@ -149,7 +153,7 @@ impl Ended {
             Self::Proxy { why, .. } if why.is_refusal() => Cause::Refused,
             Self::Closed { code: close::REPLACED, .. } => Cause::Replaced,
             Self::Closed { code: close::DRAINING, .. } => Cause::Draining,
-            Self::Redial => Cause::Asked,
+            Self::Redial | Self::Replaced => Cause::Asked,
             Self::Shutdown
             | Self::Connect(_)
             | Self::Tls(_)

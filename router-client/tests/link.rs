@@ -490,3 +490,65 @@ async fn a_draining_router_is_dialled_at_once_and_one_that_replaced_the_session_
     let all = async { tokio::join!(link.run(shutdown.clone()), router, supervisor) };
     Box::pin(timeout(DEADLINE, all)).await.unwrap();
 }
+
+/// A router that has dialled: its end of a WebSocket in memory, and what the link gets of it.
+async fn dialled() -> (WebSocketStream<tokio::io::DuplexStream>, router_client::link::Socket) {
+    use tokio_tungstenite::tungstenite::protocol::Role;
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let near = WebSocketStream::from_raw_socket(near, Role::Server, None).await;
+    let far = WebSocketStream::from_raw_socket(far, Role::Client, None).await;
+    let text = |error: tokio_tungstenite::tungstenite::Error| error.to_string();
+    let socket = near.sink_map_err(text).map(move |message| message.map_err(text));
+    (far, Box::new(socket))
+}
+
+/// Reads the hello and answers it.
+async fn greets(socket: &mut WebSocketStream<tokio::io::DuplexStream>) {
+    let Some(Ok(Message::Text(text))) = socket.next().await else { panic!("no hello") };
+    let HostFrame::Hello(hello) = link::parse_host(&text).unwrap() else { panic!("{text}") };
+    assert_eq!(hello.phones.len(), 1, "what the supervisor told before is not forgotten");
+    let (session, clock) = ("s".to_owned(), hello.clock);
+    let welcome = RouterFrame::Welcome(Welcome { session, clock, phones: Vec::new() });
+    socket.send(Message::text(serde_json::to_string(&welcome).unwrap())).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_router_that_dials_anew_ends_its_session_before() {
+    let (input, inputs) = mpsc::channel(INPUT_QUEUE);
+    let (outputs, mut output) = mpsc::channel(OUTPUT_QUEUE);
+    let (sockets, came) = mpsc::channel(router_client::link::SOCKET_QUEUE);
+    let link = Link::accepting("boot".to_owned(), "1.0.0".to_owned(), came, inputs, outputs);
+    let (stats, redial, shutdown) = (link.stats(), link.redial(), CancellationToken::new());
+    // There is nothing that this side could dial: the wish is forgotten, and ends no session that comes later.
+    redial.notify_one();
+    input.send(phone_starts()).await.unwrap();
+    let story = async {
+        let (mut first, socket) = dialled().await;
+        assert!(sockets.send(socket).await.is_ok());
+        greets(&mut first).await;
+        assert!(matches!(next(&mut output).await, LinkOutput::Connected { .. }));
+        let (mut second, socket) = dialled().await;
+        assert!(sockets.send(socket).await.is_ok());
+        let ended = next(&mut output).await;
+        assert_eq!(
+            ended,
+            LinkOutput::Disconnected { why: Ended::Replaced, redial_in: Duration::ZERO }
+        );
+        greets(&mut second).await;
+        assert!(matches!(next(&mut output).await, LinkOutput::Connected { .. }));
+        // The one before is over, whether it could still be heard or not.
+        while first.next().await.is_some_and(|message| message.is_ok()) {}
+        assert!(stats.is_connected());
+        shutdown.cancel();
+        let mut last = None;
+        while let Some(Ok(message)) = second.next().await {
+            if let Message::Text(text) = message {
+                last = Some(link::parse_host(&text).unwrap());
+            }
+        }
+        assert!(matches!(last, Some(HostFrame::Bye { .. })), "{last:?}");
+    };
+    let all = async { tokio::join!(link.run(shutdown.clone()), story) };
+    Box::pin(timeout(DEADLINE, all)).await.unwrap();
+    assert_eq!(stats.sessions(), 2);
+}

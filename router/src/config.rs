@@ -2,16 +2,20 @@
 //!
 //! [`DEFAULT`] is the file as shipped; every key in it has its default as value, so it doubles as the documentation.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use protocol::HostId;
 use protocol::api::HoursPreset;
+use router_client::backoff::DELAY_MAX_MS;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use toml::de::DeTable;
+use url::Url;
 
 use crate::warming::{self, Step};
 
@@ -51,6 +55,44 @@ pub struct Config {
     pub compliance: Arc<Compliance>,
     /// The log.
     pub log: Log,
+    /// The router's own key, by which hosts that it dials know it.
+    pub key_file: PathBuf,
+    /// Hosts that the router dials.
+    pub dial: Vec<Dial>,
+}
+
+/// A host that the router dials.
+#[derive(Debug, Clone)]
+pub struct Dial {
+    /// Which host.
+    pub host: HostId,
+    /// Its public name.
+    pub url: Url,
+    /// What Cloudflare Access before it wants.
+    pub access: Option<ServiceToken>,
+    /// Longest delay before it is dialled again.
+    pub redial_max: Duration,
+}
+
+/// A service token of Cloudflare Access.
+#[derive(Debug, Clone)]
+pub struct ServiceToken {
+    /// Its client id.
+    pub client_id: String,
+    /// Its client secret.
+    pub client_secret: SecretString,
+}
+
+/// One `[[dial]]`, before it is checked.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawDial {
+    host: HostId,
+    url: String,
+    access_client_id: Option<String>,
+    access_client_secret_file: Option<PathBuf>,
+    access_client_secret_env: Option<String>,
+    redial_max_ms: Option<u64>,
 }
 
 /// Limits of the API.
@@ -297,6 +339,8 @@ struct Raw {
     webhooks: Webhooks,
     compliance: Compliance,
     log: Log,
+    key_file: Option<PathBuf>,
+    dial: Vec<RawDial>,
 }
 
 impl Default for Raw {
@@ -315,6 +359,8 @@ impl Default for Raw {
             webhooks: Webhooks::default(),
             compliance: Compliance::default(),
             log: Log::default(),
+            key_file: None,
+            dial: Vec::new(),
         }
     }
 }
@@ -391,9 +437,15 @@ impl Config {
         let folder = path.parent().unwrap_or(Path::new(""));
         let check = Check { path, text };
         check.all(&raw)?;
+        let database = folder.join(&raw.database);
         Ok(Self {
             listen: raw.listen,
-            database: folder.join(&raw.database),
+            key_file: raw
+                .key_file
+                .as_ref()
+                .map_or_else(|| database.with_file_name(KEY_FILE), |file| folder.join(file)),
+            dial: dials(&raw, folder, &check)?,
+            database,
             admin_token: admin_token_of(&raw, folder, admin_token, &check)?,
             drain: Duration::from_millis(raw.drain_ms),
             limits: raw.limits,
@@ -522,6 +574,76 @@ impl Check<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// The router's key lies beside the store: both are to be kept.
+const KEY_FILE: &str = "router.key";
+
+fn dials(raw: &Raw, folder: &Path, check: &Check<'_>) -> Result<Vec<Dial>, ConfigError> {
+    let mut hosts = BTreeSet::new();
+    raw.dial
+        .iter()
+        .map(|dial| {
+            let wrong = |what: String| check.wrong("dial", format!("{}: {what}", dial.host));
+            if !hosts.insert(dial.host.to_string()) {
+                return Err(wrong("is there twice".to_owned()));
+            }
+            let url: Url = dial.url.parse().map_err(|error| wrong(format!("`url`: {error}")))?;
+            let own = match url.host() {
+                Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+                Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+                Some(url::Host::Domain(name)) => name == "localhost",
+                None => return Err(wrong("there is no host in `url`".to_owned())),
+            };
+            // A service token in the clear would open the door to whoever reads along.
+            let clear = own && matches!(url.scheme(), "http" | "ws");
+            if !clear && !matches!(url.scheme(), "https" | "wss") {
+                return Err(wrong("`url` must be an https:// address".to_owned()));
+            }
+            let delay = dial.redial_max_ms.unwrap_or(DELAY_MAX_MS);
+            check.range("dial.redial_max_ms", delay, 1, 600_000)?;
+            Ok(Dial {
+                host: dial.host.clone(),
+                url,
+                access: service_token(dial, folder, &wrong)?,
+                redial_max: Duration::from_millis(delay),
+            })
+        })
+        .collect()
+}
+
+fn service_token(
+    dial: &RawDial,
+    folder: &Path,
+    wrong: &dyn Fn(String) -> ConfigError,
+) -> Result<Option<ServiceToken>, ConfigError> {
+    let secret = match (&dial.access_client_secret_file, &dial.access_client_secret_env) {
+        (Some(_), Some(_)) => {
+            return Err(wrong("the secret is given twice, by file and by environment".to_owned()));
+        }
+        (Some(file), None) => {
+            let path = folder.join(file);
+            let text = std::fs::read_to_string(&path)
+                .map_err(|error| wrong(format!("{} cannot be read: {error}", path.display())))?;
+            Some(text)
+        }
+        (None, Some(name)) => {
+            let text = std::env::var(name).map_err(|error| wrong(format!("{name}: {error}")))?;
+            Some(text)
+        }
+        (None, None) => None,
+    };
+    match (&dial.access_client_id, secret) {
+        (Some(id), Some(secret)) if !secret.trim().is_empty() => Ok(Some(ServiceToken {
+            client_id: id.clone(),
+            client_secret: SecretString::from(secret.trim()),
+        })),
+        (None, None) => Ok(None),
+        (_, _) => Err(wrong(
+            "`access_client_id` needs its secret, `access_client_secret_file` or `access_client_secret_env`, and it them"
+                .to_owned(),
+        )),
     }
 }
 
@@ -749,6 +871,59 @@ mod tests {
         assert_eq!(config.admin_token.unwrap().expose_secret(), "0123456789abcdef");
         let missing = Config::parse("admin_token_file = \"none\"", &path, None).unwrap_err();
         assert!(missing.to_string().contains("none cannot be read: No such file"), "{missing}");
+    }
+
+    #[test]
+    fn a_host_that_is_dialled_is_checked_and_its_secret_never_shown() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("desk.secret"), "geheim-geheim\n").unwrap();
+        let path = folder.path().join("router.toml");
+        let host = HostId::new(1, [1; 10]);
+        let dial = |url: &str, more: &str| {
+            let text = format!("[[dial]]\nhost = \"{host}\"\nurl = \"{url}\"\n{more}\n");
+            Config::parse(&text, &path, None).map_err(|error| error.to_string())
+        };
+        let token = "access_client_id = \"x.access\"\naccess_client_secret_file = \"desk.secret\"";
+        let config = dial("https://desk.example", token).unwrap();
+        assert!(!format!("{config:?}").contains("geheim"));
+        let access = config.dial[0].access.as_ref().unwrap();
+        assert_eq!(access.client_secret.expose_secret(), "geheim-geheim");
+        assert_eq!(config.key_file, folder.path().join("router.key"));
+        assert!(dial("http://127.0.0.1:7180", "").unwrap().dial[0].access.is_none());
+        // The example of the default file, with a host and a secret in it.
+        let example: String = DEFAULT
+            .lines()
+            .skip_while(|line| *line != "# [[dial]]")
+            .filter_map(|line| line.strip_prefix("# "))
+            .flat_map(|line| [line, "\n"])
+            .collect();
+        std::fs::write(folder.path().join("desk-1.secret"), "geheim").unwrap();
+        let example = example.replace("hst_…", host.as_str());
+        let example = Config::parse(&example, &path, None).unwrap();
+        assert_eq!(example.dial[0].redial_max, Duration::from_millis(DELAY_MAX_MS));
+        let twice = format!("[[dial]]\nhost = \"{host}\"\nurl = \"https://b\"");
+        for (url, more, says) in [
+            ("http://desk.example", "", "must be an https:// address"),
+            ("ftp://127.0.0.1", "", "must be an https:// address"),
+            ("https://a", &twice, "is there twice"),
+            ("https://a", "access_client_id = \"x\"", "needs its secret"),
+            ("https://a", "access_client_secret_file = \"desk.secret\"", "needs its secret"),
+            (
+                "https://a",
+                "access_client_id = \"x\"\naccess_client_secret_file = \"none\"",
+                "none cannot",
+            ),
+            (
+                "https://a",
+                "access_client_id = \"x\"\naccess_client_secret_env = \"SWITCHBOARD_NO_SUCH\"",
+                "SWITCHBOARD_NO_SUCH",
+            ),
+            ("https://a", "redial_max_ms = 0", "redial_max_ms"),
+            ("https://a", "token = 1", "token"),
+        ] {
+            let said = dial(url, more).unwrap_err();
+            assert!(said.contains(says), "{said}");
+        }
     }
 
     #[test]

@@ -5,11 +5,12 @@
 //!                        dispatch ──────▶ commands ──────────┴▶ writer ──▶ socket
 //! ```
 //!
-//! A request is let in by its signature ([`auth`]). The owner reads frames in the order they come, takes runs of events
+//! A request is let in by its signature ([`auth`]). Hosts that cannot be reached otherwise are dialled ([`dial`]), with the
+//! same session after it. The owner reads frames in the order they come, takes runs of events
 //! to the store in one go, and answers only after the commit. A writer of its own gives every write ten seconds. The
 //! registry [`Links`] knows the one live session of each host: a newer one ends the older.
 
-pub mod auth;
+mod dial;
 mod session;
 
 use std::collections::{HashMap, HashSet};
@@ -25,6 +26,7 @@ use protocol::HostId;
 use protocol::api::{PROBLEM_JSON, Problem};
 use protocol::limits::FRAME_BYTES_MAX;
 use protocol::link::{PATH, RouterFrame};
+use router_client::auth;
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::clock;
@@ -181,6 +183,8 @@ impl Links {
     }
 }
 
+pub(crate) use dial::start;
+
 /// The route of the link.
 pub fn routes() -> axum::Router<AppState> {
     axum::Router::new().route(PATH, get(upgrade))
@@ -218,7 +222,9 @@ async fn upgrade(
         .on_upgrade(move |socket| {
             // The server's task for this connection ends with the session; the tracker is what shutdown waits for.
             let tasks = app.tasks.clone();
-            tasks.track_future(session::run(app, host, socket))
+            tasks.track_future(async move {
+                session::run(app, host, socket).await;
+            })
         })
 }
 
@@ -235,7 +241,7 @@ async fn authenticate(
     let host = authorization.host.clone();
     let key = app.store.read(move |tx| crate::store::lease::public_key(tx, &host)).await?;
     let Some(key) = key else { return Ok(Err(auth::Refused::UnknownHost)) };
-    let verdict = auth::verify(&authorization, &key)
+    let verdict = auth::verify(auth::Asker::Host, &authorization, &key)
         .and_then(|()| app.links.inner.nonces.take(&authorization, now_s));
     Ok(verdict.map(|()| authorization.host))
 }

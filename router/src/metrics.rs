@@ -139,6 +139,11 @@ const DESCRIBED: &[(Kind, &str, &str)] = &[
         "switchboard_failovers_total",
         "Phones that came to another host, by type: planned, or lost with the host that had them.",
     ),
+    (
+        Kind::Counter,
+        "switchboard_dials_total",
+        "Hosts that the router has dialled, by what came of it: opened, refused, failed, unproven, unknown, store.",
+    ),
     (Kind::Counter, "switchboard_link_unauthorised_total", "Hosts that were refused a link."),
     (
         Kind::Gauge,

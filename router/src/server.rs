@@ -1,12 +1,14 @@
 //! The HTTP server, and what every part of the router holds.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
+use router_client::key::HostKey;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
@@ -54,6 +56,8 @@ pub struct App {
     pub(crate) auth: Auth,
     pub(crate) in_flight: InFlight,
     pub(crate) metrics: Metrics,
+    /// The router's own key: hosts that it dials know it by that.
+    pub(crate) key: HostKey,
 }
 
 /// The shared [`App`]; the state of every route.
@@ -94,6 +98,7 @@ impl App {
     /// Opens the store and makes what the parts share. Nothing runs yet.
     pub async fn open(config: Config, clock: Clock) -> Result<AppState, StoreError> {
         let metrics = Metrics::install();
+        let key = own_key(&config.key_file)?;
         let path = config.database.clone();
         let store = tokio::task::spawn_blocking(move || Store::open(&path))
             .await
@@ -119,8 +124,17 @@ impl App {
             auth: Auth::default(),
             in_flight: InFlight::default(),
             metrics,
+            key,
         }))
     }
+}
+
+/// Reads the router's key, or makes one at the first start.
+fn own_key(file: &Path) -> Result<HostKey, StoreError> {
+    HostKey::load_or_generate(file).map(|(key, _new)| key).map_err(|error| StoreError::Open {
+        path: file.display().to_string(),
+        source: Arc::new(std::io::Error::other(error)),
+    })
 }
 
 /// Every route, with what stands around all of them.
@@ -139,6 +153,7 @@ pub fn router(app: &AppState) -> Router {
 pub async fn serve(app: &AppState, listener: TcpListener) -> std::io::Result<()> {
     dispatch::start(app);
     webhooks::start(app);
+    link::start(app);
     app.tasks.spawn(janitor(AppState::clone(app)));
     app.tasks.spawn(prune(AppState::clone(app)));
     app.tasks.spawn(sample(AppState::clone(app)));

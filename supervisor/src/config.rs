@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use data_encoding::BASE64URL_NOPAD;
 use protocol::{E164, limits};
 use router_client::link::REDIAL_MAX;
 use router_client::proxy::{Proxies, ProxyError};
@@ -13,6 +14,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use url::Url;
 
+use crate::access;
 use crate::canary;
 use crate::cloudflared;
 use crate::messages_app;
@@ -115,6 +117,16 @@ struct RawRouter {
     extra_ca: Option<Spanned<PathBuf>>,
     proxy: Option<Spanned<String>>,
     redial_max_ms: Option<Spanned<u64>>,
+    dial: Option<Spanned<String>>,
+    router_key: Option<Spanned<String>>,
+    access: Option<RawAccess>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawAccess {
+    team: Spanned<String>,
+    audience: Spanned<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -302,6 +314,17 @@ pub(crate) struct RouterConfig {
     pub(crate) proxies: Proxies,
     /// Longest delay before it is dialled again.
     pub(crate) redial_max: Duration,
+    /// How it is known, where it dials this host; none where this host dials.
+    pub(crate) dialled: Option<DialledConfig>,
+}
+
+/// How a router that dials is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DialledConfig {
+    /// Its public key; where there is none, that of the enrolment.
+    pub(crate) router_key: Option<String>,
+    /// What Cloudflare Access must say, where it stands before this host.
+    pub(crate) access: Option<access::Settings>,
 }
 
 /// The local dispatch API.
@@ -602,7 +625,69 @@ fn router(source: &Source<'_>, raw: &RawRouter) -> Result<RouterConfig, ConfigEr
             .map_err(|error: ProxyError| source.wrong("proxy", proxy, error.to_string()))?,
     };
     let redial_max = source.period("redial_max_ms", raw.redial_max_ms.as_ref(), REDIAL_MAX, 1)?;
-    Ok(RouterConfig { url, roots, proxies, redial_max })
+    let dialled = dialled(source, raw)?;
+    Ok(RouterConfig { url, roots, proxies, redial_max, dialled })
+}
+
+fn dialled(source: &Source<'_>, raw: &RawRouter) -> Result<Option<DialledConfig>, ConfigError> {
+    match raw.dial.as_ref().map(|dial| (dial, dial.get_ref().as_str())) {
+        Some((_, "in")) => {}
+        None | Some((_, "out")) => {
+            if let Some(key) = &raw.router_key {
+                return Err(source.wrong("router_key", key, "counts with `dial = \"in\"` only"));
+            }
+            if let Some(access) = &raw.access {
+                let message = "counts with `dial = \"in\"` only";
+                return Err(source.wrong("access", &access.team, message));
+            }
+            return Ok(None);
+        }
+        Some((dial, _)) => {
+            return Err(source.wrong("dial", dial, "must be \"out\" or \"in\": who dials"));
+        }
+    }
+    let router_key = raw
+        .router_key
+        .as_ref()
+        .map(|key| match public_key(key.get_ref()) {
+            Some(_) => Ok(key.get_ref().clone()),
+            None => Err(source.wrong("router_key", key, "is not 32 bytes in unpadded base64url")),
+        })
+        .transpose()?;
+    let access = raw.access.as_ref().map(|raw| access(source, raw)).transpose()?;
+    Ok(Some(DialledConfig { router_key, access }))
+}
+
+/// An Ed25519 public key, as enrolment writes it.
+pub(crate) fn public_key(text: &str) -> Option<Vec<u8>> {
+    BASE64URL_NOPAD.decode(text.as_bytes()).ok().filter(|key| key.len() == 32)
+}
+
+fn access(source: &Source<'_>, raw: &RawAccess) -> Result<access::Settings, ConfigError> {
+    let team = raw.team.get_ref();
+    let wrong = || {
+        let message = "must be the team's name, or its whole https:// address";
+        source.wrong("access.team", &raw.team, message)
+    };
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    let address = if !team.is_empty() && team.bytes().all(plain) {
+        format!("https://{team}.cloudflareaccess.com")
+    } else {
+        team.clone()
+    };
+    let issuer: Url = address.parse().map_err(|_form| wrong())?;
+    // Keys that come without TLS are anybody's; a trial on one machine has no TLS.
+    let own = issuer.host_str().is_some_and(|host| host == "127.0.0.1" || host == "localhost");
+    let secure = issuer.scheme() == "https" || (issuer.scheme() == "http" && own);
+    if !secure || issuer.path() != "/" || issuer.query().is_some() {
+        return Err(wrong());
+    }
+    let audience = raw.audience.get_ref().trim();
+    if audience.is_empty() {
+        let message = "must be the audience tag of the Access application";
+        return Err(source.wrong("access.audience", &raw.audience, message));
+    }
+    Ok(access::Settings { issuer, audience: audience.to_owned() })
 }
 
 fn dispatch(
@@ -1089,6 +1174,40 @@ mod tests {
     }
 
     #[test]
+    fn a_router_that_dials_is_known_by_its_key_and_by_access() {
+        let router = |more: &str| {
+            parse(&format!("{DEFAULT}\n[router]\nurl = \"https://router.example\"\n{more}\n"))
+                .map(|config| config.router.unwrap().dialled)
+        };
+        let key = "A".repeat(43);
+        let access = "[router.access]\nteam = \"acme\"\naudience = \"tag\"";
+        let all = router(&format!("dial = \"in\"\nrouter_key = \"{key}\"\n{access}"));
+        let all = all.unwrap().unwrap();
+        assert_eq!(all.router_key, Some(key));
+        let access = all.access.unwrap();
+        assert_eq!(access.issuer.as_str(), "https://acme.cloudflareaccess.com/");
+        assert_eq!(router("dial = \"out\""), Ok(None));
+        for (more, what) in [
+            ("dial = \"both\"", "`dial`: must be"),
+            ("router_key = \"x\"", "`router_key`: counts with"),
+            ("dial = \"in\"\nrouter_key = \"x\"", "`router_key`: is not 32 bytes"),
+            ("[router.access]\nteam = \"acme\"\naudience = \"tag\"", "`access`: counts with"),
+            (
+                "dial = \"in\"\n[router.access]\nteam = \"acme\"\naudience = \"\"",
+                "`access.audience`",
+            ),
+            (
+                "dial = \"in\"\n[router.access]\nteam = \"http://acme.example\"\naudience = \"tag\"",
+                "`access.team`",
+            ),
+            ("dial = \"in\"\n[router.access]\nteam = \"\"\naudience = \"tag\"", "`access.team`"),
+        ] {
+            let said = router(more).unwrap_err();
+            assert!(said.contains(what), "{said}");
+        }
+    }
+
+    #[test]
     fn what_cloudflared_is_given_is_checked() {
         let said = |more: &str| parse(&format!("{DEFAULT}\n[cloudflared]\n{more}\n")).err();
         assert_eq!(said("run = true"), None);
@@ -1180,6 +1299,7 @@ mod tests {
         assert_eq!(router.url.as_str(), "https://router.example.com/");
         assert_eq!(router.roots, TlsRoots::Platform);
         assert_eq!(router.proxies, Proxies::Environment);
+        assert_eq!(router.dialled, None);
         assert_eq!(explicit.phones[0].label.as_deref(), Some("desk 1"));
         let extra: Vec<&str> = explicit.phones[0].extra.keys().map(String::as_str).collect();
         assert_eq!(extra, ["default_channels", "osascript_deadline_ms"]);

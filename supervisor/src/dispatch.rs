@@ -11,6 +11,8 @@ use std::time::Duration;
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
@@ -22,7 +24,7 @@ use data_encoding::HEXLOWER;
 use futures_util::stream::{self, Stream};
 use metrics_exporter_prometheus::PrometheusHandle;
 use protocol::api::{FieldError, Problem};
-use protocol::link::{HostMessagesApp, HostNetwork, HostPower, PhoneState};
+use protocol::link::{HostMessagesApp, HostNetwork, HostPower, PATH, PhoneState};
 use protocol::pipe::{Attempt, Command};
 use protocol::{E164, PhoneId};
 use router_client::clock::wall_now;
@@ -35,8 +37,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 
+use crate::access;
 use crate::canary;
 use crate::cloudflared;
+use crate::dialled::Door;
 use crate::doctor::Tools;
 use crate::gauges;
 use crate::identity::random;
@@ -77,6 +81,8 @@ pub(crate) struct Dispatch {
     pub(crate) metrics: PrometheusHandle,
     /// Cancelled when streams must end.
     pub(crate) closing: CancellationToken,
+    /// Where a router comes in that dials this host.
+    door: Option<Arc<Door>>,
     listeners: Arc<Semaphore>,
     /// One doctor at a time: each may put a question on the screen.
     examining: Arc<tokio::sync::Mutex<()>>,
@@ -86,13 +92,13 @@ impl Dispatch {
     /// Everything but the places for listeners, which are made here.
     pub(crate) fn new(
         (pool, reloader): (Pool, Reloader),
-        link: (watch::Receiver<LinkState>, Option<Arc<LinkStats>>),
+        link: (watch::Receiver<LinkState>, Option<Arc<LinkStats>>, Option<Arc<Door>>),
         machine: Machine,
         token: SecretString,
         metrics: PrometheusHandle,
         closing: CancellationToken,
     ) -> Self {
-        let (link, stats) = link;
+        let (link, stats, door) = link;
         Self {
             pool,
             reloader,
@@ -102,6 +108,7 @@ impl Dispatch {
             token: Arc::new(token),
             metrics,
             closing,
+            door,
             listeners: Arc::new(Semaphore::new(LISTENERS_MAX)),
             examining: Arc::default(),
         }
@@ -122,7 +129,6 @@ pub(crate) fn routes(dispatch: Dispatch) -> Router {
         .route("/phones/{id}/drain", post(drain))
         .route("/phones/{id}/block", post(block))
         .route("/phones/{id}/unblock", post(unblock))
-        .route("/link", get(link))
         .route("/reload", post(reload))
         .route("/host", get(host))
         .route("/doctor", get(examine))
@@ -132,11 +138,14 @@ pub(crate) fn routes(dispatch: Dispatch) -> Router {
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
+        // Before the token is asked for: a router that dials has a signature instead.
+        .route(PATH, get(link))
         .nest("/v1", v1)
         .fallback(not_found)
         .method_not_allowed_fallback(not_allowed)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::from_fn(only_public))
         .layer(middleware::from_fn(finish))
         .with_state(dispatch)
 }
@@ -236,8 +245,29 @@ async fn not_allowed() -> Failure {
 
 /// Lets a request pass that carries the token.
 async fn authorise(State(dispatch): State<Dispatch>, request: Request, next: Next) -> Response {
-    let given = request
-        .headers()
+    match authorised(&dispatch, request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(refused) => refused,
+    }
+}
+
+/// What Cloudflare adds to every request that comes through it (facts: 6.4).
+const THROUGH_CLOUDFLARE: [&str; 3] = ["cf-ray", "cf-connecting-ip", access::HEADER];
+
+/// A tunnel leads the whole internet here. What is not meant for it is not there, whatever rules the tunnel has.
+async fn only_public(request: Request, next: Next) -> Response {
+    let came = THROUGH_CLOUDFLARE.iter().any(|name| request.headers().contains_key(*name));
+    let public = match request.uri().path() {
+        "/healthz" => true,
+        PATH => request.headers().contains_key(header::UPGRADE),
+        _ => false,
+    };
+    if came && !public { not_found().await.into_response() } else { next.run(request).await }
+}
+
+#[expect(clippy::result_large_err, reason = "it is the answer, made once a request")]
+fn authorised(dispatch: &Dispatch, headers: &HeaderMap) -> Result<(), Response> {
+    let given = headers
         .get(header::AUTHORIZATION)
         .map(HeaderValue::as_bytes)
         .and_then(|value| value.split_at_checked(b"Bearer ".len()))
@@ -245,7 +275,7 @@ async fn authorise(State(dispatch): State<Dispatch>, request: Request, next: Nex
         .map(|(_, token)| token)
         .unwrap_or_default();
     if verify_slices_are_equal(given, dispatch.token.expose_secret().as_bytes()).is_ok() {
-        return next.run(request).await;
+        return Ok(());
     }
     let mut response = Failure::new(
         StatusCode::UNAUTHORIZED,
@@ -254,7 +284,7 @@ async fn authorise(State(dispatch): State<Dispatch>, request: Request, next: Nex
     )
     .into_response();
     response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-    response
+    Err(response)
 }
 
 #[derive(Debug, Serialize)]
@@ -397,9 +427,30 @@ struct LinkView {
     why: Option<String>,
 }
 
-async fn link(State(dispatch): State<Dispatch>) -> Json<LinkView> {
+/// How the link stands, for whoever has the token; or the link itself, for a router that dials.
+async fn link(
+    State(dispatch): State<Dispatch>,
+    headers: HeaderMap,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Response {
+    if let (Some(door), Ok(upgrade)) = (&dispatch.door, upgrade) {
+        return match door.open(&headers, upgrade).await {
+            Ok(response) => response,
+            Err(status) => {
+                let code = match status {
+                    StatusCode::UNAUTHORIZED => "unauthorised",
+                    StatusCode::FORBIDDEN => "forbidden",
+                    _ => "unavailable",
+                };
+                Failure::new(status, code, "this host does not take the link").into_response()
+            }
+        };
+    }
+    if let Err(refused) = authorised(&dispatch, &headers) {
+        return refused;
+    }
     let why = dispatch.stats.as_ref().and_then(|stats| stats.down());
-    Json(LinkView { state: *dispatch.link.borrow(), why })
+    Json(LinkView { state: *dispatch.link.borrow(), why }).into_response()
 }
 
 #[derive(Debug, Serialize)]

@@ -54,6 +54,8 @@ pub(crate) struct Identity {
     pub(crate) phones: BTreeMap<PhoneId, PhoneConfig>,
     /// Who this host is to the router.
     pub(crate) host: Option<(protocol::HostId, HostKey)>,
+    /// The router's public key, as enrolment gave it.
+    pub(crate) router_key: Option<String>,
 }
 
 /// Finds out who the phones are.
@@ -61,7 +63,7 @@ pub(crate) fn identify(config: &Config, now: UnixMs) -> Result<Identity, Identit
     match &config.router {
         None => {
             let phones = standalone(&config.state_dir, &config.phones, now)?;
-            Ok(Identity { phones, host: None })
+            Ok(Identity { phones, host: None, router_key: None })
         }
         Some(router) => {
             let (enrolment, key) =
@@ -83,7 +85,11 @@ pub(crate) fn identify(config: &Config, now: UnixMs) -> Result<Identity, Identit
                     })?;
                 phones.insert(enrolled.phone.clone(), phone.clone());
             }
-            Ok(Identity { phones, host: Some((enrolment.host, key)) })
+            Ok(Identity {
+                phones,
+                host: Some((enrolment.host, key)),
+                router_key: enrolment.router_key,
+            })
         }
     }
 }
@@ -179,6 +185,7 @@ mod tests {
         let enrolled = |numbers: &[&str], router: &str| Enrolment {
             router: router.to_owned(),
             host: HostId::new(1, [1; 10]),
+            router_key: None,
             phones: numbers
                 .iter()
                 .zip(1..)

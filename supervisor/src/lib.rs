@@ -15,10 +15,12 @@
 //! supervisor may die at any moment, and the next one starts clean. No process is adopted: bridges end when their
 //! supervisor is gone. No process is started anywhere but in `child`.
 
+mod access;
 mod canary;
 mod child;
 mod cloudflared;
 mod config;
+mod dialled;
 mod dispatch;
 mod doctor;
 mod files;

@@ -15,7 +15,7 @@ use router_client::clock::wall_now;
 use router_client::doctor::Report;
 use router_client::key::HostKey;
 use router_client::link::{
-    INPUT_QUEUE, Link, LinkConfig, LinkInput, LinkOutput, LinkStats, OUTPUT_QUEUE,
+    INPUT_QUEUE, Link, LinkConfig, LinkInput, LinkOutput, LinkStats, OUTPUT_QUEUE, SOCKET_QUEUE,
 };
 use secrecy::SecretString;
 use tokio::net::TcpListener;
@@ -24,9 +24,11 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::access::Access;
 use crate::canary;
 use crate::cloudflared;
-use crate::config::{Config, DEFAULT};
+use crate::config::{Config, DEFAULT, public_key};
+use crate::dialled::Door;
 use crate::dispatch::{self, Dispatch};
 use crate::doctor::{self, Tools};
 use crate::files;
@@ -106,7 +108,7 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
     files::create_dir(&config.state_dir)
         .map_err(|error| Failed::system("the folder that `state_dir` names", &error))?;
     let _lock = lock(&config.state_dir.join("supervisor.lock"))?;
-    let Identity { phones, host } =
+    let Identity { phones, host, router_key } =
         identity::identify(&config, wall_now()).map_err(|error| unidentified(&error))?;
     let token = dispatch_token(&config.dispatch.token_file)?;
     let metrics = install_metrics()?;
@@ -126,7 +128,8 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
     let tracker = TaskTracker::new();
     let (stopping, killing, closing) =
         (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
-    let linked = link(&config, host)?;
+    let linked = link(&config, host, router_key)?;
+    let door = linked.as_ref().and_then(|linked| linked.door.clone());
     let redial = linked.as_ref().map(|linked| linked.link.redial());
     let (power_told, power) = watch::channel(None);
     let (network_told, network) = watch::channel(None);
@@ -164,7 +167,7 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
         None => LinkState::Standalone,
     });
     let mut stats: Option<Arc<LinkStats>> = None;
-    if let Some(Linked { link, inputs, outputs }) = linked {
+    if let Some(Linked { link, inputs, outputs, door: _ }) = linked {
         stats = Some(link.stats());
         tracker.spawn(link.run(closing.clone()));
         tracker.spawn(switchboard::forward(
@@ -215,7 +218,7 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
     tracker.spawn(power::watch_sleep(on_wake, closing.clone()));
     let routes = dispatch::routes(Dispatch::new(
         (pool.clone(), reloader.clone()),
-        (link_state, stats),
+        (link_state, stats, door),
         machine,
         token,
         metrics.clone(),
@@ -295,9 +298,15 @@ struct Linked {
     link: Link,
     inputs: mpsc::Sender<LinkInput>,
     outputs: mpsc::Receiver<LinkOutput>,
+    /// Where the router comes in, where it dials.
+    door: Option<Arc<Door>>,
 }
 
-fn link(config: &Config, host: Option<(HostId, HostKey)>) -> Result<Option<Linked>, Failed> {
+fn link(
+    config: &Config,
+    host: Option<(HostId, HostKey)>,
+    enrolled_key: Option<String>,
+) -> Result<Option<Linked>, Failed> {
     let (Some(router), Some((host, key))) = (&config.router, host) else {
         return Ok(None);
     };
@@ -305,6 +314,24 @@ fn link(config: &Config, host: Option<(HostId, HostKey)>) -> Result<Option<Linke
         random().map_err(|error| Failed::system("an id for this start", &error))?;
     let (inputs, taken) = mpsc::channel(INPUT_QUEUE);
     let (given, outputs) = mpsc::channel(OUTPUT_QUEUE);
+    let (boot, version) = (HEXLOWER.encode(&boot), env!("CARGO_PKG_VERSION").to_owned());
+    if let Some(dialled) = &router.dialled {
+        let key_text = dialled.router_key.clone().or(enrolled_key);
+        let router_key = key_text.as_deref().and_then(public_key).ok_or_else(|| Failed {
+            status: 78,
+            message: format!(
+                "the router dials this host, and its key is not known: run `switchboard host enroll --config {}` \
+                 again, or set `router_key` of [router]",
+                config.file.display()
+            ),
+        })?;
+        let access = dialled.access.clone().map(Access::new).transpose();
+        let access = access.map_err(|error| Failed::config(&error))?;
+        let (sockets, came) = mpsc::channel(SOCKET_QUEUE);
+        let door = Door::new((host, key), router_key, access, sockets);
+        let link = Link::accepting(boot, version, came, taken, given);
+        return Ok(Some(Linked { link, inputs, outputs, door: Some(Arc::new(door)) }));
+    }
     let link_config = LinkConfig {
         router: router.url.clone(),
         host,
@@ -312,11 +339,11 @@ fn link(config: &Config, host: Option<(HostId, HostKey)>) -> Result<Option<Linke
         roots: router.roots.clone(),
         proxies: router.proxies.clone(),
         redial_max: router.redial_max,
-        boot: HEXLOWER.encode(&boot),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        boot,
+        version,
     };
     let link = Link::new(link_config, taken, given).map_err(|error| Failed::config(&error))?;
-    Ok(Some(Linked { link, inputs, outputs }))
+    Ok(Some(Linked { link, inputs, outputs, door: None }))
 }
 
 /// Tells the link of every phone before it dials, so that its first hello names them all and each gets its lease.

@@ -379,6 +379,11 @@ per_second = {per_second:.1}
         Ok(running.into_iter().find(|(_, line)| line.contains(phone.id.as_str())).map(|(id, _)| id))
     }
 
+    /// Where that listens.
+    pub fn dispatch_addr(&self) -> SocketAddr {
+        self.dispatch_addr
+    }
+
     /// The host's local dispatch API, as a program on that Mac would call it.
     pub fn dispatch(&self) -> Result<Api> {
         let file = self.root.join("host/dispatch.token");

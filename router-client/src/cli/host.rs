@@ -287,6 +287,7 @@ async fn enroll(
         router: router.as_str().trim_end_matches('/').to_owned(),
         host: answer.host,
         phones: answer.phones,
+        router_key: answer.router_key,
     };
     enrolment::store(&state_dir, &enrolled).map_err(local)?;
     report(screen, &state_dir, &enrolled, is_new)

@@ -88,10 +88,12 @@ pub(super) async fn enrol(
     // The token is part of the body, so a kept answer is given to nobody who has not shown it.
     let post = Post::new("enrolment".to_owned(), "POST /v1/hosts/enroll", &headers, &body)?;
     let now = app.clock.now();
+    let own = app.key.public_base64url();
     idempotency::post(&app, post, enrolment(body), move |tx, (request, key)| {
         let hash = sha256(request.token.as_bytes());
-        let enrolled = admin::enrol(tx, &hash, &request, &key, now)?
+        let mut enrolled = admin::enrol(tx, &hash, &request, &key, now)?
             .ok_or_else(|| ApiError::new(Code::InvalidEnrolmentToken))?;
+        enrolled.router_key = Some(own.clone());
         tracing::info!(host = %enrolled.host, phones = enrolled.phones.len(), "enrolling a host");
         Reply::new(StatusCode::OK, &enrolled)
     })

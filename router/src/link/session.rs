@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use axum::extract::ws::{CloseFrame, Message, WebSocket};
+use axum::extract::ws::{CloseFrame, Message};
 use data_encoding::HEXLOWER;
 use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
+use futures_util::{FutureExt as _, Sink, SinkExt as _, Stream, StreamExt as _};
 use protocol::link::{
     EventFrame, HELLO_WITHIN_MS, HostFrame, HostHealth, HostHello, PING_EVERY_MS, PINGS_MISSED_MAX,
     PhoneReport, PhoneState, RouterFrame, Welcome, WelcomePhone, close, parse_host,
@@ -53,7 +53,7 @@ enum Out {
 
 /// Why a session has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
+pub(super) enum End {
     /// The socket is gone, or can no longer be read.
     Gone,
     /// We close it, with a code and a word for people.
@@ -76,9 +76,24 @@ struct Session {
     missed: u32,
 }
 
-/// The life of a session.
-pub(super) async fn run(app: AppState, host: HostId, socket: WebSocket) {
+/// Something that carries the messages of a session, whoever has opened it.
+pub(super) trait Socket<E>:
+    Stream<Item = Result<Message, E>> + Sink<Message, Error = E> + Send + Unpin + 'static
+{
+}
+impl<T, E> Socket<E> for T where
+    T: Stream<Item = Result<Message, E>> + Sink<Message, Error = E> + Send + Unpin + 'static
+{
+}
+
+/// The life of a session: how it ended, and how long it was welcome.
+pub(super) async fn run<S, E>(app: AppState, host: HostId, socket: S) -> (End, Duration)
+where
+    S: Socket<E>,
+    E: std::fmt::Display + Send + 'static,
+{
     let (sink, mut frames) = socket.split();
+    let mut lived = Duration::ZERO;
     let id = HEXLOWER.encode(&clock::random::<8>());
     let (answers, answered) = mpsc::channel(ANSWERS);
     let (commands, commanded) = mpsc::channel(1);
@@ -99,6 +114,7 @@ pub(super) async fn run(app: AppState, host: HostId, socket: WebSocket) {
             let Registered { outbox, ending, free } = app.links.register(&host, &id);
             tracing::info!(host = %host, session = %id, version = %hello.version, "link: a session has begun");
             let welcomed = session.welcome(hello).await;
+            let began = Instant::now();
             let end = match welcomed {
                 Err(end) => end,
                 Ok(()) => {
@@ -106,7 +122,9 @@ pub(super) async fn run(app: AppState, host: HostId, socket: WebSocket) {
                     if commands.send(outbox).await.is_err() {
                         End::Gone
                     } else {
-                        session.live(&mut frames, ending, &free).await
+                        let end = session.live(&mut frames, ending, &free).await;
+                        lived = began.elapsed();
+                        end
                     }
                 }
             };
@@ -132,14 +150,18 @@ pub(super) async fn run(app: AppState, host: HostId, socket: WebSocket) {
     if let Err(error) = writer.await {
         tracing::error!(host = %host, error = %error, "link: the writer panicked");
     }
+    (end, lived)
 }
 
 /// The writer: the owner's answers first, then commands.
-async fn write(
-    mut sink: SplitSink<WebSocket, Message>,
+async fn write<S, E>(
+    mut sink: SplitSink<S, Message>,
     mut answers: mpsc::Receiver<Out>,
     mut given: mpsc::Receiver<mpsc::Receiver<RouterFrame>>,
-) {
+) where
+    S: Sink<Message, Error = E>,
+    E: std::fmt::Display,
+{
     let mut commands: Option<mpsc::Receiver<RouterFrame>> = None;
     loop {
         let out = tokio::select! {
@@ -233,7 +255,10 @@ fn understand(host: &HostId, message: Message) -> Result<Came, End> {
 
 impl Session {
     /// The first frame, in time and of a version that we speak.
-    async fn hello(&mut self, frames: &mut SplitStream<WebSocket>) -> Result<HostHello, End> {
+    async fn hello<S, E>(&mut self, frames: &mut SplitStream<S>) -> Result<HostHello, End>
+    where
+        S: Stream<Item = Result<Message, E>> + Unpin,
+    {
         let deadline = Instant::now() + Duration::from_millis(HELLO_WITHIN_MS);
         loop {
             let message = tokio::select! {
@@ -367,12 +392,15 @@ impl Session {
     }
 
     /// From the welcome to the end.
-    async fn live(
+    async fn live<S, E>(
         &mut self,
-        frames: &mut SplitStream<WebSocket>,
+        frames: &mut SplitStream<S>,
         mut ending: watch::Receiver<Ending>,
         free: &Notify,
-    ) -> End {
+    ) -> End
+    where
+        S: Stream<Item = Result<Message, E>> + Unpin,
+    {
         let every = Duration::from_millis(PING_EVERY_MS);
         let mut ping = interval_at(Instant::now() + every, every);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -420,11 +448,14 @@ impl Session {
     }
 
     /// Takes a message, and with it everything else that has already come.
-    async fn take(
+    async fn take<S, E>(
         &mut self,
-        frames: &mut SplitStream<WebSocket>,
-        first: Option<Result<Message, axum::Error>>,
-    ) -> ControlFlow<End> {
+        frames: &mut SplitStream<S>,
+        first: Option<Result<Message, E>>,
+    ) -> ControlFlow<End>
+    where
+        S: Stream<Item = Result<Message, E>> + Unpin,
+    {
         let mut next = Some(first);
         let mut events: Vec<EventFrame> = Vec::new();
         let (mut count, mut bytes) = (0_usize, 0_usize);

@@ -99,7 +99,7 @@ pub fn enrol(
             number: phone.number.clone(),
         });
     }
-    Ok(Some(EnrolResponse { host, phones }))
+    Ok(Some(EnrolResponse { host, phones, router_key: None }))
 }
 
 fn enrol_phone(

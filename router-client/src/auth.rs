@@ -1,4 +1,5 @@
-//! Who asks for a link: an Ed25519 signature by an enrolled host, at about this time, for the first time.
+//! Who asks for a link: an Ed25519 signature by a known key, at about this time, for the first time. Either side asks
+//! and either side is asked; this is what both check, and how the one that dials and the one that answers sign.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -7,6 +8,45 @@ use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use data_encoding::BASE64URL_NOPAD;
 use protocol::HostId;
 use protocol::link::{Authorization, CLOCK_SKEW_MAX_S, PATH};
+
+use crate::key::HostKey;
+
+/// Who dials: each signs under a word of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asker {
+    /// A host dials the router.
+    Host,
+    /// The router dials a host.
+    Router,
+}
+
+impl Asker {
+    fn signed(self, host: &HostId, ts: i64, nonce: &str) -> String {
+        // The path that is served, whatever a proxy in front of it adds.
+        match self {
+            Self::Host => Authorization::signed("GET", PATH, host, ts, nonce),
+            Self::Router => Authorization::signed_by_router("GET", PATH, host, ts, nonce),
+        }
+    }
+
+    /// Signs a request.
+    pub fn sign(self, key: &HostKey, host: &HostId, ts: i64, nonce: String) -> Authorization {
+        let sig = key.sign(self.signed(host, ts, &nonce).as_bytes());
+        Authorization { host: host.clone(), ts, nonce, sig }
+    }
+}
+
+/// A dialled host's proof that it is the one that was meant.
+pub fn prove(key: &HostKey, host: &HostId, nonce: &str) -> String {
+    key.sign(Authorization::answered(host, nonce).as_bytes())
+}
+
+/// Whether `proof` is that of the holder of `public_key`, for this nonce.
+pub fn is_proven(proof: &str, host: &HostId, nonce: &str, public_key: &[u8]) -> bool {
+    let Ok(proof) = BASE64URL_NOPAD.decode(proof.as_bytes()) else { return false };
+    let signed = Authorization::answered(host, nonce);
+    UnparsedPublicKey::new(&ED25519, public_key).verify(signed.as_bytes(), &proof).is_ok()
+}
 
 /// Nonces of one host kept at once. A host that dials twice a second for two minutes stays below; one that is beyond
 /// is turned away until its oldest are forgotten, so that memory stays bounded.
@@ -45,12 +85,16 @@ pub fn parse(header: Option<&str>, now_s: i64) -> Result<Authorization, Refused>
     Ok(authorization)
 }
 
-/// Whether `authorization` was made for our path by the holder of `public_key`.
-pub fn verify(authorization: &Authorization, public_key: &[u8]) -> Result<(), Refused> {
+/// Whether `authorization` was made by `asker`, for our path, by the holder of `public_key`.
+pub fn verify(
+    asker: Asker,
+    authorization: &Authorization,
+    public_key: &[u8],
+) -> Result<(), Refused> {
     let Authorization { host, ts, nonce, sig } = authorization;
     let sig =
         BASE64URL_NOPAD.decode(sig.as_bytes()).map_err(|_not_base64| Refused::BadSignature)?;
-    let signed = Authorization::signed("GET", PATH, host, *ts, nonce);
+    let signed = asker.signed(host, *ts, nonce);
     UnparsedPublicKey::new(&ED25519, public_key)
         .verify(signed.as_bytes(), &sig)
         .map_err(|_wrong| Refused::BadSignature)
@@ -117,23 +161,52 @@ mod tests {
     fn the_enrolled_key_opens() {
         let key = key(1);
         let parsed = parse(Some(&signed(&key, 1_000, NONCE)), 1_000).unwrap();
-        assert_eq!(verify(&parsed, key.public_key().as_ref()), Ok(()));
+        assert_eq!(verify(Asker::Host, &parsed, key.public_key().as_ref()), Ok(()));
     }
 
     #[test]
     fn another_key_or_another_content_does_not() {
         let (mine, other) = (key(1), key(2));
         let parsed = parse(Some(&signed(&mine, 1_000, NONCE)), 1_000).unwrap();
-        assert_eq!(verify(&parsed, other.public_key().as_ref()), Err(Refused::BadSignature));
-        assert_eq!(verify(&parsed, &[]), Err(Refused::BadSignature));
+        assert_eq!(
+            verify(Asker::Host, &parsed, other.public_key().as_ref()),
+            Err(Refused::BadSignature)
+        );
+        assert_eq!(verify(Asker::Host, &parsed, &[]), Err(Refused::BadSignature));
         for changed in [
             Authorization { ts: 1_001, ..parsed.clone() },
             Authorization { nonce: "nonce-nonce-nonce-2".to_owned(), ..parsed.clone() },
             Authorization { host: HostId::new(1, [2; 10]), ..parsed.clone() },
             Authorization { sig: "A".repeat(86), ..parsed },
         ] {
-            assert_eq!(verify(&changed, mine.public_key().as_ref()), Err(Refused::BadSignature));
+            assert_eq!(
+                verify(Asker::Host, &changed, mine.public_key().as_ref()),
+                Err(Refused::BadSignature)
+            );
         }
+    }
+
+    #[test]
+    fn what_one_side_signed_opens_nothing_for_the_other_nor_elsewhere() {
+        let key = HostKey::generate().unwrap();
+        let public = BASE64URL_NOPAD.decode(key.public_base64url().as_bytes()).unwrap();
+        let (here, there) = (HostId::new(1, [1; 10]), HostId::new(1, [2; 10]));
+        let (host, router) = (Asker::Host, Asker::Router);
+        for (signer, other) in [(host, router), (router, host)] {
+            let signed = signer.sign(&key, &here, 1_000, NONCE.to_owned());
+            assert_eq!(verify(signer, &signed, &public), Ok(()));
+            assert_eq!(verify(other, &signed, &public), Err(Refused::BadSignature));
+            let elsewhere = Authorization { host: there.clone(), ..signed };
+            assert_eq!(verify(signer, &elsewhere, &public), Err(Refused::BadSignature));
+        }
+        let proof = prove(&key, &here, NONCE);
+        assert!(is_proven(&proof, &here, NONCE, &public));
+        assert!(!is_proven(&proof, &there, NONCE, &public));
+        assert!(!is_proven(&proof, &here, "nonce-nonce-nonce-2", &public));
+        assert!(!is_proven("", &here, NONCE, &public));
+        let other = HostKey::generate().unwrap().public_base64url();
+        let other = BASE64URL_NOPAD.decode(other.as_bytes()).unwrap();
+        assert!(!is_proven(&proof, &here, NONCE, &other));
     }
 
     #[test]
