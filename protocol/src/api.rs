@@ -483,6 +483,18 @@ pub struct WebhookAttempt {
     pub duration_ms: u64,
 }
 
+/// A message whose attempts are used up, or that ended the router again and again.
+pub struct DeadLetter {
+    /// Whose.
+    pub tenant: TenantId,
+    /// Since when it is one.
+    pub at: UnixMs,
+    /// `attempts_exhausted` or `poisoned`; why its last attempt failed is the message's own `reason`.
+    pub reason: Reason,
+    /// The message.
+    pub message: Message,
+}
+
 /// What a webhook carries, by Standard Webhooks 1.0.
 pub struct WebhookBody {
     /// Such as `message.sent`.
@@ -602,6 +614,7 @@ pub const WEBHOOK_TYPES: &[&str] = &[
     "message.expired",
     "message.canceled",
     "message.unknown",
+    "message.dead_letter",
     "message.received",
     "message.reaction",
     "message.edited",

@@ -8,11 +8,11 @@ use std::path::PathBuf;
 
 use protocol::api::{
     ApiKey, CheckedMessage, Contact, ContentReport, CreateKey, CreateMessage, CreateOptOuts,
-    CreateTenant, CreateWebhookEndpoint, CreatedKey, CreatedOptOuts, Direction, Encoding,
-    EnrolmentToken, FailOver, FailedOver, FieldError, Host, HoursPreset, Message, MessageEvent,
-    MoveRefused, OptOut, OptOutEvent, Page, Phone, PhoneHost, PhoneMove, Problem, ReplacePhone,
-    ReplacedPhone, RuleName, RuleVerdict, Tenant, TenantRules, UnknownZone, WebhookAttempt,
-    WebhookBody, WebhookData, WebhookDelivery, WebhookEndpoint,
+    CreateTenant, CreateWebhookEndpoint, CreatedKey, CreatedOptOuts, DeadLetter, Direction,
+    Encoding, EnrolmentToken, FailOver, FailedOver, FieldError, Host, HoursPreset, Message,
+    MessageEvent, MoveRefused, OptOut, OptOutEvent, Page, Phone, PhoneHost, PhoneMove, Problem,
+    ReplacePhone, ReplacedPhone, RuleName, RuleVerdict, Tenant, TenantRules, UnknownZone,
+    WebhookAttempt, WebhookBody, WebhookData, WebhookDelivery, WebhookEndpoint,
 };
 use protocol::link::{
     EnrolPhone, EnrolRequest, EnrolResponse, EnrolledPhone, Enrolment, EventFrame, HostFrame,
@@ -568,6 +568,22 @@ fn the_public_api() {
         },
     );
     golden("api/message", &api_message());
+    golden(
+        "api/dead_letter",
+        &DeadLetter {
+            tenant: tenant(),
+            at: NOON,
+            reason: Reason::AttemptsExhausted,
+            message: Message {
+                status: Status::Failed,
+                reason: Some(Reason::Network),
+                held_reason: None,
+                next_at: None,
+                attempts: 3,
+                ..api_message()
+            },
+        },
+    );
     golden(
         "api/page",
         &Page { data: vec![api_message()], next_cursor: Some("abc".to_owned()), has_more: true },

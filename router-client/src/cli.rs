@@ -1,6 +1,7 @@
 //! The commands of `switchboard` and what they share.
 
 mod client;
+mod dead_letters;
 mod failover;
 mod failure;
 mod host;
@@ -133,6 +134,9 @@ enum Command {
         /// The message
         id: protocol::MessageId,
     },
+    /// Lists, shows, tries again or discards what could not be sent
+    #[command(subcommand)]
+    DeadLetters(dead_letters::Command),
     /// Writes completions for a shell to standard output
     Completions {
         /// Which shell
@@ -207,6 +211,9 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Send(send) => messages::send(screen, &Client::new(&global)?, send).await,
         Command::Messages(list) => messages::list(screen, &Client::new(&global)?, list).await,
         Command::Message { id } => messages::show(screen, &Client::new(&global)?, &id).await,
+        Command::DeadLetters(command) => {
+            dead_letters::run(screen, &Client::new(&global)?, command).await
+        }
         Command::Cancel { id } => messages::cancel(screen, &Client::new(&global)?, &id).await,
     }
 }

@@ -6,6 +6,7 @@ mod admin;
 mod body;
 mod check;
 mod contacts;
+mod dead_letters;
 mod failover;
 mod fields;
 mod health;
@@ -143,6 +144,9 @@ fn documented(app: Option<&AppState>) -> OpenApiRouter<AppState> {
         .routes(routes!(webhook_endpoints::create, webhook_endpoints::list))
         .routes(routes!(webhook_endpoints::get, webhook_endpoints::delete))
         .routes(routes!(webhook_endpoints::deliveries))
+        .routes(routes!(dead_letters::list))
+        .routes(routes!(dead_letters::get, dead_letters::discard))
+        .routes(routes!(dead_letters::retry))
         .routes(routes!(check::check))
         .routes(routes!(opt_outs::create, opt_outs::list))
         .routes(routes!(opt_outs::lift))
@@ -170,6 +174,9 @@ fn documented(app: Option<&AppState>) -> OpenApiRouter<AppState> {
         .routes(routes!(admin::message))
         .routes(routes!(admin::events))
         .routes(routes!(admin::cancel))
+        .routes(routes!(dead_letters::admin_list))
+        .routes(routes!(dead_letters::admin_get, dead_letters::admin_discard))
+        .routes(routes!(dead_letters::admin_retry))
         .routes(routes!(admin::unplaced_events));
     if let Some(app) = app {
         tenant = tenant.route_layer(from_fn_with_state(AppState::clone(app), auth::tenant));

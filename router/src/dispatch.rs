@@ -25,6 +25,7 @@ use crate::link::Links;
 use crate::pool;
 use crate::resolve::{self, Candidate, Need, Unable};
 use crate::server::{App, AppState};
+use crate::store::dead_letters;
 use crate::store::dispatch::{
     self as rows, Change, Former, Given, NewAttempt, Offer, Outbound, PoolPhone, Relations,
 };
@@ -216,8 +217,14 @@ async fn decide_one(app: &App, desk: Desk, job: Claimed, now: UnixMs) -> Result<
     let again = job.clone();
     if job.claims > CLAIMS_MAX {
         tracing::error!(message = %job.message, claims = job.claims, "dispatch: a message was claimed again and again and never decided; it is given up");
-        let told =
-            app.store.write(move |tx| end(tx, &job, Status::Failed, Reason::Poisoned, now)).await;
+        let told = app
+            .store
+            .write(move |tx| {
+                let done = end(tx, &job, Status::Failed, Reason::Poisoned, now)?;
+                dead_letters::keep(tx, &job.tenant, &job.message, Reason::Poisoned, now)?;
+                Ok(done)
+            })
+            .await;
         return match told {
             Err(error) if !error.is_unavailable() => unread(app, again, now).await,
             told => told,

@@ -50,6 +50,8 @@ pub enum Code {
     AlreadyExists,
     /// The message has ended; nothing is left to cancel.
     NotCancelable,
+    /// The message may have been sent, whole or in part: sending it again could double it.
+    NotRetryable,
     /// No host or phone can take the phone's place.
     CannotFailOver,
     /// A request with the same idempotency key is still running.
@@ -109,6 +111,9 @@ impl Code {
             }
             Self::NotCancelable => {
                 (StatusCode::CONFLICT, "not_cancelable", "The message has ended already")
+            }
+            Self::NotRetryable => {
+                (StatusCode::CONFLICT, "not_retryable", "The message may have been sent")
             }
             Self::CannotFailOver => {
                 (StatusCode::CONFLICT, "cannot_fail_over", "Nothing can take the phone's place")

@@ -20,6 +20,7 @@ mod value;
 
 pub mod admin;
 pub mod contacts;
+pub mod dead_letters;
 pub mod dispatch;
 pub mod events;
 pub mod idempotency;

@@ -431,6 +431,8 @@ async fn a_foreign_id_is_not_found_on_every_route() {
     assert_eq!(endpoint.status, 201, "{endpoint:?}");
     let mut ids = std::collections::BTreeMap::new();
     ids.insert("messages", message.body["id"].as_str().unwrap().to_owned());
+    router.dead_letter(message.body["id"].as_str().unwrap()).await;
+    ids.insert("dead-letters", message.body["id"].as_str().unwrap().to_owned());
     ids.insert("webhook_endpoints", endpoint.body["id"].as_str().unwrap().to_owned());
 
     let who = "+12025550177";
@@ -1228,5 +1230,66 @@ async fn rules_are_set_whole_and_every_wrong_field_is_named() {
     // What is left out goes back to its default.
     assert_eq!(put(json!({})).await.status, 200);
     assert!(router.get("/v1/rules", &tenant.live).await.body.get("hours").is_none());
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_is_shown_tried_again_as_a_new_message_and_discarded() {
+    let router = Router::start().await;
+    let tenant = router.tenant("Acme").await;
+    let body =
+        json!({"to": "+12025550143", "text": "again", "ttl_seconds": 600, "metadata": {"a": "b"}});
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        let sent = router.post("/v1/messages", &tenant.live, &body).await;
+        ids.push(sent.body["id"].as_str().unwrap().to_owned());
+        router.dead_letter(&ids[ids.len() - 1]).await;
+    }
+    for (path, key) in
+        [("/v1/dead-letters", tenant.live.as_str()), ("/v1/admin/dead-letters", ADMIN)]
+    {
+        let page = router.get(path, key).await;
+        assert_eq!(page.body["data"].as_array().unwrap().len(), 3, "{page:?}");
+        let one = router.get(&format!("{path}/{}", ids[0]), key).await;
+        assert_eq!((one.status, one.body["reason"].as_str()), (200, Some("attempts_exhausted")));
+        assert_eq!(one.body["tenant"], tenant.id.as_str());
+        assert_eq!(one.body["message"]["id"], ids[0].as_str());
+    }
+    let again = router
+        .post(&format!("/v1/dead-letters/{}/retry", ids[0]), &tenant.live, &json!(null))
+        .await;
+    assert_eq!(again.status, 202, "{again:?}");
+    assert_ne!(again.body["id"], ids[0].as_str());
+    for (field, value) in
+        [("text", json!("again")), ("metadata", json!({"a": "b"})), ("attempts", json!(0))]
+    {
+        assert_eq!(again.body[field], value, "{field}");
+    }
+    let old = router.get(&format!("/v1/messages/{}", ids[0]), &tenant.live).await;
+    assert_eq!(old.body["status"], "failed", "the old one has ended and stays so");
+    // Once only, and never what was sent after all.
+    let path = format!("/v1/dead-letters/{}/retry", ids[0]);
+    assert_eq!(router.post(&path, &tenant.live, &json!(null)).await.status, 404);
+    let which = ids[1].clone();
+    router
+        .app
+        .store
+        .write(move |tx| {
+            tx.execute("UPDATE messages SET status = 'sent' WHERE id = ?1", router::params![which])
+        })
+        .await
+        .unwrap();
+    let path = format!("/v1/admin/dead-letters/{}/retry", ids[1]);
+    let refused = router.post(&path, ADMIN, &json!(null)).await;
+    assert_eq!((refused.status, refused.problem()), (409, "not_retryable"));
+    for (id, path, key) in [
+        (&ids[1], "/v1/dead-letters", tenant.live.as_str()),
+        (&ids[2], "/v1/admin/dead-letters", ADMIN),
+    ] {
+        assert_eq!(router.delete(&format!("{path}/{id}"), key).await.status, 204);
+        assert_eq!(router.delete(&format!("{path}/{id}"), key).await.status, 404);
+    }
+    let page = router.get("/v1/admin/dead-letters", ADMIN).await;
+    assert_eq!(page.body["data"], json!([]));
     router.stop().await;
 }

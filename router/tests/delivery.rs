@@ -222,6 +222,7 @@ async fn what_ends_the_router_again_and_again_is_given_up() {
     assert_eq!((ran.held, ran.ended), (0, 1));
     let end = message(&app, &tenant, &bad).await;
     assert_eq!((end.status, end.reason), (Status::Failed, Some(Reason::Poisoned)));
+    assert_eq!(kinds(&app, &tenant, &bad).await, ["queued", "held", "failed", "dead_letter"]);
     router::dispatch::run_once(&app).await.unwrap();
     assert_eq!(message(&app, &tenant, &good).await.status, Status::Queued);
 }

@@ -107,7 +107,16 @@ async fn three_failures_are_the_end_and_each_is_a_new_attempt() {
     assert_eq!((end.reason, end.attempts), (Some(Reason::Network), 3));
     assert_eq!(
         kinds(app, &tenant, &id).await,
-        ["queued", "dispatching", "retry", "dispatching", "retry", "dispatching", "failed"]
+        [
+            "queued",
+            "dispatching",
+            "retry",
+            "dispatching",
+            "retry",
+            "dispatching",
+            "failed",
+            "dead_letter"
+        ]
     );
 }
 

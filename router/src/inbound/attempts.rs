@@ -6,6 +6,7 @@ use protocol::{MessageId, PhoneId, Reason, Status, TenantId, UnixMs, canary};
 
 use super::{Effects, Rules};
 use crate::retry::{self, Ended, Next};
+use crate::store::dead_letters;
 use crate::store::dispatch::{self as rows, AttemptRow, Change};
 use crate::store::inbound as store;
 use crate::store::{StoreError, Tx};
@@ -281,6 +282,10 @@ fn not_sent(
         Next::GiveUp => {
             let change = Change { reason: Some(reason), detail, ..about.change(Status::Failed) };
             rows::change(tx, about.tenant, about.message, &change)?;
+            if ended == (Ended::Failed { retryable: true }) && !message.internal {
+                let why = Reason::AttemptsExhausted;
+                dead_letters::keep(tx, about.tenant, about.message, why, about.now)?;
+            }
         }
         Next::Expire => {
             let change =

@@ -43,6 +43,11 @@ pub const MIGRATIONS: &[Migration] = &[
         sql: include_str!("../../migrations/0005_warming.sql"),
     },
     Migration { version: 6, name: "queue", sql: include_str!("../../migrations/0006_queue.sql") },
+    Migration {
+        version: 7,
+        name: "dead_letters",
+        sql: include_str!("../../migrations/0007_dead_letters.sql"),
+    },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

@@ -20,12 +20,14 @@ pub struct Pruned {
     pub guids: usize,
     /// Webhook jobs that had ended; their attempts went with them.
     pub deliveries: usize,
+    /// Dead letters that nobody has looked after; the messages themselves stay.
+    pub dead_letters: usize,
 }
 
 impl Pruned {
     /// How many in all.
     pub fn rows(self) -> usize {
-        self.unplaced + self.guids + self.deliveries
+        self.unplaced + self.guids + self.deliveries + self.dead_letters
     }
 }
 
@@ -36,11 +38,15 @@ pub fn prune(tx: &mut Tx<'_>, before: UnixMs) -> Result<Pruned, StoreError> {
     let guids = tx.execute(GUIDS, step)?;
     tx.execute(ATTEMPTS, step)?;
     let deliveries = tx.execute(DELIVERIES, step)?;
-    Ok(Pruned { unplaced, guids, deliveries })
+    let dead_letters = tx.execute(DEAD_LETTERS, step)?;
+    Ok(Pruned { unplaced, guids, deliveries, dead_letters })
 }
 
 const UNPLACED: &str = "DELETE FROM unplaced_events WHERE (phone_id, journal, seq) IN
      (SELECT phone_id, journal, seq FROM unplaced_events WHERE at < ?1 ORDER BY at LIMIT ?2)";
+
+const DEAD_LETTERS: &str = "DELETE FROM dead_letters WHERE message_id IN
+     (SELECT message_id FROM dead_letters WHERE at < ?1 ORDER BY at LIMIT ?2)";
 
 // A message reported again after this is still known by its own row.
 const GUIDS: &str = "DELETE FROM received_guids WHERE (phone_id, guid) IN
@@ -132,7 +138,7 @@ mod tests {
         }
         let before = NOW.plus_ms(-KEPT_MS);
         let pruned = prune(&mut tx, before).unwrap();
-        assert_eq!(pruned, Pruned { unplaced: 3, guids: 3, deliveries: 2 });
+        assert_eq!(pruned, Pruned { unplaced: 3, guids: 3, deliveries: 2, dead_letters: 0 });
         assert_eq!(prune(&mut tx, before).unwrap().rows(), 0);
         let young = ["d_new_delivered", "e_new_failed"];
         let open = ["c_old_pending", "d_new_delivered", "e_new_failed"];
@@ -154,10 +160,18 @@ mod tests {
         }
         let before = NOW.plus_ms(-KEPT_MS);
         let first = prune(&mut tx, before).unwrap();
-        assert_eq!(first, Pruned { unplaced: STEP_ROWS, guids: STEP_ROWS, deliveries: STEP_ROWS });
+        assert_eq!(
+            first,
+            Pruned {
+                unplaced: STEP_ROWS,
+                guids: STEP_ROWS,
+                deliveries: STEP_ROWS,
+                dead_letters: 0
+            }
+        );
         assert_eq!(
             prune(&mut tx, before).unwrap(),
-            Pruned { unplaced: 3, guids: 3, deliveries: 3 }
+            Pruned { unplaced: 3, guids: 3, deliveries: 3, dead_letters: 0 }
         );
         assert_eq!(prune(&mut tx, before).unwrap(), Pruned::default());
         assert!(all(&mut tx, "SELECT job_id FROM webhook_attempts").is_empty());

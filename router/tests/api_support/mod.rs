@@ -144,6 +144,25 @@ impl Router {
     }
 
     /// Stops it the way a signal does, and checks that it drains.
+    /// Ends a message as its third failure would.
+    pub(crate) async fn dead_letter(&self, id: &str) {
+        let id: protocol::MessageId = id.parse().expect("it is an id");
+        let now = self.app.clock.now();
+        self.app
+            .store
+            .write(move |tx| {
+                use router::store::{dead_letters, dispatch, messages};
+                let tenant = messages::owner(tx, &id)?.expect("there is such a message");
+                let failed = dispatch::Change::to(protocol::Status::Failed, now);
+                dispatch::change(tx, &tenant, &id, &failed)?;
+                dispatch::drop_job(tx, &tenant, &id)?;
+                let why = protocol::Reason::AttemptsExhausted;
+                dead_letters::keep(tx, &tenant, &id, why, now)
+            })
+            .await
+            .expect("it is a dead letter now");
+    }
+
     pub(crate) async fn stop(self) {
         self.app.stop.cancel();
         let served = tokio::time::timeout(Duration::from_secs(10), self.served).await;

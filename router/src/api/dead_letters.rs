@@ -1,0 +1,241 @@
+//! Dead letters: what could not be sent, to be looked at, tried again or discarded; a tenant's, and the operator's of all.
+
+use axum::extract::{RawQuery, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use protocol::api::{DeadLetter, Message, Page, Problem};
+use protocol::{MessageId, TenantId};
+use serde_json::Value;
+
+use super::pages::window;
+use super::{PathId, json, pages};
+use crate::auth::{Caller, Scope};
+use crate::clock;
+use crate::error::{ApiError, Code};
+use crate::idempotency::{self, Post, Reply};
+use crate::server::AppState;
+use crate::store::dead_letters::{self as rows, Retried};
+use crate::store::messages::Window;
+use crate::store::{StoreError, Tx};
+
+/// List dead letters, newest message first
+///
+/// Messages whose attempts are used up, or that ended the router again and again. Kept for 30 days.
+#[utoipa::path(get, path = "/v1/dead-letters", operation_id = "dead_letters", tag = "messages",
+    security(("api_key" = [])),
+    params(
+        ("limit" = Option<u32>, Query, description = "Rows, 1 to 100; 50 when left out."),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before.")),
+    responses(
+        (status = 200, description = "A page.", body = Page<DeadLetter>),
+        (status = 401, description = "No valid key.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn list(
+    State(app): State<AppState>,
+    caller: Caller,
+    RawQuery(raw): RawQuery,
+) -> Result<Response, ApiError> {
+    caller.needs(Scope::MessagesRead)?;
+    page(&app, Some(caller.tenant), raw.as_deref()).await
+}
+
+/// One dead letter, by its message's id
+#[utoipa::path(get, path = "/v1/dead-letters/{id}", operation_id = "dead_letter", tag = "messages",
+    security(("api_key" = [])),
+    params(("id" = String, Path, description = "The message's id.")),
+    responses(
+        (status = 200, description = "The dead letter.", body = DeadLetter),
+        (status = 401, description = "No valid key.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such dead letter.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn get(
+    State(app): State<AppState>,
+    caller: Caller,
+    PathId(id): PathId<MessageId>,
+) -> Result<Response, ApiError> {
+    caller.needs(Scope::MessagesRead)?;
+    show(&app, Some(caller.tenant), id).await
+}
+
+/// Try a dead letter again
+///
+/// As a new message with a new id and as long a life as the old one had. Only where provably nothing was sent.
+#[utoipa::path(post, path = "/v1/dead-letters/{id}/retry", operation_id = "retry_dead_letter", tag = "messages",
+    security(("api_key" = [])),
+    params(("id" = String, Path, description = "The message's id.")),
+    responses(
+        (status = 202, description = "The new message.", body = Message),
+        (status = 401, description = "No valid key.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such dead letter.", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "It may have been sent.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn retry(
+    State(app): State<AppState>,
+    caller: Caller,
+    headers: HeaderMap,
+    PathId(id): PathId<MessageId>,
+) -> Result<Response, ApiError> {
+    caller.needs(Scope::MessagesWrite)?;
+    let route = format!("POST /v1/dead-letters/{id}/retry");
+    let post = Post::new(caller.idempotency_scope(), route, &headers, &Value::Null)?;
+    again(&app, Some(caller.tenant), id, post).await
+}
+
+/// Discard a dead letter; the message and its story stay
+#[utoipa::path(delete, path = "/v1/dead-letters/{id}", operation_id = "discard_dead_letter", tag = "messages",
+    security(("api_key" = [])),
+    params(("id" = String, Path, description = "The message's id.")),
+    responses(
+        (status = 204, description = "Discarded."),
+        (status = 401, description = "No valid key.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such dead letter.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn discard(
+    State(app): State<AppState>,
+    caller: Caller,
+    PathId(id): PathId<MessageId>,
+) -> Result<Response, ApiError> {
+    caller.needs(Scope::MessagesWrite)?;
+    drop_letter(&app, Some(caller.tenant), id).await
+}
+
+/// List the dead letters of all tenants, newest message first
+#[utoipa::path(get, path = "/v1/admin/dead-letters", operation_id = "admin_dead_letters", tag = "operator",
+    security(("admin_token" = [])),
+    params(
+        ("limit" = Option<u32>, Query, description = "Rows, 1 to 100; 50 when left out."),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before.")),
+    responses(
+        (status = 200, description = "A page.", body = Page<DeadLetter>),
+        (status = 401, description = "Not the operator's token.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn admin_list(
+    State(app): State<AppState>,
+    RawQuery(raw): RawQuery,
+) -> Result<Response, ApiError> {
+    page(&app, None, raw.as_deref()).await
+}
+
+/// One dead letter of any tenant
+#[utoipa::path(get, path = "/v1/admin/dead-letters/{id}", operation_id = "admin_dead_letter", tag = "operator",
+    security(("admin_token" = [])),
+    params(("id" = String, Path, description = "The message's id.")),
+    responses(
+        (status = 200, description = "The dead letter.", body = DeadLetter),
+        (status = 401, description = "Not the operator's token.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such dead letter.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn admin_get(
+    State(app): State<AppState>,
+    PathId(id): PathId<MessageId>,
+) -> Result<Response, ApiError> {
+    show(&app, None, id).await
+}
+
+/// Try any tenant's dead letter again, as a new message of that tenant
+#[utoipa::path(post, path = "/v1/admin/dead-letters/{id}/retry", operation_id = "admin_retry_dead_letter", tag = "operator",
+    security(("admin_token" = [])),
+    params(("id" = String, Path, description = "The message's id.")),
+    responses(
+        (status = 202, description = "The new message.", body = Message),
+        (status = 401, description = "Not the operator's token.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such dead letter.", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "It may have been sent.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn admin_retry(
+    State(app): State<AppState>,
+    headers: HeaderMap,
+    PathId(id): PathId<MessageId>,
+) -> Result<Response, ApiError> {
+    let route = format!("POST /v1/admin/dead-letters/{id}/retry");
+    let post = Post::new("operator".to_owned(), route, &headers, &Value::Null)?;
+    again(&app, None, id, post).await
+}
+
+/// Discard any tenant's dead letter; the message and its story stay
+#[utoipa::path(delete, path = "/v1/admin/dead-letters/{id}", operation_id = "admin_discard_dead_letter", tag = "operator",
+    security(("admin_token" = [])),
+    params(("id" = String, Path, description = "The message's id.")),
+    responses(
+        (status = 204, description = "Discarded."),
+        (status = 401, description = "Not the operator's token.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such dead letter.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn admin_discard(
+    State(app): State<AppState>,
+    PathId(id): PathId<MessageId>,
+) -> Result<Response, ApiError> {
+    drop_letter(&app, None, id).await
+}
+
+async fn page(
+    app: &AppState,
+    tenant: Option<TenantId>,
+    raw: Option<&str>,
+) -> Result<Response, ApiError> {
+    let asked = window(raw)?;
+    let window = Window { before: asked.after_id::<MessageId>()?, limit: asked.limit };
+    let letters = app.store.read(move |tx| rows::list(tx, tenant.as_ref(), &window)).await?;
+    let page = pages::page(letters, asked.limit, |letter| letter.message.id.to_string());
+    Ok(json(StatusCode::OK, &page))
+}
+
+/// Under whose name the letter is read: the caller's, or for the operator its owner's.
+fn whose(
+    tx: &mut Tx<'_>,
+    tenant: Option<TenantId>,
+    id: &MessageId,
+) -> Result<Option<TenantId>, StoreError> {
+    match tenant {
+        Some(tenant) => Ok(Some(tenant)),
+        None => rows::owner(tx, id),
+    }
+}
+
+async fn show(
+    app: &AppState,
+    tenant: Option<TenantId>,
+    id: MessageId,
+) -> Result<Response, ApiError> {
+    let found = app
+        .store
+        .read(move |tx| match whose(tx, tenant, &id)? {
+            Some(tenant) => rows::get(tx, &tenant, &id),
+            None => Ok(None),
+        })
+        .await?;
+    Ok(json(StatusCode::OK, &found.ok_or_else(ApiError::not_found)?))
+}
+
+async fn again(
+    app: &AppState,
+    tenant: Option<TenantId>,
+    id: MessageId,
+    post: Post,
+) -> Result<Response, ApiError> {
+    let now = app.clock.now();
+    let new = MessageId::new(now.0, clock::random());
+    let response = idempotency::post(app, post, Ok(id), move |tx, id| {
+        let tenant = whose(tx, tenant, &id)?.ok_or_else(ApiError::not_found)?;
+        match rows::retry(tx, &tenant, &id, (new, now))? {
+            None => Err(ApiError::not_found()),
+            Some(Retried::As(message)) => Reply::new(StatusCode::ACCEPTED, message.as_ref()),
+            Some(Retried::MayHaveBeenSent) => Err(ApiError::new(Code::NotRetryable)),
+        }
+    })
+    .await?;
+    app.bells.dispatch.notify_one();
+    app.bells.webhooks.notify_one();
+    Ok(response)
+}
+
+async fn drop_letter(
+    app: &AppState,
+    tenant: Option<TenantId>,
+    id: MessageId,
+) -> Result<Response, ApiError> {
+    let now = app.clock.now();
+    let found = app
+        .store
+        .write(move |tx| match whose(tx, tenant, &id)? {
+            Some(tenant) => rows::discard(tx, &tenant, &id, now),
+            None => Ok(false),
+        })
+        .await?;
+    if !found {
+        return Err(ApiError::not_found());
+    }
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
