@@ -63,11 +63,23 @@ impl HostKey {
 
     /// Loads the key, or makes and stores one where there is none. True in the second case.
     pub fn load_or_generate(path: &Path) -> Result<(Self, bool), HostKeyError> {
+        Self::load_or(path, |key| key.store(path))
+    }
+
+    /// The same in a folder that is there and belongs to others, too: its mode is left as it is.
+    pub fn load_or_generate_beside(path: &Path) -> Result<(Self, bool), HostKeyError> {
+        Self::load_or(path, |key| Ok(private_file::write(path, &key.to_pem()?)?))
+    }
+
+    fn load_or(
+        path: &Path,
+        store: impl FnOnce(&Self) -> Result<(), HostKeyError>,
+    ) -> Result<(Self, bool), HostKeyError> {
         match Self::load(path) {
             Ok(key) => Ok((key, false)),
             Err(HostKeyError::File(error)) if error.is_missing() => {
                 let key = Self::generate()?;
-                key.store(path)?;
+                store(&key)?;
                 Ok((key, true))
             }
             Err(error) => Err(error),
@@ -133,6 +145,21 @@ mod tests {
         UnparsedPublicKey::new(&ED25519, made.pair.public_key().as_ref())
             .verify(b"text", &signature)
             .unwrap();
+    }
+
+    #[test]
+    fn a_key_in_a_folder_of_others_is_private_and_leaves_the_folder_as_it_is() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let dir = tempfile::tempdir().unwrap();
+        let shared = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(dir.path(), shared).unwrap();
+        let path = dir.path().join("router.key");
+        let (made, new) = HostKey::load_or_generate_beside(&path).unwrap();
+        let (loaded, again) = HostKey::load_or_generate_beside(&path).unwrap();
+        assert!(new && !again);
+        assert_eq!(made.public_base64url(), loaded.public_base64url());
+        assert_eq!((mode(dir.path()), mode(&path)), (0o755, 0o600));
     }
 
     #[test]

@@ -98,11 +98,12 @@ impl App {
     /// Opens the store and makes what the parts share. Nothing runs yet.
     pub async fn open(config: Config, clock: Clock) -> Result<AppState, StoreError> {
         let metrics = Metrics::install();
-        let key = own_key(&config.key_file)?;
         let path = config.database.clone();
         let store = tokio::task::spawn_blocking(move || Store::open(&path))
             .await
             .map_err(|_panicked| StoreError::Panicked)??;
+        // After the store: what is wrong with their folder is told of the store.
+        let key = own_key(&config.key_file)?;
         // Whatever sessions stand there ended with the process that had them.
         store.write(store::admin::forget_sessions).await?;
         let pool = Pool::new(Caps {
@@ -131,9 +132,12 @@ impl App {
 
 /// Reads the router's key, or makes one at the first start.
 fn own_key(file: &Path) -> Result<HostKey, StoreError> {
-    HostKey::load_or_generate(file).map(|(key, _new)| key).map_err(|error| StoreError::Open {
-        path: file.display().to_string(),
-        source: Arc::new(std::io::Error::other(error)),
+    // The folder is the store's, whose mode is the operator's business.
+    HostKey::load_or_generate_beside(file).map(|(key, _new)| key).map_err(|error| {
+        StoreError::Open {
+            path: file.display().to_string(),
+            source: Arc::new(std::io::Error::other(error)),
+        }
     })
 }
 
