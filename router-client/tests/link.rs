@@ -273,13 +273,14 @@ async fn the_link_speaks_tls_with_a_router_it_trusts() {
 
 #[tokio::test]
 async fn a_certificate_that_is_not_trusted_or_of_another_name_ends_the_attempt() {
-    // Every address of 127.0.0.0/8 is this machine; the certificate names one of them.
-    let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
     let other = TlsRoots::File(data("server.pem").into());
     let ours = TlsRoots::File(data("ca.pem").into());
     let table = [("localhost", other, "nobody who is trusted"), ("0.0.0.0", ours, "another name")];
     for (address, roots, said) in table {
+        // Every address of 127.0.0.0/8 is this machine; the certificate names one of them. A listener for each round: the
+        // link of the one before may have dialled it again before it was stopped.
+        let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
         let Supervisor { link, input, mut output } =
             supervisor(&format!("wss://{address}:{port}"), roots);
         let shutdown = CancellationToken::new();
@@ -436,8 +437,6 @@ async fn a_proxy_that_refuses_or_is_not_there_is_named_with_a_remedy() {
 
 #[tokio::test]
 async fn a_page_in_the_place_of_the_router_is_told_as_one_and_dialled_again() {
-    let (listener, port) = listening().await;
-    let url = format!("http://127.0.0.1:{port}");
     for (answer, shown) in [
         ("200 OK\r\ncontent-type: text/html\r\ncontent-length: 5\r\n\r\nlogin", "HTTP 200"),
         (
@@ -446,6 +445,9 @@ async fn a_page_in_the_place_of_the_router_is_told_as_one_and_dialled_again() {
         ),
         ("511 Network Authentication Required\r\n\r\n", "log in at this network's page"),
     ] {
+        // A listener of its own: the link of the round before may have dialled the old one again before it was stopped.
+        let (listener, port) = listening().await;
+        let url = format!("http://127.0.0.1:{port}");
         let portal = async {
             let (mut stream, _) = listener.accept().await.unwrap();
             request(&mut stream).await;
