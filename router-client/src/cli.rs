@@ -13,6 +13,7 @@ mod rules;
 mod screen;
 mod span;
 mod tenants;
+mod top;
 mod webhooks;
 
 use std::{io::Write, path::PathBuf, process::ExitCode};
@@ -97,6 +98,8 @@ enum Command {
     Hosts,
     /// Lists the phones with their state
     Phones,
+    /// Shows hosts and phones live, what is wrong with them first
+    Top(top::Top),
     /// Lets another host, or another phone, take over
     #[command(subcommand)]
     Failover(failover::Command),
@@ -198,6 +201,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Host(command) => host::run(screen, &global, command).await,
         Command::Hosts => pool::hosts(screen, &Client::new(&global)?).await,
         Command::Phones => pool::phones(screen, &Client::new(&global)?).await,
+        Command::Top(top) => top::run(screen, &Client::new(&global)?, &global.url(), top).await,
         Command::Failover(command) => failover::run(screen, &Client::new(&global)?, command).await,
         Command::Drain(drain) => failover::drain(screen, &Client::new(&global)?, drain).await,
         Command::Tenants { command } => {

@@ -120,7 +120,8 @@ impl Failure {
         }
     }
 
-    fn sentence(&self) -> String {
+    /// What went wrong, on one line.
+    pub(crate) fn sentence(&self) -> String {
         match self {
             Self::Usage { detail, .. }
             | Self::Strange { detail }
