@@ -39,7 +39,7 @@ use utoipa::openapi::{
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-pub(crate) use self::body::{JsonBody, OptionalJsonBody};
+pub(crate) use self::body::{JsonBody, OptionalJsonBody, read_away};
 use crate::auth;
 use crate::error::{ApiError, Code};
 use crate::server::AppState;

@@ -148,6 +148,7 @@ pub fn router(app: &AppState) -> Router {
         .layer(DefaultBodyLimit::disable())
         // By the announced length where there is one: before a byte of the body is read, or asked for by 100 Continue.
         .layer(RequestBodyLimitLayer::new(app.config.limits.body_bytes))
+        .layer(from_fn_with_state(AppState::clone(app), api::read_away))
         .layer(from_fn_with_state(AppState::clone(app), error::answer))
         .with_state(AppState::clone(app))
 }

@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::extract::{FromRequest, Request};
+use axum::extract::{FromRequest, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use futures_util::StreamExt as _;
 use protocol::api::FieldError;
 use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
@@ -49,6 +52,34 @@ impl FromRequest<AppState> for OptionalJsonBody {
         }
         parse(&bytes).map(Self)
     }
+}
+
+/// The longest body that is read to its end although it is refused.
+const READ_AWAY_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// How long that may take.
+const READ_AWAY_WITHIN: Duration = Duration::from_secs(2);
+
+/// Reads a body that is too long and drops it, so that its sender can read the refusal: most clients send all of a body
+/// before they look for an answer, and a connection that is closed meanwhile tells them nothing. Not where the sender
+/// waits to be asked for the body, and not without end.
+pub(crate) async fn read_away(
+    State(app): State<AppState>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let limit = u64::try_from(app.config.limits.body_bytes).unwrap_or(u64::MAX);
+    let headers = request.headers();
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+    let length = length.and_then(|length| length.parse::<u64>().ok()).unwrap_or(0);
+    let long = length > limit && length <= READ_AWAY_BYTES_MAX;
+    if !long || headers.contains_key(header::EXPECT) {
+        return next.run(request).await;
+    }
+    let mut body = request.into_body().into_data_stream();
+    let away = async { while let Some(Ok(_dropped)) = body.next().await {} };
+    // Whether it came to its end or not, the answer is the same.
+    drop(tokio::time::timeout(READ_AWAY_WITHIN, away).await);
+    ApiError::new(Code::BodyTooLarge).into_response()
 }
 
 fn not_json() -> ApiError {
