@@ -11,6 +11,7 @@
 mod link_support;
 
 use link_support::*;
+use protocol::pipe::{Event, Received};
 use protocol::{Class, Reason, Recipient, Status};
 use router::store::{contacts, opt_outs, rules};
 use router::{params, server};
@@ -123,6 +124,30 @@ async fn a_claim_that_is_not_proven_is_judged_as_marketing() {
         .await;
     }
     assert_eq!(texts(app, "SELECT DISTINCT class FROM decisions").await, ["marketing"]);
+}
+
+#[tokio::test]
+async fn what_icloud_brings_late_is_no_question_of_now() {
+    let router = router(NOT_NOW).await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let host = host(app, &[ONE]).await;
+    let mut bridge = Bridge::connect(&router, &host).await;
+    set_rules(app, &tenant, json!({"hours_window": closed_window(app.clock.now())})).await;
+    let yesterday = app.clock.now().plus_ms(-25 * 3_600_000);
+    let Event::Received(late) = received(TO, "late", "Are you there?", yesterday) else { panic!() };
+    bridge.event(Event::Received(Received { late: true, ..late })).await;
+    let answer = accept(app, &tenant, TO, |new| new.class = Class::Conversational).await;
+    eventually("it is held", || async {
+        message(app, &tenant, &answer).await.held_reason == Some(Reason::QuietHours)
+    })
+    .await;
+    // What they write now is one; the late copy of an older one takes nothing from it.
+    bridge.event(received(TO, "now", "Hello?", app.clock.now())).await;
+    let Event::Received(late) = received(TO, "later", "And now?", yesterday) else { panic!() };
+    bridge.event(Event::Received(Received { late: true, ..late })).await;
+    let answer = accept(app, &tenant, TO, |new| new.class = Class::Conversational).await;
+    assert_eq!(bridge.wire.send_command().await.message, answer);
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use crate::auth::{Caller, Scope};
 use crate::compliance::place;
 use crate::error::ApiError;
 use crate::server::AppState;
-use crate::store::{contacts, rules};
+use crate::store::contacts;
 
 /// List contacts, by recipient
 #[utoipa::path(get, path = "/v1/contacts", tag = "contacts", security(("api_key" = [])),
@@ -80,7 +80,6 @@ pub(super) async fn put(
         .write(move |tx| {
             let known = (time_zone.as_deref(), state.as_deref());
             contacts::put(tx, &caller.tenant, &recipient, known, now)?;
-            rules::look_again(tx, &caller.tenant, now)?;
             contacts::get(tx, &caller.tenant, &recipient)
         })
         .await?;

@@ -101,7 +101,9 @@ pub(super) fn message(
         }
     }
     store::store_received(tx, &tenant, (&id, phone), message, now)?;
-    rows::bind(tx, &tenant, (&message.from, phone), Direction::Inbound, now)
+    // What iCloud brings late was not written just now: an answer to it is none any more.
+    let heard = if message.late { message.at.min(now) } else { now };
+    rows::bind(tx, &tenant, (&message.from, phone), Direction::Inbound, heard)
 }
 
 /// What can be saved of a message that could not be taken in as it should: its text, and that it says STOP.

@@ -1,12 +1,13 @@
 //! What tenants know of the people they write to.
 
 use protocol::api::Contact;
-use protocol::{Recipient, TenantId, UnixMs};
+use protocol::{Reason, Recipient, TenantId, UnixMs};
 
-use super::{Row, StoreError, Tx};
+use super::{Row, StoreError, Tx, dispatch};
 use crate::params;
 
-/// Writes down what a tenant knows of somebody, in place of what it knew before.
+/// Writes down what a tenant knows of somebody, in place of what it knew before. What waits for its hour there is looked at
+/// again.
 pub fn put(
     tx: &mut Tx<'_>,
     tenant: &TenantId,
@@ -21,7 +22,7 @@ pub fn put(
              state = excluded.state, updated_at = excluded.updated_at",
         params![tenant, recipient, time_zone, state, now],
     )?;
-    Ok(())
+    dispatch::wake_for(tx, (tenant, recipient), Reason::QuietHours, now)
 }
 
 /// One contact.

@@ -653,7 +653,10 @@ pub fn bind(
                             THEN excluded.last_at ELSE bindings.last_at END,
              last_direction = CASE WHEN excluded.last_at >= bindings.last_at
                                    THEN excluded.last_direction ELSE bindings.last_direction END,
-             last_inbound_at = COALESCE(excluded.last_inbound_at, bindings.last_inbound_at),
+             last_inbound_at = CASE
+                 WHEN bindings.last_inbound_at IS NULL OR excluded.last_inbound_at > bindings.last_inbound_at
+                 THEN COALESCE(excluded.last_inbound_at, bindings.last_inbound_at)
+                 ELSE bindings.last_inbound_at END,
              unanswered = bindings.unanswered + excluded.unanswered",
         params![
             tenant,
@@ -671,14 +674,25 @@ pub fn bind(
             params![tenant, recipient],
         )?;
         if answered > 0 {
-            tx.execute(WAKE_UNANSWERED, params![tenant, recipient, at, Reason::Unanswered])?;
+            wake_for(tx, (tenant, recipient), Reason::Unanswered, at)?;
         }
     }
     Ok(())
 }
 
+/// What a tenant's messages to one recipient wait for may have changed: those held for `reason` are looked at again.
+pub fn wake_for(
+    tx: &mut Tx<'_>,
+    (tenant, recipient): (&TenantId, &Recipient),
+    reason: Reason,
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    tx.execute(WAKE_FOR, params![tenant, recipient, now, reason])?;
+    Ok(())
+}
+
 /// The condition on the status is the index's own, word for word.
-const WAKE_UNANSWERED: &str =
+const WAKE_FOR: &str =
     "UPDATE jobs SET run_at = ?3, held_reason = NULL WHERE held_reason = ?4 AND message_id IN (
          SELECT id FROM messages WHERE tenant_id = ?1 AND recipient = ?2
              AND status IN ('queued', 'scheduled', 'dispatching') AND kind = 'tenant')";
@@ -1177,7 +1191,7 @@ mod tests {
         for (sql, index) in [
             (OVERDUE, "messages_expiring (expires_at<?)"),
             (NEW_CONTACTS, "phone_contacts_counted (phone_id=? AND since>?)"),
-            (WAKE_UNANSWERED, "messages_on_the_way (tenant_id=? AND recipient=? AND kind=?)"),
+            (WAKE_FOR, "messages_on_the_way (tenant_id=? AND recipient=? AND kind=?)"),
             (WAKE_HELD, "jobs_held (held_reason=? AND message_id>?)"),
             (offers.as_str(), "attempts_offered (phone_id=? AND offered_at<?)"),
             (one.as_str(), "attempts_open (phone_id=?)"),

@@ -36,7 +36,7 @@ pub fn set(
 }
 
 /// What waits for its hour is asked about again at once: the hours, or the place, have changed.
-pub fn look_again(tx: &mut Tx<'_>, tenant: &TenantId, now: UnixMs) -> Result<(), StoreError> {
+fn look_again(tx: &mut Tx<'_>, tenant: &TenantId, now: UnixMs) -> Result<(), StoreError> {
     tx.execute(
         "UPDATE jobs SET run_at = ?3 WHERE held_reason = ?2 AND tenant_id = ?1",
         params![tenant, Reason::QuietHours, now],
