@@ -23,12 +23,10 @@ use crate::config::Compliance;
 use crate::facts::{self, Subject};
 use crate::link::Links;
 use crate::pool;
-use crate::resolve::{self, Candidate, Need, Unable};
+use crate::resolve::{self, Unable};
 use crate::server::{App, AppState};
 use crate::store::dead_letters;
-use crate::store::dispatch::{
-    self as rows, Change, Former, Given, NewAttempt, Offer, Outbound, PoolPhone, Relations,
-};
+use crate::store::dispatch::{self as rows, Change, Former, Given, NewAttempt, Offer, Outbound};
 use crate::store::queue::{self, Claim, Claimed, Turns};
 use crate::store::{StoreError, Tx};
 use crate::warming;
@@ -398,41 +396,6 @@ fn wanted(channel: ChannelChoice, recipient: &Recipient) -> Vec<Channel> {
             asked.into_iter().filter(|channel| *channel == Channel::Imessage).collect()
         }
     }
-}
-
-/// Every phone as a candidate, measured at `now`, for whoever wants to know without sending.
-pub fn survey(app: &App, tx: &mut Tx<'_>, now: UnixMs) -> Result<Vec<PoolPhone>, StoreError> {
-    let caps = lock(&app.pool).caps().clone();
-    let mut phones = rows::pool(tx, now)?;
-    for phone in &mut phones {
-        phone.candidate.online = phone.host.as_ref().is_some_and(|host| app.links.is_online(host));
-        phone.measure(&caps, now);
-    }
-    Ok(phones)
-}
-
-/// Chooses among all phones, looking at each: what the pool's index has to agree with.
-pub fn choose(
-    pool: &[PoolPhone],
-    from: Option<&protocol::E164>,
-    tenant: &protocol::TenantId,
-    relations: &Relations,
-    (wanted, in_flight_max, now): (&[Channel], u32, UnixMs),
-) -> Result<resolve::Choice, Unable> {
-    let candidates: Vec<Candidate> =
-        pool.iter().map(|phone| pool::candidate(phone, relations)).collect();
-    let from = match from {
-        None => None,
-        Some(number) => Some(
-            pool.iter()
-                .find(|phone| phone.number == *number)
-                // A number that is out of use is served by the phone in its place.
-                .map(|phone| phone.replaced_by.as_ref().unwrap_or(&phone.candidate.phone))
-                .ok_or(Unable::NotAllowed)?,
-        ),
-    };
-    let need = Need { tenant, from, wanted, in_flight_max, now_ms: now.0 };
-    resolve::resolve(&need, &candidates)
 }
 
 fn block(tx: &mut Tx<'_>, job: &Claimed, reason: Reason, now: UnixMs) -> Result<Done, StoreError> {

@@ -4,7 +4,6 @@ use proptest::prelude::*;
 use rusqlite::Connection;
 
 use super::*;
-use crate::dispatch::choose;
 use crate::params;
 use crate::store::{Json, migrate};
 use crate::warming::{DAY_MS, Step};
@@ -13,6 +12,29 @@ const PHONES: u8 = 5;
 const HOSTS: u8 = 3;
 const START_MS: i64 = 20_000 * DAY_MS + 1;
 const ALL: [Channel; 3] = [Channel::Imessage, Channel::Rcs, Channel::Sms];
+
+/// Chooses among all phones, looking at each: what the pool's index has to agree with.
+fn choose(
+    pool: &[PoolPhone],
+    from: Option<&E164>,
+    tenant: &TenantId,
+    relations: &Relations,
+    (wanted, in_flight_max, now): (&[Channel], u32, UnixMs),
+) -> Result<Choice, Unable> {
+    let candidates: Vec<Candidate> = pool.iter().map(|phone| candidate(phone, relations)).collect();
+    let from = match from {
+        None => None,
+        Some(number) => Some(
+            pool.iter()
+                .find(|phone| phone.number == *number)
+                // A number that is out of use is served by the phone in its place.
+                .map(|phone| phone.replaced_by.as_ref().unwrap_or(&phone.candidate.phone))
+                .ok_or(Unable::NotAllowed)?,
+        ),
+    };
+    let need = Need { tenant, from, wanted, in_flight_max, now_ms: now.0 };
+    resolve::resolve(&need, &candidates)
+}
 
 fn phone(n: u8) -> PhoneId {
     PhoneId::new(1, [n % PHONES; 10])
