@@ -177,8 +177,18 @@ pub(crate) struct Ports {
 /// What the one child is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Job {
-    Send,
+    Text,
+    File,
     Probe,
+}
+
+impl Job {
+    const fn is_send(self) -> bool {
+        match self {
+            Self::Text | Self::File => true,
+            Self::Probe => false,
+        }
+    }
 }
 
 /// The child that runs.
@@ -217,8 +227,8 @@ pub(crate) struct Daemon<E> {
     fetched: (mpsc::Sender<Fetched>, mpsc::Receiver<Fetched>),
     /// Children so far.
     children: u64,
-    /// A child that waits for its script, and the script.
-    waiting: Option<(Prepared, &'static str)>,
+    /// A child that waits for its script, and what it will send.
+    waiting: Option<(Prepared, Job)>,
     child: Option<Child>,
     /// What the sends were last told about the health.
     usable: bool,
@@ -407,7 +417,7 @@ impl<E: Evidence> Daemon<E> {
 
     /// Says that the phone is given up, once no script runs. Whoever asked asks again until it is heard.
     fn released(&mut self) {
-        let script = self.child.as_ref().is_some_and(|child| matches!(child.job, Job::Send));
+        let script = self.child.as_ref().is_some_and(|child| child.job.is_send());
         if let Some(epoch) = self.releasing
             && self.outbound.hands_nothing()
             && !script
@@ -532,8 +542,8 @@ impl<E: Evidence> Daemon<E> {
                 turn.tell(Fact::Capability(known), now, self.outbound.max_epoch());
                 return Ok(());
             }
-            Command::Pause { for_ms } => {
-                self.pause(for_ms, now, turn);
+            Command::Pause { for_ms, end_after_ms } => {
+                self.pause(for_ms, end_after_ms, now, turn);
                 return Ok(());
             }
             Command::Block { blocked } => {
@@ -580,17 +590,25 @@ impl<E: Evidence> Daemon<E> {
     }
 
     /// Nothing talks to Messages while it is restarted. A question that is on its way is ended, for nobody
-    /// waits for its answer; a send is not: its osascript has its own deadline.
-    fn pause(&mut self, for_ms: u64, now: Now, turn: &mut Turn) {
+    /// waits for its answer; a text when it has had its time, and is settled as at its own deadline. A file
+    /// has that alone: how long Messages reads one is not known.
+    fn pause(&mut self, for_ms: u64, end_after_ms: Option<u64>, now: Now, turn: &mut Turn) {
         let was = self.health.is_paused();
         self.health.pause(for_ms, now.continuous_ms);
         if self.health.is_paused() {
             self.hold(now, turn);
         }
-        if let Some(child) = self.child.as_ref().filter(|child| child.job == Job::Probe)
-            && self.health.is_paused()
-        {
-            child.kill.cancel();
+        if let Some(child) = self.child.as_ref().filter(|_| self.health.is_paused()) {
+            let ran_ms = now.continuous_ms.saturating_sub(child.since_ms);
+            let is_late = || end_after_ms.is_some_and(|after_ms| ran_ms >= bounded(after_ms));
+            let ends = match child.job {
+                Job::Probe => true,
+                Job::Text => is_late(),
+                Job::File => false,
+            };
+            if ends {
+                child.kill.cancel();
+            }
         }
         if was != self.health.is_paused() {
             tracing::info!(paused = !was, "Messages is restarted by its keeper, or that is over");
@@ -705,7 +723,7 @@ impl<E: Evidence> Daemon<E> {
                 }
                 self.outbound.step(Event::ProbeEnded, now, turn);
             }
-            Job::Send => {
+            Job::Text | Job::File => {
                 let suspicious = match &disposition {
                     Disposition::Succeeded { .. } => None,
                     Disposition::NotStarted(failure) | Disposition::MayHaveCompleted(failure) => {
@@ -751,7 +769,7 @@ impl<E: Evidence> Daemon<E> {
             }
             Effect::HandOver { attempt } => {
                 let handed = match self.waiting.take() {
-                    Some((prepared, script)) => self.hand(prepared, script, Job::Send, now),
+                    Some((prepared, job)) => self.hand(prepared, SEND, job, now),
                     None => false,
                 };
                 let event = if handed {
@@ -762,9 +780,9 @@ impl<E: Evidence> Daemon<E> {
                 self.outbound.step(event, now, turn);
             }
             Effect::Abandon => {
-                if let Some((prepared, _)) = self.waiting.take() {
+                if let Some((prepared, job)) = self.waiting.take() {
                     let running = prepared.abandon();
-                    self.wait_for(running, Job::Send, now);
+                    self.wait_for(running, job, now);
                 }
             }
             Effect::KillOsascript => {
@@ -839,10 +857,10 @@ impl<E: Evidence> Daemon<E> {
             // A group's id as an address would make a new chat of that name (imsg#16).
             Recipient::Group(_) => "",
         };
-        let (kind, value) = match content {
-            Content::Text(text) => ("text", text.as_str()),
+        let (kind, value, job) = match content {
+            Content::Text(text) => ("text", text.as_str(), Job::Text),
             // Names are made of what URLs and commands hold, which is Unicode.
-            Content::File(path) => ("file", path.to_str().unwrap_or_default()),
+            Content::File(path) => ("file", path.to_str().unwrap_or_default(), Job::File),
         };
         let args = [channel.service(), address, guid.as_str(), kind, value];
         let prepared = match self.osascript.prepare(&args) {
@@ -859,12 +877,12 @@ impl<E: Evidence> Daemon<E> {
         };
         match self.evidence.mark() {
             Ok(mark) => {
-                self.waiting = Some((prepared, SEND));
+                self.waiting = Some((prepared, job));
                 Ok(mark)
             }
             Err(why) => {
                 let running = prepared.abandon();
-                self.wait_for(running, Job::Send, now);
+                self.wait_for(running, job, now);
                 self.saw_database(Err(why));
                 Err(self.held())
             }

@@ -74,6 +74,10 @@ pub enum Command {
     Pause {
         /// For so long from now, in milliseconds of the continuous clock.
         for_ms: u64,
+        /// The osascript of a text that has run for longer is ended, and its send settled: Messages was
+        /// asked meanwhile and did not answer. None waits for its own deadline, as a file always does.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        end_after_ms: Option<u64>,
     },
     /// Apple has blocked the account, or no longer: an operator says so, for nothing on a Mac does.
     /// Kept in the journal; while it is blocked nothing starts, whatever the account answers.

@@ -284,7 +284,7 @@ fn the_pipe_downwards() {
         ("ack", Command::Ack { journal: "j1".to_owned(), seq: 41 }),
         ("replay", Command::Replay),
         ("capability", Command::Capability { to: anna() }),
-        ("pause", Command::Pause { for_ms: 20_000 }),
+        ("pause", Command::Pause { for_ms: 20_000, end_after_ms: Some(15_000) }),
         ("block", Command::Block { blocked: true }),
         ("drain", Command::Drain { deadline_ms: 10_000 }),
         ("stop", Command::Stop { deadline_ms: 5_000 }),

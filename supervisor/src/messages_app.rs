@@ -57,6 +57,12 @@ const PAUSE_FOR: Duration = Duration::from_secs(20);
 const KILLED_WITHIN: Duration = Duration::from_secs(5);
 /// After that it is still, or never will be.
 pub(crate) const STILL_WITHIN: Duration = Duration::from_secs(10);
+/// osascripts return after 0.1 s, and a send of 10 s was still one that arrived (facts on Messages: timeouts and errors):
+/// from then on it is asked whether Messages answers at all.
+const STUCK_AFTER: Duration = Duration::from_secs(10);
+/// A text that has taken so long while Messages left us without an answer, too, is ended by its bridge and settled from
+/// chat.db; what is not there by then dies with Messages, or is found later. (ADR 13.)
+const TEXT_WITHIN: Duration = Duration::from_secs(15);
 /// A bridge's own default of `osascript_deadline_ms`.
 const BRIDGE_DEADLINE: Duration = Duration::from_mins(1);
 
@@ -213,9 +219,10 @@ impl Keeping {
     fn pause(&mut self, pause: bool) {
         self.pausing = pause.then(Instant::now);
         let for_ms = if pause { ms(PAUSE_FOR) } else { 0 };
+        let end_after_ms = pause.then(|| ms(TEXT_WITHIN));
         for phone in self.pool.iter() {
             // One that does not take it does not say that it is still either, and is asked again.
-            if let Err(error) = phone.ask(Ask::Command(Command::Pause { for_ms })) {
+            if let Err(error) = phone.ask(Ask::Command(Command::Pause { for_ms, end_after_ms })) {
                 tracing::debug!(phone = %phone.id, %error, "a phone was not asked to pause");
             }
         }
@@ -303,9 +310,10 @@ fn age(at: UnixMs, now: UnixMs) -> Duration {
 /// What all bridges together say.
 fn view(pool: &Pool) -> View {
     pool.iter().map(|phone| of_phone(&phone.report(), deadline(&phone.config.extra))).fold(
-        View { suspected: false, quiet: true, still: true },
+        View { suspected: false, stuck: false, quiet: true, still: true },
         |all, one| View {
             suspected: all.suspected || one.suspected,
+            stuck: all.stuck || one.stuck,
             quiet: all.quiet && one.quiet,
             still: all.still && one.still,
         },
@@ -337,14 +345,16 @@ fn of_phone(report: &Report, deadline: Duration) -> View {
         }
     };
     if away {
-        return View { suspected, quiet: true, still: true };
+        return View { suspected, stuck: false, quiet: true, still: true };
     }
     let Some(heartbeat) = &report.heartbeat else {
         // It has said nothing yet: a send of its predecessor may run.
-        return View { suspected, quiet: false, still: false };
+        return View { suspected, stuck: false, quiet: false, still: false };
     };
-    let quiet = heartbeat.osascript_age_ms.is_none_or(|age| Duration::from_millis(age) > deadline);
-    View { suspected, quiet, still: quiet && heartbeat.paused }
+    let age = heartbeat.osascript_age_ms.map(Duration::from_millis);
+    let quiet = age.is_none_or(|age| age > deadline);
+    let stuck = age.is_some_and(|age| age >= STUCK_AFTER);
+    View { suspected, stuck, quiet, still: quiet && heartbeat.paused }
 }
 
 /// What carries the steps out.

@@ -82,10 +82,13 @@ pub enum Act {
 }
 
 /// What the bridges of a host say of themselves.
+#[expect(clippy::struct_excessive_bools, reason = "as the keeper's own view has them")]
 #[derive(Debug, Clone, Copy)]
 pub struct Bridges {
     /// One finds that Messages does not answer.
     pub suspected: bool,
+    /// One has a script that runs for longer than usual.
+    pub stuck: bool,
     /// None has a script that runs.
     pub quiet: bool,
     /// The same, and none will start one.
@@ -341,8 +344,8 @@ impl Supervisor {
             Came::Runs(runs) => Event::Looked(Some(runs)),
             Came::Stepped => Event::Stepped,
         };
-        let Bridges { suspected, quiet, still } = bridges;
-        let view = View { suspected, quiet, still };
+        let Bridges { suspected, stuck, quiet, still } = bridges;
+        let view = View { suspected, stuck, quiet, still };
         let before = self.keeper.last_restart();
         let effects = self.keeper.step(event, view, time.clocks());
         if let Some(at) = self.keeper.last_restart().filter(|at| Some(*at) != before) {

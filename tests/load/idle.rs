@@ -15,8 +15,6 @@ const SETTLE: Duration = Duration::from_secs(8);
 /// How long is measured.
 const MEASURED: Duration = Duration::from_secs(30);
 const READY_WITHIN: Duration = Duration::from_secs(30);
-/// Ticks of `/proc/PID/stat` in a second; Linux has had 100 for ever.
-const TICKS_A_SECOND: f64 = 100.0;
 
 /// An osascript that is always connected: the account is asked, nothing is sent.
 const CONNECTED: &str = "#!/bin/sh\ncat > /dev/null\necho connected\n";
@@ -54,13 +52,14 @@ pub(crate) async fn measure(rows: u32, made: Option<&Path>) -> Result<Vec<Figure
         }
     }
     tokio::time::sleep(SETTLE).await;
-    let before = cpu_ticks(bridge.pid())?;
+    let used = || program::cpu_seconds(bridge.pid()).context("the bridge has ended");
+    let before = used()?;
     tokio::time::sleep(MEASURED).await;
-    let ticks = cpu_ticks(bridge.pid())? - before;
+    let seconds = used()? - before;
     let resident = program::resident_now_kib(bridge.pid());
     ensure!(resident > 0, "the bridge has ended");
     let longest = longest_read(&bridge).await?;
-    let share = ticks / TICKS_A_SECOND / MEASURED.as_secs_f64();
+    let share = seconds / MEASURED.as_secs_f64();
     Ok(vec![
         Figure::new(
             "idle: a bridge with nothing to do on a large chat.db",
@@ -77,7 +76,7 @@ pub(crate) async fn measure(rows: u32, made: Option<&Path>) -> Result<Vec<Figure
     ])
 }
 
-fn mib(kib: u64) -> f64 {
+pub(crate) fn mib(kib: u64) -> f64 {
     u32::try_from(kib).map_or(f64::MAX, f64::from) / 1024.0
 }
 
@@ -94,15 +93,4 @@ async fn longest_read(bridge: &Lines) -> Result<String> {
     }
     let us = said.context("no heartbeat")?;
     Ok(format!("{:.1} ms", u32::try_from(us).map_or(f64::MAX, f64::from) / 1e3))
-}
-
-/// Time that a process has had of the processors, its threads included.
-fn cpu_ticks(pid: u32) -> Result<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("/proc")?;
-    // The name may hold spaces; what follows its bracket does not.
-    let (_, fields) = stat.rsplit_once(')').context("/proc/PID/stat")?;
-    let fields: Vec<&str> = fields.split_whitespace().collect();
-    let number = |at: usize| fields.get(at).and_then(|text| text.parse::<f64>().ok());
-    // utime and stime: the 14th and 15th field, of which two stand before the bracket.
-    Ok(number(11).context("utime")? + number(12).context("stime")?)
 }

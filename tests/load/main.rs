@@ -10,12 +10,18 @@ use clap::{Parser, ValueEnum};
 use comfy_table::{ContentArrangement, Table, presets};
 
 mod accept;
+mod crash;
 mod export;
+mod hang;
 mod idle;
+mod link;
+mod others;
 mod percentile;
+mod phones;
 mod read;
 mod restart;
 mod sends;
+mod standby;
 mod through;
 mod wake;
 
@@ -46,6 +52,15 @@ struct Args {
     /// imessage-exporter, to be measured beside it.
     #[arg(long, value_name = "PROGRAM", env = "IMESSAGE_EXPORTER")]
     exporter: Option<PathBuf>,
+    /// Crashes of each child in `restart`. Our supervisor may be told to take 1000 restarts for no crash loop, and no more.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=900))]
+    restart_crashes: u16,
+    /// Cuts in `link`.
+    #[arg(long, default_value_t = 100)]
+    link_cuts: usize,
+    /// Phones on one supervisor in `phones`.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(1..=200))]
+    phones: u16,
     /// Rows as JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -65,8 +80,18 @@ enum Load {
     Wake,
     /// What a bridge with nothing to do costs on a large chat.db.
     Idle,
-    /// From SIGKILL of a bridge to ready again.
+    /// From SIGKILL of a bridge to ready again, beside other supervisors with the same child.
     Restart,
+    /// A bridge that stands still, and a Messages that hangs under a send.
+    Hang,
+    /// From SIGKILL of the supervisor to sending again, with launchd's throttle.
+    Crash,
+    /// From the cut of the wire to the router to sending again.
+    Link,
+    /// A Mac lost, and handed over in order, with another one that stands by.
+    Standby,
+    /// Many phones on one supervisor: processor and memory, idle and busy.
+    Phones,
     /// Messages through one bridge that is killed on average every twenty.
     Sends,
 }
@@ -130,7 +155,27 @@ async fn main() -> Result<()> {
     }
     if wanted(Load::Restart) {
         progress("restart")?;
-        figures.extend(restart::measure().await.context("restart")?);
+        figures.extend(restart::measure(args.restart_crashes.into()).await.context("restart")?);
+    }
+    if wanted(Load::Hang) {
+        progress("hang")?;
+        figures.extend(hang::measure().await.context("hang")?);
+    }
+    if wanted(Load::Crash) {
+        progress("crash")?;
+        figures.extend(crash::measure().await.context("crash")?);
+    }
+    if wanted(Load::Link) {
+        progress("link")?;
+        figures.extend(link::measure(args.link_cuts).await.context("link")?);
+    }
+    if wanted(Load::Standby) {
+        progress("standby")?;
+        figures.extend(standby::measure().await.context("standby")?);
+    }
+    if wanted(Load::Phones) {
+        progress("phones")?;
+        figures.extend(phones::measure(args.phones).await.context("phones")?);
     }
     let mut out = std::io::stdout().lock();
     if args.json {

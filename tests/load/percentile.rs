@@ -16,6 +16,13 @@ pub(crate) fn p50_p99(samples: &mut [Duration]) -> String {
     format!("p50 {:.2} ms, p99 {:.2} ms", p50.as_secs_f64() * 1e3, p99.as_secs_f64() * 1e3)
 }
 
+/// Median and longest as text, in seconds, of a handful.
+pub(crate) fn p50_most_s(samples: &mut [Duration]) -> String {
+    let (p50, most) = (percentile(samples, 50), percentile(samples, 100));
+    let n = samples.len();
+    format!("p50 {:.2} s, most {:.2} s, of {n}", p50.as_secs_f64(), most.as_secs_f64())
+}
+
 /// So many in so long, as a rate.
 pub(crate) fn per_second(count: usize, took: Duration) -> f64 {
     let count = u32::try_from(count).unwrap_or(u32::MAX);

@@ -27,3 +27,10 @@ pub fn continuous_ms() -> u64 {
     let Ok(time) = nix::time::clock_gettime(id) else { return 0 };
     u64::try_from(time.num_milliseconds()).unwrap_or(0)
 }
+
+/// Nanoseconds on a clock that all processes of this machine share, for times that begin in one and end in another.
+pub fn shared_ns() -> u64 {
+    use nix::sys::time::TimeValLike as _;
+    let Ok(time) = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC) else { return 0 };
+    u64::try_from(time.num_nanoseconds()).unwrap_or(0)
+}

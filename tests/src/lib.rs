@@ -2,6 +2,7 @@
 //!
 //! - [`program`] starts and stops real programs, each in its own process group.
 //! - [`shelf`] puts a router, a host and the sandbox together in one folder.
+//! - [`second`] is another Mac for the same phone, which stands by.
 //! - [`mac`] puts one bridge and the sandbox together, without a supervisor.
 //! - [`burst`] sends message after message through such a bridge, and kills it.
 //! - [`api`] speaks the public API as a tenant and as an operator would.
@@ -22,6 +23,7 @@ pub mod ledger;
 pub mod mac;
 pub mod program;
 pub mod proxy;
+pub mod second;
 pub mod shelf;
 pub mod sink;
 pub mod stories;

@@ -100,16 +100,21 @@ pub fn foreign(path: &Path, args: &[&str], env: &[(&str, &str)]) -> Result<Ended
 impl Program {
     /// Starts one of the workspace's programs; both its outputs are appended to `log`.
     pub fn start(name: &str, args: &[&str], env: &[(&str, &str)], log: &Path) -> Result<Self> {
+        Self::start_at(&path_of(name)?, args, env, log)
+    }
+
+    /// Starts any program; both its outputs are appended to `log`.
+    pub fn start_at(path: &Path, args: &[&str], env: &[(&str, &str)], log: &Path) -> Result<Self> {
         let log = append(log)?;
-        let child = command(&path_of(name)?)
+        let child = command(path)
             .args(args)
             .envs(env.iter().copied())
             .stdout(log.try_clone().context("log")?)
             .stderr(log)
             .process_group(0)
             .spawn()
-            .with_context(|| format!("cannot start {name}"))?;
-        Ok(Self { name: name.to_owned(), child })
+            .with_context(|| format!("cannot start {}", path.display()))?;
+        Ok(Self { name: path.display().to_string(), child })
     }
 
     /// Its process id.
@@ -170,6 +175,27 @@ pub fn crash_pid(id: u32) -> Result<()> {
     kill(pid(id)?, Signal::SIGKILL).with_context(|| format!("SIGKILL to {id}"))
 }
 
+/// Where a program of this name lies, by `PATH`; none where it is not installed.
+pub fn installed(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file())
+}
+
+/// Seconds that a process has had of the processors, its threads included; none where it has ended, or where there is
+/// no `/proc`.
+pub fn cpu_seconds(id: u32) -> Option<f64> {
+    /// Ticks of `/proc/PID/stat` in a second; Linux has had 100 for ever.
+    const TICKS_A_SECOND: f64 = 100.0;
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    // The name may hold spaces; what follows its bracket does not.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_whitespace();
+    // utime and stime: the 14th and 15th field, of which two stand before the bracket.
+    let user: f64 = fields.nth(11)?.parse().ok()?;
+    let system: f64 = fields.next()?.parse().ok()?;
+    Some((user + system) / TICKS_A_SECOND)
+}
+
 /// Stops one process in its tracks, as a debugger or a starved machine does, or lets it go on.
 pub fn freeze_pid(id: u32, frozen: bool) -> Result<()> {
     let signal = if frozen { Signal::SIGSTOP } else { Signal::SIGCONT };
@@ -182,6 +208,15 @@ pub fn bridges(dir: &Path) -> Result<Vec<(u32, String)>> {
     let mut running = processes()?;
     running.retain(|(_, line)| line.contains("switchboard-bridge") && line.contains(&below));
     Ok(running)
+}
+
+/// Kills every bridge whose configuration lies below `dir`, as a machine that loses its power would.
+pub fn crash_bridges(dir: &Path) -> Result<()> {
+    for (id, _) in bridges(dir)? {
+        // It may have ended by itself meanwhile: its supervisor is gone.
+        crash_pid(id).unwrap_or_default();
+    }
+    Ok(())
 }
 
 /// Every process with its command line: from /proc where there is one, else from ps.

@@ -26,6 +26,8 @@ struct Shared {
     life_bytes_max: AtomicU64,
     /// Wakes every connection, to be cut at once.
     now: tokio::sync::Notify,
+    /// Wakes every connection, to carry nothing any more and stay open.
+    silent: tokio::sync::Notify,
     cuts: AtomicU64,
     connections: AtomicU64,
 }
@@ -39,6 +41,7 @@ impl Proxy {
             target,
             life_bytes_max: AtomicU64::new(0),
             now: tokio::sync::Notify::new(),
+            silent: tokio::sync::Notify::new(),
             cuts: AtomicU64::new(0),
             connections: AtomicU64::new(0),
         });
@@ -68,6 +71,12 @@ impl Proxy {
         self.shared.now.notify_waiters();
     }
 
+    /// Every connection that is up goes dead without a word: open for both sides, and nothing comes through. New ones are
+    /// carried as ever.
+    pub fn silence_now(&self) {
+        self.shared.silent.notify_waiters();
+    }
+
     /// Connections cut so far.
     pub fn cuts(&self) -> u64 {
         self.shared.cuts.load(Ordering::Relaxed)
@@ -92,6 +101,11 @@ async fn carry(host: TcpStream, shared: &Shared) {
         let (read, out): (_, &mut (dyn tokio::io::AsyncWrite + Unpin + Send)) = tokio::select! {
             read = host_in.read(&mut up) => (read.map(|n| up.get(..n)), &mut router_out),
             read = router_in.read(&mut down) => (read.map(|n| down.get(..n)), &mut host_out),
+            () = shared.silent.notified() => {
+                // Until somebody cuts it, or gives up and nobody is told.
+                shared.now.notified().await;
+                return;
+            }
             () = shared.now.notified() => {
                 shared.cuts.fetch_add(1, Ordering::Relaxed);
                 return;

@@ -22,6 +22,13 @@ use crate::sink::Sink;
 /// Programs start in well under a second; a loaded machine may need much more.
 const START_WITHIN: Duration = Duration::from_secs(30);
 
+/// What stories wait less for than life does: of `[router]`, and after that.
+const HASTE: (&str, &str) = (
+    "# Stories break the wire hundreds of times; life waits longer.\nredial_max_ms = 200\n",
+    "\n[restart]\n# Stories kill a bridge far more often than life does.\nintensity = 1000\nforgive_after_s = 1\n\
+     delay_max_ms = 200\n",
+);
+
 /// What a shelf is made of.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -33,6 +40,8 @@ pub struct Plan {
     pub per_second: f64,
     /// A wire that can be cut lies between host and router.
     pub with_proxy: bool,
+    /// The supervisor waits between two tries as it does in life.
+    pub patient: bool,
     /// Attempts open on one phone at once.
     pub in_flight: u32,
     /// The Messages of the first phone is kept, with these further lines of `[messages_app]`.
@@ -54,6 +63,7 @@ impl Default for Plan {
             speed: 1.0,
             per_second: 0.0,
             with_proxy: false,
+            patient: false,
             in_flight: 32,
             keeps_messages: None,
             bridges: "",
@@ -173,23 +183,16 @@ hours = "off"
         );
         write(&root.join("router.toml"), &format!("{router}\n{}", self.plan.router))?;
         let host_side = self.proxy.as_ref().map_or(*router_addr, Proxy::addr);
+        let (redial, restart) = if self.plan.patient { ("", "") } else { HASTE };
         let mut supervisor = format!(
             r#"state_dir = "{}"
 
 [router]
 url = "http://{host_side}"
-# Stories break the wire hundreds of times; life waits longer.
-redial_max_ms = 200
-
+{redial}
 [dispatch]
 listen = "{dispatch_addr}"
-
-[restart]
-# Stories kill a bridge far more often than life does.
-intensity = 1000
-forgive_after_s = 1
-delay_max_ms = 200
-"#,
+{restart}"#,
             root.join("host").display(),
         );
         for (number, _) in phones {
@@ -361,6 +364,21 @@ per_second = {per_second:.1}
     /// Kills the supervisor without a warning. Its bridges notice by themselves.
     pub fn crash_supervisor(&mut self) -> Result<()> {
         self.supervisor.take().context("the supervisor runs")?.crash()
+    }
+
+    /// The host is gone without a word: its supervisor and every bridge of it.
+    pub fn lose_host(&mut self) -> Result<()> {
+        self.crash_supervisor()?;
+        program::crash_bridges(&self.root.join("host"))
+    }
+
+    /// Process ids of the router and of the sandbox.
+    pub fn other_pids(&self) -> Result<(u32, u32)> {
+        let of = |program: &Option<Program>| program.as_ref().map(Program::pid);
+        Ok((
+            of(&self.router).context("the router runs")?,
+            of(&self.sandbox).context("the sandbox runs")?,
+        ))
     }
 
     /// Process id of the supervisor.

@@ -296,6 +296,8 @@ impl Host {
         let quiet = all().all(|bridge| now >= bridge.script_until);
         Bridges {
             suspected: all().any(|bridge| bridge.ready == Some(false)),
+            // No script lasts that long here.
+            stuck: false,
             quiet,
             still: quiet && all().all(|bridge| now < bridge.paused_until),
         }

@@ -3,19 +3,14 @@
 
 #![cfg(test)]
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
-use e2e::eventually;
+use anyhow::{Result, ensure};
 use e2e::flow::{Flow, settle};
 use e2e::ledger;
-use e2e::program::{self, Program};
-use e2e::shelf::{Plan, Shelf, free_addr};
-use protocol::api::Phone;
-use protocol::link::PhoneState;
-use serde_json::Value;
-use tokio::time::Instant;
+use e2e::program;
+use e2e::second::{self, Second, sends, stands_by};
+use e2e::shelf::{Plan, Shelf};
 
 const NUMBER: &str = "+12025550190";
 
@@ -27,105 +22,15 @@ const WITHIN: Duration = Duration::from_secs(90);
 
 const EVERY: Duration = Duration::from_millis(200);
 
-/// The second Mac: its own Messages with its own chat.db, its own supervisor.
-struct Second {
-    dir: PathBuf,
-    supervisor: Program,
-    sandbox: Program,
-}
-
-impl Second {
-    async fn start(shelf: &Shelf) -> Result<Self> {
-        let dir = shelf.root().join("second");
-        let (world, config) = (dir.join("phones"), dir.join("supervisor.toml"));
-        std::fs::create_dir_all(&dir).context("second")?;
-        let phone = format!("{NUMBER}=26");
-        let at = world.display().to_string();
-        let sandbox = Program::start(
-            "switchboard-sandbox",
-            &["phones", "--dir", &at, "--phone", &phone, "--speed", "0.2"],
-            &[],
-            &dir.join("sandbox.log"),
-        )?;
-        let socket = world.join("messages.sock");
-        eventually("the second sandbox listens", WITHIN, || async {
-            let up = std::os::unix::net::UnixStream::connect(&socket).map(drop);
-            Ok(up.map_err(|error| error.to_string()))
-        })
-        .await?;
-        let home = world.join(NUMBER.trim_start_matches('+'));
-        let text = format!(
-            "state_dir = \"{}\"\n[router]\nurl = \"{}\"\nredial_max_ms = 200\n[dispatch]\nlisten = \"{}\"\n\
-             [[phones]]\nnumber = \"{NUMBER}\"\nstandby = true\nchat_db = \"{}\"\nosascript = \"{}\"\n\
-             [phones.bridge.pacing]\nper_second = 0.0\n",
-            dir.join("host").display(),
-            shelf.url(),
-            free_addr()?,
-            home.join("chat.db").display(),
-            home.join("osascript").display(),
-        );
-        std::fs::write(&config, text).context("second's configuration")?;
-        let config = config.display().to_string();
-        let token = [("SWITCHBOARD_ADMIN_TOKEN", shelf.operator_token())];
-        let enrol =
-            ["--url", &shelf.url(), "host", "enroll", "--name", "second", "--config", &config];
-        program::run("switchboard", &enrol, &token)?;
-        let log = dir.join("supervisor.log");
-        let supervisor =
-            Program::start("switchboard-supervisor", &["run", "--config", &config], &[], &log)?;
-        Ok(Self { dir, supervisor, sandbox })
-    }
-}
-
-/// Everything that Messages was asked for on one Mac: when, and what.
-fn sends(world: &Path) -> Result<Vec<(String, String)>> {
-    let text = std::fs::read_to_string(world.join("sends.jsonl")).unwrap_or_default();
-    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-    whole
-        .lines()
-        .map(|line| {
-            let line: Value = serde_json::from_str(line).context("sends")?;
-            let field = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
-            Ok((field("at"), field("text")))
-        })
-        .collect()
-}
-
-async fn phone(shelf: &Shelf) -> Result<Phone> {
-    shelf.operator.phones().await?.pop().context("a phone")
-}
-
-/// Waits until the standby could take over.
-async fn stands_by(shelf: &Shelf) -> Result<()> {
-    eventually("a host stands by", WITHIN, || async {
-        let phone = phone(shelf).await?;
-        let able = phone
-            .hosts
-            .iter()
-            .any(|host| !host.active && host.online && host.state == PhoneState::Ready);
-        Ok(if able { Ok(()) } else { Err(format!("{:?}", phone.hosts)) })
-    })
-    .await
-}
-
-/// Waits until the Mac of `world` is asked for more than it was; how long that took.
-async fn sends_from(world: &Path, what: &str) -> Result<Duration> {
-    let (before, since) = (sends(world)?.len(), Instant::now());
-    eventually(what, WITHIN, || async {
-        let now = sends(world)?.len();
-        Ok(if now > before { Ok(()) } else { Err(format!("{now} sends, as before")) })
-    })
-    .await?;
-    println!("{what}: {:.1} s", since.elapsed().as_secs_f64());
-    Ok(since.elapsed())
+/// Waits until the Mac of `world` is asked for more than it was.
+async fn sends_from(world: &std::path::Path, what: &str) -> Result<()> {
+    let took = second::sends_from(world, what).await?;
+    println!("{what}: {:.1} s", took.as_secs_f64());
+    Ok(())
 }
 
 fn hand_over(shelf: &Shelf) -> Result<()> {
-    let token = [("SWITCHBOARD_ADMIN_TOKEN", shelf.operator_token())];
-    let args = ["--url", &shelf.url(), "failover", "phone", NUMBER];
-    let said = program::run("switchboard", &args, &token)?;
-    ensure!(said.contains("done in"), "{said}");
-    println!("planned: {}", said.lines().last().unwrap_or_default().trim());
+    println!("planned: {}", second::hand_over(shelf, NUMBER)?);
     Ok(())
 }
 
@@ -133,19 +38,15 @@ fn hand_over(shelf: &Shelf) -> Result<()> {
 async fn two_macs_never_send_for_one_phone_at_once() -> Result<()> {
     let plan = Plan { phones: vec![(NUMBER, "26")], speed: 0.2, router: LEASES, ..Plan::default() };
     let mut shelf = Shelf::start(plan).await?;
-    let second = Second::start(&shelf).await?;
-    let (one, two) = (shelf.world(), second.dir.join("phones"));
+    let second = Second::start(&shelf, NUMBER).await?;
+    let (one, two) = (shelf.world(), second.world());
     let first_state = shelf.root().join("host");
     stands_by(&shelf).await?;
     let flow = Flow::start(&shelf.tasks, shelf.tenant.clone(), "standby", EVERY, 2_000);
     sends_from(&one, "the first host sends").await?;
 
     // Lost without a word: supervisor and bridge at once.
-    shelf.crash_supervisor()?;
-    for (id, _) in program::bridges(&first_state)? {
-        // It may have ended by itself meanwhile: its supervisor is gone.
-        program::crash_pid(id).unwrap_or_default();
-    }
+    shelf.lose_host()?;
     sends_from(&two, "host lost, the standby sends").await?;
     shelf.start_supervisor()?;
     stands_by(&shelf).await?;
@@ -169,9 +70,9 @@ async fn two_macs_never_send_for_one_phone_at_once() -> Result<()> {
     stands_by(&shelf).await?;
 
     // Only the second's supervisor freezes: its bridge lives and has work, and the router does not hear of it.
-    program::freeze_pid(second.supervisor.pid(), true)?;
+    program::freeze_pid(second.supervisor_pid()?, true)?;
     sends_from(&one, "supervisor frozen, the first host sends").await?;
-    program::freeze_pid(second.supervisor.pid(), false)?;
+    program::freeze_pid(second.supervisor_pid()?, false)?;
     tokio::time::sleep(Duration::from_secs(3)).await;
     stands_by(&shelf).await?;
 
@@ -208,8 +109,6 @@ async fn two_macs_never_send_for_one_phone_at_once() -> Result<()> {
     });
     ensure!(open.is_none(), "without an honest end: {open:?}");
     ensure!(turns == 4, "{turns} changes of hands where there were four: two hosts sent at once");
-    let Second { supervisor, sandbox, .. } = second;
-    supervisor.stop(Duration::from_secs(25)).await?;
-    sandbox.stop(Duration::from_secs(25)).await?;
+    second.stop().await?;
     shelf.stop().await
 }

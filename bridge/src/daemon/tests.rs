@@ -658,7 +658,7 @@ async fn a_paused_bridge_leaves_messages_alone_and_sends_what_waits_afterwards_o
     let mut bridge = Bridge::new("");
     bridge.ready().await;
     bridge.lease().await;
-    bridge.say(&Command::Pause { for_ms: 30_000 }).await;
+    bridge.say(&Command::Pause { for_ms: 30_000, end_after_ms: None }).await;
     // Said at once, and not only with the next regular sign of life.
     let beat = bridge.until(|up| matches!(up, Up::Heartbeat(beat) if beat.paused)).await;
     let Up::Heartbeat(beat) = beat else { panic!("{beat:?}") };
@@ -668,7 +668,7 @@ async fn a_paused_bridge_leaves_messages_alone_and_sends_what_waits_afterwards_o
     bridge.event("accepted").await;
     bridge.until(|up| matches!(up, Up::Heartbeat(beat) if beat.queued == 1)).await;
     assert_eq!(bridge.sends(), Vec::<String>::new());
-    bridge.say(&Command::Pause { for_ms: 0 }).await;
+    bridge.say(&Command::Pause { for_ms: 0, end_after_ms: None }).await;
     bridge.until(|up| *up == Up::Ready).await;
     bridge.event("sent").await;
     assert_eq!(bridge.sends_of(1).await, ["text 1"]);
@@ -687,7 +687,7 @@ async fn a_pause_ends_a_question_that_is_on_its_way_and_waits_for_a_send() {
     bridge.lease().await;
     bridge.say(&command(1)).await;
     bridge.event("started").await;
-    bridge.say(&Command::Pause { for_ms: 30_000 }).await;
+    bridge.say(&Command::Pause { for_ms: 30_000, end_after_ms: None }).await;
     let busy = bridge.until(|up| matches!(up, Up::Heartbeat(beat) if beat.paused)).await;
     let Up::Heartbeat(busy) = busy else { panic!("{busy:?}") };
     assert!(busy.osascript_age_ms.is_some(), "{busy:?}");
@@ -695,10 +695,34 @@ async fn a_pause_ends_a_question_that_is_on_its_way_and_waits_for_a_send() {
     assert_eq!(bridge.sends(), ["text 1"]);
     // The question that follows a pause hangs; the next pause need not wait for it.
     std::fs::write(bridge.dir.path().join("osascript.hangs"), "").unwrap();
-    bridge.say(&Command::Pause { for_ms: 0 }).await;
+    bridge.say(&Command::Pause { for_ms: 0, end_after_ms: None }).await;
     bridge.until(|up| matches!(up, Up::Heartbeat(beat) if beat.osascript_age_ms.is_some())).await;
-    bridge.say(&Command::Pause { for_ms: 30_000 }).await;
+    bridge.say(&Command::Pause { for_ms: 30_000, end_after_ms: None }).await;
     bridge.until(|up| matches!(up, Up::Heartbeat(beat) if is_quiet(beat))).await;
+    bridge.end().await;
+}
+
+#[tokio::test]
+async fn a_pause_ends_a_text_that_has_had_its_time_and_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    program(dir.path(), "sleep 1000");
+    let patient = |config: &mut Config| config.osascript_deadline = Duration::from_mins(1);
+    let mut bridge = Bridge::start_with(dir, Fake::default(), patient);
+    bridge.ready().await;
+    bridge.lease().await;
+    bridge.say(&command(1)).await;
+    bridge.event("started").await;
+    assert_eq!(bridge.sends_of(1).await, ["text 1"]);
+    let pause = |end_after_ms| Command::Pause { for_ms: 30_000, end_after_ms: Some(end_after_ms) };
+    // It has not had its time.
+    bridge.say(&pause(60_000)).await;
+    let busy = bridge.until(|up| matches!(up, Up::Heartbeat(beat) if beat.paused)).await;
+    assert!(matches!(&busy, Up::Heartbeat(beat) if beat.osascript_age_ms.is_some()), "{busy:?}");
+    bridge.say(&pause(0)).await;
+    bridge.until(|up| matches!(up, Up::Heartbeat(beat) if is_quiet(beat))).await;
+    // Nobody knows what became of it, and so it is told.
+    bridge.event("unknown").await;
+    assert_eq!(bridge.sends(), ["text 1"]);
     bridge.end().await;
 }
 

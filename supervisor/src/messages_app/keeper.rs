@@ -226,14 +226,24 @@ pub(crate) enum Event {
 }
 
 /// What the bridges of this host say of themselves.
+#[expect(clippy::struct_excessive_bools, reason = "four facts that are asked for one by one")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct View {
     /// One of them finds that Messages does not answer.
     pub(crate) suspected: bool,
+    /// One of them has an osascript that has run for so long that Messages may be what holds it up.
+    pub(crate) stuck: bool,
     /// None has an osascript that runs, unless that one is past its own deadline.
     pub(crate) quiet: bool,
     /// The same, and none will start one.
     pub(crate) still: bool,
+}
+
+impl View {
+    /// Whether a bridge has reason to think that Messages does not answer.
+    const fn doubts(self) -> bool {
+        self.suspected || self.stuck
+    }
 }
 
 /// What to do.
@@ -457,12 +467,13 @@ impl Keeper {
     fn next(&mut self, view: View, now: Clocks, effects: &mut Vec<Effect>) -> Option<Job> {
         let awake = now.awake;
         let clear = self.is_clear(view, now);
-        let may_ask = view.quiet && awake >= self.quiet_until;
+        // A send that takes its usual time is not disturbed by a question, and says nothing against Messages.
+        let may_ask = (view.quiet || view.stuck) && awake >= self.quiet_until;
         match &mut self.state {
             State::Watching { at, bad } => {
                 // A bridge that cannot reach it is a reason to ask at once.
                 let early =
-                    view.suspected && bad.is_none() && awake.saturating_add(ms(SUSPECTED)) < *at;
+                    view.doubts() && bad.is_none() && awake.saturating_add(ms(SUSPECTED)) < *at;
                 if early {
                     *at = awake;
                 }
@@ -550,14 +561,14 @@ impl Keeper {
             State::Watching { at, bad } => {
                 if answer == Answer::Fine {
                     *bad = None;
-                    *at = awake.saturating_add(if view.suspected { ms(SUSPECTED) } else { every });
+                    *at = awake.saturating_add(if view.doubts() { ms(SUSPECTED) } else { every });
                     return;
                 }
                 let counted = count(*bad, answer, now);
                 *bad = Some(counted);
                 *at = awake.saturating_add(ms(AGAIN));
-                // What a bridge has met on the same road counts as one.
-                let met = u32::from(view.suspected && answer.is_sick());
+                // What a bridge has met on the same road counts as one, also what it is just meeting.
+                let met = u32::from(view.doubts() && answer.is_sick());
                 if counted.times.saturating_add(met) >= self.policy.failures {
                     self.act(counted, now, effects);
                 }

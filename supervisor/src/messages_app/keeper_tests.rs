@@ -2,9 +2,9 @@ use proptest::prelude::*;
 
 use super::*;
 
-const STILL: View = View { suspected: false, quiet: true, still: true };
-const OPEN: View = View { suspected: false, quiet: true, still: false };
-const BUSY: View = View { suspected: false, quiet: false, still: false };
+const STILL: View = View { suspected: false, stuck: false, quiet: true, still: true };
+const OPEN: View = View { suspected: false, stuck: false, quiet: true, still: false };
+const BUSY: View = View { suspected: false, stuck: false, quiet: false, still: false };
 
 /// What plays Messages: how it answers, and what ends or cures it.
 #[derive(Debug, Clone, Copy)]
@@ -94,7 +94,7 @@ impl World {
                         assert!(view.still, "{job:?} while a bridge may send");
                         self.steps.push((self.now.continuous, job));
                     } else if job == Job::Probe {
-                        assert!(view.quiet, "asked while a send runs");
+                        assert!(view.quiet || view.stuck, "asked while a send runs");
                     }
                     // A question that is not answered takes as long as its script waits.
                     let silent = self.app.answer() == Answer::Hung;
@@ -196,6 +196,31 @@ fn each_illness_is_met_with_the_least_that_helps() {
         let rounds = u64::from(wanted.contains(&Agents)) + 1;
         assert!(after < 40_000 * rounds, "{ill:?}: {after} ms");
     }
+}
+
+#[test]
+fn a_send_that_takes_its_usual_time_is_left_alone_and_one_that_does_not_is_asked_about() {
+    const STUCK: View = View { stuck: true, ..BUSY };
+    let mut world = World::new(WELL);
+    world.live(Duration::from_mins(1));
+    // Messages is slow with it, and answers: nothing is done, however long it takes.
+    for view in [BUSY, STUCK] {
+        world.view = Some(view);
+        world.live(Duration::from_mins(1));
+        assert_eq!((world.taken(), world.keeper.standing()), (vec![], Standing::Ok), "{view:?}");
+    }
+    // It does not answer either: the bridges are told at once, and end it themselves.
+    world.app = App::hung(Job::Kill, Some(Job::Kill));
+    let hung = world.now.continuous;
+    while !world.paused {
+        world.tick();
+        assert!(world.now.continuous < hung + 11_000, "a question is due every 5 s and lasts 5 s");
+    }
+    assert_eq!(world.taken(), [], "nothing is done to Messages under a send");
+    world.view = None;
+    world.live(Duration::from_mins(1));
+    assert_eq!(world.taken(), [Job::Quit, Job::Term, Job::Kill, Job::Open, Job::Windows]);
+    assert_eq!(world.keeper.standing(), Standing::Ok);
 }
 
 #[test]

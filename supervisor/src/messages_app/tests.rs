@@ -99,6 +99,13 @@ fn a_bridge_is_still_when_it_has_said_so_and_nothing_of_it_runs() {
         assert_eq!((view.quiet, view.still), (quiet, still), "{state:?} {heartbeat:?}");
         assert!(!view.suspected);
     }
+    for (age, stuck) in [(None, false), (Some(9_999), false), (Some(10_000), true)] {
+        assert_eq!(
+            of_phone(&report(Ready, beat(false, age), &[]), deadline).stuck,
+            stuck,
+            "{age:?}"
+        );
+    }
     let waits =
         Report { waits_for: Some(crate::restart::Cause::Permission), ..report(Backoff, None, &[]) };
     assert!(of_phone(&waits, deadline).still);
