@@ -318,6 +318,7 @@ fn decide_and_record(
         }
     };
     let epoch = phone.epoch.ok_or(StoreError::NoRow)?;
+    let host = phone.host.clone();
     // What is still on its way when its hour is over is not started any more.
     let start_before =
         message.expires_at.min(allowed_until).min(now.plus_ms(ms(desk.settings.start_window_ms)));
@@ -330,13 +331,14 @@ fn decide_and_record(
         route: &choice.route,
         start_before,
     };
-    rows::dispatched(tx, (tenant, id), &message.recipient, &new, now)?;
+    let new_contact = rows::dispatched(tx, (tenant, id), &message.recipient, &new, now)?;
+    pool.gave(tx, &choice.phone, new_contact, now)?;
     Ok(Done::Dispatched(Box::new(Offer {
         message: id.clone(),
         tenant: tenant.clone(),
         attempt,
         phone: choice.phone,
-        host: phone.host.clone(),
+        host,
         released: None,
         epoch,
         route: choice.route,

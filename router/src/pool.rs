@@ -8,7 +8,8 @@
 //!
 //! **It is never older than the transaction that asks it.** Triggers on the writing connection note each phone whose
 //! row, lease, attempts, contacts or host have changed ([`rows::WATCH`]); [`Pool::catch_up`] reads those anew, inside
-//! the transaction of the choice, along with the phones about which time has changed something: a lease that has ended, an
+//! the transaction of the choice; what dispatch itself has done to the phone that it chose is known and only taken in
+//! ([`Pool::gave`]). Read anew are also the phones about which time has changed something: a lease that has ended, an
 //! offer left unanswered, a place that became free, midnight. What a rolled-back transaction had shown is forgotten as a
 //! whole ([`Tx::remember`]), and so is everything when another process has written to the file.
 
@@ -182,7 +183,7 @@ impl Pool {
         links: &dyn Presence,
         now: UnixMs,
     ) -> Result<(), StoreError> {
-        self.take_out(id);
+        drop(self.take_out(id));
         if let Some(phone) = rows::pool_phone(tx, id, now)? {
             self.put(phone, links, now);
         }
@@ -198,7 +199,7 @@ impl Pool {
     fn shelve(&mut self, mut phone: PoolPhone, now: UnixMs) {
         phone.measure(&self.caps, now);
         let id = phone.candidate.phone.clone();
-        self.take_out(&id);
+        drop(self.take_out(&id));
         let candidate = &phone.candidate;
         let channels = bits(&candidate.channels);
         let sends = candidate.online && candidate.ready && candidate.leased && !candidate.capped;
@@ -230,8 +231,32 @@ impl Pool {
         self.phones.insert(id, Shelved { phone, channels, standing });
     }
 
-    fn take_out(&mut self, id: &PhoneId) {
-        let Some(Shelved { phone, channels, standing }) = self.phones.remove(id) else { return };
+    /// Takes in what dispatch has just written, in this transaction, about a phone that was [`Self::pick`]ed in it: what
+    /// follows from that is known and is not read. Anything else that was written of the phone meanwhile would be missed.
+    pub fn gave(
+        &mut self,
+        tx: &mut Tx<'_>,
+        id: &PhoneId,
+        new_contact: bool,
+        now: UnixMs,
+    ) -> Result<(), StoreError> {
+        if let Some(mut phone) = self.take_out(id) {
+            rows::known_change(tx, id)?;
+            phone.give(new_contact, now);
+            self.shelve(phone, now);
+        }
+        Ok(())
+    }
+
+    fn take_out(&mut self, id: &PhoneId) -> Option<PoolPhone> {
+        let Shelved { phone, channels, standing } = self.phones.remove(id)?;
+        self.take_down(&phone, channels, standing);
+        Some(phone)
+    }
+
+    /// Takes a phone out of every index.
+    fn take_down(&mut self, phone: &PoolPhone, channels: Channels, standing: Standing) {
+        let id = &phone.candidate.phone;
         let candidate = &phone.candidate;
         self.turns.remove(&(phone.turns_ms, id.clone()));
         self.numbers.remove(&phone.number);

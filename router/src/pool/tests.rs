@@ -1,10 +1,13 @@
 //! The index against [`resolve`] over all phones, after every step of random histories.
 
 use proptest::prelude::*;
+use protocol::{ChannelChoice, Class, MessageId, Recipient};
 use rusqlite::Connection;
 
 use super::*;
 use crate::params;
+use crate::store::dispatch::NewAttempt;
+use crate::store::messages::{self, NewMessage};
 use crate::store::{Json, migrate};
 use crate::warming::{DAY_MS, Step};
 
@@ -111,7 +114,7 @@ impl World {
 
     fn act(&mut self, (what, who, how, much): Act) {
         let on = how % 2 == 0;
-        match what % 13 {
+        match what % 15 {
             0 => self.sql(
                 "UPDATE leases SET epoch = epoch + 1, expires_at = ?2, released = ?3 WHERE phone_id = ?1",
                 params![phone(who), self.now.0 + i64::from(much) * 1_000, how % 4 == 0],
@@ -148,11 +151,50 @@ impl World {
                 "UPDATE phones SET replaced_by = ?2 WHERE id = ?1",
                 params![phone(who), on.then(|| phone(who.wrapping_add(1)))],
             ),
+            12 | 13 => self.dispatch(who, much),
             _ => {
                 let step = [1, 1_999, 3_600_000, DAY_MS / 2, -5_000][usize::from(how % 5)];
                 self.now = self.now.plus_ms(step);
             }
         }
+    }
+
+    /// What dispatch does with a message, but for the rules.
+    fn dispatch(&mut self, whose: u8, to: u8) {
+        self.made += 1;
+        let (tenant, now) = (tenant(whose), self.now);
+        let recipient: Recipient = format!("+1202555010{}", to % 5).parse().unwrap();
+        let mut tx = Tx::after(&self.connection, self.losses);
+        let relations = rows::relations(&mut tx, &tenant, &recipient).unwrap();
+        self.pool.catch_up(&mut tx, &self.links, now, false).unwrap();
+        let Ok((choice, phone)) = self.pool.pick(&tenant, None, &relations, &ALL, now) else {
+            return;
+        };
+        let (epoch, journal) = (phone.epoch.unwrap(), phone.journal.clone());
+        let new = NewMessage {
+            id: MessageId::new(i64::from(self.made), [0; 10]),
+            test: false,
+            recipient: recipient.clone(),
+            from: None,
+            channel: ChannelChoice::Auto,
+            class: Class::Otp,
+            text: String::new(),
+            metadata: None,
+            send_at: None,
+            expires_at: now.plus_ms(DAY_MS),
+            now,
+        };
+        messages::accept(&mut tx, &tenant, &new).unwrap();
+        let attempt = NewAttempt {
+            attempt: 1,
+            phone: &choice.phone,
+            epoch,
+            journal: journal.as_deref(),
+            route: &choice.route,
+            start_before: now,
+        };
+        let met = rows::dispatched(&mut tx, (&tenant, &new.id), &recipient, &attempt, now).unwrap();
+        self.pool.gave(&mut tx, &choice.phone, met, now).unwrap();
     }
 
     fn catch_up(&mut self) {
@@ -176,6 +218,12 @@ impl World {
             phone.candidate.online = self.links.is_online(phone.host.as_ref().unwrap());
             phone.measure(&caps(), self.now);
         }
+        for read in &all {
+            let mut kept = self.pool.phones[&read.candidate.phone].phone.clone();
+            kept.measure(&caps(), self.now);
+            prop_assert_eq!(&kept, read);
+        }
+        prop_assert_eq!(self.pool.phones.len(), all.len());
         let (tenant, from, wanted) = (tenant(*whose), from.map(number), some_of(*wanted));
         let naive = choose(&all, from.as_ref(), &tenant, relations, (&wanted, 2, self.now));
         let picked = self.pool.pick(&tenant, from.as_ref(), relations, &wanted, self.now);

@@ -355,8 +355,24 @@ pub struct PoolPhone {
 }
 
 impl PoolPhone {
+    /// Takes in what [`dispatched`] has just written about this phone, as reading it anew would.
+    pub(crate) fn give(&mut self, new_contact: bool, now: UnixMs) {
+        let today = now.0.div_euclid(DAY_MS);
+        let (day, count) = self.counted;
+        self.counted = (today, if day == today { count.saturating_add(1) } else { 1 });
+        self.candidate.last_used_ms = now.0;
+        self.under_way = self.under_way.saturating_add(1);
+        self.oldest_offer_ms = Some(self.oldest_offer_ms.map_or(now.0, |oldest| oldest.min(now.0)));
+        if new_contact {
+            let place = self.new_contacts.partition_point(|time| *time <= now.0);
+            self.new_contacts.insert(place, now.0);
+        }
+    }
+
     /// Fills in what depends on the time and on the caps.
     pub fn measure(&mut self, caps: &Caps, now: UnixMs) {
+        let over = self.new_contacts.partition_point(|time| *time <= now.plus_ms(-DAY_MS).0);
+        self.new_contacts.drain(..over);
         let today = now.0.div_euclid(DAY_MS);
         let (day, count) = self.counted;
         let cap = i64::from(self.daily_cap.unwrap_or(caps.daily));
@@ -508,6 +524,12 @@ pub fn take_changed_phones(tx: &mut Tx<'_>) -> Result<Vec<PhoneId>, StoreError> 
     Ok(changed)
 }
 
+/// Crosses a phone off the list of those that have changed: what was written is known already.
+pub(crate) fn known_change(tx: &mut Tx<'_>, phone: &PhoneId) -> Result<(), StoreError> {
+    tx.execute("DELETE FROM temp.changed_phones WHERE phone_id = ?1", params![phone])?;
+    Ok(())
+}
+
 /// A number that changes whenever another connection has written to the file.
 pub fn file_version(tx: &mut Tx<'_>) -> Result<i64, StoreError> {
     tx.query_row("PRAGMA data_version", params![], |row| row.int(0))
@@ -584,18 +606,20 @@ pub fn heard(
     Ok(())
 }
 
-/// Notes that an attempt of this phone goes to a recipient: a new contact, where it has not met them before.
+/// Notes that an attempt of this phone goes to a recipient. True for a new contact: the phone has not met them before.
 fn contacted(
     tx: &mut Tx<'_>,
     (recipient, phone): (&Recipient, &PhoneId),
     now: UnixMs,
-) -> Result<(), StoreError> {
-    tx.execute(
+) -> Result<bool, StoreError> {
+    // One that counts and has a single attempt was made by this one.
+    tx.query_row(
         "INSERT INTO phone_contacts (recipient, phone_id, since, counted, attempts, heard) VALUES (?1, ?2, ?3, 1, 1, 0)
-         ON CONFLICT (recipient, phone_id) DO UPDATE SET attempts = phone_contacts.attempts + 1",
+         ON CONFLICT (recipient, phone_id) DO UPDATE SET attempts = phone_contacts.attempts + 1
+         RETURNING counted = 1 AND attempts = 1",
         params![recipient, phone, now],
-    )?;
-    Ok(())
+        |row| row.get(0),
+    )
 }
 
 /// Takes back what an attempt counted for that was provably never started: the phone's message of that day, the new
@@ -714,14 +738,15 @@ pub struct NewAttempt<'a> {
     pub start_before: UnixMs,
 }
 
-/// Writes down that a message goes to a phone: attempt, counters, binding, step; its job is done with.
+/// Writes down that a message goes to a phone: attempt, counters, binding, step; its job is done with. True when the
+/// recipient is a new contact of the phone.
 pub fn dispatched(
     tx: &mut Tx<'_>,
     (tenant, id): (&TenantId, &MessageId),
     recipient: &Recipient,
     new: &NewAttempt<'_>,
     now: UnixMs,
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     tx.execute(
         "INSERT INTO attempts
              (message_id, attempt, tenant_id, phone_id, epoch, state, route, offered_at, start_before, journal,
@@ -748,7 +773,7 @@ pub fn dispatched(
              last_used_at = ?3 WHERE id = ?1",
         params![new.phone, now.0.div_euclid(DAY_MS), now],
     )?;
-    contacted(tx, (recipient, new.phone), now)?;
+    let new_contact = contacted(tx, (recipient, new.phone), now)?;
     bind(tx, tenant, (recipient, new.phone), Direction::Outbound, now)?;
     let step = Change {
         phone: Some(new.phone),
@@ -757,7 +782,8 @@ pub fn dispatched(
         ..Change::to(Status::Dispatching, now)
     };
     change(tx, tenant, id, &step)?;
-    drop_job(tx, tenant, id)
+    drop_job(tx, tenant, id)?;
+    Ok(new_contact)
 }
 
 /// The message needs no more dispatching.
