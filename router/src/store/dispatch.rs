@@ -76,6 +76,20 @@ pub fn change(
     id: &MessageId,
     change: &Change<'_>,
 ) -> Result<bool, StoreError> {
+    let event = NewEvent {
+        kind: change.kind,
+        at: change.at,
+        phone: change.phone,
+        attempt: change.attempt,
+        channel: change.channel,
+        reason: change.reason,
+        detail: change.detail,
+    };
+    // A step that changes nothing and is told to nobody need not know what the message was before.
+    if change.status.is_none() && !change.tell {
+        events::append(tx, tenant, id, &event)?;
+        return Ok(true);
+    }
     let Some(before) = messages::get(tx, tenant, id)? else { return Err(StoreError::NoRow) };
     let status = match change.status {
         // Held again, or retried while it still counts as queued: a step without a new status.
@@ -86,28 +100,14 @@ pub fn change(
         },
         None => before.status,
     };
-    let sequence = events::append(
-        tx,
-        tenant,
-        id,
-        &NewEvent {
-            kind: change.kind,
-            at: change.at,
-            phone: change.phone,
-            attempt: change.attempt,
-            channel: change.channel,
-            reason: change.reason,
-            detail: change.detail,
-        },
-    )?;
-    if change.status.is_some() {
+    let sequence = if change.status.is_some() {
         let held = (status == Status::Queued).then_some(change.reason).flatten();
         let reason = status.is_final().then_some(change.reason).flatten();
-        tx.execute(
+        let sequence = tx.query_row(
             "UPDATE messages SET status = ?3, reason = ?4, detail = ?5, held_reason = ?6, next_at = ?7,
                  channel_used = COALESCE(?8, channel_used), guid = COALESCE(?9, guid),
-                 phone_id = COALESCE(?10, phone_id)
-             WHERE id = ?1 AND tenant_id = ?2",
+                 phone_id = COALESCE(?10, phone_id), sequence = sequence + 1, updated_at = ?11
+             WHERE id = ?1 AND tenant_id = ?2 RETURNING sequence",
             params![
                 id,
                 tenant,
@@ -118,10 +118,16 @@ pub fn change(
                 change.next_at,
                 change.channel.filter(|_| status.is_sent()),
                 change.guid,
-                change.phone
+                change.phone,
+                change.at
             ],
+            |row| row.get(0),
         )?;
-    }
+        events::insert(tx, tenant, id, sequence, &event)?;
+        sequence
+    } else {
+        events::append(tx, tenant, id, &event)?
+    };
     if change.tell {
         tell(tx, tenant, &before, change, status, sequence)?;
     }
@@ -161,8 +167,9 @@ fn tell(
     }
     let phone = change.phone.cloned().or_else(|| before.phone.clone());
     let number = match &phone {
-        Some(phone) => number_of(tx, phone)?,
-        None => before.from.clone(),
+        Some(other) if phone != before.phone => number_of(tx, other)?,
+        // The number that the message was read with is that of its phone.
+        Some(_) | None => before.from.clone(),
     };
     let data = WebhookData {
         tenant: Some(tenant.clone()),
@@ -765,23 +772,26 @@ pub fn dispatched(
         ],
     )?;
     tx.execute(
-        "UPDATE messages SET attempts = ?3 WHERE id = ?1 AND tenant_id = ?2",
-        params![id, tenant, new.attempt],
-    )?;
-    tx.execute(
         "UPDATE phones SET messages_today = CASE WHEN day = ?2 THEN messages_today + 1 ELSE 1 END, day = ?2,
              last_used_at = ?3 WHERE id = ?1",
         params![new.phone, now.0.div_euclid(DAY_MS), now],
     )?;
     let new_contact = contacted(tx, (recipient, new.phone), now)?;
     bind(tx, tenant, (recipient, new.phone), Direction::Outbound, now)?;
-    let step = Change {
+    // As [`change`] would, in one statement: it happens to every message, and what it was before is known.
+    let sequence = tx.query_row(
+        "UPDATE messages SET attempts = ?3, phone_id = ?4, status = ?5, reason = NULL, detail = NULL, held_reason = NULL,
+             next_at = NULL, sequence = sequence + 1, updated_at = ?6
+         WHERE id = ?1 AND tenant_id = ?2 AND status IN ('queued', 'scheduled') RETURNING sequence",
+        params![id, tenant, new.attempt, new.phone, Status::Dispatching, now],
+        |row| row.get(0),
+    )?;
+    let step = NewEvent {
         phone: Some(new.phone),
         attempt: Some(new.attempt),
-        tell: false,
-        ..Change::to(Status::Dispatching, now)
+        ..NewEvent::new(Status::Dispatching.as_str(), now)
     };
-    change(tx, tenant, id, &step)?;
+    events::insert(tx, tenant, id, sequence, &step)?;
     drop_job(tx, tenant, id)?;
     Ok(new_contact)
 }
