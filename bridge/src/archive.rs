@@ -73,8 +73,10 @@ pub(crate) fn stream(
     let to = db.max_rowid()?;
     let mut rows = Rows::read(db, from, to)?;
     let mut lines = Vec::with_capacity(OUT_BYTES);
-    while let Some(batch) = rows.next() {
-        tell_each(&mut inbox, &batch?, now, |heard| line::write(&mut lines, &heard.told))
+    let mut batch = Vec::new();
+    while let Some(read) = rows.next(&mut batch) {
+        read?;
+        tell_each(&mut inbox, &batch, now, |heard| line::write(&mut lines, &heard.told))
             .map_err(StreamError::Json)?;
         if lines.len() >= OUT_BYTES / 2 {
             out.write_all(&lines).map_err(StreamError::Out)?;

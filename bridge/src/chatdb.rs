@@ -54,7 +54,7 @@ pub use watch::{Watch, WatchCounters};
 
 use book::{Book, Kept};
 use rows::Cells;
-use schema::{Schema, at};
+use schema::{Schema, at, bit};
 use sent::{may_be_to, sent_row};
 use shared::Shared;
 
@@ -607,7 +607,7 @@ fn read_rows(
     let mut found = statement.query(params)?;
     while let Some(row) = found.next()? {
         let cells = Cells::of(row);
-        if cells.flag(at::RARE) {
+        if cells.integer(at::BITS) & bit::RARE != 0 {
             // The query around it is still under way, so that both see the same row.
             let mut more = rare.query([cells.integer(at::ROWID)])?;
             rows.push(&cells.with_rare(more.next()?), book)?;

@@ -469,6 +469,10 @@ impl Inbox {
     }
 
     fn remember(&mut self, row: &Row, seen: Seen, telling: &mut Telling<'_>) {
+        // Whoever reads once remembers nothing.
+        if self.patience.known_max == 0 {
+            return;
+        }
         if self.known.remember(&row.guid, seen.clone()) {
             telling.noted.seen.push((row.guid.clone(), seen));
         }
@@ -537,10 +541,10 @@ impl Inbox {
 fn attach_preview(understood: &mut Understood, preview: &Row) {
     match understood {
         Understood::Event(Event::Received(received)) => {
-            received.details.preview.clone_from(&preview.preview);
+            received.details.preview = preview.preview.as_deref().cloned();
         }
         Understood::Own(Own::Message(message)) => {
-            message.details.preview.clone_from(&preview.preview);
+            message.details.preview = preview.preview.as_deref().cloned();
         }
         Understood::Event(_)
         | Understood::Own(_)

@@ -412,8 +412,9 @@ fn export(
     let mut text = TextWriter::local();
     let mut written = plan.bytes;
     let mut before = plan.from;
-    while let Some(batch) = rows.next() {
-        let batch = batch?;
+    let mut batch = Vec::new();
+    while let Some(read) = rows.next(&mut batch) {
+        read?;
         let newest_before = inbox.newest();
         let Some(last) = batch.last() else { break };
         let mut rows = batch.iter();

@@ -56,8 +56,8 @@ impl Rows {
         Ok(Self { claims, batches, early: BTreeMap::new() })
     }
 
-    /// The next rows, never none; nothing when all have been taken.
-    pub(super) fn next(&mut self) -> Option<Result<Vec<Row>, StreamError>> {
+    /// Puts the next rows, never none, in place of what is there; nothing when all have been taken.
+    pub(super) fn next(&mut self, rows: &mut Vec<Row>) -> Option<Result<(), StreamError>> {
         loop {
             let next = self.claims.state().taken;
             let mut batch = match self.early.remove(&next) {
@@ -76,10 +76,10 @@ impl Rows {
                     }
                 },
             };
-            let rows = batch.decode();
+            batch.decode_into(rows);
             self.claims.taken(batch);
             if !rows.is_empty() {
-                return Some(Ok(rows));
+                return Some(Ok(()));
             }
         }
     }
@@ -233,9 +233,10 @@ mod tests {
 
     fn rowids(readers: usize, db: ChatDb, from: i64, to: i64) -> Vec<i64> {
         let mut rows = Rows::read_by(readers, db, from, to).unwrap();
-        let mut all = Vec::new();
-        while let Some(batch) = rows.next() {
-            all.extend(batch.unwrap().iter().map(|row| row.rowid));
+        let (mut batch, mut all) = (Vec::new(), Vec::new());
+        while let Some(read) = rows.next(&mut batch) {
+            read.unwrap();
+            all.extend(batch.iter().map(|row| row.rowid));
         }
         all
     }
@@ -269,7 +270,7 @@ mod tests {
         drop(Reader { db, claims: Arc::clone(&claims), give });
         assert!(claims.next().is_none(), "nobody may go on without it");
         let mut rows = Rows { claims, batches, early: BTreeMap::new() };
-        assert!(matches!(rows.next(), Some(Err(StreamError::Thread(_)))));
+        assert!(matches!(rows.next(&mut Vec::new()), Some(Err(StreamError::Thread(_)))));
     }
 
     #[test]

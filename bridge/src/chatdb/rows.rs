@@ -8,7 +8,7 @@ use rusqlite::types::ValueRef;
 use rustc_hash::FxHashMap;
 
 use super::book::{Book, Chat};
-use super::schema::at;
+use super::schema::{at, bit};
 use crate::payload::{self, LINK_BALLOON};
 use crate::summary::{self, Summary};
 use crate::typedstream::{self, Run};
@@ -183,13 +183,8 @@ pub struct StatusBits {
 impl StatusBits {
     /// From the nine status columns that begin at `at`.
     fn read(cells: &Cells<'_, '_>, at: usize) -> Self {
-        Self::of_service(cells.channel(at), cells, at)
-    }
-
-    /// The same, for whoever has looked at the first of them already.
-    fn of_service(service: Option<Channel>, cells: &Cells<'_, '_>, at: usize) -> Self {
         Self {
-            service,
+            service: cells.channel(at),
             error: cells.integer(at + 1),
             is_sent: cells.flag(at + 2),
             is_delivered: cells.flag(at + 3),
@@ -348,9 +343,9 @@ pub struct Row {
     /// The app that it belongs to.
     pub balloon: Option<String>,
     /// What an app says in it.
-    pub app: Option<App>,
+    pub app: Option<Box<App>>,
     /// What Messages shows for its link.
-    pub preview: Option<LinkPreview>,
+    pub preview: Option<Box<LinkPreview>>,
     /// Guid of the message whose thread it answers.
     pub thread_guid: Option<String>,
     /// `part:start:length` of what is answered.
@@ -379,6 +374,7 @@ pub struct Row {
 #[derive(Debug, Default)]
 pub struct RawRows {
     rows: Vec<RawRow>,
+    rares: Vec<RawRare>,
     bytes: Vec<u8>,
     files: Vec<(i64, Attachment)>,
     handles: Each<Arc<str>>,
@@ -442,30 +438,38 @@ struct RawRow {
     at: Option<UnixMs>,
     /// Places among the batch's addresses and chats.
     handle: Option<usize>,
-    other_handle: Option<usize>,
     chat: Option<usize>,
+    part_count: Option<i64>,
+    flags: Flags,
+    status: StatusBits,
+    guid: Span,
+    text: Span,
+    body: Span,
+    summary: Span,
+    /// Place of what most rows do not have: they are handed from thread to thread without it.
+    rare: Option<usize>,
+}
+
+/// What most rows do not have.
+#[derive(Debug, Default)]
+struct RawRare {
+    /// Place among the batch's addresses.
+    other_handle: Option<usize>,
     participants: Vec<Arc<str>>,
     item_type: i64,
     group_action: i64,
     share_status: i64,
     message_action: i64,
     associated_type: i64,
-    part_count: Option<i64>,
     edited_at: Option<UnixMs>,
     filter_action: i64,
     schedule: Option<i64>,
-    flags: Flags,
-    status: StatusBits,
-    guid: Span,
-    text: Span,
-    body: Span,
     subject: Span,
     group_title: Span,
     associated_guid: Span,
     associated_emoji: Span,
     balloon: Span,
     payload: Span,
-    summary: Span,
     thread_guid: Span,
     thread_part: Span,
     effect: Span,
@@ -478,6 +482,7 @@ impl RawRows {
     /// Forgets the rows and keeps the room.
     pub fn clear(&mut self) {
         self.rows.clear();
+        self.rares.clear();
         self.bytes.clear();
         self.files.clear();
         self.handles.clear();
@@ -531,7 +536,9 @@ impl RawRows {
         cells: &Cells<'_, '_>,
         book: &mut Book<'_>,
     ) -> rusqlite::Result<()> {
-        let (service, lite) = match cells.bytes(at::STATUS) {
+        let bits = cells.integer(at::BITS);
+        let says = |bit: i64| bits & bit != 0;
+        let (service, lite) = match cells.bytes(at::SERVICE) {
             Some(service) => (
                 str::from_utf8(service).ok().and_then(Channel::of_service),
                 service.eq_ignore_ascii_case(SATELLITE_SERVICE),
@@ -539,64 +546,89 @@ impl RawRows {
             None => (None, false),
         };
         let handle = self.handle(cells.integer(at::HANDLE), book)?;
-        let other_handle = self.handle(cells.integer(at::OTHER_HANDLE), book)?;
         let to_self = match (self.handles.get(handle), cells.bytes(at::CALLER)) {
             (Some(handle), Some(caller)) => handle.as_bytes() == caller,
             (Some(_) | None, _) => false,
         };
-        // 2 is Send Later, and 1 was seen on such rows: neither is sent before its date.
-        let schedule = cells.flag(at::SCHEDULE_TYPE).then(|| cells.integer(at::SCHEDULE_STATE));
-        let row = RawRow {
+        let mut row = RawRow {
             rowid: cells.integer(at::ROWID),
-            from_me: cells.flag(at::FROM_ME),
+            from_me: says(bit::FROM_ME),
             at: apple_ms(cells.integer(at::DATE)),
             handle,
-            other_handle,
             chat: None,
+            part_count: cells.number(at::PART_COUNT),
+            flags: Flags {
+                has_attachments: says(bit::HAS_ATTACHMENTS),
+                satellite: lite,
+                to_self,
+                ..Flags::default()
+            },
+            status: StatusBits {
+                service,
+                is_sent: says(bit::IS_SENT),
+                is_delivered: says(bit::IS_DELIVERED),
+                is_finished: says(bit::IS_FINISHED),
+                is_read: says(bit::IS_READ),
+                date_delivered: apple_ms(cells.integer(at::DATE_DELIVERED)),
+                date_read: apple_ms(cells.integer(at::DATE_READ)),
+                ..StatusBits::default()
+            },
+            guid: self.keep(cells.bytes(at::GUID)),
+            text: self.keep(cells.bytes(at::TEXT)),
+            body: self.keep(cells.blob(at::BODY)),
+            summary: self.keep(cells.blob(at::SUMMARY)),
+            rare: None,
+        };
+        if cells.rare.is_some() {
+            row.rare = Some(self.rares.len());
+            self.push_rare(&mut row, cells, book)?;
+        }
+        self.rows.push(row);
+        Ok(())
+    }
+
+    fn push_rare(
+        &mut self,
+        row: &mut RawRow,
+        cells: &Cells<'_, '_>,
+        book: &mut Book<'_>,
+    ) -> rusqlite::Result<()> {
+        row.status.error = cells.integer(at::ERROR);
+        row.status.was_downgraded = cells.flag(at::WAS_DOWNGRADED);
+        let flags = &mut row.flags;
+        flags.empty = cells.flag(at::IS_EMPTY);
+        flags.system = cells.flag(at::IS_SYSTEM);
+        flags.audio = cells.flag(at::IS_AUDIO);
+        flags.satellite |= cells.flag(at::IS_STEWIE)
+            || cells.flag(at::OFF_GRID)
+            || cells.flag(at::PENDING_SATELLITE);
+        flags.sos = cells.flag(at::IS_SOS);
+        flags.critical = cells.flag(at::IS_CRITICAL) || cells.flag(at::TIME_SENSITIVE);
+        flags.spam = cells.flag(at::IS_SPAM);
+        flags.auto_reply = cells.flag(at::AUTO_REPLY);
+        let rare = RawRare {
+            other_handle: self.handle(cells.integer(at::OTHER_HANDLE), book)?,
             participants: Vec::new(),
             item_type: cells.integer(at::ITEM_TYPE),
             group_action: cells.integer(at::GROUP_ACTION),
             share_status: cells.integer(at::SHARE_STATUS),
             message_action: cells.integer(at::MESSAGE_ACTION),
             associated_type: cells.integer(at::ASSOCIATED_TYPE),
-            part_count: cells.number(at::PART_COUNT),
             edited_at: apple_ms(cells.integer(at::DATE_EDITED)),
             filter_action: cells.integer(at::FILTER_ACTION),
-            schedule,
-            flags: Flags {
-                has_attachments: cells.flag(at::HAS_ATTACHMENTS),
-                empty: cells.flag(at::IS_EMPTY),
-                system: cells.flag(at::IS_SYSTEM),
-                audio: cells.flag(at::IS_AUDIO),
-                satellite: lite
-                    || cells.flag(at::IS_STEWIE)
-                    || cells.flag(at::OFF_GRID)
-                    || cells.flag(at::PENDING_SATELLITE),
-                sos: cells.flag(at::IS_SOS),
-                critical: cells.flag(at::IS_CRITICAL) || cells.flag(at::TIME_SENSITIVE),
-                spam: cells.flag(at::IS_SPAM),
-                auto_reply: cells.flag(at::AUTO_REPLY),
-                deleted: false,
-                undecodable: false,
-                to_self,
-                payload: false,
-            },
-            status: StatusBits::of_service(service, cells, at::STATUS),
-            guid: self.keep(cells.bytes(at::GUID)),
-            text: self.keep(cells.bytes(at::TEXT)),
-            body: self.keep(cells.blob(at::BODY)),
+            // 2 is Send Later, and 1 was seen on such rows: neither is sent before its date.
+            schedule: cells.flag(at::SCHEDULE_TYPE).then(|| cells.integer(at::SCHEDULE_STATE)),
             subject: self.keep(cells.bytes(at::SUBJECT)),
             group_title: self.keep(cells.bytes(at::GROUP_TITLE)),
             associated_guid: self.keep(cells.bytes(at::ASSOCIATED_GUID)),
             associated_emoji: self.keep(cells.bytes(at::ASSOCIATED_EMOJI)),
             balloon: self.keep(cells.bytes(at::BALLOON)),
             payload: self.keep(cells.blob(at::PAYLOAD)),
-            summary: self.keep(cells.blob(at::SUMMARY)),
             thread_guid: self.keep(cells.bytes(at::THREAD_GUID)),
             thread_part: self.keep(cells.bytes(at::THREAD_PART)),
             effect: self.keep(cells.bytes(at::EFFECT)),
         };
-        self.rows.push(row);
+        self.rares.push(rare);
         Ok(())
     }
 
@@ -636,9 +668,12 @@ impl RawRows {
 
     /// Looks up who is in the chats of which a row tells a change.
     pub(super) fn add_participants(&mut self, book: &mut Book<'_>) -> rusqlite::Result<()> {
-        for row in self.rows.iter_mut().filter(|row| row.item_type != 0) {
-            if let Some((chat, _)) = self.chats.get(row.chat) {
-                row.participants = book.participants(*chat)?;
+        for row in &self.rows {
+            if let Some(rare) = row.rare.and_then(|place| self.rares.get_mut(place))
+                && rare.item_type != 0
+                && let Some((chat, _)) = self.chats.get(row.chat)
+            {
+                rare.participants = book.participants(*chat)?;
             }
         }
         Ok(())
@@ -666,9 +701,17 @@ impl RawRows {
 
     /// Looks at everything, and forgets it.
     pub fn decode(&mut self) -> Vec<Row> {
-        let Self { rows, bytes, files, handles, chats } = self;
+        let mut decoded = Vec::new();
+        self.decode_into(&mut decoded);
+        decoded
+    }
+
+    /// The same in place of what is there: a batch after the other in the same memory.
+    pub fn decode_into(&mut self, decoded: &mut Vec<Row>) {
+        let Self { rows, rares, bytes, files, handles, chats } = self;
         let mut files = files.drain(..).peekable();
-        let mut decoded: Vec<Row> = Vec::with_capacity(rows.len());
+        decoded.clear();
+        decoded.reserve(rows.len());
         for raw in rows.drain(..) {
             let rowid = raw.rowid;
             while files.next_if(|(message, _)| *message < rowid).is_some() {}
@@ -680,14 +723,15 @@ impl RawRows {
                 Some((_, chat)) => Place::In(Arc::clone(chat)),
                 None => Place::Pending,
             };
+            let rare = raw.rare.and_then(|place| rares.get_mut(place));
+            let rare = rare.map(std::mem::take).unwrap_or_default();
             let [handle, other_handle] =
-                [raw.handle, raw.other_handle].map(|place| handles.get(place).map(Arc::clone));
+                [raw.handle, rare.other_handle].map(|place| handles.get(place).map(Arc::clone));
             let others = Others { handle, other_handle, place, attachments };
-            decoded.push(raw.decode(bytes, others));
+            decoded.push(raw.decode(rare, bytes, others));
         }
         drop(files);
         self.clear();
-        decoded
     }
 }
 
@@ -700,7 +744,7 @@ struct Others {
 }
 
 impl RawRow {
-    fn decode(self, bytes: &[u8], others: Others) -> Row {
+    fn decode(self, rare: RawRare, bytes: &[u8], others: Others) -> Row {
         let slice = |span: Span| {
             bytes.get(span.start..span.start.saturating_add(span.length)).unwrap_or_default()
         };
@@ -714,30 +758,30 @@ impl RawRow {
             handle: others.handle,
             other_handle: others.other_handle,
             place: others.place,
-            participants: self.participants,
+            participants: rare.participants,
             text: text(self.text),
             runs: Vec::new(),
-            subject: filled(self.subject),
+            subject: filled(rare.subject),
             attachments: others.attachments,
-            item_type: self.item_type,
-            group_action: self.group_action,
-            group_title: filled(self.group_title),
-            share_status: self.share_status,
-            message_action: self.message_action,
-            associated_type: self.associated_type,
-            associated_guid: filled(self.associated_guid),
-            associated_emoji: filled(self.associated_emoji),
-            balloon: filled(self.balloon),
+            item_type: rare.item_type,
+            group_action: rare.group_action,
+            group_title: filled(rare.group_title),
+            share_status: rare.share_status,
+            message_action: rare.message_action,
+            associated_type: rare.associated_type,
+            associated_guid: filled(rare.associated_guid),
+            associated_emoji: filled(rare.associated_emoji),
+            balloon: filled(rare.balloon),
             app: None,
             preview: None,
-            thread_guid: filled(self.thread_guid),
-            thread_part: filled(self.thread_part),
-            effect: filled(self.effect),
+            thread_guid: filled(rare.thread_guid),
+            thread_part: filled(rare.thread_part),
+            effect: filled(rare.effect),
             part_count: self.part_count,
-            edited_at: self.edited_at,
+            edited_at: rare.edited_at,
             summary: Summary::default(),
-            filter_action: self.filter_action,
-            schedule: self.schedule,
+            filter_action: rare.filter_action,
+            schedule: rare.schedule,
             flags: self.flags,
             status: self.status,
         };
@@ -752,12 +796,12 @@ impl RawRow {
         }
         row.order_attachments();
         if let Some(balloon) = &row.balloon {
-            let payload = slice(self.payload);
+            let payload = slice(rare.payload);
             row.flags.payload = !payload.is_empty();
             if balloon == LINK_BALLOON {
-                row.preview = payload::link_preview(payload);
+                row.preview = payload::link_preview(payload).map(Box::new);
             } else {
-                row.app = Some(payload::app(balloon, payload));
+                row.app = Some(Box::new(payload::app(balloon, payload)));
             }
         }
         row

@@ -55,18 +55,24 @@ macro_rules! row_columns {
     (
         $first:ident,
         common { $($common:ident = $common_sql:literal,)* }
+        bits { $($bit:ident = $bit_sql:literal,)* }
         numbers { $($number:ident = $number_sql:literal,)* }
         texts { $($text:ident = $text_sql:literal,)* }
         beside { $($beside:ident = $beside_sql:literal,)* }
     ) => {
         /// Where the columns of a row query stand.
         pub(super) mod at {
-            use super::STATUS_COLUMNS;
-            row_columns!(@places 0, $first, $($common,)* RARE, STATUS,);
+            row_columns!(@places 0, $first, $($common,)* BITS,);
             /// From here on stands what most rows do not have, in a query of its own.
-            pub(in crate::chatdb) const FIRST_RARE: usize = STATUS + STATUS_COLUMNS.len();
+            pub(in crate::chatdb) const FIRST_RARE: usize = BITS + 1;
             row_columns!(@places FIRST_RARE, $($number,)* $($text,)* $($beside,)*);
         }
+        /// Which bit of [`at::BITS`] says what; the lowest, whether the row has anything rare.
+        pub(super) mod bit {
+            row_columns!(@bits 0, RARE, $($bit,)*);
+        }
+        /// The columns behind [`bit`], in its order.
+        const BIT_COLUMNS: &[&str] = &[$($bit_sql),*];
         /// The columns of `message`, in their places after the row's number: what is read of every
         /// row …
         const COMMON_COLUMNS: &[&str] = &[$($common_sql),*];
@@ -83,13 +89,17 @@ macro_rules! row_columns {
         row_columns!(@places $place + 1, $($rest,)*);
     };
     (@places $place:expr,) => {};
+    (@bits $place:expr, $name:ident, $($rest:ident,)*) => {
+        pub(in crate::chatdb) const $name: i64 = 1 << $place;
+        row_columns!(@bits $place + 1, $($rest,)*);
+    };
+    (@bits $place:expr,) => {};
 }
 
 row_columns! {
     ROWID,
     common {
         GUID = "guid",
-        FROM_ME = "is_from_me",
         DATE = "date",
         TEXT = "text",
         BODY = "attributedBody",
@@ -97,9 +107,21 @@ row_columns! {
         CALLER = "destination_caller_id",
         SUMMARY = "message_summary_info",
         PART_COUNT = "part_count",
+        SERVICE = "service",
+        DATE_DELIVERED = "date_delivered",
+        DATE_READ = "date_read",
+    }
+    bits {
+        FROM_ME = "is_from_me",
         HAS_ATTACHMENTS = "cache_has_attachments",
+        IS_SENT = "is_sent",
+        IS_DELIVERED = "is_delivered",
+        IS_FINISHED = "is_finished",
+        IS_READ = "is_read",
     }
     numbers {
+        ERROR = "error",
+        WAS_DOWNGRADED = "was_downgraded",
         ITEM_TYPE = "item_type",
         MESSAGE_ACTION = "message_action_type",
         ASSOCIATED_TYPE = "associated_message_type",
@@ -209,9 +231,9 @@ impl Schema {
             names.iter().map(|name| row_column(name)).collect::<Vec<_>>().join(", ")
         };
         let select = format!(
-            "SELECT m.ROWID, {}, {}, {status} FROM message m",
+            "SELECT m.ROWID, {}, {} FROM message m",
             row_list(COMMON_COLUMNS),
-            has_rare(&tables.message),
+            bits(&tables.message),
         );
         // SQLite computes every column of a row that it gives, asked for or not.
         let rare = format!(
@@ -368,7 +390,19 @@ fn has_rare(message: &HashSet<String>) -> String {
     let numbers = RARE_NUMBERS.iter().filter(has).map(|name| format!("m.{name}"));
     let texts = RARE_TEXTS.iter().filter(has).map(|name| format!("m.{name} IS NOT NULL"));
     let any = numbers.chain(texts).collect::<Vec<_>>().join(" OR ");
-    if any.is_empty() { "0".to_owned() } else { format!("CASE WHEN {any} THEN 1 END") }
+    if any.is_empty() { "0".to_owned() } else { format!("CASE WHEN {any} THEN 1 ELSE 0 END") }
+}
+
+/// Everything with a yes or no as one number: fetching a cell costs several times what SQLite takes
+/// to compute it. NULL is a no, like a column that is not there.
+fn bits(message: &HashSet<String>) -> String {
+    let mut bits = "0".to_owned();
+    // The first named is the lowest bit, so the last one is shifted furthest.
+    for name in BIT_COLUMNS.iter().rev() {
+        let bit = if message.contains(*name) { format!("(m.{name} IS TRUE)") } else { "0".into() };
+        bits = format!("({bits}) * 2 + {bit}");
+    }
+    format!("({bits}) * 2 + ({})", has_rare(message))
 }
 
 /// What the database has.

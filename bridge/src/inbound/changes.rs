@@ -220,6 +220,10 @@ fn preview(seen: &mut Seen, row: &Row, now: UnixMs, events: &mut Vec<Event>) {
         && let Some(message) = seen.preview_of.take()
     {
         let at = row.at.unwrap_or(now);
-        events.push(Event::Preview(PreviewChange { message, preview: preview.clone(), at }));
+        events.push(Event::Preview(PreviewChange {
+            message,
+            preview: preview.as_ref().clone(),
+            at,
+        }));
     }
 }
