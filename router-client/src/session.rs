@@ -29,8 +29,8 @@ use crate::{
 /// Frames on their way out before no further input is taken: events wait with the bridges, where they are safe.
 pub(crate) const OUTBOX_INPUT_MAX: usize = 64;
 /// Frames on their way out at most. The room above [`OUTBOX_INPUT_MAX`] is for pings, renewals and the answers to what
-/// the router sends; a peer that fills it does not read.
-pub(crate) const OUTBOX_MAX: usize = 128;
+/// the router sends, and for one word about each phone, as after a welcome; a peer that fills it does not read.
+pub(crate) const OUTBOX_MAX: usize = OUTBOX_INPUT_MAX + limits::PHONES_PER_HOST_MAX + 64;
 /// Renewals whose time of asking is remembered; at one in 5 s the oldest is far beyond any lease.
 const RENEWALS_KEPT: usize = 8;
 /// No acknowledgement for so long while events are on the way: they are offered again. Below the 15 s after which the

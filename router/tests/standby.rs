@@ -36,6 +36,10 @@ const TO: &str = "+12025550143";
 const SOON: &str = "[lease]\nttl_ms = 4000\ngrace_ms = 1000\nunfit_ms = 1000\nsettle_ms = 0\n\
                     [dispatch]\nreoffer_ms = 1000\n";
 
+/// Nothing ends or is repeated by time alone while a test runs, however busy the machine is.
+const LASTING: &str = "[lease]\nttl_ms = 600000\ngrace_ms = 1000\nunfit_ms = 600000\nsettle_ms = 0\n\
+                       [dispatch]\nreoffer_ms = 600000\n";
+
 /// A Mac that does what the test says.
 struct Mac {
     wire: Wire,
@@ -224,7 +228,7 @@ async fn a_host_that_is_gone_is_replaced_and_settles_its_messages_when_it_return
 
 #[tokio::test]
 async fn a_planned_hand_over_goes_on_where_the_first_host_stopped() {
-    let router = router(SOON).await;
+    let router = router(LASTING).await;
     let app = &router.app;
     let tenant = tenant(app, "Acme").await;
     let first = a_host(app, ONE, false).await;
@@ -257,14 +261,9 @@ async fn a_planned_hand_over_goes_on_where_the_first_host_stopped() {
         .await;
     standby.has_heard_nothing_of(|frame| matches!(frame, RouterFrame::Lease { .. })).await;
     active.tell(Event::Refused(about(&waiting, Reason::StaleEpoch, true))).await;
-    let since = tokio::time::Instant::now();
     active.release(epoch).await;
+    // Its lease is longer than anything is waited for here: that the other host has one says that it was not waited for.
     assert_eq!(standby.leased().await.0, 3);
-    assert!(
-        since.elapsed() < Duration::from_secs(3),
-        "the lease was not waited for: {:?}",
-        since.elapsed()
-    );
     let (one, two) = (standby.wire.send_command().await, standby.wire.send_command().await);
     let mut got = [one.message.clone(), two.message.clone()];
     let mut expected = [waits.clone(), new.clone()];

@@ -22,7 +22,7 @@ use crate::network::services::NAME_BYTES_MAX;
 use crate::network::{self, Anchor, UPLINKS_MAX, UplinkConfig};
 use crate::phone::Settings;
 use crate::power;
-use crate::resources::MemoryLimits;
+use crate::resources::{CpuLimits, MemoryLimits};
 use crate::restart::Policy;
 
 /// The commented default, as `switchboard-supervisor check-config --print-default` shows it.
@@ -86,6 +86,8 @@ struct Raw {
     restart: RawRestart,
     #[serde(default)]
     memory: RawMemory,
+    #[serde(default)]
+    cpu: RawCpu,
     #[serde(default)]
     power: RawPower,
     #[serde(default)]
@@ -160,6 +162,14 @@ struct RawRestart {
 struct RawMemory {
     soft_mib: Option<Spanned<u64>>,
     hard_mib: Option<Spanned<u64>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawCpu {
+    soft_percent: Option<Spanned<u64>>,
+    hard_percent: Option<Spanned<u64>>,
+    over_s: Option<Spanned<u64>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -269,6 +279,8 @@ pub(crate) struct Config {
     pub(crate) settings: Settings,
     /// What a bridge may use.
     pub(crate) memory: MemoryLimits,
+    /// What a bridge may have of a processor.
+    pub(crate) cpu: CpuLimits,
     /// Power and sleep.
     pub(crate) power: power::Settings,
     /// The Messages of this login session.
@@ -498,6 +510,7 @@ impl Config {
             ..defaults
         };
         let memory = memory(&source, &raw.memory)?;
+        let cpu = cpu(&source, &raw.cpu)?;
         let power = power(&source, &raw.power)?;
         let canaries =
             raw.canary.iter().map(|raw| canary(&source, raw, &phones)).collect::<Result<_, _>>()?;
@@ -514,6 +527,7 @@ impl Config {
             dispatch,
             settings,
             memory,
+            cpu,
             power,
             messages_app,
             canaries,
@@ -737,6 +751,25 @@ fn memory(source: &Source<'_>, raw: &RawMemory) -> Result<MemoryLimits, ConfigEr
     match (limits.soft, limits.hard, raw.hard_mib.as_ref().or(raw.soft_mib.as_ref())) {
         (Some(soft), Some(hard), Some(written)) if hard < soft => {
             Err(source.wrong("hard_mib", written, "must not be less than soft_mib"))
+        }
+        (_, _, _) => Ok(limits),
+    }
+}
+
+fn cpu(source: &Source<'_>, raw: &RawCpu) -> Result<CpuLimits, ConfigError> {
+    let percent = |value: Option<&Spanned<u64>>, default: u64| {
+        let percent = value.map_or(default, |value| *value.get_ref());
+        (percent > 0).then_some(percent)
+    };
+    let limits = CpuLimits {
+        soft_percent: percent(raw.soft_percent.as_ref(), 90),
+        hard_percent: percent(raw.hard_percent.as_ref(), 150),
+        over: source.period("over_s", raw.over_s.as_ref(), Duration::from_mins(5), 1_000)?,
+    };
+    let written = raw.hard_percent.as_ref().or(raw.soft_percent.as_ref());
+    match (limits.soft_percent, limits.hard_percent, written) {
+        (Some(soft), Some(hard), Some(written)) if hard < soft => {
+            Err(source.wrong("hard_percent", written, "must not be less than soft_percent"))
         }
         (_, _, _) => Ok(limits),
     }
@@ -1264,6 +1297,7 @@ mod tests {
         let explicit = parse(&uncommented).unwrap();
         assert_eq!(explicit.settings, shown.settings);
         assert_eq!(explicit.memory, shown.memory);
+        assert_eq!(explicit.cpu, shown.cpu);
         assert_eq!(explicit.messages_app.policy, shown.messages_app.policy);
         assert_eq!(explicit.messages_app.policy.per_hour, 3);
         assert!(shown.canaries.is_empty(), "nobody writes unless that is wanted");
@@ -1426,6 +1460,8 @@ mod tests {
                 ":10: `uplinks.name`: the interface en0 is there twice",
             ),
             (with("[memory]\nsoft_mib = 10\nhard_mib = 5\n"), ":7: `hard_mib`"),
+            (with("[cpu]\nsoft_percent = 90\nhard_percent = 50\n"), ":7: `hard_percent`"),
+            (with("[cpu]\nover_s = 0\n"), ":6: `over_s`"),
         ];
         for (text, wanted) in table {
             let error = parse(&text).unwrap_err();

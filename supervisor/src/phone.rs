@@ -96,10 +96,12 @@ pub(crate) enum Input {
     NotReading,
     /// It closed its stdout.
     StdoutClosed,
-    /// It uses more memory than the soft limit.
-    MemoryHigh,
+    /// It uses more memory or more of a processor than the soft limit.
+    UseHigh,
     /// It uses more memory than the hard limit.
     MemoryTooHigh,
+    /// It has had more of a processor than the hard limit.
+    CpuTooHigh,
     /// It ended.
     Ended(Exit),
     /// The host's power is too low for new work, or no longer.
@@ -409,7 +411,8 @@ impl Phone {
             Input::NotReading => self.kill_if_live(KillReason::NotReading, now),
             Input::StdoutClosed => self.kill_if_live(KillReason::ClosedStdout, now),
             Input::MemoryTooHigh => self.kill_if_live(KillReason::Memory, now),
-            Input::MemoryHigh => match &self.state {
+            Input::CpuTooHigh => self.kill_if_live(KillReason::Cpu, now),
+            Input::UseHigh => match &self.state {
                 State::Running(_) => self.ask(Then::Start, self.settings.stop_within, now, false),
                 State::Stopped
                 | State::Starting { .. }
@@ -955,7 +958,8 @@ mod tests {
                 .prop_map(|turns| Input::Heartbeat(Heartbeat { turns, ..Heartbeat::default() })),
             Just(Input::NotReading),
             Just(Input::StdoutClosed),
-            Just(Input::MemoryHigh),
+            Just(Input::UseHigh),
+            Just(Input::CpuTooHigh),
             Just(Input::MemoryTooHigh),
             prop::sample::select(vec![0, 1, 69, 75, 77, 78])
                 .prop_map(|code| Input::Ended(Exit::Code { code })),
@@ -981,7 +985,7 @@ mod tests {
                     Input::Started | Input::NotStarted => false,
                     Input::Order(_) | Input::Tick | Input::PowerLow(_) => true,
                     Input::Hello(_) | Input::Ready | Input::NotReady(_) | Input::Heartbeat(_)
-                    | Input::NotReading | Input::StdoutClosed | Input::MemoryHigh
+                    | Input::NotReading | Input::StdoutClosed | Input::UseHigh | Input::CpuTooHigh
                     | Input::MemoryTooHigh | Input::Ended(_) => alive,
                 };
                 if !possible {

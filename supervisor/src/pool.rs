@@ -33,7 +33,7 @@ use crate::logs::{LogLine, Ring};
 use crate::phone::{Effect, Input, Order, Phone, Report, Settings};
 use crate::plan::{self, Action};
 use crate::power;
-use crate::resources::{self, Memory, MemoryLimits};
+use crate::resources::{self, CpuHistory, CpuLimits, MemoryLimits, Use};
 use crate::restart::Exit;
 use crate::stream::Stream;
 
@@ -146,6 +146,7 @@ pub(crate) struct Tuning {
     pub(crate) settings: Settings,
     /// What a bridge may use.
     pub(crate) memory: MemoryLimits,
+    pub(crate) cpu: CpuLimits,
 }
 
 /// What every owner needs.
@@ -339,6 +340,7 @@ fn start_owner(id: PhoneId, config: PhoneConfig, surroundings: &Surroundings) ->
         greeting: false,
         link_slow: false,
         refused: Refused::default(),
+        cpu: CpuHistory::default(),
     };
     let over = ended.clone().drop_guard();
     surroundings.tracker.spawn(async move {
@@ -380,6 +382,7 @@ struct Owner {
     greeting: bool,
     link_slow: bool,
     refused: Refused,
+    cpu: CpuHistory,
 }
 
 enum Turn {
@@ -676,19 +679,34 @@ impl Owner {
 
     async fn look(&mut self) {
         let Some(pid) = self.child.as_ref().map(Child::pid) else { return };
-        let Some(bytes) = resources::resident(pid) else { return };
+        let Some((bytes, used)) = resources::look(pid) else { return };
         // A gauge is a float; memory sizes are far below where that loses whole mebibytes.
         let mib = u32::try_from(bytes / (1024 * 1024)).unwrap_or(u32::MAX);
         metrics::gauge!("switchboard_bridge_memory_mib", "phone" => self.id.to_string()).set(mib);
         match self.surroundings.tuning.memory.judge(bytes) {
-            Memory::Fine => {}
-            Memory::High => {
+            Use::Fine => {}
+            Use::High => {
                 tracing::warn!(phone = %self.id, mib, "the bridge uses much memory; it is restarted in order");
-                self.take(Input::MemoryHigh).await;
+                self.take(Input::UseHigh).await;
             }
-            Memory::TooHigh => {
+            Use::TooHigh => {
                 tracing::error!(phone = %self.id, mib, "the bridge uses too much memory; it is killed");
                 self.take(Input::MemoryTooHigh).await;
+            }
+        }
+        let limits = self.surroundings.tuning.cpu;
+        let Some(percent) = self.cpu.saw(pid, used, self.now(), limits.over) else { return };
+        metrics::gauge!("switchboard_bridge_cpu_percent", "phone" => self.id.to_string())
+            .set(u32::try_from(percent).unwrap_or(u32::MAX));
+        match limits.judge(percent) {
+            Use::Fine => {}
+            Use::High => {
+                tracing::warn!(phone = %self.id, percent, "the bridge works without end; it is restarted in order");
+                self.take(Input::UseHigh).await;
+            }
+            Use::TooHigh => {
+                tracing::error!(phone = %self.id, percent, "the bridge works without end; it is killed");
+                self.take(Input::CpuTooHigh).await;
             }
         }
     }
@@ -940,6 +958,11 @@ mod tests {
                     bridge: Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake_bridge.sh"),
                     settings: Settings::default(),
                     memory: MemoryLimits { soft: None, hard: None },
+                    cpu: CpuLimits {
+                        soft_percent: None,
+                        hard_percent: None,
+                        over: Duration::from_mins(5),
+                    },
                 },
                 link: Some(link),
                 local_epoch: 1,

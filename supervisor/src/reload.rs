@@ -110,6 +110,7 @@ pub(crate) fn tuning(config: &Config) -> Tuning {
         bridge: config.bridge.clone(),
         settings: config.settings.clone(),
         memory: config.memory,
+        cpu: config.cpu,
     }
 }
 

@@ -104,6 +104,8 @@ pub(crate) enum KillReason {
     OtherPhone,
     /// It used more memory than the hard limit.
     Memory,
+    /// It had more of a processor than the hard limit, for too long.
+    Cpu,
 }
 
 /// What to do about a bridge that ended.

@@ -58,6 +58,12 @@ struct Args {
     /// Cuts in `link`.
     #[arg(long, default_value_t = 100)]
     link_cuts: usize,
+    /// How often each of two Macs is lost in `standby`.
+    #[arg(long, default_value_t = 2)]
+    standby_losses: u32,
+    /// Hand-overs in order in `standby`.
+    #[arg(long, default_value_t = 20)]
+    standby_hand_overs: u32,
     /// Phones on one supervisor in `phones`.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(1..=200))]
     phones: u16,
@@ -171,7 +177,8 @@ async fn main() -> Result<()> {
     }
     if wanted(Load::Standby) {
         progress("standby")?;
-        figures.extend(standby::measure().await.context("standby")?);
+        let measured = standby::measure(args.standby_losses, args.standby_hand_overs).await;
+        figures.extend(measured.context("standby")?);
     }
     if wanted(Load::Phones) {
         progress("phones")?;

@@ -15,10 +15,8 @@ const NUMBER: &str = "+12025550190";
 /// Small beside what is measured.
 const EVERY: Duration = Duration::from_millis(50);
 const MOST: u64 = 1_000_000;
-const LOSSES: usize = 2;
-const HAND_OVERS: usize = 6;
 
-pub(crate) async fn measure() -> Result<Vec<Figure>> {
+pub(crate) async fn measure(losses: u32, hand_overs: u32) -> Result<Vec<Figure>> {
     let plan = Plan { phones: vec![(NUMBER, "26")], speed: 0.2, patient: true, ..Plan::default() };
     let mut shelf = Shelf::start(plan).await?;
     let mut second = Second::start(&shelf, NUMBER).await?;
@@ -28,7 +26,7 @@ pub(crate) async fn measure() -> Result<Vec<Figure>> {
     sends_from(&one, "the first host sends").await?;
 
     let mut lost = Vec::new();
-    for _ in 0..LOSSES {
+    for _ in 0..losses {
         shelf.lose_host()?;
         lost.push(sends_from(&two, "the first host is lost, the second sends").await?);
         shelf.start_supervisor()?;
@@ -40,7 +38,7 @@ pub(crate) async fn measure() -> Result<Vec<Figure>> {
     }
 
     let mut planned = Vec::new();
-    for n in 0..HAND_OVERS {
+    for n in 0..hand_overs {
         let to = if n % 2 == 0 { two.clone() } else { one.clone() };
         let began = Instant::now();
         // The command returns some time after the phone is the other host's; messages flow all the time.

@@ -4,6 +4,7 @@
 use std::io::{self, BufRead, Read as _, Write as _};
 use std::time::Duration;
 
+use nix::unistd::{Pid, getppid};
 use protocol::WireError;
 use protocol::limits::LINE_BYTES_MAX;
 use tokio::sync::{mpsc, oneshot};
@@ -27,9 +28,16 @@ impl Writer {
     }
 }
 
-/// Starts reading stdin, and taking signals.
+/// How often it is looked whether whoever started this bridge is still there.
+const PARENT_EVERY: Duration = Duration::from_secs(1);
+
+/// Starts reading stdin, taking signals, and watching the parent.
+///
+/// The end of stdin says at once that the supervisor is gone, unless somebody else holds the other end of that pipe: a
+/// program that was started in an unlucky moment and never closed it. An orphan is given another parent, which cannot be
+/// held up by anybody.
 pub(super) fn read_stdin(inputs: mpsc::Sender<Input>) -> io::Result<()> {
-    signals(inputs.clone())?;
+    signals(inputs.clone(), getppid)?;
     std::thread::Builder::new().name("stdin".to_owned()).spawn(move || {
         let stdin = io::stdin().lock();
         read_lines(stdin, |input| inputs.blocking_send(input).is_ok());
@@ -94,21 +102,33 @@ fn skip_line(from: &mut impl BufRead) -> usize {
 }
 
 /// TERM and INT end the bridge in good order; HUP means nothing to it.
-fn signals(inputs: mpsc::Sender<Input>) -> io::Result<()> {
+fn signals(
+    inputs: mpsc::Sender<Input>,
+    parent: impl Fn() -> Pid + Send + 'static,
+) -> io::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
+    let born_of = parent();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     let runtime = tokio::runtime::Handle::current();
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
         runtime.block_on(async move {
+            let mut look = tokio::time::interval(PARENT_EVERY);
             loop {
-                tokio::select! {
-                    _ = terminate.recv() => {}
-                    _ = interrupt.recv() => {}
+                let input = tokio::select! {
+                    _ = terminate.recv() => Input::Terminate,
+                    _ = interrupt.recv() => Input::Terminate,
                     _ = hangup.recv() => continue,
-                }
-                if inputs.send(Input::Terminate).await.is_err() {
+                    _ = look.tick() => {
+                        if parent() == born_of {
+                            continue;
+                        }
+                        tracing::warn!("whoever started this bridge is gone");
+                        Input::Eof
+                    }
+                };
+                if inputs.send(input).await.is_err() {
                     return;
                 }
             }
@@ -169,6 +189,20 @@ mod tests {
     fn lines_are_read_whole_and_the_end_is_told() {
         assert_eq!(read(b"one\ntwo\n"), ["one", "two", "eof"]);
         assert_eq!(read(b""), ["eof"]);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn whoever_has_another_parent_is_told_that_the_supervisor_is_gone() {
+        use std::sync::Arc;
+        use std::sync::atomic::{AtomicI32, Ordering};
+        let parent = Arc::new(AtomicI32::new(77));
+        let asked = Arc::clone(&parent);
+        let (inputs, mut heard) = mpsc::channel(4);
+        signals(inputs, move || Pid::from_raw(asked.load(Ordering::Relaxed))).unwrap();
+        assert!(tokio::time::timeout(PARENT_EVERY * 2, heard.recv()).await.is_err(), "it is there");
+        parent.store(1, Ordering::Relaxed);
+        let told = tokio::time::timeout(PARENT_EVERY * 20, heard.recv()).await.unwrap();
+        assert!(matches!(told, Some(Input::Eof)), "{told:?}");
     }
 
     #[test]
