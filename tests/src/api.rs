@@ -153,10 +153,14 @@ impl Api {
 
     /// Every message of the tenant, page by page.
     pub async fn messages(&self) -> Result<Vec<Message>> {
+        self.pages("/v1/messages").await
+    }
+
+    async fn pages<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>> {
         let mut all = Vec::new();
         let mut cursor = String::new();
         loop {
-            let page: Page<Message> = self.get(&format!("/v1/messages?limit=100{cursor}")).await?;
+            let page: Page<T> = self.get(&format!("{path}?limit=100{cursor}")).await?;
             all.extend(page.data);
             match page.next_cursor {
                 Some(next) => cursor = format!("&cursor={next}"),
@@ -179,8 +183,7 @@ impl Api {
 
     /// Every phone, for operators.
     pub async fn phones(&self) -> Result<Vec<Phone>> {
-        let page: Page<Phone> = self.get("/v1/admin/phones").await?;
-        Ok(page.data)
+        self.pages("/v1/admin/phones").await
     }
 
     /// Makes a tenant, for operators.
