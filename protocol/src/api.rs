@@ -44,6 +44,18 @@ crate::code::codes! {
     }
 }
 
+crate::code::codes! {
+    /// How often a key may be used.
+    pub enum Tier {
+        /// For whoever begins: 10 requests a second, 50 at once, where the operator sets nothing else.
+        Starter = "starter",
+        /// For whoever has grown: 100 requests a second, 500 at once, where the operator sets nothing else.
+        Growth = "growth",
+        /// As it was made.
+        Custom = "custom",
+    }
+}
+
 bodies! {
 /// `POST /v1/messages`.
 #[serde(deny_unknown_fields)]
@@ -227,11 +239,26 @@ pub struct ApiKey {
     pub prefix: String,
     /// For the sandbox only; never touches a real phone.
     pub test: bool,
+    /// What it may do.
+    #[serde(default)]
+    pub scopes: Vec<String>,
+    /// The networks that it may be used from; from anywhere when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<String>,
+    /// How often it may be used.
+    pub tier: Tier,
+    /// Requests a second, in the long run.
+    pub per_second: u32,
+    /// Requests at once, after a pause.
+    pub burst: u32,
     /// When it was made.
     pub created_at: UnixMs,
     /// When it ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<UnixMs>,
+    /// The key that has taken its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotated_to: Option<KeyId>,
     /// When it was revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<UnixMs>,
@@ -253,6 +280,35 @@ pub struct CreateKey {
     /// When it ends; never when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<UnixMs>,
+    /// What it may do: `messages:read`, `messages:write`, `webhooks`, `opt_outs:read`, `opt_outs:write`, `contacts`;
+    /// everything when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scopes: Option<Vec<String>>,
+    /// The networks that it may be used from, such as `192.0.2.0/24` or `2001:db8::1`; from anywhere when left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<String>,
+    /// How often it may be used: `starter`, `growth`, or `custom` with `per_second` and `burst`; as the router is set up
+    /// when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tier: Option<Tier>,
+    /// Requests a second in the long run, of `custom`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 1_000_000))]
+    pub per_second: Option<u32>,
+    /// Requests at once after a pause, of `custom`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 1_000_000))]
+    pub burst: Option<u32>,
+}
+
+/// `POST /v1/admin/keys/{id}/rotate`; the body may be left out.
+#[serde(deny_unknown_fields)]
+#[derive(Default)]
+pub struct RotateKey {
+    /// How long the old key still works, 0 to 30 days; a day when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 2_592_000))]
+    pub overlap_seconds: Option<u32>,
 }
 
 /// A new API key. The secret is shown this once.
@@ -336,6 +392,9 @@ pub struct Phone {
     /// The phone that has taken its place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replaced_by: Option<PhoneId>,
+    /// It is of the sandbox: it takes what test keys send and nothing else.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sandbox: bool,
     /// Its host's link is up.
     pub online: bool,
     /// What its bridge is doing.
@@ -421,11 +480,79 @@ pub struct WebhookEndpoint {
     /// When it was switched off, by whom or what: see `disabled_reason`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disabled_at: Option<UnixMs>,
-    /// Why it was switched off.
+    /// Why it was switched off: `gone` (it answered 410), `failing` (for five days), `by_tenant`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disabled_reason: Option<String>,
+    /// What its owner has written down about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Since when every attempt has failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failing_since: Option<UnixMs>,
+    /// Attempts that have failed since one did not.
+    #[serde(default)]
+    pub failures: u32,
+    /// It is left alone until then: too many attempts have failed in a row, or it has asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_until: Option<UnixMs>,
+    /// Until when what is posted is signed with the secret before the present one, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub old_secret_until: Option<UnixMs>,
     /// When it was made.
     pub created_at: UnixMs,
+}
+
+/// `PATCH /v1/webhook_endpoints/{id}`: what is left out stays as it is.
+#[serde(deny_unknown_fields)]
+#[derive(Default)]
+pub struct UpdateWebhookEndpoint {
+    /// Where events are posted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// The types that it gets; an empty list means all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub events: Option<Vec<String>>,
+    /// What to write down about it, up to 200 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(max_length = 200))]
+    pub description: Option<String>,
+    /// `true` switches it off, and what waits for it fails; `false` switches it on again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disabled: Option<bool>,
+}
+
+/// `POST /v1/webhook_endpoints/{id}/rotate_secret`; the body may be left out.
+#[serde(deny_unknown_fields)]
+#[derive(Default)]
+pub struct RotateSecret {
+    /// How long what is posted is signed with the old secret, too: 0 to 7 days; a day when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 604_800))]
+    pub overlap_seconds: Option<u32>,
+}
+
+/// `POST /v1/webhook_endpoints/{id}/replay`.
+#[serde(deny_unknown_fields)]
+pub struct ReplayWebhooks {
+    /// Deliveries from this time on.
+    pub since: UnixMs,
+    /// Deliveries before this time; now when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<UnixMs>,
+    /// Those that were delivered, too, and not only those that failed.
+    #[serde(default)]
+    pub delivered: bool,
+    /// Only later ones than this: the `next` of the answer before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<DeliveryId>,
+}
+
+/// What is delivered again.
+pub struct ReplayedWebhooks {
+    /// How many deliveries.
+    pub replayed: u64,
+    /// What to pass as `after` for the rest; null when that was all.
+    pub next: Option<DeliveryId>,
 }
 
 /// `POST /v1/webhook_endpoints`.
@@ -436,6 +563,10 @@ pub struct CreateWebhookEndpoint {
     /// The types that it gets; all when left out or empty.
     #[serde(default)]
     pub events: Vec<String>,
+    /// What to write down about it, up to 200 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(max_length = 200))]
+    pub description: Option<String>,
 }
 
 /// A new webhook endpoint. The secret is shown this once.
@@ -481,6 +612,32 @@ pub struct WebhookAttempt {
     pub error: Option<String>,
     /// How long it took, in milliseconds.
     pub duration_ms: u64,
+    /// How the answer's body began, up to 1,024 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub response: Option<String>,
+}
+
+/// One look of the operator at what belongs to tenants, or one change of it.
+pub struct AuditEntry {
+    /// Its id.
+    pub id: EventId,
+    /// When.
+    pub at: UnixMs,
+    /// Whose data; none where it was everybody's or nobody's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<TenantId>,
+    /// Method and route, such as `GET /v1/admin/messages/{id}`.
+    pub action: String,
+    /// Path and query, as they were asked for.
+    pub target: String,
+    /// Where the request came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// The request's id.
+    pub request_id: String,
+    /// What was answered; none where no answer was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
 }
 
 /// A message whose attempts are used up, or that ended the router again and again.
@@ -601,6 +758,9 @@ pub struct Page<T> {
     /// There is a next page.
     pub has_more: bool,
 }
+
+/// The type of the event that `POST /v1/webhook_endpoints/{id}/test` posts. An endpoint gets it whatever types it wants.
+pub const WEBHOOK_TEST: &str = "webhook_endpoint.test";
 
 /// Types of webhook events.
 pub const WEBHOOK_TYPES: &[&str] = &[

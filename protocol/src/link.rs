@@ -615,6 +615,9 @@ pub struct EnrolPhone {
     /// The host only stands by for it: another one serves it, and this one reads along until it has to take over.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub standby: bool,
+    /// It is a phone of the sandbox: it takes what test keys send and nothing else.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sandbox: bool,
 }
 
 /// What enrolment gives. The host keeps it, with the router's address, in `enrolment.json`.

@@ -11,7 +11,8 @@ use protocol::api::{
     CreateTenant, CreateWebhookEndpoint, CreatedKey, CreatedOptOuts, DeadLetter, Direction,
     Encoding, EnrolmentToken, FailOver, FailedOver, FieldError, Host, HoursPreset, Message,
     MessageEvent, MoveRefused, OptOut, OptOutEvent, Page, Phone, PhoneHost, PhoneMove, Problem,
-    ReplacePhone, ReplacedPhone, RuleName, RuleVerdict, Tenant, TenantRules, UnknownZone,
+    ReplacePhone, ReplacedPhone, ReplayWebhooks, ReplayedWebhooks, RotateKey, RotateSecret,
+    RuleName, RuleVerdict, Tenant, TenantRules, Tier, UnknownZone, UpdateWebhookEndpoint,
     WebhookAttempt, WebhookBody, WebhookData, WebhookDelivery, WebhookEndpoint,
 };
 use protocol::link::{
@@ -485,6 +486,7 @@ fn enrolment() {
                 label: Some("front desk".to_owned()),
                 channels: None,
                 standby: true,
+                sandbox: true,
             }],
         },
     );
@@ -725,6 +727,11 @@ fn the_operators_api() {
             name: "shop".to_owned(),
             test: false,
             expires_at: Some(NOON),
+            scopes: Some(vec!["messages:write".to_owned()]),
+            allow: vec!["192.0.2.0/24".to_owned()],
+            tier: Some(Tier::Custom),
+            per_second: Some(5),
+            burst: Some(20),
         },
     );
     golden(
@@ -736,8 +743,14 @@ fn the_operators_api() {
                 name: "shop".to_owned(),
                 prefix: "sb_live_AbCd".to_owned(),
                 test: false,
+                scopes: vec!["messages:write".to_owned()],
+                allow: vec!["192.0.2.0/24".to_owned()],
+                tier: Tier::Custom,
+                per_second: 5,
+                burst: 20,
                 created_at: NOON,
                 expires_at: None,
+                rotated_to: Some(KeyId::new(NOON.0, [7; 10])),
                 revoked_at: None,
                 last_used_at: None,
             },
@@ -798,6 +811,7 @@ fn the_operators_api() {
                 seen_at: Some(NOON),
             }],
             handed_to: None,
+            sandbox: true,
             replaced_by: None,
             online: true,
             state: PhoneState::Ready,
@@ -820,7 +834,27 @@ fn webhooks() {
         &CreateWebhookEndpoint {
             url: "https://shop.example.org/hooks".to_owned(),
             events: vec!["message.sent".to_owned()],
+            description: Some("the shop".to_owned()),
         },
+    );
+    golden(
+        "api/update_webhook_endpoint",
+        &UpdateWebhookEndpoint { disabled: Some(false), ..UpdateWebhookEndpoint::default() },
+    );
+    golden("api/rotate_secret", &RotateSecret { overlap_seconds: Some(3_600) });
+    golden("api/rotate_key", &RotateKey { overlap_seconds: Some(3_600) });
+    golden(
+        "api/replay_webhooks",
+        &ReplayWebhooks {
+            since: NOON,
+            until: Some(NOON),
+            delivered: true,
+            after: Some(DeliveryId::new(NOON.0, [9; 10])),
+        },
+    );
+    golden(
+        "api/replayed_webhooks",
+        &ReplayedWebhooks { replayed: 5_000, next: Some(DeliveryId::new(NOON.0, [9; 10])) },
     );
     golden(
         "api/webhook_endpoint",
@@ -830,6 +864,11 @@ fn webhooks() {
             events: vec![],
             disabled_at: None,
             disabled_reason: None,
+            description: Some("the shop".to_owned()),
+            failing_since: Some(NOON),
+            failures: 5,
+            paused_until: Some(NOON),
+            old_secret_until: Some(NOON),
             created_at: NOON,
         },
     );
@@ -846,6 +885,7 @@ fn webhooks() {
                 status: Some(503),
                 error: None,
                 duration_ms: 12,
+                response: Some("busy".to_owned()),
             }],
             next_at: Some(NOON),
             created_at: NOON,

@@ -1,5 +1,6 @@
 //! The commands of `switchboard` and what they share.
 
+mod audit;
 mod client;
 mod dead_letters;
 mod failover;
@@ -110,10 +111,10 @@ enum Command {
         #[command(subcommand)]
         command: Option<tenants::TenantsCommand>,
     },
-    /// Makes, lists and revokes API keys
+    /// Makes, lists, rotates and revokes API keys
     #[command(subcommand)]
     Keys(tenants::KeysCommand),
-    /// Adds and lists webhook endpoints, and shows deliveries
+    /// Adds, lists, tests and changes webhook endpoints, shows deliveries and makes them again
     #[command(subcommand)]
     Webhooks(webhooks::Command),
     /// Lists and changes who must not be written to
@@ -140,6 +141,8 @@ enum Command {
     /// Lists, shows, tries again or discards what could not be sent
     #[command(subcommand)]
     DeadLetters(dead_letters::Command),
+    /// Lists what was read or changed of tenants' data in the operator's name
+    Audit(audit::Audit),
     /// Writes completions for a shell to standard output
     Completions {
         /// Which shell
@@ -218,6 +221,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::DeadLetters(command) => {
             dead_letters::run(screen, &Client::new(&global)?, command).await
         }
+        Command::Audit(audit) => audit::run(screen, &Client::new(&global)?, audit).await,
         Command::Cancel { id } => messages::cancel(screen, &Client::new(&global)?, &id).await,
     }
 }

@@ -279,14 +279,53 @@ fn phones_are_listed_with_what_ails_them() {
 fn keys_are_made_with_an_end_and_revoked() {
     let key = json!({
         "id": API_KEY_ID, "tenant": TEN, "name": "web", "prefix": "sb_live_ab", "test": false,
-        "created_at": "2026-11-22T12:00:00.000Z", "secret": "sb_live_new",
+        "created_at": "2026-11-22T12:00:00.000Z", "secret": "sb_live_new", "tier": "custom",
+        "per_second": 5, "burst": 20,
     });
     let arguments = ["keys", "create", "--tenant", TEN, "--name", "web", "--expires", "90d"];
-    let (ran, asked) = run(vec![Answer::Json(201, key)], &arguments);
+    let (ran, asked) = run(vec![Answer::Json(201, key.clone())], &arguments);
     assert!(ok(&ran).contains("secret, shown this once: sb_live_new\n"), "{ran:?}");
     assert_eq!(asked[0].body["tenant"], TEN);
     assert_eq!(asked[0].body["test"], false);
     assert!(asked[0].body["expires_at"].as_str().unwrap().ends_with('Z'));
+    assert!(asked[0].body.get("tier").is_none() && asked[0].body.get("scopes").is_none());
+
+    let arguments = [
+        "keys",
+        "create",
+        "--tenant",
+        TEN,
+        "--name",
+        "web",
+        "--scope",
+        "messages:read",
+        "--allow",
+        "192.0.2.0/24",
+        "--per-second",
+        "5",
+        "--burst",
+        "20",
+    ];
+    let (ran, asked) = run(vec![Answer::Json(201, key.clone())], &arguments);
+    ok(&ran);
+    let sent = &asked[0].body;
+    assert_eq!(
+        (&sent["tier"], &sent["per_second"], &sent["burst"]),
+        (&json!("custom"), &json!(5), &json!(20))
+    );
+    assert_eq!(
+        (&sent["scopes"], &sent["allow"]),
+        (&json!(["messages:read"]), &json!(["192.0.2.0/24"]))
+    );
+
+    let (ran, asked) = run(vec![Answer::Json(201, key.clone())], &["keys", "rotate", API_KEY_ID]);
+    assert!(ok(&ran).contains("secret, shown this once: sb_live_new\n"), "{ran:?}");
+    assert_eq!(asked[0].line, format!("POST /v1/admin/keys/{API_KEY_ID}/rotate"));
+    assert_eq!(asked[0].body, json!({ "overlap_seconds": 86_400 }));
+    let (ran, asked) =
+        run(vec![Answer::Json(201, key)], &["keys", "rotate", API_KEY_ID, "--at-once"]);
+    assert!(ok(&ran).contains("has ended"), "{ran:?}");
+    assert_eq!(asked[0].body, json!({ "overlap_seconds": 0 }));
 
     let (ran, asked) = run(vec![Answer::Empty(204)], &["keys", "revoke", API_KEY_ID]);
     assert_eq!(ok(&ran), format!("key {API_KEY_ID} is revoked\n"));

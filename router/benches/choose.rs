@@ -131,7 +131,7 @@ fn choose(pool: &Pool) -> PhoneId {
     let facts = facts::of(&Compliance::default(), &known, &subject);
     divan::black_box(compliance::check::<()>(Ok(&facts), NOW.0));
     let tenant = TenantId::new(1, [1; 10]);
-    let picked = pool.pick(&tenant, None, &Relations::default(), &WANTED, NOW);
+    let picked = pool.pick((&tenant, false), None, &Relations::default(), &WANTED, NOW);
     picked.expect("there is a phone").0.phone
 }
 

@@ -3,10 +3,12 @@
 //! Handlers check what came in ([`fields`]), run one store function and shape the answer; what they share is here.
 
 mod admin;
+mod audit;
 mod body;
 mod check;
 mod contacts;
 mod dead_letters;
+mod docs;
 mod failover;
 mod fields;
 mod health;
@@ -31,7 +33,7 @@ use protocol::api::PROBLEM_JSON;
 use protocol::limits::PAGE_ROWS_MAX;
 use utoipa::OpenApi as _;
 use utoipa::openapi::path::{ParameterBuilder, ParameterIn};
-use utoipa::openapi::schema::Type;
+use utoipa::openapi::schema::{Object, OneOfBuilder, Schema, SchemaType, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{
     ContentBuilder, ObjectBuilder, OpenApi, Ref, RefOr, Required, ResponseBuilder,
@@ -67,15 +69,28 @@ where
 pub(crate) fn routes(app: &AppState) -> Router<AppState> {
     let (router, document) = documented(Some(app)).split_for_parts();
     // Written once: anybody may ask for it as often as they like.
-    let document = serde_json::to_vec(&completed(document))
-        .map(Bytes::from)
-        .map_err(|error| ApiError::new(Code::Internal).caused_by(error));
+    let document = completed(document);
+    let failed = |error| ApiError::new(Code::Internal).caused_by(error);
+    let page = serde_json::to_value(&document)
+        .map(|document| Bytes::from(docs::page(&document)))
+        .map_err(failed);
+    let document = serde_json::to_vec(&document).map(Bytes::from).map_err(failed);
     router
         .route(
             "/openapi.json",
             axum::routing::get(move || async move {
                 let json = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
                 document.map(|document| ([json], document))
+            }),
+        )
+        .route(
+            "/docs",
+            axum::routing::get(move || async move {
+                let html = HeaderValue::from_static("text/html; charset=utf-8");
+                let policy = HeaderValue::from_static(docs::POLICY);
+                let headers =
+                    [(header::CONTENT_TYPE, html), (header::CONTENT_SECURITY_POLICY, policy)];
+                page.map(|page| (headers, page))
             }),
         )
         .fallback(|| async { ApiError::not_found() })
@@ -89,9 +104,21 @@ pub fn openapi() -> OpenApi {
 
 /// Says of every operation what is true of all: how it refuses, and that a POST takes an idempotency key.
 fn completed(mut document: OpenApi) -> OpenApi {
-    for item in document.paths.paths.values_mut() {
+    for (path, item) in &mut document.paths.paths {
+        for (method, operation) in [
+            ("get", item.get.as_mut()),
+            ("post", item.post.as_mut()),
+            ("put", item.put.as_mut()),
+            ("patch", item.patch.as_mut()),
+            ("delete", item.delete.as_mut()),
+        ] {
+            if let Some(operation) = operation {
+                operation.operation_id = Some(operation_id(method, path));
+            }
+        }
         let get = item.get.as_mut();
-        let others = [item.post.as_mut(), item.put.as_mut(), item.delete.as_mut(), get];
+        let others =
+            [item.post.as_mut(), item.put.as_mut(), item.patch.as_mut(), item.delete.as_mut(), get];
         for operation in others.into_iter().flatten() {
             let problem = RefOr::Ref(Ref::from_schema_name("Problem"));
             let content = ContentBuilder::new().schema(Some(problem)).build();
@@ -126,7 +153,46 @@ fn completed(mut document: OpenApi) -> OpenApi {
             post.parameters.get_or_insert_default().push(RefOr::T(key));
         }
     }
+    if let Some(components) = document.components.as_mut() {
+        for schema in components.schemas.values_mut() {
+            allow_null(schema);
+        }
+    }
     document
+}
+
+/// The name of an operation: its method and the words of its path, which no two share.
+fn operation_id(method: &str, path: &str) -> String {
+    let path = path.strip_prefix("/v1").unwrap_or(path);
+    let words = path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    std::iter::once(method).chain(words).collect::<Vec<_>>().join("_")
+}
+
+/// Says of every property that may be left out that null is the same as that.
+fn allow_null(schema: &mut RefOr<Schema>) {
+    let RefOr::T(Schema::Object(object)) = schema else { return };
+    let Object { properties, required, .. } = object;
+    for (_, property) in properties.iter_mut().filter(|(name, _)| !required.contains(*name)) {
+        let kind = match property {
+            RefOr::T(Schema::Object(inner)) => &mut inner.schema_type,
+            RefOr::T(Schema::Array(inner)) => &mut inner.schema_type,
+            RefOr::Ref(inner) => {
+                let null = ObjectBuilder::new().schema_type(Type::Null).build();
+                let either = OneOfBuilder::new()
+                    .item(Schema::Object(null))
+                    .item(RefOr::Ref(inner.clone()))
+                    .build();
+                *property = RefOr::T(Schema::OneOf(either));
+                continue;
+            }
+            RefOr::T(_) => continue,
+        };
+        if let SchemaType::Type(one) = kind
+            && *one != Type::Null
+        {
+            *kind = SchemaType::Array(vec![one.clone(), Type::Null]);
+        }
+    }
 }
 
 /// Every route with its documentation; guarded by keys where there is a state to check them with.
@@ -142,7 +208,16 @@ fn documented(app: Option<&AppState>) -> OpenApiRouter<AppState> {
         .routes(routes!(messages::events))
         .routes(routes!(messages::cancel))
         .routes(routes!(webhook_endpoints::create, webhook_endpoints::list))
-        .routes(routes!(webhook_endpoints::get, webhook_endpoints::delete))
+        .routes(routes!(
+            webhook_endpoints::get,
+            webhook_endpoints::update,
+            webhook_endpoints::delete
+        ))
+        .routes(routes!(webhook_endpoints::rotate_secret))
+        .routes(routes!(webhook_endpoints::test))
+        .routes(routes!(webhook_endpoints::replay))
+        .routes(routes!(webhook_endpoints::delivery))
+        .routes(routes!(webhook_endpoints::replay_delivery))
         .routes(routes!(webhook_endpoints::deliveries))
         .routes(routes!(dead_letters::list))
         .routes(routes!(dead_letters::get, dead_letters::discard))
@@ -156,12 +231,7 @@ fn documented(app: Option<&AppState>) -> OpenApiRouter<AppState> {
         .routes(routes!(contacts::get, contacts::put, contacts::delete))
         .routes(routes!(rules::own));
     let mut operator = OpenApiRouter::new()
-        .routes(routes!(tenants::create, tenants::list))
-        .routes(routes!(rules::get, rules::put))
-        .routes(routes!(opt_outs::create_as_operator, opt_outs::list_as_operator))
-        .routes(routes!(opt_outs::lift_as_operator))
-        .routes(routes!(keys::create, keys::list))
-        .routes(routes!(keys::revoke))
+        .routes(routes!(audit::list))
         .routes(routes!(hosts::create_token))
         .routes(routes!(hosts::list))
         .routes(routes!(hosts::phones))
@@ -169,7 +239,16 @@ fn documented(app: Option<&AppState>) -> OpenApiRouter<AppState> {
         .routes(routes!(failover::host))
         .routes(routes!(failover::drain))
         .routes(routes!(failover::undrain))
-        .routes(routes!(failover::replace))
+        .routes(routes!(failover::replace));
+    // What belongs to tenants: each look at it is written down.
+    let mut tenants = OpenApiRouter::new()
+        .routes(routes!(tenants::create, tenants::list))
+        .routes(routes!(rules::get, rules::put))
+        .routes(routes!(opt_outs::create_as_operator, opt_outs::list_as_operator))
+        .routes(routes!(opt_outs::lift_as_operator))
+        .routes(routes!(keys::create, keys::list))
+        .routes(routes!(keys::revoke))
+        .routes(routes!(keys::rotate))
         .routes(routes!(admin::messages))
         .routes(routes!(admin::message))
         .routes(routes!(admin::events))
@@ -180,7 +259,13 @@ fn documented(app: Option<&AppState>) -> OpenApiRouter<AppState> {
         .routes(routes!(admin::unplaced_events));
     if let Some(app) = app {
         tenant = tenant.route_layer(from_fn_with_state(AppState::clone(app), auth::tenant));
-        operator = operator.route_layer(from_fn_with_state(AppState::clone(app), auth::operator));
+        tenants =
+            tenants.route_layer(from_fn_with_state(AppState::clone(app), audit::written_down));
+        operator = operator
+            .merge(tenants)
+            .route_layer(from_fn_with_state(AppState::clone(app), auth::operator));
+    } else {
+        operator = operator.merge(tenants);
     }
     open.merge(tenant).merge(operator).layer(from_fn(no_store))
 }
@@ -221,7 +306,10 @@ impl utoipa::Modify for Security {
     fn modify(&self, openapi: &mut OpenApi) {
         let components = openapi.components.get_or_insert_default();
         for (name, description) in [
-            ("api_key", "A tenant's key: `sb_live_…`, or `sb_test_…` which never reaches a phone."),
+            (
+                "api_key",
+                "A tenant's key: `sb_live_…`, or `sb_test_…` which reaches phones of the sandbox alone.",
+            ),
             ("admin_token", "The operator's token."),
         ] {
             let scheme = HttpBuilder::new()

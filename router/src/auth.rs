@@ -1,24 +1,34 @@
 //! Who asks, and how often: API keys of tenants, the operator's token, a rate limit per key.
 //!
 //! A key is `sb_live_` or `sb_test_` and 32 random bytes in base32. Its first characters find the row; the rest is
-//! compared by SHA-256 in constant time. What does not exist, has ended or was revoked is the same 401.
+//! compared by SHA-256 in constant time. What does not exist, has ended or was revoked is the same 401; a good key from
+//! an address that it is not to be used from is a 403.
+//!
+//! A key is read from the store once in [`REMEMBERED_MS`] and otherwise found in memory. Whoever changes a key calls
+//! [`Auth::forget`] before it answers, so that a revoked key opens nothing once that has been said.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest;
-use axum::extract::{FromRequestParts, Request, State};
+use axum::extract::connect_info::Connected;
+use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use axum::serve::IncomingStream;
 use data_encoding::BASE32_DNSSEC;
 use protocol::{KeyId, TenantId, UnixMs};
 use secrecy::ExposeSecret as _;
 
 use crate::clock;
 use crate::error::{ApiError, Code};
+use crate::listener::Bounded;
+use crate::network;
+use crate::rate::{Limiter, Taken};
 use crate::server::AppState;
 use crate::store::keys::{self, Credential};
 
@@ -93,7 +103,7 @@ pub struct Caller {
     pub key: KeyId,
     /// For the sandbox only.
     pub test: bool,
-    scopes: Vec<String>,
+    credential: Arc<Credential>,
 }
 
 impl Caller {
@@ -105,7 +115,7 @@ impl Caller {
 
     /// Refuses where the key has not this scope.
     pub fn needs(&self, scope: Scope) -> Result<(), ApiError> {
-        if self.scopes.iter().any(|had| had == scope.as_str()) {
+        if self.credential.scopes.iter().any(|had| had == scope.as_str()) {
             return Ok(());
         }
         Err(ApiError::new(Code::Forbidden)
@@ -160,9 +170,9 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 
 /// What is remembered of keys between requests.
 #[derive(Debug, Default)]
-pub(crate) struct Auth {
+pub struct Auth {
     remembered: Mutex<Memory>,
-    buckets: Mutex<HashMap<KeyId, Bucket>>,
+    limiter: Limiter,
 }
 
 #[derive(Debug, Default)]
@@ -174,30 +184,49 @@ struct Memory {
 
 #[derive(Debug)]
 struct Remembered {
-    credential: Credential,
+    credential: Arc<Credential>,
     read_at: UnixMs,
     used_at: Option<UnixMs>,
 }
 
+/// What the memory says of a request.
+#[derive(Debug)]
+pub enum Known {
+    /// The key is there, and this is it.
+    Good(Arc<Credential>),
+    /// The key is there, and this is not it, or it has ended.
+    Bad,
+    /// The key is not remembered; what [`Auth::remember`] wants to know.
+    Unknown(u64),
+}
+
 impl Auth {
     /// Forgets every key: one of them has changed.
-    pub(crate) fn forget(&self) {
+    pub fn forget(&self) {
         let mut memory = lock(&self.remembered);
         memory.by_prefix.clear();
         memory.forgotten = memory.forgotten.wrapping_add(1);
     }
 
-    /// The key if it is remembered, else what [`Auth::remember`] wants to know.
-    fn recall(&self, prefix: &str, now: UnixMs) -> Result<Credential, u64> {
-        let memory = lock(&self.remembered);
-        let fresh = memory.by_prefix.get(prefix).filter(|entry| {
-            // A clock that was set back makes no memory last longer.
-            (0..REMEMBERED_MS).contains(&now.since(entry.read_at))
-        });
-        fresh.map(|entry| entry.credential.clone()).ok_or(memory.forgotten)
+    /// What is known of a secret, without asking the store.
+    pub fn recall(&self, secret: &str, now: UnixMs) -> Known {
+        let Some(prefix) = prefix_of(secret) else { return Known::Bad };
+        let credential = {
+            let memory = lock(&self.remembered);
+            let fresh = memory.by_prefix.get(prefix).filter(|entry| {
+                // A clock that was set back makes no memory last longer.
+                (0..REMEMBERED_MS).contains(&now.since(entry.read_at))
+            });
+            match fresh {
+                Some(entry) => Arc::clone(&entry.credential),
+                None => return Known::Unknown(memory.forgotten),
+            }
+        };
+        if opens(secret, &credential, now) { Known::Good(credential) } else { Known::Bad }
     }
 
-    fn remember(&self, prefix: &str, credential: Credential, forgotten: u64, now: UnixMs) {
+    /// Remembers what the store says of a key, unless all was forgotten since [`Auth::recall`] was asked.
+    pub fn remember(&self, prefix: &str, credential: Arc<Credential>, forgotten: u64, now: UnixMs) {
         let mut memory = lock(&self.remembered);
         if memory.forgotten != forgotten {
             return;
@@ -210,6 +239,11 @@ impl Auth {
         memory.by_prefix.insert(prefix.to_owned(), entry);
     }
 
+    /// Takes a request of this key from what it may.
+    pub fn take(&self, credential: &Credential, now: UnixMs) -> Taken {
+        self.limiter.take(&credential.id, credential.rate, now)
+    }
+
     /// True where the use is to be written down.
     fn note_use(&self, prefix: &str, now: UnixMs) -> bool {
         let mut memory = lock(&self.remembered);
@@ -220,95 +254,63 @@ impl Auth {
         }
         due
     }
-
-    fn take(&self, key: &KeyId, rate: Rate, now: UnixMs) -> Taken {
-        let mut buckets = lock(&self.buckets);
-        if buckets.len() >= REMEMBERED_MAX {
-            buckets.retain(|_, bucket| !bucket.is_full(rate, now));
-        }
-        buckets.entry(key.clone()).or_insert_with(|| Bucket::full(rate, now)).take(rate, now)
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How often a key may be used.
+/// The secret is this key's, and the key has not ended.
+fn opens(secret: &str, credential: &Credential, now: UnixMs) -> bool {
+    verify_slices_are_equal(&sha256(secret.as_bytes()), &credential.hash).is_ok()
+        && credential.revoked_at.is_none()
+        && credential.expires_at.is_none_or(|at| at > now)
+}
+
+/// The other end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Rate {
-    /// In the long run.
-    pub(crate) per_second: u32,
-    /// At once after a pause.
-    pub(crate) burst: u32,
+pub struct Peer(pub IpAddr);
+
+impl Connected<IncomingStream<'_, Bounded>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, Bounded>) -> Self {
+        Self(stream.remote_addr().ip())
+    }
 }
 
-/// A token bucket, in thousandths of a request: a rate per second is the same number per millisecond.
-#[derive(Clone, Copy, Debug)]
-struct Bucket {
-    milli: u64,
-    at: UnixMs,
-}
-
-/// One request taken from a bucket, or refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Taken {
-    allowed: bool,
-    remaining: u64,
-    /// Seconds until a request is allowed again (refused), or until the bucket is full.
-    seconds: u64,
-}
-
-const MILLI: u64 = 1_000;
-
-impl Bucket {
-    fn full(rate: Rate, now: UnixMs) -> Self {
-        Self { milli: u64::from(rate.burst) * MILLI, at: now }
-    }
-
-    fn refilled(self, rate: Rate, now: UnixMs) -> u64 {
-        // A clock that was set back refills nothing.
-        let elapsed_ms = u64::try_from(now.since(self.at)).unwrap_or(0);
-        let gained = elapsed_ms.saturating_mul(u64::from(rate.per_second));
-        self.milli.saturating_add(gained).min(u64::from(rate.burst) * MILLI)
-    }
-
-    fn is_full(self, rate: Rate, now: UnixMs) -> bool {
-        self.refilled(rate, now) >= u64::from(rate.burst) * MILLI
-    }
-
-    fn take(&mut self, rate: Rate, now: UnixMs) -> Taken {
-        self.milli = self.refilled(rate, now);
-        self.at = now;
-        let per_second = u64::from(rate.per_second) * MILLI;
-        if let Some(rest) = self.milli.checked_sub(MILLI) {
-            self.milli = rest;
-            let missing = (u64::from(rate.burst) * MILLI).saturating_sub(rest);
-            let seconds = missing.div_ceil(per_second);
-            return Taken { allowed: true, remaining: rest / MILLI, seconds };
-        }
-        let seconds = MILLI.saturating_sub(self.milli).div_ceil(per_second).max(1);
-        Taken { allowed: false, remaining: 0, seconds }
-    }
+/// Who asks, by address; `None` where nobody can tell.
+pub(crate) fn address_of(app: &AppState, request: &Request) -> Option<IpAddr> {
+    let ConnectInfo(Peer(peer)) = request.extensions().get::<ConnectInfo<Peer>>()?;
+    network::caller(*peer, request.headers(), &app.config.trusted_proxies)
 }
 
 /// Around every tenant's route: finds the key, spends from its bucket, and says in headers what is left.
 pub async fn tenant(State(app): State<AppState>, mut request: Request, next: Next) -> Response {
-    let caller = match authenticate(&app, request.headers()).await {
-        Ok(caller) => caller,
+    let now = app.clock.now();
+    let credential = match authenticate(&app, request.headers(), now).await {
+        Ok(credential) => credential,
         Err(error) => return error.into_response(),
     };
-    let limits = app.config.limits;
-    let rate = Rate { per_second: limits.requests_per_second, burst: limits.burst };
-    let taken = app.auth.take(&caller.key, rate, app.clock.now());
+    if !credential.allow.is_empty() {
+        let address = address_of(&app, &request);
+        let inside = |address: IpAddr| credential.allow.iter().any(|net| net.holds(address));
+        if !address.is_some_and(inside) {
+            return ApiError::new(Code::AddressNotAllowed).into_response();
+        }
+    }
+    let taken = app.auth.take(&credential, now);
+    let rate = credential.rate;
     let mut response = if taken.allowed {
-        request.extensions_mut().insert(caller);
+        request.extensions_mut().insert(Caller {
+            tenant: credential.tenant.clone(),
+            key: credential.id.clone(),
+            test: credential.test,
+            credential,
+        });
         next.run(request).await
     } else {
         ApiError::new(Code::RateLimited).retry_after(taken.seconds).into_response()
     };
-    let window = u64::from(rate.burst).div_ceil(u64::from(rate.per_second)).max(1);
-    let policy = format!("\"key\";q={};w={window}", rate.burst);
+    let policy = format!("\"key\";q={};w={}", rate.burst, rate.window_s());
     let left = format!("\"key\";r={};t={}", taken.remaining, taken.seconds);
     let headers = response.headers_mut();
     for (name, value) in [(RATE_LIMIT_POLICY, policy), (RATE_LIMIT, left)] {
@@ -322,36 +324,33 @@ pub async fn tenant(State(app): State<AppState>, mut request: Request, next: Nex
     response
 }
 
-async fn authenticate(app: &AppState, headers: &HeaderMap) -> Result<Caller, ApiError> {
+async fn authenticate(
+    app: &AppState,
+    headers: &HeaderMap,
+    now: UnixMs,
+) -> Result<Arc<Credential>, ApiError> {
     let refused = || ApiError::new(Code::Unauthenticated);
     let secret = bearer(headers).ok_or_else(refused)?;
     let prefix = prefix_of(secret).ok_or_else(refused)?;
-    let now = app.clock.now();
-    let credential = match app.auth.recall(prefix, now) {
-        Ok(credential) => credential,
-        Err(forgotten) => {
+    let credential = match app.auth.recall(secret, now) {
+        Known::Good(credential) => credential,
+        Known::Bad => return Err(refused()),
+        Known::Unknown(forgotten) => {
             let wanted = prefix.to_owned();
-            let found = app.store.read(move |tx| keys::by_prefix(tx, &wanted)).await?;
-            let credential = found.ok_or_else(refused)?;
-            app.auth.remember(prefix, credential.clone(), forgotten, now);
+            let tiers = app.config.limits.tiers();
+            let found = app.store.read(move |tx| keys::by_prefix(tx, &wanted, &tiers)).await?;
+            let credential = Arc::new(found.ok_or_else(refused)?);
+            app.auth.remember(prefix, Arc::clone(&credential), forgotten, now);
+            if !opens(secret, &credential, now) {
+                return Err(refused());
+            }
             credential
         }
     };
-    if verify_slices_are_equal(&sha256(secret.as_bytes()), &credential.hash).is_err()
-        || credential.revoked_at.is_some()
-        || credential.expires_at.is_some_and(|at| at <= now)
-    {
-        return Err(refused());
-    }
     if app.auth.note_use(prefix, now) {
         write_use(app, credential.tenant.clone(), credential.id.clone(), now);
     }
-    Ok(Caller {
-        tenant: credential.tenant,
-        key: credential.id,
-        test: credential.test,
-        scopes: credential.scopes,
-    })
+    Ok(credential)
 }
 
 /// Writes a key's use down beside the request: the request does not wait for it and does not fail with it.
@@ -383,31 +382,7 @@ pub async fn operator(State(app): State<AppState>, request: Request, next: Next)
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const RATE: Rate = Rate { per_second: 10, burst: 3 };
-
-    #[test]
-    fn a_bucket_gives_its_burst_then_its_rate() {
-        let start = UnixMs(1_000_000);
-        let mut bucket = Bucket::full(RATE, start);
-        for left in [2, 1, 0] {
-            let taken = bucket.take(RATE, start);
-            assert!(taken.allowed);
-            assert_eq!(taken.remaining, left);
-        }
-        assert_eq!(bucket.take(RATE, start), Taken { allowed: false, remaining: 0, seconds: 1 });
-        assert!(!bucket.take(RATE, start.plus_ms(99)).allowed);
-        assert!(bucket.take(RATE, start.plus_ms(100)).allowed);
-        assert!(!bucket.take(RATE, start.plus_ms(150)).allowed);
-    }
-
-    #[test]
-    fn a_bucket_never_holds_more_than_its_burst_and_survives_a_clock_set_back() {
-        let start = UnixMs(1_000_000);
-        let mut bucket = Bucket::full(RATE, start);
-        assert_eq!(bucket.take(RATE, start.plus_ms(3_600_000)).remaining, 2);
-        assert_eq!(bucket.take(RATE, start).remaining, 1);
-    }
+    use crate::rate::Rate;
 
     #[test]
     fn a_fresh_key_is_found_by_its_prefix_and_checked_by_its_hash() {
@@ -423,27 +398,63 @@ mod tests {
         assert_eq!(prefix_of("sb_live_xééééé"), None);
     }
 
-    #[test]
-    fn what_was_read_before_a_revocation_is_not_remembered_after_it() {
-        let (auth, now) = (Auth::default(), UnixMs(1_000_000));
-        let credential = Credential {
+    fn credential(key: &FreshKey) -> Credential {
+        Credential {
             id: KeyId::new(1, [1; 10]),
             tenant: TenantId::new(1, [1; 10]),
-            hash: [0; 32],
+            hash: key.hash,
             scopes: Vec::new(),
             test: false,
+            allow: Vec::new(),
+            rate: Rate { per_second: 10, burst: 3 },
             expires_at: None,
             revoked_at: None,
-        };
-        let before = auth.recall("sb_live_a", now).unwrap_err();
+        }
+    }
+
+    fn unknown(auth: &Auth, secret: &str, now: UnixMs) -> u64 {
+        match auth.recall(secret, now) {
+            Known::Unknown(forgotten) => forgotten,
+            known @ (Known::Good(_) | Known::Bad) => panic!("{known:?}"),
+        }
+    }
+
+    #[test]
+    fn what_was_read_before_a_revocation_is_not_remembered_after_it() {
+        let (auth, now, key) = (Auth::default(), UnixMs(1_000_000), FreshKey::new(false));
+        let credential = Arc::new(credential(&key));
+        let before = unknown(&auth, &key.secret, now);
         // While the row is on its way from the store, its key is revoked.
         auth.forget();
-        auth.remember("sb_live_a", credential.clone(), before, now);
-        let after = auth.recall("sb_live_a", now).unwrap_err();
-        auth.remember("sb_live_a", credential.clone(), after, now);
-        assert_eq!(auth.recall("sb_live_a", now), Ok(credential));
-        auth.recall("sb_live_a", now.plus_ms(-1)).unwrap_err();
-        auth.recall("sb_live_a", now.plus_ms(REMEMBERED_MS)).unwrap_err();
+        auth.remember(&key.prefix, Arc::clone(&credential), before, now);
+        let after = unknown(&auth, &key.secret, now);
+        auth.remember(&key.prefix, Arc::clone(&credential), after, now);
+        assert!(matches!(auth.recall(&key.secret, now), Known::Good(found) if found == credential));
+        unknown(&auth, &key.secret, now.plus_ms(-1));
+        unknown(&auth, &key.secret, now.plus_ms(REMEMBERED_MS));
+    }
+
+    #[test]
+    fn a_remembered_key_opens_only_with_its_own_secret_and_only_while_it_is_good() {
+        let (now, key) = (UnixMs(1_000_000), FreshKey::new(false));
+        let whole = credential(&key);
+        let ended = Credential { expires_at: Some(now), ..whole.clone() };
+        let revoked = Credential { revoked_at: Some(now), ..whole.clone() };
+        let ends_later = Credential { expires_at: Some(now.plus_ms(1)), ..whole.clone() };
+        let similar = format!("{}x", key.secret);
+        for (credential, secret, good) in [
+            (whole.clone(), &key.secret, true),
+            (whole, &similar, false),
+            (ended, &key.secret, false),
+            (revoked, &key.secret, false),
+            (ends_later, &key.secret, true),
+        ] {
+            let auth = Auth::default();
+            auth.remember(&key.prefix, Arc::new(credential.clone()), 0, now);
+            let known = auth.recall(secret, now);
+            assert_eq!(matches!(known, Known::Good(_)), good, "{credential:?}: {known:?}");
+        }
+        assert!(matches!(Auth::default().recall("sk_live_abc", now), Known::Bad));
     }
 
     #[test]

@@ -10,13 +10,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::HostId;
-use protocol::api::HoursPreset;
+use protocol::api::{HoursPreset, Tier};
 use router_client::backoff::DELAY_MAX_MS;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use toml::de::DeTable;
 use url::Url;
 
+use crate::network::Network;
+use crate::rate::Rate;
+use crate::store::keys::Tiers;
 use crate::warming::{self, Step};
 
 /// The commented default configuration.
@@ -39,6 +42,8 @@ pub struct Config {
     pub admin_token: Option<SecretString>,
     /// How long a shutdown waits for requests and sessions.
     pub drain: Duration,
+    /// Proxies that are believed about who asks.
+    pub trusted_proxies: Vec<Network>,
     /// Limits of the API.
     pub limits: Limits,
     /// Lives of messages.
@@ -99,14 +104,23 @@ struct RawDial {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Requests per second and key.
-    pub requests_per_second: u32,
-    /// Requests that a key may make at once after a pause.
-    pub burst: u32,
+    /// The tier of keys that name none.
+    pub tier: Tier,
+    /// How often keys of the tier `starter` may be used.
+    pub starter: Rate,
+    /// How often keys of the tier `growth` may be used.
+    pub growth: Rate,
     /// Longest request body in bytes.
     pub body_bytes: usize,
     /// Longest handling of one request in milliseconds.
     pub request_timeout_ms: u64,
+}
+
+impl Limits {
+    /// How often keys of each tier may be used.
+    pub fn tiers(&self) -> Tiers {
+        Tiers { default: self.tier, starter: self.starter, growth: self.growth }
+    }
 }
 
 /// Lives of messages.
@@ -176,11 +190,13 @@ pub struct Lease {
 }
 
 /// Webhook delivery.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Webhooks {
     /// Endpoints may be plain HTTP and at private or loopback addresses.
     pub allow_private: bool,
+    /// Networks that endpoints may be in though they are not public.
+    pub allow_networks: Vec<Network>,
     /// How long an endpoint may take to answer, in milliseconds.
     pub timeout_ms: u64,
     /// Deliveries to one endpoint at once.
@@ -245,8 +261,9 @@ pub enum LogFormat {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            requests_per_second: 100,
-            burst: 200,
+            tier: Tier::Growth,
+            starter: Rate { per_second: 10, burst: 50 },
+            growth: Rate { per_second: 100, burst: 500 },
             body_bytes: 256 * 1024,
             request_timeout_ms: 30_000,
         }
@@ -308,6 +325,7 @@ impl Default for Webhooks {
     fn default() -> Self {
         Self {
             allow_private: false,
+            allow_networks: Vec::new(),
             timeout_ms: 10_000,
             per_endpoint: 4,
             in_flight: 128,
@@ -331,6 +349,7 @@ struct Raw {
     admin_token: Option<String>,
     admin_token_file: Option<PathBuf>,
     drain_ms: u64,
+    trusted_proxies: Vec<Network>,
     limits: Limits,
     messages: Messages,
     dispatch: Dispatch,
@@ -351,6 +370,9 @@ impl Default for Raw {
             admin_token: None,
             admin_token_file: None,
             drain_ms: 10_000,
+            trusted_proxies: ["127.0.0.0/8", "::1/128"]
+                .map(|network| network.parse().expect("a network"))
+                .to_vec(),
             limits: Limits::default(),
             messages: Messages::default(),
             dispatch: Dispatch::default(),
@@ -448,6 +470,7 @@ impl Config {
             database,
             admin_token: admin_token_of(&raw, folder, admin_token, &check)?,
             drain: Duration::from_millis(raw.drain_ms),
+            trusted_proxies: raw.trusted_proxies,
             limits: raw.limits,
             messages: raw.messages,
             dispatch: raw.dispatch,
@@ -460,6 +483,8 @@ impl Config {
     }
 }
 
+/// Requests a second, and at once, of a key: more than a router answers.
+pub const RATE_MAX: u32 = 1_000_000;
 /// Steps of a phone's growth: far more than anybody would keep in mind.
 const STEPS_MAX: usize = 32;
 /// New contacts of a phone in a day. The times of so many are looked at for each choice; Apple blocks far below.
@@ -499,8 +524,16 @@ impl Check<'_> {
             return Err(self.wrong("database", "is empty"));
         }
         self.range("drain_ms", raw.drain_ms, 0, 600_000)?;
-        self.range("limits.requests_per_second", limits.requests_per_second, 1, 1_000_000)?;
-        self.range("limits.burst", limits.burst, 1, 1_000_000)?;
+        if limits.tier == Tier::Custom {
+            return Err(self.wrong("limits.tier", "\"custom\" is what single keys may be"));
+        }
+        for (per_second, burst, rate) in [
+            ("limits.starter.per_second", "limits.starter.burst", limits.starter),
+            ("limits.growth.per_second", "limits.growth.burst", limits.growth),
+        ] {
+            self.range(per_second, rate.per_second, 1, RATE_MAX)?;
+            self.range(burst, rate.burst, 1, RATE_MAX)?;
+        }
         // A text of 20,000 four-byte characters, every one escaped (12 bytes), must fit.
         self.range("limits.body_bytes", limits.body_bytes, 256 * 1024, 16 * 1024 * 1024)?;
         self.range("limits.request_timeout_ms", limits.request_timeout_ms, 100, 600_000)?;
@@ -745,6 +778,7 @@ mod tests {
         assert_eq!(shipped.listen, built_in.listen);
         assert_eq!(shipped.database, built_in.database);
         assert_eq!(shipped.drain_ms, built_in.drain_ms);
+        assert_eq!(shipped.trusted_proxies, built_in.trusted_proxies);
         assert_eq!(shipped.limits, built_in.limits);
         assert_eq!(shipped.messages, built_in.messages);
         assert_eq!(shipped.dispatch, built_in.dispatch);
@@ -760,12 +794,12 @@ mod tests {
     fn every_key_stands_in_the_default_file() {
         let shipped: toml::Table = toml::from_str(DEFAULT).unwrap();
         for (table, keys) in [
-            ("limits", 4),
+            ("limits", 5),
             ("messages", 3),
             ("dispatch", 9),
             ("warming", 4),
             ("lease", 4),
-            ("webhooks", 5),
+            ("webhooks", 6),
             ("compliance", 6),
             ("log", 2),
         ] {
@@ -788,15 +822,25 @@ mod tests {
                 "listen = \"127.0.0.1:7070\"\nlissten = 1\n",
                 "router.toml:2: lissten: unknown field `lissten`",
             ),
-            ("[limits]\nburst = -1\n", "router.toml:2: limits.burst: invalid value"),
-            ("[limits]\nburst = \"x\"\n", "router.toml:2: limits.burst: invalid type"),
+            ("[limits]\ngrowth.burst = -1\n", "router.toml:2: limits.growth.burst: invalid value"),
+            ("[limits]\nbody_bytes = \"x\"\n", "router.toml:2: limits.body_bytes: invalid type"),
+            ("[limits]\ntier = \"custom\"\n", "router.toml:2: limits.tier: \"custom\" is what"),
+            ("[limits]\ntier = \"big\"\n", "router.toml:2: limits.tier: unknown variant"),
+            ("[limits]\nstarter = { per_second = 5 }\n", "router.toml:2: limits.starter"),
+            ("trusted_proxies = [\"here\"]\n", "router.toml:1: trusted_proxies: not a network"),
             ("[limits]\nbrust = 1\n", "router.toml:2: limits.brust: unknown field"),
             ("limits = 5\n", "router.toml:1: limits: invalid type"),
             ("\n[limitz]\n", "router.toml:2: limitz: unknown field"),
             ("listen = \"nowhere\"\n", "router.toml:1: listen: invalid"),
-            ("limits.burst = -1\n", "router.toml:1: limits.burst: invalid value"),
-            ("limits = { burst = 0 }\n", "router.toml:1: limits.burst: 0 is not between 1 and"),
-            ("[limits]\n\nburst = 0\n", "router.toml:3: limits.burst: 0 is not between 1 and"),
+            ("limits.body_bytes = -1\n", "router.toml:1: limits.body_bytes: invalid value"),
+            (
+                "limits = { growth = { per_second = 1, burst = 0 } }\n",
+                "router.toml:1: limits.growth.burst: 0 is not between 1 and",
+            ),
+            (
+                "[limits]\n\ngrowth.per_second = 0\ngrowth.burst = 1\n",
+                "router.toml:3: limits.growth.per_second: 0 is not between 1 and",
+            ),
             ("[limits]\nbody_bytes = 65536\n", "router.toml:2: limits.body_bytes: 65536 is not"),
             ("[lease]\nttl_ms = 10\n", "router.toml:2: lease.ttl_ms"),
             ("[log]\nfilter = \"a=nolevel\"\n", "router.toml:2: log.filter"),

@@ -294,7 +294,7 @@ fn decide_and_record(
     let mut pool = lock(&desk.pool);
     pool.catch_up(tx, &desk.links, now, false)?;
     let wanted = wanted(message.channel, &message.recipient);
-    let choice = pool.pick(tenant, message.from.as_ref(), &relations, &wanted, now);
+    let choice = pool.pick((tenant, message.test), message.from.as_ref(), &relations, &wanted, now);
     let (choice, phone) = match choice {
         Ok(chosen) => chosen,
         Err(Unable::Busy) => {
@@ -370,7 +370,7 @@ pub fn preview(
     let mut pool = lock(&desk.pool);
     pool.catch_up(tx, &desk.links, now, false)?;
     let wanted = wanted(new.channel, &new.recipient);
-    let picked = pool.pick(tenant, new.from.as_ref(), &relations, &wanted, now);
+    let picked = pool.pick((tenant, new.test), new.from.as_ref(), &relations, &wanted, now);
     Ok(match picked {
         Ok((choice, phone)) => Ok((choice, phone.number.clone())),
         Err(unable @ Unable::NotAllowed) => Err(Verdict::block(unable.reason())),

@@ -40,6 +40,12 @@ pub enum Code {
     Unauthenticated,
     /// The key may not do this.
     Forbidden,
+    /// The key may not be used from where it was used.
+    AddressNotAllowed,
+    /// The key has ended or been replaced already.
+    KeyEnded,
+    /// The webhook endpoint is switched off.
+    EndpointDisabled,
     /// The enrolment token does not exist, was used or is too old.
     InvalidEnrolmentToken,
     /// There is no such thing, or it is another tenant's.
@@ -95,6 +101,15 @@ impl Code {
                 (StatusCode::UNAUTHORIZED, "unauthenticated", "A valid key is needed")
             }
             Self::Forbidden => (StatusCode::FORBIDDEN, "forbidden", "The key may not do this"),
+            Self::AddressNotAllowed => (
+                StatusCode::FORBIDDEN,
+                "address_not_allowed",
+                "The key may not be used from this address",
+            ),
+            Self::EndpointDisabled => {
+                (StatusCode::CONFLICT, "endpoint_disabled", "The endpoint is switched off")
+            }
+            Self::KeyEnded => (StatusCode::CONFLICT, "key_ended", "The key has ended already"),
             Self::InvalidEnrolmentToken => (
                 StatusCode::UNAUTHORIZED,
                 "invalid_enrolment_token",
@@ -267,9 +282,14 @@ impl IntoResponse for ApiError {
     }
 }
 
+/// The id of a request, for whoever handles it.
+#[derive(Clone, Debug)]
+pub(crate) struct RequestId(pub(crate) String);
+
 /// Around every route: gives the request its id, bounds its time, catches a panic, and turns failures into problems.
-pub async fn answer(State(app): State<AppState>, request: Request, next: Next) -> Response {
+pub async fn answer(State(app): State<AppState>, mut request: Request, next: Next) -> Response {
     let request_id = format!("req_{}", BASE32_DNSSEC.encode(&clock::random::<16>()));
+    request.extensions_mut().insert(RequestId(request_id.clone()));
     let method = known(request.method());
     // The route, not the path: labels must not grow with ids.
     let route = request

@@ -33,6 +33,8 @@ pub mod facts;
 pub mod idempotency;
 mod listener;
 pub mod metrics;
+pub mod network;
+pub mod rate;
 pub mod server;
 pub mod steady;
 pub mod store;

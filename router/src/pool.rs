@@ -63,7 +63,7 @@ pub struct Pool {
     phones: HashMap<PhoneId, Shelved>,
     numbers: HashMap<E164, PhoneId>,
     hosts: HashMap<HostId, BTreeSet<PhoneId>>,
-    shelves: HashMap<Option<TenantId>, BTreeMap<Channels, Shelf>>,
+    shelves: HashMap<Owner, BTreeMap<Channels, Shelf>>,
     /// When time alone changes what is true of a phone.
     turns: BTreeSet<(i64, PhoneId)>,
     /// Phones that could send, and the attempts that they could still take.
@@ -79,6 +79,9 @@ struct Known {
     file_version: i64,
     now: UnixMs,
 }
+
+/// Whose phones stand on a shelf, and whether they are of the sandbox.
+type Owner = (Option<TenantId>, bool);
 
 /// A set of channels, a bit each.
 type Channels = u8;
@@ -213,7 +216,7 @@ impl Pool {
             self.able += 1;
             self.free += u64::from(self.caps.in_flight.saturating_sub(candidate.in_flight));
         }
-        let owner = candidate.exclusive_to.clone();
+        let owner = owner(candidate);
         let shelf = self.shelves.entry(owner).or_default().entry(channels).or_default();
         shelf.all += 1;
         shelf.capped += usize::from(candidate.capped);
@@ -272,7 +275,8 @@ impl Pool {
             self.able -= 1;
             self.free -= u64::from(self.caps.in_flight.saturating_sub(candidate.in_flight));
         }
-        let Some(shelves) = self.shelves.get_mut(&candidate.exclusive_to) else { return };
+        let owner = owner(candidate);
+        let Some(shelves) = self.shelves.get_mut(&owner) else { return };
         let Some(shelf) = shelves.get_mut(&channels) else { return };
         shelf.all -= 1;
         shelf.capped -= usize::from(candidate.capped);
@@ -286,7 +290,7 @@ impl Pool {
             shelves.remove(&channels);
         }
         if shelves.is_empty() {
-            self.shelves.remove(&candidate.exclusive_to);
+            self.shelves.remove(&owner);
         }
     }
 
@@ -301,17 +305,24 @@ impl Pool {
         (self.able > 0).then(|| usize::try_from(self.free).unwrap_or(usize::MAX))
     }
 
-    /// Chooses a phone, or says why none can. `from` is the number that was asked for.
+    /// Chooses a phone, or says why none can. Whose message it is, and whether it is for the sandbox; `from` is the number
+    /// that was asked for.
     pub fn pick(
         &self,
-        tenant: &TenantId,
+        (tenant, sandbox): (&TenantId, bool),
         from: Option<&E164>,
         relations: &Relations,
         wanted: &[Channel],
         now: UnixMs,
     ) -> Result<(Choice, &PoolPhone), Unable> {
-        let mut need =
-            Need { tenant, from: None, wanted, in_flight_max: self.caps.in_flight, now_ms: now.0 };
+        let mut need = Need {
+            tenant,
+            sandbox,
+            from: None,
+            wanted,
+            in_flight_max: self.caps.in_flight,
+            now_ms: now.0,
+        };
         let choice = match from {
             None => self.pick_any(&need, relations)?,
             Some(number) => {
@@ -333,7 +344,7 @@ impl Pool {
         let mut met: BTreeSet<&PhoneId> = relations.known.iter().collect();
         met.extend(relations.sticky.iter().map(|(id, _)| id));
         let mut field = self.met(met.iter().copied(), relations);
-        let owners = [Some(need.tenant.clone()), None];
+        let owners = [(Some(need.tenant.clone()), need.sandbox), (None, need.sandbox)];
         let wanted = bits(need.wanted);
         let shelves: Vec<(Channels, &Shelf)> = owners
             .iter()
@@ -385,6 +396,10 @@ pub fn candidate(phone: &PoolPhone, relations: &Relations) -> Candidate {
     let bound = relations.sticky.iter().find(|(bound, _)| *bound == candidate.phone);
     let known = relations.known.contains(&candidate.phone);
     Candidate { sticky_ms: bound.map(|(_, at)| *at), known, ..candidate }
+}
+
+fn owner(candidate: &Candidate) -> Owner {
+    (candidate.exclusive_to.clone(), candidate.sandbox)
 }
 
 fn rank(candidate: &Candidate) -> Rank {

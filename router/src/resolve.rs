@@ -43,6 +43,8 @@ pub struct Candidate {
     pub phone: PhoneId,
     /// The tenant it is reserved for; `None` when it is pooled.
     pub exclusive_to: Option<TenantId>,
+    /// It is of the sandbox.
+    pub sandbox: bool,
     /// Whether the recipient last talked with this phone for the asking tenant, and when.
     pub sticky_ms: Option<i64>,
     /// Its host has a session here.
@@ -74,6 +76,8 @@ pub struct Candidate {
 pub struct Need<'a> {
     /// Whose message it is.
     pub tenant: &'a TenantId,
+    /// It was made with a test key: only phones of the sandbox may have it, and they nothing else.
+    pub sandbox: bool,
     /// The phone that was asked for, if one was.
     pub from: Option<&'a PhoneId>,
     /// Channels that would do, best first.
@@ -121,7 +125,8 @@ pub fn resolve(need: &Need<'_>, candidates: &[Candidate]) -> Result<Choice, Unab
 
 /// Whether this phone may ever be used for this message.
 fn eligible(need: &Need<'_>, candidate: &Candidate) -> bool {
-    candidate.exclusive_to.as_ref().is_none_or(|owner| owner == need.tenant)
+    candidate.sandbox == need.sandbox
+        && candidate.exclusive_to.as_ref().is_none_or(|owner| owner == need.tenant)
         && need.from.is_none_or(|from| *from == candidate.phone)
 }
 
@@ -182,6 +187,7 @@ mod tests {
         Candidate {
             phone: phone(n),
             exclusive_to: None,
+            sandbox: false,
             sticky_ms: None,
             online: true,
             ready: true,
@@ -198,7 +204,7 @@ mod tests {
     }
 
     fn ask<'a>(tenant: &'a TenantId, from: Option<&'a PhoneId>) -> Need<'a> {
-        Need { tenant, from, wanted: &AUTO, in_flight_max: 4, now_ms: NOW_MS }
+        Need { tenant, sandbox: false, from, wanted: &AUTO, in_flight_max: 4, now_ms: NOW_MS }
     }
 
     fn chosen(candidates: &[Candidate]) -> Result<PhoneId, Unable> {
@@ -214,7 +220,7 @@ mod tests {
     fn a_phone_that_cannot_send_is_not_chosen() {
         type Spoil = fn(&mut Candidate);
         let warming = Unable::Warming { until_ms: NOW_MS + 5 };
-        let cases: [(&str, Unable, Spoil); 8] = [
+        let cases: [(&str, Unable, Spoil); 9] = [
             ("at its daily cap", Unable::Capped, |c| c.capped = true),
             ("at its cap of new contacts", warming, |c| c.new_from_ms = NOW_MS + 5),
             ("offline", Unable::Away, |c| c.online = false),
@@ -223,6 +229,7 @@ mod tests {
             ("full", Unable::Busy, |c| c.in_flight = 4),
             ("without a channel", Unable::Away, |c| c.channels = vec![]),
             ("another tenant's", Unable::Away, |c| c.exclusive_to = Some(tenant(9))),
+            ("of the sandbox", Unable::Away, |c| c.sandbox = true),
         ];
         for (name, why, spoil) in cases {
             let mut spoilt = candidate(1);
@@ -230,6 +237,28 @@ mod tests {
             assert_eq!(chosen(std::slice::from_ref(&spoilt)), Err(why), "{name}");
             assert_eq!(chosen(&[spoilt, candidate(2)]), Ok(phone(2)), "{name}");
         }
+    }
+
+    #[test]
+    fn a_test_keys_message_goes_to_the_sandbox_alone() {
+        let sandbox = |n| Candidate { sandbox: true, ..candidate(n) };
+        let mine = tenant(1);
+        let test = |candidates: &[Candidate], from: Option<&PhoneId>| {
+            resolve(&Need { sandbox: true, ..ask(&mine, from) }, candidates)
+                .map(|choice| choice.phone)
+        };
+        assert_eq!(test(&[candidate(1), sandbox(2)], None), Ok(phone(2)));
+        // Not even where the real phone is the tenant's own, knows the recipient, and was asked for.
+        let tempting = Candidate {
+            exclusive_to: Some(tenant(1)),
+            sticky_ms: Some(5),
+            known: true,
+            ..candidate(1)
+        };
+        assert_eq!(test(&[tempting.clone(), sandbox(2)], None), Ok(phone(2)));
+        assert_eq!(test(std::slice::from_ref(&tempting), None), Err(Unable::Away));
+        assert_eq!(test(&[tempting, sandbox(2)], Some(&phone(1))), Err(Unable::NotAllowed));
+        assert_eq!(chosen(&[sandbox(1)]), Err(Unable::Away));
     }
 
     #[test]
@@ -313,10 +342,10 @@ mod tests {
             n in 0_u8..40, owner in prop::option::of(0_u8..3), sticky in prop::option::of(0_i64..3),
             online: bool, ready: bool, leased: bool, channels in prop::sample::subsequence(AUTO.to_vec(), 0..=3),
             in_flight in 0_u32..6, today in 0_i64..3, warming in 0_i64..3, used in 0_i64..3,
-            known: bool, new_from in 0_i64..3, capped in prop::bool::weighted(0.2),
+            known: bool, new_from in 0_i64..3, capped in prop::bool::weighted(0.2), sandbox in prop::bool::weighted(0.3),
         ) -> Candidate {
             Candidate {
-                phone: phone(n), exclusive_to: owner.map(tenant), sticky_ms: sticky, online, ready, leased,
+                phone: phone(n), exclusive_to: owner.map(tenant), sandbox, sticky_ms: sticky, online, ready, leased,
                 channels, in_flight, messages_today: today, warming_priority: warming, last_used_ms: used,
                 known, new_from_ms: NOW_MS - 1 + new_from, capped,
             }
@@ -334,14 +363,16 @@ mod tests {
                 })
                 .prop_flat_map(|all| (Just(all.clone()), Just(all).prop_shuffle())),
             from in prop::option::of(0_u8..40),
+            sandbox: bool,
         ) {
             let mine = tenant(1);
             let from = from.map(phone);
-            let need = ask(&mine, from.as_ref());
+            let need = Need { sandbox, ..ask(&mine, from.as_ref()) };
             let first = resolve(&need, &candidates);
             prop_assert_eq!(&first, &resolve(&need, &shuffled));
             if let Ok(choice) = first {
                 let taken = candidates.iter().find(|c| c.phone == choice.phone).unwrap();
+                prop_assert_eq!(taken.sandbox, sandbox);
                 prop_assert!(taken.online && taken.ready && taken.leased && taken.in_flight < 4);
                 prop_assert!(!taken.capped && (taken.known || taken.new_from_ms <= NOW_MS));
                 prop_assert!(taken.exclusive_to.as_ref().is_none_or(|owner| *owner == mine));

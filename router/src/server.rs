@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_http::limit::RequestBodyLimitLayer;
 
-use crate::auth::Auth;
+use crate::auth::{self, Auth};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::idempotency::InFlight;
@@ -167,7 +167,8 @@ pub async fn serve(app: &AppState, listener: TcpListener) -> std::io::Result<()>
     let patience = PATIENCE + Duration::from_millis(app.config.limits.request_timeout_ms);
     let listener = Bounded::new(listener, CONNECTIONS_MAX, patience);
     let stop = app.stop.clone();
-    let server = axum::serve(listener, router(app))
+    let service = router(app).into_make_service_with_connect_info::<auth::Peer>();
+    let server = axum::serve(listener, service)
         .with_graceful_shutdown(async move { stop.cancelled().await });
     let drained = async {
         app.stop.cancelled().await;

@@ -19,6 +19,7 @@ mod tx;
 mod value;
 
 pub mod admin;
+pub mod audit;
 pub mod contacts;
 pub mod dead_letters;
 pub mod dispatch;

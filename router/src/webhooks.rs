@@ -1,10 +1,12 @@
 //! Delivers webhooks: sign, post, write down how it went, try again or give up.
 //!
 //! The outbox is filled in the transactions that change state ([`crate::store::webhook_jobs::enqueue`]). One task
-//! claims what is due, endpoint by endpoint with a bound for each, so that a slow endpoint fills its own places and
-//! nobody else's; the deliveries run beside it. A claim is a postponement, so that what a dead router had claimed
+//! claims what is due, with a bound for each endpoint, so that a slow endpoint fills its own places and nobody else's;
+//! the deliveries run beside it. An endpoint that fails gets one delivery at a time, and after some failures in a row
+//! none for a while ([`breaker`]); while places are scarce, everybody gets one. A claim is a postponement, so that what a dead router had claimed
 //! falls due again by itself: an endpoint may see an event twice, under the same `webhook-id`.
 
+pub mod breaker;
 pub mod guard;
 pub mod schedule;
 pub mod signature;
@@ -19,7 +21,9 @@ use reqwest::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use self::breaker::State;
 use crate::clock;
+use crate::config;
 use crate::server::AppState;
 use crate::store::StoreError;
 use crate::store::webhook_jobs::{self as jobs, After, Attempt, ClaimedJob, Target};
@@ -39,6 +43,12 @@ const FAILING_MAX_MS: i64 = 5 * 24 * 3_600 * 1_000;
 /// Longest explanation kept with an attempt, in characters.
 const ERROR_CHARS_MAX: usize = 200;
 
+/// What is kept of an answer's body, in bytes: enough for an error message.
+const RESPONSE_BYTES_MAX: usize = 1_024;
+
+/// What is read of an answer's body, in bytes, so that its connection can be used again; longer ones cost theirs.
+const RESPONSE_READ_MAX: usize = 64 * 1_024;
+
 /// Starts the delivery worker.
 pub fn start(app: &AppState) {
     let app = AppState::clone(app);
@@ -53,14 +63,22 @@ struct Worker {
     busy: HashMap<EndpointId, usize>,
     done: mpsc::Receiver<EndpointId>,
     ended: mpsc::Sender<EndpointId>,
+    policy: guard::Policy,
+    /// Turns so far: each begins with another endpoint, so that scarce places go round.
+    turns: usize,
 }
 
 impl Worker {
     fn new(app: AppState) -> Self {
         // As many as there can be deliveries: telling of an end never waits.
         let (ended, done) = mpsc::channel(places(app.config.webhooks.in_flight));
-        let client = client(&app);
-        Self { app, client, busy: HashMap::new(), done, ended }
+        let settings = &app.config.webhooks;
+        let policy = guard::Policy {
+            allow_private: settings.allow_private,
+            networks: settings.allow_networks.clone().into(),
+        };
+        let client = client(settings, policy.clone());
+        Self { app, client, busy: HashMap::new(), done, ended, policy, turns: 0 }
     }
 
     async fn run(mut self) {
@@ -96,33 +114,59 @@ impl Worker {
 
     /// Starts what is due and fits; answers how long nothing more can fall due.
     async fn turn(&mut self) -> Result<Duration, StoreError> {
-        let settings = self.app.config.webhooks;
-        let waiting = self.app.store.read(jobs::waiting_endpoints).await?;
+        let (in_flight, per_endpoint, timeout_ms) = {
+            let settings = &self.app.config.webhooks;
+            (places(settings.in_flight), places(settings.per_endpoint), settings.timeout_ms)
+        };
+        let mut waiting = self.app.store.read(jobs::waiting_endpoints).await?;
         let now = self.app.clock.now();
-        let until = now.plus_ms(ms(settings.timeout_ms).saturating_add(CLAIM_SLACK_MS));
+        let until = now.plus_ms(ms(timeout_ms).saturating_add(CLAIM_SLACK_MS));
         let mut sleep = SLEEP_MAX;
-        let mut free = places(settings.in_flight).saturating_sub(self.busy.values().sum());
-        for jobs::Waiting { endpoint, due, failing } in waiting {
+        let mut free = in_flight.saturating_sub(self.busy.values().sum());
+        self.turns = self.turns.wrapping_add(1);
+        if !waiting.is_empty() {
+            let first = self.turns % waiting.len();
+            waiting.rotate_left(first);
+        }
+        let mut wanted = Vec::new();
+        for jobs::Waiting { endpoint, due, failures, paused_until } in waiting {
+            let state = State::of(failures, paused_until, now);
+            let due = match state {
+                State::Open { until } => due.max(until),
+                State::HalfOpen | State::Closed => due,
+            };
             if due > now {
                 let wait = u64::try_from(due.since(now)).unwrap_or(0);
                 sleep = sleep.min(Duration::from_millis(wait));
                 continue;
             }
             let taken = self.busy.get(&endpoint).copied().unwrap_or(0);
-            // One that fails keeps one place to show that it works again: many of them leave room for the others.
-            let share = if failing { 1 } else { places(settings.per_endpoint) };
+            // Many that fail or are slow leave room for the others.
+            let scarce = free * 2 < in_flight;
+            let share = if state == State::Closed && !scarce { per_endpoint } else { 1 };
             let limit = share.saturating_sub(taken).min(free);
             // A full endpoint is looked at again when one of its deliveries has ended.
-            if limit == 0 {
-                continue;
+            if limit > 0 {
+                free -= limit;
+                wanted.push((endpoint, limit));
             }
-            let claimed = self
-                .app
-                .store
-                .write(move |tx| jobs::claim(tx, &endpoint, now, until, limit))
-                .await?;
-            let Some((target, claimed)) = claimed else { continue };
-            free = free.saturating_sub(claimed.len());
+        }
+        if wanted.is_empty() {
+            return Ok(sleep);
+        }
+        // All in one commit: an endpoint more costs no write to the disk more.
+        let claimed = self
+            .app
+            .store
+            .write(move |tx| {
+                let mut claimed = Vec::with_capacity(wanted.len());
+                for (endpoint, limit) in &wanted {
+                    claimed.extend(jobs::claim(tx, endpoint, now, until, *limit)?);
+                }
+                Ok(claimed)
+            })
+            .await?;
+        for (target, claimed) in claimed {
             for job in claimed {
                 self.deliver(target.clone(), job);
             }
@@ -132,11 +176,15 @@ impl Worker {
 
     fn deliver(&mut self, target: Target, job: ClaimedJob) {
         *self.busy.entry(target.endpoint.clone()).or_default() += 1;
-        let (app, client, ended) =
-            (AppState::clone(&self.app), self.client.clone(), self.ended.clone());
+        let (app, client, policy, ended) = (
+            AppState::clone(&self.app),
+            self.client.clone(),
+            self.policy.clone(),
+            self.ended.clone(),
+        );
         self.app.tasks.spawn(async move {
             let endpoint = target.endpoint.clone();
-            attempt(&app, &client, target, job).await;
+            attempt(&app, (&client, &policy), target, job).await;
             // The worker is gone only when the router stops.
             if ended.send(endpoint).await.is_err() {
                 tracing::debug!("webhooks: a delivery ended after its worker");
@@ -153,12 +201,29 @@ enum Outcome {
     Failed { status: Option<StatusCode>, error: String, retry_after_ms: Option<i64> },
 }
 
+/// What went out and what came back.
+#[derive(Debug)]
+struct Posted {
+    outcome: Outcome,
+    /// How the answer's body began.
+    response: Option<String>,
+    /// How long it took.
+    ms: u64,
+    /// When it began and when it was over.
+    at: (UnixMs, UnixMs),
+}
+
 /// One delivery: post, then write down.
-async fn attempt(app: &AppState, client: &reqwest::Client, target: Target, job: ClaimedJob) {
+async fn attempt(
+    app: &AppState,
+    (client, policy): (&reqwest::Client, &guard::Policy),
+    target: Target,
+    job: ClaimedJob,
+) {
     let at = app.clock.now();
     let started = Instant::now();
-    let outcome = post(app, client, &target, &job, at).await;
-    let took = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let (outcome, response) = post(client, policy, (&target, &job), at).await;
+    let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     let label = match &outcome {
         Outcome::Delivered(_) => "delivered",
         Outcome::Gone => "gone",
@@ -166,9 +231,8 @@ async fn attempt(app: &AppState, client: &reqwest::Client, target: Target, job: 
     };
     metrics::counter!("switchboard_webhook_attempts_total", "outcome" => label).increment(1);
     let id = job.id.clone();
-    let now = app.clock.now();
-    let disabled =
-        app.store.write(move |tx| write_down(tx, &target, &job, &outcome, (at, now), took)).await;
+    let posted = Posted { outcome, response, ms, at: (at, app.clock.now()) };
+    let disabled = app.store.write(move |tx| write_down(tx, &target, &job, &posted)).await;
     match disabled {
         Ok(false) => {}
         Ok(true) => app.bells.webhooks.notify_one(),
@@ -180,36 +244,57 @@ async fn attempt(app: &AppState, client: &reqwest::Client, target: Target, job: 
 }
 
 async fn post(
-    app: &AppState,
     client: &reqwest::Client,
-    target: &Target,
-    job: &ClaimedJob,
+    policy: &guard::Policy,
+    (target, job): (&Target, &ClaimedJob),
     at: UnixMs,
-) -> Outcome {
-    let failed = |error: String| Outcome::Failed { status: None, error, retry_after_ms: None };
-    let url = match guard::check_url(&target.url, app.config.webhooks.allow_private) {
+) -> (Outcome, Option<String>) {
+    let failed =
+        |error: String| (Outcome::Failed { status: None, error, retry_after_ms: None }, None);
+    let url = match guard::check_url(&target.url, policy) {
         Ok(url) => url,
         Err(refused) => return failed(refused.to_string()),
     };
     let timestamp_s = at.0.div_euclid(1_000);
-    let signature =
-        match signature::sign(&target.secret, job.event.as_str(), timestamp_s, &job.body) {
-            Ok(signature) => signature,
-            Err(bad) => return failed(bad.to_string()),
-        };
+    let event = job.event.as_str();
+    let signature = match signature::sign_all(&target.secrets, event, timestamp_s, &job.body) {
+        Ok(signature) => signature,
+        Err(bad) => return failed(bad.to_string()),
+    };
     let sent = client
         .post(url)
         .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
-        .header("webhook-id", job.event.as_str())
+        .header("webhook-id", event)
         .header("webhook-timestamp", timestamp_s.to_string())
         .header("webhook-signature", signature)
         .body(job.body.clone())
         .send()
         .await;
     match sent {
-        Ok(answer) => judge(answer.status(), retry_after_ms(answer.headers().get(RETRY_AFTER))),
+        Ok(answer) => {
+            let retry_after_ms = retry_after_ms(answer.headers().get(RETRY_AFTER));
+            let outcome = judge(answer.status(), retry_after_ms);
+            (outcome, beginning(answer).await)
+        }
         Err(error) => failed(explain(&error)),
     }
+}
+
+/// How the body of an answer begins. What came of the delivery is said by the status, whatever becomes of the body.
+async fn beginning(mut answer: reqwest::Response) -> Option<String> {
+    let (mut kept, mut read) = (Vec::new(), 0);
+    while read < RESPONSE_READ_MAX
+        && let Ok(Some(chunk)) = answer.chunk().await
+    {
+        read += chunk.len();
+        let room = RESPONSE_BYTES_MAX - kept.len();
+        kept.extend(chunk.iter().take(room));
+    }
+    let text = String::from_utf8_lossy(&kept);
+    // Such characters steer terminals, and PostgreSQL takes no NUL.
+    let readable = |c: char| if c.is_control() && !matches!(c, '\n' | '\t') { ' ' } else { c };
+    let text: String = text.chars().map(readable).collect();
+    (!text.trim().is_empty()).then_some(text)
 }
 
 /// What a status means. Only 2xx is success: a redirect is not followed, because the tenant gave this address.
@@ -258,17 +343,17 @@ fn write_down(
     tx: &mut crate::store::Tx<'_>,
     target: &Target,
     job: &ClaimedJob,
-    outcome: &Outcome,
-    (at, now): (UnixMs, UnixMs),
-    took: u64,
+    posted: &Posted,
 ) -> Result<bool, StoreError> {
     let number = job.attempts.saturating_add(1);
-    let mut attempt = Attempt { at, status: None, error: None, ms: took };
-    match outcome {
+    let (at, now) = posted.at;
+    let response = posted.response.clone();
+    let mut attempt = Attempt { at, status: None, error: None, ms: posted.ms, response };
+    match &posted.outcome {
         Outcome::Delivered(status) => {
             attempt.status = Some(status.as_u16());
             jobs::finish(tx, &job.id, number, &attempt, After::Delivered)?;
-            jobs::note_health(tx, &target.endpoint, true, now)?;
+            jobs::works(tx, &target.endpoint)?;
             Ok(false)
         }
         Outcome::Gone => {
@@ -281,12 +366,19 @@ fn write_down(
             attempt.status = status.map(|status| status.as_u16());
             attempt.error = Some(error.clone());
             let chance = u16::from_le_bytes(clock::random());
-            let after = schedule::wait_ms(number, chance, *retry_after_ms)
+            let made = number.saturating_sub(job.round_from);
+            let after = schedule::wait_ms(made, chance, *retry_after_ms)
                 .map_or(After::GiveUp, |wait| After::Retry { at: now.plus_ms(wait) });
             jobs::finish(tx, &job.id, number, &attempt, after)?;
-            let since = jobs::note_health(tx, &target.endpoint, false, now)?;
-            if since.is_some_and(|since| now.since(since) >= FAILING_MAX_MS) {
+            let Some((since, failures)) = jobs::fails(tx, &target.endpoint, now)? else {
+                return Ok(false);
+            };
+            if now.since(since) >= FAILING_MAX_MS {
                 return switch_off(tx, target, "failing", now);
+            }
+            let chance = u16::from_le_bytes(clock::random());
+            if let Some(pause) = breaker::pause_ms(failures, chance, *retry_after_ms) {
+                jobs::pause(tx, &target.endpoint, now.plus_ms(pause))?;
             }
             Ok(false)
         }
@@ -314,8 +406,7 @@ fn switch_off(
 
 /// The one client of all deliveries: no redirects, no proxy from the environment (it would see every URL and stand
 /// between the guard and the address), and names resolved by the guard.
-fn client(app: &AppState) -> reqwest::Client {
-    let settings = app.config.webhooks;
+fn client(settings: &config::Webhooks, policy: guard::Policy) -> reqwest::Client {
     // Another part of the process may have installed the same provider: then there is one, which is all we need.
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         tracing::debug!("webhooks: the TLS provider was there already");
@@ -323,7 +414,7 @@ fn client(app: &AppState) -> reqwest::Client {
     reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
-        .dns_resolver(guard::PublicResolver::new(settings.allow_private))
+        .dns_resolver(guard::PublicResolver::new(policy))
         .timeout(Duration::from_millis(settings.timeout_ms))
         .pool_max_idle_per_host(places(settings.per_endpoint))
         .user_agent(concat!("Switchboard/", env!("CARGO_PKG_VERSION")))

@@ -93,8 +93,8 @@ fn a_bad_configuration_is_78_with_file_line_and_field() {
     let folder = tempfile::tempdir().unwrap();
     for (text, says) in [
         ("\nlissten = 1\n", "router.toml:2: lissten: unknown field `lissten`"),
-        ("[limits]\n\nburst = \"x\"\n", "router.toml:3: limits.burst: invalid type"),
-        ("[limits]\nburst = 0\n", "router.toml:2: limits.burst: 0 is not between"),
+        ("[limits]\n\nbody_bytes = \"x\"\n", "router.toml:3: limits.body_bytes: invalid type"),
+        ("[limits]\nbody_bytes = 0\n", "router.toml:2: limits.body_bytes: 0 is not between"),
         ("admin_token = \"short\"\n", "router.toml:1: admin_token: 5 characters are too few"),
     ] {
         let path = config(folder.path(), text);
@@ -137,7 +137,7 @@ async fn what_was_accepted_before_a_kill_is_there_after_it() {
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
     let folder = tempfile::tempdir().unwrap();
     let text = format!(
-        "listen = \"127.0.0.1:0\"\nadmin_token = \"{ADMIN}\"\n[limits]\nrequests_per_second = 100000\nburst = 100000\n"
+        "listen = \"127.0.0.1:0\"\nadmin_token = \"{ADMIN}\"\n[limits]\ngrowth = {{ per_second = 100000, burst = 100000 }}\n"
     );
     let path = config(folder.path(), &text);
     let mut serving = Serving::start(&path);
@@ -267,7 +267,7 @@ async fn the_log_is_plain_text_without_secrets_or_what_people_write() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_is_503_with_nothing_half_done_until_there_is_space_again() {
     let folder = tempfile::tempdir().unwrap();
-    let path = local(folder.path(), "[limits]\nrequests_per_second = 100000\nburst = 100000\n");
+    let path = local(folder.path(), "[limits]\ngrowth = { per_second = 100000, burst = 100000 }\n");
     // The signal that comes with the limit is what disks do not send.
     let mut shell = Command::new("sh");
     shell.args(["-c", "trap '' XFSZ; exec \"$0\" serve --config \"$1\""]);

@@ -1,6 +1,7 @@
 //! The API over a real socket: what goes in, and exactly what comes out.
 
 mod api_support;
+mod python_support;
 
 use api_support::{ADMIN, Router};
 use serde_json::{Value, json};
@@ -317,6 +318,239 @@ async fn a_key_ends_when_it_is_revoked_or_its_time_is_up_and_does_only_what_its_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_made_with_wrong_limits_is_refused_field_by_field() {
+    let router = Router::start().await;
+    let tenant = router.tenant("Acme").await;
+    let make = |more: Value| {
+        let (router, tenant) = (&router, &tenant);
+        async move {
+            let mut body = json!({"tenant": tenant.id, "name": "x"});
+            body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            router.post("/v1/admin/keys", ADMIN, &body).await
+        }
+    };
+    for (more, wrong) in [
+        (json!({"tier": "huge"}), vec![("/tier", "unknown_tier")]),
+        (json!({"tier": "custom"}), vec![("/per_second", "required"), ("/burst", "required")]),
+        (json!({"tier": "growth", "burst": 5}), vec![("/burst", "conflict")]),
+        (
+            json!({"tier": "custom", "per_second": 0, "burst": 1_000_001}),
+            vec![
+                ("/per_second", "out_of_range"),
+                ("/burst", "out_of_range"),
+                ("/per_second", "required"),
+                ("/burst", "required"),
+            ],
+        ),
+        (
+            json!({"allow": ["192.0.2.0/24", "office", 5, "192.0.2.0/33"]}),
+            vec![
+                ("/allow/1", "invalid_network"),
+                ("/allow/2", "invalid_network"),
+                ("/allow/3", "invalid_network"),
+            ],
+        ),
+        (json!({"allow": "192.0.2.0/24"}), vec![("/allow", "wrong_type")]),
+        (json!({"allow": vec!["192.0.2.1"; 51]}), vec![("/allow", "too_many")]),
+    ] {
+        let answer = make(more.clone()).await;
+        assert_eq!(answer.status, 422, "{more}: {answer:?}");
+        let wrong: Vec<_> =
+            wrong.into_iter().map(|(at, code)| (at.to_owned(), code.to_owned())).collect();
+        assert_eq!(errors(&answer.body), wrong, "{more}");
+    }
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_key_has_the_rate_of_its_tier() {
+    let router = Router::start_with("[limits]\ntier = \"starter\"\n").await;
+    let tenant = router.tenant("Acme").await;
+    for (more, tier, policy) in [
+        (json!({}), "starter", "\"key\";q=50;w=5"),
+        (json!({"tier": "growth"}), "growth", "\"key\";q=500;w=5"),
+        (json!({"tier": "custom", "per_second": 3, "burst": 7}), "custom", "\"key\";q=7;w=3"),
+    ] {
+        let mut body = json!({"tenant": tenant.id, "name": "x"});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let made = router.post("/v1/admin/keys", ADMIN, &body).await;
+        assert_eq!((made.status, made.body["tier"].as_str()), (201, Some(tier)), "{made:?}");
+        let answer = router.get("/v1/messages", made.body["secret"].as_str().unwrap()).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert_eq!(answer.headers["ratelimit-policy"], policy);
+    }
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_opens_only_from_the_networks_it_is_allowed_from() {
+    let router = Router::start().await;
+    let tenant = router.tenant("Acme").await;
+    let body = json!({"tenant": tenant.id, "name": "office", "allow": ["192.0.2.7/24", "::1"]});
+    let made = router.post("/v1/admin/keys", ADMIN, &body).await;
+    assert_eq!(made.body["allow"], json!(["192.0.2.0/24", "::1/128"]), "{made:?}");
+    let secret = made.body["secret"].as_str().unwrap();
+    let from = |forwarded: &'static str| {
+        let request = router.client.get(format!("{}/v1/messages", router.url)).bearer_auth(secret);
+        router.send(request.header("x-forwarded-for", forwarded))
+    };
+    // The tests stand where a proxy would.
+    let refused = router.get("/v1/messages", secret).await;
+    assert_eq!((refused.status, refused.problem()), (403, "address_not_allowed"));
+    assert_eq!(from("192.0.2.99").await.status, 200);
+    assert_eq!(from("192.0.3.1").await.status, 403);
+    // What the caller claims to be stands before what the proxy saw.
+    assert_eq!(from("192.0.2.99, 192.0.3.1").await.status, 403);
+    assert_eq!(from("192.0.3.1, 192.0.2.99").await.status, 200);
+    assert_eq!(from("nonsense").await.status, 403);
+    router.stop().await;
+
+    // Without a proxy to be believed, the header is a stranger's word.
+    let router = Router::start_with("trusted_proxies = []\n").await;
+    let tenant = router.tenant("Acme").await;
+    let body = json!({"tenant": tenant.id, "name": "office", "allow": ["192.0.2.0/24"]});
+    let made = router.post("/v1/admin/keys", ADMIN, &body).await;
+    let secret = made.body["secret"].as_str().unwrap();
+    let request = router.client.get(format!("{}/v1/messages", router.url)).bearer_auth(secret);
+    let answer = router.send(request.header("x-forwarded-for", "192.0.2.99")).await;
+    assert_eq!((answer.status, answer.problem()), (403, "address_not_allowed"));
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotated_key_works_beside_its_successor_for_as_long_as_it_was_told_to() {
+    let router = Router::start().await;
+    let tenant = router.tenant("Acme").await;
+    let body = json!({"tenant": tenant.id, "name": "shop", "scopes": ["messages:read"],
+        "allow": ["127.0.0.0/8"], "tier": "custom", "per_second": 5, "burst": 9});
+    let old = router.post("/v1/admin/keys", ADMIN, &body).await.body;
+    let (id, secret) = (old["id"].as_str().unwrap(), old["secret"].as_str().unwrap());
+    let rotate = format!("/v1/admin/keys/{id}/rotate");
+    let refused = router.post(&rotate, ADMIN, &json!({"overlap_seconds": 2_592_001})).await;
+    assert_eq!(errors(&refused.body), [("/overlap_seconds".to_owned(), "out_of_range".to_owned())]);
+    let unknown = "/v1/admin/keys/key_00000000000000000000000000/rotate";
+    assert_eq!(router.post(unknown, ADMIN, &json!({})).await.status, 404);
+
+    let new = router.post(&rotate, ADMIN, &json!({"overlap_seconds": 3_600})).await;
+    assert_eq!(new.status, 201, "{new:?}");
+    for field in ["name", "scopes", "allow", "tier", "per_second", "burst", "test", "tenant"] {
+        assert_eq!(new.body[field], old[field], "{field}");
+    }
+    let successor = new.body["secret"].as_str().unwrap();
+    assert_ne!(successor, secret);
+    for secret in [secret, successor] {
+        assert_eq!(router.get("/v1/messages", secret).await.status, 200);
+    }
+    let again = router.post(&rotate, ADMIN, &json!({})).await;
+    assert_eq!((again.status, again.problem()), (409, "key_ended"));
+    let listed = router.get("/v1/admin/keys", ADMIN).await.body;
+    let row = |id: &Value| {
+        let rows = listed["data"].as_array().unwrap();
+        rows.iter().find(|row| row["id"] == *id).unwrap().clone()
+    };
+    assert_eq!(row(&old["id"])["rotated_to"], new.body["id"]);
+    assert!(
+        row(&old["id"])["expires_at"].is_string() && row(&new.body["id"])["expires_at"].is_null()
+    );
+
+    // With no overlap, the old one is refused from the answer on, however fresh in memory.
+    let id = new.body["id"].as_str().unwrap();
+    let at_once = format!("/v1/admin/keys/{id}/rotate");
+    let third = router.post(&at_once, ADMIN, &json!({"overlap_seconds": 0})).await;
+    assert_eq!(router.get("/v1/messages", successor).await.status, 401);
+    assert_eq!(
+        router.get("/v1/messages", third.body["secret"].as_str().unwrap()).await.status,
+        200
+    );
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_test_key_sees_and_withdraws_nothing_but_the_sandboxs_messages() {
+    let router = Router::start().await;
+    let tenant = router.tenant("Acme").await;
+    let body = json!({"to": "+12025550143", "text": "a", "class": "otp"});
+    let live = router.post("/v1/messages", &tenant.live, &body).await.body;
+    let test = router.post("/v1/messages", &tenant.test, &body).await.body;
+    let (live, test) = (live["id"].as_str().unwrap(), test["id"].as_str().unwrap());
+    router.dead_letter(live).await;
+    for path in ["/v1/messages", "/v1/dead-letters"] {
+        let answer = router.get(&format!("{path}/{live}"), &tenant.test).await;
+        assert_eq!((answer.status, answer.problem()), (404, "not_found"), "{path}");
+        assert_eq!(router.get(&format!("{path}/{live}"), &tenant.live).await.status, 200);
+    }
+    for path in [format!("/v1/messages/{live}/cancel"), format!("/v1/dead-letters/{live}/retry")] {
+        assert_eq!(router.post(&path, &tenant.test, &Value::Null).await.status, 404, "{path}");
+    }
+    let events = format!("/v1/messages/{live}/events");
+    assert_eq!(router.get(&events, &tenant.test).await.status, 404);
+    let discarded = router.delete(&format!("/v1/dead-letters/{live}"), &tenant.test).await;
+    assert_eq!(discarded.status, 404);
+    let listed = router.get("/v1/messages", &tenant.test).await.body;
+    assert_eq!(listed["data"].as_array().unwrap().len(), 1);
+    assert_eq!(listed["data"][0]["id"], test);
+    assert_eq!(router.get("/v1/dead-letters", &tenant.test).await.body["data"], json!([]));
+    assert_eq!(
+        router.get("/v1/messages", &tenant.live).await.body["data"].as_array().unwrap().len(),
+        2
+    );
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_phone_stays_of_the_sandbox_or_real_as_it_was_enrolled() {
+    let router = Router::start().await;
+    let tenant = router.tenant("Acme").await;
+    let enrol = |sandbox: bool, key: &'static str, number: &'static str| {
+        let router = &router;
+        async move {
+            let made = router.post("/v1/admin/enrolment_tokens", ADMIN, &json!({})).await.body;
+            let body = json!({"token": made["token"], "name": "shelf", "public_key": key,
+                "phones": [{"number": number, "sandbox": sandbox}]});
+            router.post("/v1/hosts/enroll", "", &body).await
+        }
+    };
+    let (one, other) = (
+        "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
+        "BBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBA",
+    );
+    assert_eq!(enrol(true, one, "+15550100190").await.status, 200);
+    let refused = enrol(false, other, "+15550100190").await;
+    assert_eq!(errors(&refused.body), [("/phones/0/sandbox".to_owned(), "other_kind".to_owned())]);
+    let phones = router.get("/v1/admin/phones", ADMIN).await.body;
+    assert_eq!(phones["data"][0]["sandbox"], true);
+    assert_eq!(
+        router.get("/v1/admin/hosts", ADMIN).await.body["data"].as_array().unwrap().len(),
+        1
+    );
+
+    // Each kind of key may ask for a number of its own kind only.
+    assert_eq!(enrol(false, other, "+15550100191").await.status, 200);
+    for (key, from, status) in [
+        (&tenant.test, "+15550100190", 202),
+        (&tenant.test, "+15550100191", 422),
+        (&tenant.live, "+15550100190", 422),
+        (&tenant.live, "+15550100191", 202),
+    ] {
+        let body = json!({"to": "+12025550143", "text": "a", "from": from});
+        let sent = router.post("/v1/messages", key, &body).await;
+        assert_eq!(sent.status, status, "{from}: {sent:?}");
+        if status == 202 {
+            // Where there is a sandbox, the message goes there and no story is played.
+            assert_eq!(sent.body["status"], "queued");
+        }
+    }
+    let phone = |index: usize| phones["data"][index]["id"].as_str().unwrap().to_owned();
+    let all = router.get("/v1/admin/phones", ADMIN).await.body;
+    let real = all["data"][0]["id"].as_str().unwrap();
+    let replaced = router
+        .post(&format!("/v1/admin/phones/{real}/replace"), ADMIN, &json!({"by": phone(0)}))
+        .await;
+    assert_eq!((replaced.status, replaced.problem()), (409, "cannot_fail_over"));
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_same_idempotency_key_is_one_message() {
     let router = Router::start().await;
     let tenant = router.tenant("Acme").await;
@@ -414,87 +648,6 @@ async fn requests_with_one_key_at_once_make_one_message() {
     }));
     let listed = router.get("/v1/messages", &tenant.live).await;
     assert_eq!(listed.body["data"].as_array().unwrap().len(), 1);
-    router.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_foreign_id_is_not_found_on_every_route() {
-    let router = Router::start().await;
-    let owner = router.tenant("Owner").await;
-    let stranger = router.tenant("Stranger").await;
-    let message = router
-        .post("/v1/messages", &owner.live, &json!({"to": "+12025550143", "text": "mine"}))
-        .await;
-    let endpoint = router
-        .post("/v1/webhook_endpoints", &owner.live, &json!({"url": "http://127.0.0.1:9/hook"}))
-        .await;
-    assert_eq!(endpoint.status, 201, "{endpoint:?}");
-    let mut ids = std::collections::BTreeMap::new();
-    ids.insert("messages", message.body["id"].as_str().unwrap().to_owned());
-    router.dead_letter(message.body["id"].as_str().unwrap()).await;
-    ids.insert("dead-letters", message.body["id"].as_str().unwrap().to_owned());
-    ids.insert("webhook_endpoints", endpoint.body["id"].as_str().unwrap().to_owned());
-
-    let who = "+12025550177";
-    let contact = format!("/v1/contacts/{who}");
-    let zone = json!({"time_zone": "America/Denver"});
-    let request = router.client.put(format!("{}{contact}", router.url)).bearer_auth(&owner.live);
-    assert_eq!(router.send(request.json(&zone)).await.status, 200);
-    let out = router.post("/v1/opt_outs", &owner.live, &json!({"recipients": [who]})).await;
-    assert_eq!((out.status, &out.body["added"]), (200, &json!(1)), "{out:?}");
-    let history = router.get("/v1/opt_outs/history", &owner.live).await;
-    let step = history.body["data"][0]["id"].as_str().unwrap().to_owned();
-
-    // The document lists every route, so a route that is added later is walked too.
-    let document = router.get("/openapi.json", "").await.body;
-    let mut walked = 0;
-    for (path, methods) in document["paths"].as_object().unwrap() {
-        if !path.contains('{') || path.starts_with("/v1/admin/") {
-            continue;
-        }
-        let resource = path.split('/').nth(2).unwrap();
-        let id = if resource == "opt_outs" { Some(&step) } else { ids.get(resource) };
-        let path = path.replace("{recipient}", who);
-        let path = id.map_or(path.clone(), |id| path.replace("{id}", id));
-        for method in methods.as_object().unwrap().keys() {
-            // What a stranger writes about a recipient is the stranger's own.
-            if method == "put" && resource == "contacts" {
-                continue;
-            }
-            let method = reqwest::Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
-            let request = router
-                .client
-                .request(method.clone(), format!("{}{path}", router.url))
-                .bearer_auth(&stranger.live);
-            let request = if path.ends_with("/lift") {
-                request
-                    .json(&json!({"source": "form", "at": "2026-01-01T00:00:00Z", "text": "yes"}))
-            } else {
-                request
-            };
-            let answer = router.send(request).await;
-            assert_eq!((answer.status, answer.problem()), (404, "not_found"), "{method} {path}");
-            walked += 1;
-        }
-    }
-    assert!(walked >= 10, "only {walked} routes were walked");
-    assert_eq!(router.get(&contact, &owner.live).await.body["time_zone"], "America/Denver");
-    for list in ["/v1/opt_outs", "/v1/opt_outs/history", "/v1/contacts"] {
-        assert_eq!(router.get(list, &stranger.live).await.body["data"], json!([]), "{list}");
-        assert_eq!(
-            router.get(list, &owner.live).await.body["data"].as_array().unwrap().len(),
-            1,
-            "{list}"
-        );
-    }
-    // Nothing of it changed anything for its owner.
-    for (resource, id) in &ids {
-        assert_eq!(router.get(&format!("/v1/{resource}/{id}"), &owner.live).await.status, 200);
-        let list = router.get(&format!("/v1/{resource}"), &stranger.live).await;
-        assert_eq!(list.body["data"], json!([]), "{resource}");
-    }
-    let status = router.get(&format!("/v1/messages/{}", ids["messages"]), &owner.live).await;
-    assert_ne!(status.body["status"], "canceled");
     router.stop().await;
 }
 
@@ -745,7 +898,7 @@ async fn an_enrolment_token_enrols_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_asks_too_often_is_told_when_to_come_back() {
-    let router = Router::start_with("[limits]\nrequests_per_second = 1\nburst = 3\n").await;
+    let router = Router::start_with("[limits]\ngrowth = { per_second = 1, burst = 3 }\n").await;
     let tenant = router.tenant("Acme").await;
     let mut last = None;
     for _ in 0..6 {
@@ -1291,5 +1444,165 @@ async fn a_dead_letter_is_shown_tried_again_as_a_new_message_and_discarded() {
     }
     let page = router.get("/v1/admin/dead-letters", ADMIN).await;
     assert_eq!(page.body["data"], json!([]));
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_is_changed_switched_off_and_on_tested_and_replayed() {
+    let router = Router::start().await;
+    let tenant = router.tenant("Acme").await;
+    let key = &tenant.live;
+    let body = json!({"url": "http://127.0.0.1:1/hook", "description": "the shop"});
+    let made = router.post("/v1/webhook_endpoints", key, &body).await.body;
+    assert_eq!(made["description"], "the shop");
+    let path = format!("/v1/webhook_endpoints/{}", made["id"].as_str().unwrap());
+    let patch = |body: Value| {
+        let request = router.client.patch(format!("{}{path}", router.url)).bearer_auth(key);
+        router.send(request.json(&body))
+    };
+    for (body, pointer, code) in [
+        (json!({"url": "ftp://a.example/"}), "/url", "invalid_url"),
+        (json!({"url": "https://user:secret@a.example/"}), "/url", "invalid_url"),
+        (json!({"events": ["message.lost"]}), "/events/0", "unknown_type"),
+        (json!({"disabled": "yes"}), "/disabled", "wrong_type"),
+        (json!({"secret": "whsec_AAAA"}), "/secret", "unknown_field"),
+        (json!({"description": "x".repeat(201)}), "/description", "too_long"),
+    ] {
+        let answer = patch(body.clone()).await;
+        assert_eq!(errors(&answer.body), [(pointer.to_owned(), code.to_owned())], "{body}");
+    }
+    let changed = patch(json!({"events": ["message.sent"], "description": ""})).await;
+    assert_eq!(changed.body["events"], json!(["message.sent"]), "{changed:?}");
+    assert!(changed.body["description"].is_null());
+    assert_eq!(changed.body["url"], made["url"]);
+
+    // A test comes whatever the types, and every attempt of it can be looked at.
+    let tested = router.post(&format!("{path}/test"), key, &Value::Null).await;
+    assert_eq!((tested.status, tested.body["type"].as_str()), (202, Some("webhook_endpoint.test")));
+    let delivery = format!("/v1/webhook_deliveries/{}", tested.body["id"].as_str().unwrap());
+    router
+        .until(async || {
+            !router.get(&delivery, key).await.body["attempts"].as_array().unwrap().is_empty()
+        })
+        .await;
+    let shown = router.get(&delivery, key).await.body;
+    assert!(shown["attempts"][0]["error"].as_str().unwrap().starts_with("could not connect"));
+    assert!(shown["attempts"][0]["duration_ms"].is_u64());
+    let replayed = router.post(&format!("{delivery}/replay"), key, &Value::Null).await;
+    assert_eq!((replayed.status, replayed.body["state"].as_str()), (202, Some("pending")));
+
+    let off = patch(json!({"disabled": true})).await.body;
+    assert_eq!(off["disabled_reason"], "by_tenant");
+    router.until(async || router.get(&delivery, key).await.body["state"] == "failed").await;
+    let range = json!({"since": "2020-01-01T00:00:00Z"});
+    for (path, body) in [
+        (format!("{path}/test"), Value::Null),
+        (format!("{path}/replay"), range.clone()),
+        (format!("{delivery}/replay"), Value::Null),
+    ] {
+        let refused = router.post(&path, key, &body).await;
+        assert_eq!((refused.status, refused.problem()), (409, "endpoint_disabled"), "{path}");
+    }
+    let on = patch(json!({"disabled": false})).await.body;
+    assert!(on["disabled_at"].is_null() && on["failures"] == 0, "{on}");
+    for (body, pointer, code) in [
+        (json!({}), "/since", "required"),
+        (json!({"since": "yesterday"}), "/since", "invalid_time"),
+        (
+            json!({"since": "2020-01-01T00:00:00Z", "until": "2020-01-01T00:00:00Z"}),
+            "/until",
+            "before_since",
+        ),
+        (json!({"since": "2020-01-01T00:00:00Z", "after": "evt_1"}), "/after", "invalid_id"),
+    ] {
+        let answer = router.post(&format!("{path}/replay"), key, &body).await;
+        assert_eq!(errors(&answer.body), [(pointer.to_owned(), code.to_owned())], "{body}");
+    }
+    let replayed = router.post(&format!("{path}/replay"), key, &range).await;
+    assert_eq!((replayed.status, &replayed.body), (202, &json!({"replayed": 1, "next": null})));
+    router.stop().await;
+}
+
+/// Tries the API out by its document: whether what it describes is what is answered, what is wrong is refused, what is
+/// right breaks nothing. What is tried is the same each time, so that a failure comes again.
+async fn schemathesis(
+    router: &Router,
+    key: &str,
+    which: [&'static str; 2],
+) -> std::process::Output {
+    let mut command = python_support::program("schemathesis");
+    let folder = tempfile::tempdir().expect("a folder for its notes");
+    command
+        .current_dir(folder.path())
+        .env("CI", "1")
+        .args(["run", &format!("{}/openapi.json", router.url)])
+        .args(["--header", &format!("Authorization: Bearer {key}")])
+        .args(which)
+        .args(["--phases", "examples,coverage,fuzzing", "--max-examples", "5"])
+        // What no schema can say is refused all the same: a number that no plan has, a time that is over.
+        .args(["--exclude-checks", "positive_data_acceptance"])
+        // One after another: Python's own parser fails at times when two threads ask it.
+        .args(["--workers", "1", "--request-timeout", "20", "--no-color"])
+        .args(["--generation-deterministic", "--warnings", "off"]);
+    tokio::task::spawn_blocking(move || {
+        let _kept = folder;
+        command.output().expect("schemathesis runs")
+    })
+    .await
+    .expect("it ends")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_api_does_what_its_document_says() {
+    let router =
+        Router::start_with("[limits]\ngrowth = { per_second = 100000, burst = 100000 }\n").await;
+    let tenant = router.tenant("Acme").await;
+    for (key, which) in [
+        (tenant.test.as_str(), ["--exclude-path-regex", "^/v1/admin"]),
+        (ADMIN, ["--include-path-regex", "^/v1/admin"]),
+    ] {
+        let ran = schemathesis(&router, key, which).await;
+        let said = String::from_utf8_lossy(&ran.stdout);
+        assert!(ran.status.success(), "{which:?}: {said}{}", String::from_utf8_lossy(&ran.stderr));
+        // Something was tried: a run that finds no operation finds no failure either.
+        let tested = said.split("Tested: ").nth(1).and_then(|rest| rest.split_whitespace().next());
+        let tested: u32 = tested.unwrap_or("none").parse().unwrap_or(0);
+        assert!(tested >= 25, "{tested}: {said}");
+    }
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documents_page_needs_no_key_and_nothing_from_elsewhere() {
+    let router = Router::start().await;
+    let response = router.client.get(format!("{}/docs", router.url)).send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.headers()["content-type"], "text/html; charset=utf-8");
+    let policy = response.headers()["content-security-policy"].to_str().unwrap();
+    assert!(policy.starts_with("default-src 'none'"), "{policy}");
+    let page = response.text().await.unwrap();
+    assert!(page.contains("/v1/messages/{id}/cancel") && page.ends_with("</html>\n"));
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_other_origin_may_read_an_answer() {
+    let router = Router::start().await;
+    let key = router.tenant("Acme").await.live;
+    for (method, path) in
+        [("GET", "/v1/messages"), ("OPTIONS", "/v1/messages"), ("GET", "/openapi.json")]
+    {
+        let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
+        let request = router
+            .client
+            .request(method, format!("{}{path}", router.url))
+            .bearer_auth(&key)
+            .header("origin", "https://evil.example")
+            .header("access-control-request-method", "POST");
+        let answer = router.send(request).await;
+        let opened = answer.headers.keys().find(|name| name.as_str().starts_with("access-control"));
+        assert_eq!(opened, None, "{path}");
+        assert!(answer.headers.contains_key("x-request-id"), "{path}");
+    }
     router.stop().await;
 }

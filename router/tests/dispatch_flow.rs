@@ -496,3 +496,90 @@ async fn a_phone_whose_lease_has_lapsed_gets_nothing_until_it_is_renewed() {
     let send = bridge.wire.send_command().await;
     assert_eq!((send.message, send.epoch), (id, bridge.epoch));
 }
+
+#[tokio::test]
+async fn a_test_keys_message_reaches_the_sandbox_and_no_real_phone_in_any_way() {
+    let router = router("").await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let (real, sandbox) = (host(app, &[ONE]).await, sandbox_host(app, &[TWO]).await);
+    let mut real = Bridge::connect(&router, &real).await;
+    // They have talked before, on the real phone: it is the sticky one.
+    real.event(received(TO, "guid-1", "Hello?", app.clock.now())).await;
+    let test = |change: fn(&mut messages::NewMessage)| {
+        accept(app, &tenant, TO, move |new| {
+            (new.test, new.class) = (true, Class::Otp);
+            change(new);
+        })
+    };
+    // The sandbox is away: what is for it waits for it.
+    let waits = test(|_| {}).await;
+    eventually("it is held", || async {
+        message(app, &tenant, &waits).await.held_reason == Some(Reason::NoPhoneAvailable)
+    })
+    .await;
+    let asked = test(|new| new.from = Some(ONE.parse().unwrap())).await;
+    let refused = reaches(app, &tenant, &asked, Status::Failed).await;
+    assert_eq!(refused.reason, Some(Reason::PhoneNotAllowed));
+
+    // A live message goes past it to the real phone; nothing else has come there.
+    let live = accept(app, &tenant, TO, |_| {}).await;
+    let send = real.wire.send_command().await;
+    assert_eq!(send.message, live);
+    real.sends(&send).await;
+
+    let mut sandbox = Bridge::connect(&router, &sandbox).await;
+    let send = sandbox.wire.send_command().await;
+    assert_eq!(send.message, waits);
+    // A failure's next attempt, and a dead letter that is tried again, stay there too.
+    sandbox.event(Event::Failed(about(&send, Reason::NotRegistered, false))).await;
+    reaches(app, &tenant, &waits, Status::Failed).await;
+    let (whose, id, now) = (tenant.clone(), waits.clone(), app.clock.now());
+    let again = app
+        .store
+        .write(move |tx| {
+            use router::store::dead_letters::{self, Retried};
+            dead_letters::keep(tx, &whose, &id, Reason::AttemptsExhausted, now)?;
+            let new = protocol::MessageId::new(now.0, [7; 10]);
+            match dead_letters::retry(tx, &whose, &id, (new, now))?.unwrap() {
+                Retried::As(message) => Ok(message.id),
+                Retried::MayHaveBeenSent => panic!("it was not sent"),
+            }
+        })
+        .await
+        .unwrap();
+    app.bells.dispatch.notify_one();
+    let send = sandbox.wire.send_command().await;
+    assert_eq!(send.message, again);
+    sandbox.sends(&send).await;
+    assert_eq!(message(app, &tenant, &again).await.from.unwrap().as_str(), TWO);
+}
+
+#[tokio::test]
+async fn what_is_said_to_the_sandbox_is_answered_there_and_lifts_no_opt_out() {
+    let router = router("").await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let (real, sandbox) = (host(app, &[ONE]).await, sandbox_host(app, &[TWO]).await);
+    let mut real = Bridge::connect(&router, &real).await;
+    let mut sandbox = Bridge::connect(&router, &sandbox).await;
+    sandbox.event(received(TO, "guid-1", "STOP", app.clock.now())).await;
+    let confirmation = sandbox.wire.send_command().await;
+    assert!(confirmation.text.contains("unsubscribed"), "{}", confirmation.text);
+    sandbox.sends(&confirmation).await;
+    sandbox.event(received(TO, "guid-2", "START", app.clock.now())).await;
+    let blocked = accept(app, &tenant, TO, |_| {}).await;
+    let end = reaches(app, &tenant, &blocked, Status::Blocked).await;
+    assert_eq!(end.reason, Some(Reason::OptedOut));
+    assert_eq!(
+        count(app, "SELECT COUNT(*) FROM messages WHERE direction = 'inbound' AND test = 1").await,
+        2
+    );
+    // On a real phone it counts.
+    real.event(received(TO, "guid-3", "START", app.clock.now())).await;
+    let confirmation = real.wire.send_command().await;
+    real.sends(&confirmation).await;
+    let sent = accept(app, &tenant, TO, |_| {}).await;
+    let send = real.wire.send_command().await;
+    assert_eq!(send.message, sent);
+}

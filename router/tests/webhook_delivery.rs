@@ -9,8 +9,11 @@
 )]
 
 mod link_support;
+mod python_support;
 
+use std::io::Write as _;
 use std::net::SocketAddr;
+use std::process::{Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -79,6 +82,9 @@ async fn answer(
     });
     match path.as_str() {
         "/ok" => StatusCode::NO_CONTENT.into_response(),
+        "/talks" => {
+            (StatusCode::BAD_GATEWAY, "no\0 upstream\u{1b}[31m ".repeat(20_000)).into_response()
+        }
         "/slow" => {
             tokio::time::sleep(Duration::from_mins(1)).await;
             StatusCode::OK.into_response()
@@ -346,6 +352,8 @@ async fn private_addresses_are_not_called() {
     let cases = [
         (format!("https://127.0.0.1:{port}/ok"), "its address is not public"),
         (format!("https://[::ffff:127.0.0.1]:{port}/ok"), "its address is not public"),
+        (format!("https://169.254.169.254:{port}/ok"), "its address is not public"),
+        (format!("https://10.0.0.1:{port}/ok"), "its address is not public"),
         (format!("https://localhost:{port}/ok"), "its name has no public address"),
         (format!("http://127.0.0.1:{port}/ok"), "not https"),
         ("file:///etc/passwd".to_owned(), "not an http or https URL with a host"),
@@ -466,4 +474,256 @@ async fn a_messages_life_is_told_in_sequence() {
             ("message.sent", 6),
         ]
     );
+}
+
+#[tokio::test]
+async fn how_the_answer_began_is_kept_and_no_more_of_it() {
+    let router = router(OPEN).await;
+    let app = &router.app;
+    let (_sink, address) = sink(&router).await;
+    let tenant = tenant(app, "Acme").await;
+    let endpoint = endpoint(app, &tenant, &format!("http://{address}/talks"), SECRET).await;
+    enqueue(app, &tenant, "message.sent").await;
+    tried(app, &endpoint, 1).await;
+    let kept = app
+        .store
+        .read(|tx| {
+            tx.query_row("SELECT response FROM webhook_attempts", params![], |row| row.text(0))
+        })
+        .await
+        .unwrap();
+    assert!(kept.starts_with("no  upstream [31m no"), "{kept}");
+    assert_eq!(kept.len(), 1_024);
+    assert_eq!(error_of(app).await, (Some(502), "answered 502".to_owned()));
+}
+
+#[tokio::test]
+async fn an_endpoint_that_fails_again_and_again_is_left_alone_and_nothing_is_used_up_meanwhile() {
+    let router = router(OPEN).await;
+    let app = &router.app;
+    let (sink, address) = sink(&router).await;
+    let tenant = tenant(app, "Acme").await;
+    endpoint(app, &tenant, &format!("http://{address}/status/500"), SECRET).await;
+    for _ in 0..20 {
+        enqueue(app, &tenant, "message.sent").await;
+    }
+    let paused = "SELECT COUNT(*) FROM webhook_endpoints WHERE paused_until IS NOT NULL";
+    eventually("it is left alone", || async { count(app, paused).await == 1 }).await;
+    // Two at a time at first, then one: the fifth failure may have one beside it.
+    let tried = sink.at("/status/500").len();
+    assert!((5..=6).contains(&tried), "{tried}");
+    let untouched = "SELECT COUNT(*) FROM webhook_jobs WHERE attempts = 0 AND state = 'pending'";
+    eventually("all is written down", || async {
+        count(app, "SELECT SUM(attempts) FROM webhook_jobs").await
+            == i64::try_from(sink.at("/status/500").len()).unwrap()
+    })
+    .await;
+    assert_eq!(count(app, untouched).await, 20 - i64::try_from(tried).unwrap());
+    let ends = app
+        .store
+        .read(|tx| {
+            tx.query_row("SELECT paused_until FROM webhook_endpoints", params![], |row| row.int(0))
+        })
+        .await
+        .unwrap()
+        - app.clock.now().0;
+    assert!((5_000..=24_000).contains(&ends), "{ends}");
+
+    // It works again; the pause ends: one shows it, and the others follow.
+    let url = format!("http://{address}/ok");
+    app.store
+        .write(move |tx| {
+            tx.execute("UPDATE webhook_endpoints SET url = ?1, paused_until = 1", params![url])
+        })
+        .await
+        .unwrap();
+    app.bells.webhooks.notify_one();
+    sink.wait_for("/ok", 20 - tried).await;
+    eventually("it counts as sound", || async {
+        count(
+            app,
+            "SELECT COUNT(*) FROM webhook_endpoints
+             WHERE failures = 0 AND paused_until IS NULL AND failing_since IS NULL",
+        )
+        .await
+            == 1
+    })
+    .await;
+    let delivered = "SELECT COUNT(*) FROM webhook_jobs WHERE state = 'delivered' AND attempts = 1";
+    eventually("the others have followed", || async {
+        count(app, delivered).await == 20 - i64::try_from(tried).unwrap()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_replayed_has_its_whole_schedule_before_it_again() {
+    let router = router(OPEN).await;
+    let app = &router.app;
+    let (sink, address) = sink(&router).await;
+    let tenant = tenant(app, "Acme").await;
+    let whose = endpoint(app, &tenant, &format!("http://{address}/status/503"), SECRET).await;
+    enqueue(app, &tenant, "message.sent").await;
+    tried(app, &whose, 1).await;
+    app.store
+        .write(|tx| tx.execute("UPDATE webhook_jobs SET run_at = 0, attempts = 9", params![]))
+        .await
+        .unwrap();
+    app.bells.webhooks.notify_one();
+    assert_eq!(tried(app, &whose, 10).await.0, "failed");
+    let (owner, endpoint, now) = (tenant.clone(), whose.clone(), app.clock.now());
+    let replayed = app
+        .store
+        .write(move |tx| {
+            use router::store::webhook_endpoints::{self as rows, Range};
+            let range = Range {
+                since: now.plus_ms(-60_000),
+                until: now.plus_ms(1),
+                delivered: false,
+                after: None,
+            };
+            rows::replay_range(tx, &owner, &endpoint, &range, (now, 10))
+        })
+        .await
+        .unwrap();
+    assert_eq!(replayed, (1, None));
+    app.bells.webhooks.notify_one();
+    let (state, attempts, wait) = tried(app, &whose, 11).await;
+    assert_eq!((state.as_str(), attempts), ("pending", 11));
+    assert!((3_500..=6_100).contains(&wait), "{wait}");
+    // The log has them all, under one id.
+    assert_eq!(count(app, "SELECT COUNT(*) FROM webhook_attempts").await, 3);
+    let hooks = sink.at("/status/503");
+    assert!(hooks.iter().all(|hook| hook.id == hooks[0].id));
+}
+
+#[tokio::test]
+async fn a_range_is_replayed_in_steps_that_meet_each_delivery_once() {
+    let router = router(OPEN).await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let stranger = link_support::tenant(app, "Other").await;
+    let whose = endpoint(app, &tenant, "http://127.0.0.1:1/", SECRET).await;
+    let of_stranger = endpoint(app, &stranger, "http://127.0.0.1:1/", SECRET).await;
+    for _ in 0..5 {
+        enqueue(app, &tenant, "message.sent").await;
+        enqueue(app, &stranger, "message.sent").await;
+    }
+    let end = "UPDATE webhook_jobs SET state = 'delivered', claimed_until = NULL";
+    eventually("all have been tried", || async {
+        count(app, "SELECT COUNT(*) FROM webhook_jobs WHERE claimed_until IS NOT NULL").await == 0
+    })
+    .await;
+    app.store
+        .write(move |tx| {
+            tx.execute("UPDATE webhook_endpoints SET disabled_at = 1", params![])?;
+            tx.execute(end, params![])
+        })
+        .await
+        .unwrap();
+    let now = app.clock.now();
+    let replay = |delivered, endpoint: &EndpointId, after| {
+        let (tenant, endpoint) = (tenant.clone(), endpoint.clone());
+        app.store.write(move |tx| {
+            use router::store::webhook_endpoints::{self as rows, Range};
+            let until = now.plus_ms(1);
+            let range = Range { since: now.plus_ms(-60_000), until, delivered, after };
+            let done = rows::replay_range(tx, &tenant, &endpoint, &range, (now, 2))?;
+            // As if each were delivered at once.
+            tx.execute(end, params![])?;
+            Ok(done)
+        })
+    };
+    assert_eq!(replay(false, &whose, None).await.unwrap(), (0, None));
+    assert_eq!(replay(true, &of_stranger, None).await.unwrap(), (0, None), "another tenant's");
+    let (mut after, mut counts) = (None, Vec::new());
+    loop {
+        let (count, next) = replay(true, &whose, after).await.unwrap();
+        counts.push(count);
+        after = next;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(counts, [2, 2, 1]);
+}
+
+/// Checks requests as a tenant's program in another language does, with the library that the specification comes with.
+const VERIFY: &str = "
+import json, sys
+from standardwebhooks import Webhook, WebhookVerificationError
+for case in json.load(sys.stdin):
+    try:
+        Webhook(case['secret']).verify(case['body'], case['headers'])
+        print('good')
+    except WebhookVerificationError:
+        print('bad')
+";
+
+/// Runs a script with something on its standard input.
+fn run_script(script: &str, input: &str) -> Output {
+    let mut child = python_support::program("python")
+        .args(["-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[tokio::test]
+async fn a_library_of_another_language_believes_the_signatures_of_both_secrets_and_no_others() {
+    let router = router(OPEN).await;
+    let app = &router.app;
+    let (sink, address) = sink(&router).await;
+    let tenant = tenant(app, "Acme").await;
+    let whose = endpoint(app, &tenant, &format!("http://{address}/ok"), SECRET).await;
+    enqueue(app, &tenant, "message.sent").await;
+    sink.wait_for("/ok", 1).await;
+    let new = "whsec_YW5vdGhlci1zZWNyZXQtb2YtdGhlLXRlc3Rz";
+    let rotate = |secret: &'static str, overlap_ms: i64| {
+        let (tenant, whose, now) = (tenant.clone(), whose.clone(), app.clock.now());
+        app.store.write(move |tx| {
+            use router::store::webhook_endpoints as rows;
+            rows::rotate(tx, &tenant, (&whose, secret), now.plus_ms(overlap_ms))
+        })
+    };
+    assert!(rotate(new, 3_600_000).await.unwrap());
+    enqueue(app, &tenant, "message.sent").await;
+    sink.wait_for("/ok", 2).await;
+    // A rotation without an overlap: the secret before it is worth nothing at once.
+    let newest = "whsec_dGhlLW5ld2VzdC1vZi10aGUtc2VjcmV0cw==";
+    assert!(rotate(newest, 0).await.unwrap());
+    enqueue(app, &tenant, "message.sent").await;
+    let hooks = sink.wait_for("/ok", 3).await;
+    let case = |hook: &Hook, secret: &str, change: &dyn Fn(&mut Hook)| {
+        let mut hook = hook.clone();
+        change(&mut hook);
+        serde_json::json!({"secret": secret, "body": hook.body, "headers": {
+            "webhook-id": hook.id, "webhook-timestamp": hook.timestamp, "webhook-signature": hook.signature}})
+    };
+    let as_it_is: &dyn Fn(&mut Hook) = &|_| {};
+    let cases = [
+        (case(&hooks[0], SECRET, as_it_is), "good"),
+        (case(&hooks[0], new, as_it_is), "bad"),
+        (case(&hooks[1], SECRET, as_it_is), "good"),
+        (case(&hooks[1], new, as_it_is), "good"),
+        (case(&hooks[1], newest, as_it_is), "bad"),
+        (case(&hooks[1], new, &|hook| hook.body.push(' ')), "bad"),
+        (case(&hooks[1], new, &|hook| hook.id.push('x')), "bad"),
+        (case(&hooks[1], new, &|hook| hook.timestamp = "1".to_owned()), "bad"),
+        (case(&hooks[2], newest, as_it_is), "good"),
+        (case(&hooks[2], new, as_it_is), "bad"),
+        (case(&hooks[2], SECRET, as_it_is), "bad"),
+    ];
+    let input: Vec<_> = cases.iter().map(|(case, _)| case).collect();
+    let input = serde_json::to_string(&input).unwrap();
+    let ran = tokio::task::spawn_blocking(move || run_script(VERIFY, &input));
+    let ran = ran.await.unwrap();
+    let said = String::from_utf8(ran.stdout).unwrap();
+    let said: Vec<&str> = said.lines().collect();
+    let expected: Vec<&str> = cases.iter().map(|(_, expected)| *expected).collect();
+    assert_eq!(said, expected, "{}", String::from_utf8_lossy(&ran.stderr));
 }

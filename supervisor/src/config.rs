@@ -109,6 +109,9 @@ struct RawPhone {
     osascript: Option<Spanned<PathBuf>>,
     bridge: Option<Spanned<toml::Table>>,
     standby: Option<Spanned<bool>>,
+    // Only enrolment reads it.
+    #[serde(rename = "sandbox")]
+    _sandbox: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]

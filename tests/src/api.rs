@@ -177,7 +177,7 @@ impl Api {
 
     /// Registers a webhook endpoint.
     pub async fn create_webhook(&self, url: &str) -> Result<CreatedWebhookEndpoint> {
-        let body = CreateWebhookEndpoint { url: url.to_owned(), events: vec![] };
+        let body = CreateWebhookEndpoint { url: url.to_owned(), events: vec![], description: None };
         self.post("/v1/webhook_endpoints", &body).await
     }
 
@@ -199,6 +199,11 @@ impl Api {
             name: "story".to_owned(),
             test: false,
             expires_at: None,
+            scopes: None,
+            allow: Vec::new(),
+            tier: None,
+            per_second: None,
+            burst: None,
         };
         self.post("/v1/admin/keys", &body).await
     }

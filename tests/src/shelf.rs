@@ -161,8 +161,7 @@ impl Shelf {
 database = "router.db"
 
 [limits]
-requests_per_second = 100000
-burst = 100000
+growth = {{ per_second = 100000, burst = 100000 }}
 
 [dispatch]
 in_flight_per_phone = {in_flight}

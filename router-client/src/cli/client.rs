@@ -62,6 +62,10 @@ impl Request {
         Self::new(who, Method::PUT, path.into())
     }
 
+    pub(crate) fn patch(who: Who, path: impl Into<String>) -> Self {
+        Self::new(who, Method::PATCH, path.into())
+    }
+
     pub(crate) fn delete(who: Who, path: impl Into<String>) -> Self {
         Self::new(who, Method::DELETE, path.into())
     }

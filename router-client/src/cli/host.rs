@@ -112,6 +112,8 @@ struct SupervisorPhone {
     #[serde(default)]
     standby: bool,
     #[serde(default)]
+    sandbox: bool,
+    #[serde(default)]
     bridge: SupervisorBridge,
 }
 
@@ -278,6 +280,7 @@ async fn enroll(
                 label: phone.label,
                 channels: phone.bridge.default_channels,
                 standby: phone.standby,
+                sandbox: phone.sandbox,
             })
             .collect(),
     };

@@ -3,7 +3,7 @@
 use clap::Subcommand;
 use protocol::{
     KeyId, TenantId,
-    api::{ApiKey, CreateKey, CreateTenant, CreatedKey, Tenant},
+    api::{ApiKey, CreateKey, CreateTenant, CreatedKey, RotateKey, Tenant, Tier},
 };
 use router_client::clock;
 use serde_json::json;
@@ -42,18 +42,44 @@ pub(crate) enum KeysCommand {
         /// When it ends, such as 90d; never when left out
         #[arg(long, value_parser = span::parse, value_name = "TIME")]
         expires: Option<Span>,
-        /// A test key: its messages get no phone
+        /// A test key: its messages reach phones of the sandbox alone
         ///
-        /// For each of them the router plays a fixed story at once (queued, sent, delivered), with its webhooks, so
-        /// that an integration can be tried out. No recipient gets anything.
+        /// Where there is none, the router plays a fixed story for each of them at once (queued, sent, delivered), with
+        /// its webhooks, so that an integration can be tried out. No recipient gets anything.
         #[arg(long)]
         test: bool,
+        /// What it may do, such as messages:write; may be repeated; everything when left out
+        #[arg(long = "scope", value_name = "SCOPE")]
+        scopes: Vec<String>,
+        /// A network that it may be used from, such as 192.0.2.0/24; may be repeated; from anywhere when left out
+        #[arg(long, value_name = "NETWORK")]
+        allow: Vec<String>,
+        /// How often it may be used: starter, growth or custom; as the router is set up when left out
+        #[arg(long, value_name = "TIER")]
+        tier: Option<Tier>,
+        /// Requests a second in the long run, of a custom tier
+        #[arg(long, value_name = "N", requires = "burst")]
+        per_second: Option<u32>,
+        /// Requests at once after a pause, of a custom tier
+        #[arg(long, value_name = "N", requires = "per_second")]
+        burst: Option<u32>,
     },
     /// Lists the keys
     List {
         /// Of this tenant only
         #[arg(long)]
         tenant: Option<TenantId>,
+    },
+    /// Puts a new key into the place of another; its secret is shown this once
+    Rotate {
+        /// The key's id, not its secret
+        id: KeyId,
+        /// How long the old key still works, such as 1h
+        #[arg(long, value_parser = span::parse, value_name = "TIME", default_value = "24h")]
+        overlap: Span,
+        /// Ends the old key at once
+        #[arg(long, conflicts_with = "overlap")]
+        at_once: bool,
     },
     /// Ends a key at once
     Revoke {
@@ -103,13 +129,30 @@ pub(crate) async fn keys(
     command: KeysCommand,
 ) -> Result<(), Failure> {
     match command {
-        KeysCommand::Create { tenant, name, expires, test } => {
+        KeysCommand::Create {
+            tenant,
+            name,
+            expires,
+            test,
+            scopes,
+            allow,
+            tier,
+            per_second,
+            burst,
+        } => {
+            // A rate of its own is what makes a tier custom.
+            let tier = tier.or(per_second.map(|_rate| Tier::Custom));
             let expires_at = expires.map(|span| clock::wall_now().plus_ms(span.ms()));
             let request = Request::post(Who::Operator, "/v1/admin/keys").body(&CreateKey {
                 tenant,
                 name,
                 test,
                 expires_at,
+                scopes: (!scopes.is_empty()).then_some(scopes),
+                allow,
+                tier,
+                per_second,
+                burst,
             })?;
             let answer = client.call(&request).await?;
             if screen.is_json() {
@@ -134,6 +177,9 @@ pub(crate) async fn keys(
                     (None, None) => "unlimited".to_owned(),
                 };
                 let kind = if key.test { "test" } else { "live" };
+                let rate = format!("{} ({}/s, {})", key.tier, key.per_second, key.burst);
+                let from =
+                    if key.allow.is_empty() { "anywhere".to_owned() } else { key.allow.join(",") };
                 [
                     key.id.to_string(),
                     key.tenant.to_string(),
@@ -141,14 +187,34 @@ pub(crate) async fn keys(
                     key.prefix,
                     kind.to_owned(),
                     state,
+                    rate,
+                    from,
                     time(key.last_used_at),
                 ]
             });
             screen.table(
-                ["KEY", "TENANT", "NAME", "BEGINS", "KIND", "VALID", "LAST USED"],
+                ["KEY", "TENANT", "NAME", "BEGINS", "KIND", "VALID", "RATE", "FROM", "LAST USED"],
                 rows.collect(),
                 "there is no key: `switchboard keys create --tenant ID --name NAME` makes one",
             )
+        }
+        KeysCommand::Rotate { id, overlap, at_once } => {
+            let overlap_seconds = Some(if at_once { 0 } else { overlap.seconds() });
+            let request = Request::post(Who::Operator, format!("/v1/admin/keys/{id}/rotate"))
+                .body(&RotateKey { overlap_seconds })?;
+            let answer = client.call(&request).await?;
+            if screen.is_json() {
+                return screen.json(&answer);
+            }
+            let created: CreatedKey = typed(answer)?;
+            screen.line(&format!("key {} ({})", created.key.id, created.key.name))?;
+            screen.line(&format!("secret, shown this once: {}", created.secret))?;
+            screen.line(&match overlap_seconds {
+                Some(0) => format!("key {id} has ended"),
+                Some(_) | None => {
+                    format!("key {id} ends by itself: `switchboard keys list` says when")
+                }
+            })
         }
         KeysCommand::Revoke { id } => {
             let request = Request::delete(Who::Operator, format!("/v1/admin/keys/{id}"));

@@ -2,15 +2,20 @@
 
 use clap::Subcommand;
 use protocol::{
-    EndpointId,
-    api::{CreateWebhookEndpoint, CreatedWebhookEndpoint, WebhookDelivery, WebhookEndpoint},
+    DeliveryId, EndpointId,
+    api::{
+        CreateWebhookEndpoint, CreatedWebhookEndpoint, ReplayWebhooks, ReplayedWebhooks,
+        RotateSecret, UpdateWebhookEndpoint, WebhookDelivery, WebhookEndpoint,
+    },
 };
+use router_client::clock;
 use serde_json::json;
 
 use super::{
     client::{Client, Request, Who, typed, typed_rows},
     failure::Failure,
     screen::{NOTHING, Screen, or_nothing, time},
+    span::{self, Span},
 };
 
 const ENDPOINTS: &str = "/v1/webhook_endpoints";
@@ -28,9 +33,51 @@ pub(crate) enum Command {
         /// A type that it gets, such as message.sent; may be repeated; all when left out
         #[arg(long = "event", value_name = "TYPE", value_parser = event_type)]
         events: Vec<String>,
+        /// What to write down about it
+        #[arg(long, value_name = "TEXT")]
+        description: Option<String>,
     },
     /// Lists the endpoints
     List,
+    /// Switches an endpoint on again; what it has missed can be replayed
+    Enable {
+        /// The endpoint
+        id: EndpointId,
+    },
+    /// Switches an endpoint off; what waits for it fails
+    Disable {
+        /// The endpoint
+        id: EndpointId,
+    },
+    /// Gives an endpoint a new secret, shown this once; the old one signs beside it for a while
+    Rotate {
+        /// The endpoint
+        id: EndpointId,
+        /// How long the old secret signs, too
+        #[arg(long, value_parser = span::parse, value_name = "TIME", default_value = "24h")]
+        overlap: Span,
+    },
+    /// Posts a test event to an endpoint
+    Test {
+        /// The endpoint
+        id: EndpointId,
+    },
+    /// Posts again what an endpoint has missed
+    Replay {
+        /// The endpoint
+        id: EndpointId,
+        /// What happened within this time, such as 6h
+        #[arg(long, value_parser = span::parse, value_name = "TIME")]
+        since: Span,
+        /// What was delivered, too
+        #[arg(long)]
+        delivered: bool,
+    },
+    /// Posts one event again
+    Redeliver {
+        /// The delivery
+        id: DeliveryId,
+    },
     /// Removes an endpoint
     Remove {
         /// The endpoint
@@ -59,8 +106,8 @@ pub(crate) async fn run(
     command: Command,
 ) -> Result<(), Failure> {
     match command {
-        Command::Add { endpoint, events } => {
-            let body = CreateWebhookEndpoint { url: endpoint.to_string(), events };
+        Command::Add { endpoint, events, description } => {
+            let body = CreateWebhookEndpoint { url: endpoint.to_string(), events, description };
             let answer = client.call(&Request::post(Who::Tenant, ENDPOINTS).body(&body)?).await?;
             if screen.is_json() {
                 return screen.json(&answer);
@@ -75,13 +122,12 @@ pub(crate) async fn run(
                 return screen.json(&page);
             }
             let rows = typed_rows::<WebhookEndpoint>(&page)?.into_iter().map(|endpoint| {
-                let state = endpoint.disabled_at.map_or_else(
-                    || "enabled".to_owned(),
-                    |at| {
-                        let why = endpoint.disabled_reason.unwrap_or_default();
-                        format!("disabled {} {why}", time(at)).trim_end().to_owned()
-                    },
-                );
+                let why = endpoint.disabled_reason.unwrap_or_default();
+                let state = match (endpoint.disabled_at, endpoint.failing_since) {
+                    (Some(at), _) => format!("disabled {} {why}", time(at)).trim_end().to_owned(),
+                    (None, Some(since)) => format!("failing since {}", time(since)),
+                    (None, None) => "enabled".to_owned(),
+                };
                 let events = if endpoint.events.is_empty() {
                     "all".to_owned()
                 } else {
@@ -94,6 +140,47 @@ pub(crate) async fn run(
                 rows.collect(),
                 "there is no endpoint: `switchboard webhooks add URL` makes one",
             )
+        }
+        Command::Enable { id } => switch(screen, client, &id, false).await,
+        Command::Disable { id } => switch(screen, client, &id, true).await,
+        Command::Rotate { id, overlap } => {
+            let body = RotateSecret { overlap_seconds: Some(overlap.seconds()) };
+            let path = format!("{ENDPOINTS}/{id}/rotate_secret");
+            let answer = client.call(&Request::post(Who::Tenant, path).body(&body)?).await?;
+            if screen.is_json() {
+                return screen.json(&answer);
+            }
+            let rotated: CreatedWebhookEndpoint = typed(answer)?;
+            screen.line(&format!("secret, shown this once: {}", rotated.secret))?;
+            let until = time(rotated.endpoint.old_secret_until);
+            screen.line(&format!("the old one signs beside it until {until}"))
+        }
+        Command::Test { id } => {
+            let request = Request::post(Who::Tenant, format!("{ENDPOINTS}/{id}/test"));
+            on_its_way(screen, client.call(&request).await?)
+        }
+        Command::Redeliver { id } => {
+            let request = Request::post(Who::Tenant, format!("/v1/webhook_deliveries/{id}/replay"));
+            on_its_way(screen, client.call(&request).await?)
+        }
+        Command::Replay { id, since, delivered } => {
+            let since = clock::wall_now().plus_ms(-since.ms());
+            let (mut after, mut count) = (None, 0_u64);
+            loop {
+                let body = ReplayWebhooks { since, until: None, delivered, after };
+                let request = Request::post(Who::Tenant, format!("{ENDPOINTS}/{id}/replay"));
+                let answer = client.call(&request.body(&body)?).await?;
+                let replayed: ReplayedWebhooks = typed(answer)?;
+                count = count.saturating_add(replayed.replayed);
+                after = replayed.next;
+                if after.is_none() {
+                    break;
+                }
+            }
+            if screen.is_json() {
+                return screen.json(&json!({ "id": id, "replayed": count }));
+            }
+            screen.line(&format!("{count} deliveries are on their way again"))
         }
         Command::Remove { id } => {
             let request = Request::delete(Who::Tenant, format!("{ENDPOINTS}/{id}"));
@@ -140,4 +227,29 @@ pub(crate) async fn run(
             )
         }
     }
+}
+
+async fn switch(
+    screen: &mut Screen,
+    client: &Client,
+    id: &EndpointId,
+    disabled: bool,
+) -> Result<(), Failure> {
+    let body =
+        UpdateWebhookEndpoint { disabled: Some(disabled), ..UpdateWebhookEndpoint::default() };
+    let request = Request::patch(Who::Tenant, format!("{ENDPOINTS}/{id}")).body(&body)?;
+    let answer = client.call(&request).await?;
+    if screen.is_json() {
+        return screen.json(&answer);
+    }
+    screen.line(&format!("endpoint {id} is {}", if disabled { "off" } else { "on" }))
+}
+
+fn on_its_way(screen: &mut Screen, answer: serde_json::Value) -> Result<(), Failure> {
+    if screen.is_json() {
+        return screen.json(&answer);
+    }
+    let delivery: WebhookDelivery = typed(answer)?;
+    screen.line(&format!("delivery {} is on its way", delivery.id))?;
+    screen.line(&format!("next: switchboard webhooks deliveries {}", delivery.endpoint))
 }

@@ -62,7 +62,7 @@ pub(super) async fn messages(
 }
 
 /// One message of any tenant, or of none
-#[utoipa::path(get, path = "/v1/admin/messages/{id}", operation_id = "admin_message", tag = "operator",
+#[utoipa::path(get, path = "/v1/admin/messages/{id}", tag = "operator",
     security(("admin_token" = [])),
     params(("id" = String, Path, description = "The message's id.")),
     responses(
@@ -77,7 +77,7 @@ pub(super) async fn message(
 }
 
 /// The story of any message, oldest step first
-#[utoipa::path(get, path = "/v1/admin/messages/{id}/events", operation_id = "admin_message_events", tag = "operator",
+#[utoipa::path(get, path = "/v1/admin/messages/{id}/events", tag = "operator",
     security(("admin_token" = [])),
     params(
         ("id" = String, Path, description = "The message's id."),
@@ -99,7 +99,7 @@ pub(super) async fn events(
 ///
 /// `200`: it is canceled. `202`: a phone has it and is asked; the outcome comes as the message's next event. The tenant
 /// is told as if it had canceled it itself.
-#[utoipa::path(post, path = "/v1/admin/messages/{id}/cancel", operation_id = "admin_message_cancel", tag = "operator",
+#[utoipa::path(post, path = "/v1/admin/messages/{id}/cancel", tag = "operator",
     security(("admin_token" = [])),
     params(("id" = String, Path, description = "The message's id.")),
     responses(

@@ -7,6 +7,7 @@ use protocol::api::{DeadLetter, Message, Page, Problem};
 use protocol::{MessageId, TenantId};
 use serde_json::Value;
 
+use super::messages::Whose;
 use super::pages::window;
 use super::{PathId, json, pages};
 use crate::auth::{Caller, Scope};
@@ -21,7 +22,7 @@ use crate::store::{StoreError, Tx};
 /// List dead letters, newest message first
 ///
 /// Messages whose attempts are used up, or that ended the router again and again. Kept for 30 days.
-#[utoipa::path(get, path = "/v1/dead-letters", operation_id = "dead_letters", tag = "messages",
+#[utoipa::path(get, path = "/v1/dead-letters", tag = "messages",
     security(("api_key" = [])),
     params(
         ("limit" = Option<u32>, Query, description = "Rows, 1 to 100; 50 when left out."),
@@ -35,11 +36,11 @@ pub(super) async fn list(
     RawQuery(raw): RawQuery,
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::MessagesRead)?;
-    page(&app, Some(caller.tenant), raw.as_deref()).await
+    page(&app, Whose::of(caller), raw.as_deref()).await
 }
 
 /// One dead letter, by its message's id
-#[utoipa::path(get, path = "/v1/dead-letters/{id}", operation_id = "dead_letter", tag = "messages",
+#[utoipa::path(get, path = "/v1/dead-letters/{id}", tag = "messages",
     security(("api_key" = [])),
     params(("id" = String, Path, description = "The message's id.")),
     responses(
@@ -52,13 +53,13 @@ pub(super) async fn get(
     PathId(id): PathId<MessageId>,
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::MessagesRead)?;
-    show(&app, Some(caller.tenant), id).await
+    show(&app, Whose::of(caller), id).await
 }
 
 /// Try a dead letter again
 ///
 /// As a new message with a new id and as long a life as the old one had. Only where provably nothing was sent.
-#[utoipa::path(post, path = "/v1/dead-letters/{id}/retry", operation_id = "retry_dead_letter", tag = "messages",
+#[utoipa::path(post, path = "/v1/dead-letters/{id}/retry", tag = "messages",
     security(("api_key" = [])),
     params(("id" = String, Path, description = "The message's id.")),
     responses(
@@ -75,11 +76,11 @@ pub(super) async fn retry(
     caller.needs(Scope::MessagesWrite)?;
     let route = format!("POST /v1/dead-letters/{id}/retry");
     let post = Post::new(caller.idempotency_scope(), route, &headers, &Value::Null)?;
-    again(&app, Some(caller.tenant), id, post).await
+    again(&app, Whose::of(caller), id, post).await
 }
 
 /// Discard a dead letter; the message and its story stay
-#[utoipa::path(delete, path = "/v1/dead-letters/{id}", operation_id = "discard_dead_letter", tag = "messages",
+#[utoipa::path(delete, path = "/v1/dead-letters/{id}", tag = "messages",
     security(("api_key" = [])),
     params(("id" = String, Path, description = "The message's id.")),
     responses(
@@ -92,11 +93,11 @@ pub(super) async fn discard(
     PathId(id): PathId<MessageId>,
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::MessagesWrite)?;
-    drop_letter(&app, Some(caller.tenant), id).await
+    drop_letter(&app, Whose::of(caller), id).await
 }
 
 /// List the dead letters of all tenants, newest message first
-#[utoipa::path(get, path = "/v1/admin/dead-letters", operation_id = "admin_dead_letters", tag = "operator",
+#[utoipa::path(get, path = "/v1/admin/dead-letters", tag = "operator",
     security(("admin_token" = [])),
     params(
         ("limit" = Option<u32>, Query, description = "Rows, 1 to 100; 50 when left out."),
@@ -108,11 +109,11 @@ pub(super) async fn admin_list(
     State(app): State<AppState>,
     RawQuery(raw): RawQuery,
 ) -> Result<Response, ApiError> {
-    page(&app, None, raw.as_deref()).await
+    page(&app, Whose::Anybody, raw.as_deref()).await
 }
 
 /// One dead letter of any tenant
-#[utoipa::path(get, path = "/v1/admin/dead-letters/{id}", operation_id = "admin_dead_letter", tag = "operator",
+#[utoipa::path(get, path = "/v1/admin/dead-letters/{id}", tag = "operator",
     security(("admin_token" = [])),
     params(("id" = String, Path, description = "The message's id.")),
     responses(
@@ -123,11 +124,11 @@ pub(super) async fn admin_get(
     State(app): State<AppState>,
     PathId(id): PathId<MessageId>,
 ) -> Result<Response, ApiError> {
-    show(&app, None, id).await
+    show(&app, Whose::Anybody, id).await
 }
 
 /// Try any tenant's dead letter again, as a new message of that tenant
-#[utoipa::path(post, path = "/v1/admin/dead-letters/{id}/retry", operation_id = "admin_retry_dead_letter", tag = "operator",
+#[utoipa::path(post, path = "/v1/admin/dead-letters/{id}/retry", tag = "operator",
     security(("admin_token" = [])),
     params(("id" = String, Path, description = "The message's id.")),
     responses(
@@ -142,11 +143,11 @@ pub(super) async fn admin_retry(
 ) -> Result<Response, ApiError> {
     let route = format!("POST /v1/admin/dead-letters/{id}/retry");
     let post = Post::new("operator".to_owned(), route, &headers, &Value::Null)?;
-    again(&app, None, id, post).await
+    again(&app, Whose::Anybody, id, post).await
 }
 
 /// Discard any tenant's dead letter; the message and its story stay
-#[utoipa::path(delete, path = "/v1/admin/dead-letters/{id}", operation_id = "admin_discard_dead_letter", tag = "operator",
+#[utoipa::path(delete, path = "/v1/admin/dead-letters/{id}", tag = "operator",
     security(("admin_token" = [])),
     params(("id" = String, Path, description = "The message's id.")),
     responses(
@@ -157,41 +158,36 @@ pub(super) async fn admin_discard(
     State(app): State<AppState>,
     PathId(id): PathId<MessageId>,
 ) -> Result<Response, ApiError> {
-    drop_letter(&app, None, id).await
+    drop_letter(&app, Whose::Anybody, id).await
 }
 
-async fn page(
-    app: &AppState,
-    tenant: Option<TenantId>,
-    raw: Option<&str>,
-) -> Result<Response, ApiError> {
+async fn page(app: &AppState, whose: Whose, raw: Option<&str>) -> Result<Response, ApiError> {
     let asked = window(raw)?;
     let window = Window { before: asked.after_id::<MessageId>()?, limit: asked.limit };
-    let letters = app.store.read(move |tx| rows::list(tx, tenant.as_ref(), &window)).await?;
+    let letters = app
+        .store
+        .read(move |tx| match &whose {
+            Whose::Tenant(tenant) => rows::list(tx, Some(tenant), false, &window),
+            Whose::Sandbox(tenant) => rows::list(tx, Some(tenant), true, &window),
+            Whose::Anybody => rows::list(tx, None, false, &window),
+        })
+        .await?;
     let page = pages::page(letters, asked.limit, |letter| letter.message.id.to_string());
     Ok(json(StatusCode::OK, &page))
 }
 
 /// Under whose name the letter is read: the caller's, or for the operator its owner's.
-fn whose(
-    tx: &mut Tx<'_>,
-    tenant: Option<TenantId>,
-    id: &MessageId,
-) -> Result<Option<TenantId>, StoreError> {
-    match tenant {
-        Some(tenant) => Ok(Some(tenant)),
-        None => rows::owner(tx, id),
+fn owner(tx: &mut Tx<'_>, whose: &Whose, id: &MessageId) -> Result<Option<TenantId>, StoreError> {
+    match whose {
+        Whose::Tenant(_) | Whose::Sandbox(_) => whose.owner(tx, id),
+        Whose::Anybody => rows::owner(tx, id),
     }
 }
 
-async fn show(
-    app: &AppState,
-    tenant: Option<TenantId>,
-    id: MessageId,
-) -> Result<Response, ApiError> {
+async fn show(app: &AppState, whose: Whose, id: MessageId) -> Result<Response, ApiError> {
     let found = app
         .store
-        .read(move |tx| match whose(tx, tenant, &id)? {
+        .read(move |tx| match owner(tx, &whose, &id)? {
             Some(tenant) => rows::get(tx, &tenant, &id),
             None => Ok(None),
         })
@@ -201,14 +197,14 @@ async fn show(
 
 async fn again(
     app: &AppState,
-    tenant: Option<TenantId>,
+    whose: Whose,
     id: MessageId,
     post: Post,
 ) -> Result<Response, ApiError> {
     let now = app.clock.now();
     let new = MessageId::new(now.0, clock::random());
     let response = idempotency::post(app, post, Ok(id), move |tx, id| {
-        let tenant = whose(tx, tenant, &id)?.ok_or_else(ApiError::not_found)?;
+        let tenant = owner(tx, &whose, &id)?.ok_or_else(ApiError::not_found)?;
         match rows::retry(tx, &tenant, &id, (new, now))? {
             None => Err(ApiError::not_found()),
             Some(Retried::As(message)) => Reply::new(StatusCode::ACCEPTED, message.as_ref()),
@@ -221,15 +217,11 @@ async fn again(
     Ok(response)
 }
 
-async fn drop_letter(
-    app: &AppState,
-    tenant: Option<TenantId>,
-    id: MessageId,
-) -> Result<Response, ApiError> {
+async fn drop_letter(app: &AppState, whose: Whose, id: MessageId) -> Result<Response, ApiError> {
     let now = app.clock.now();
     let found = app
         .store
-        .write(move |tx| match whose(tx, tenant, &id)? {
+        .write(move |tx| match owner(tx, &whose, &id)? {
             Some(tenant) => rows::discard(tx, &tenant, &id, now),
             None => Ok(false),
         })

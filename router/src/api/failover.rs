@@ -23,7 +23,7 @@ use crate::store::standby::{self, Begun, CannotReplace};
 ///
 /// The host that serves it gives back what it has not started, and the other one sends as soon as no script runs any
 /// more: well under a second. A host that is gone is waited for until its lease is over for the grace.
-#[utoipa::path(post, path = "/v1/admin/phones/{id}/failover", operation_id = "fail_over_phone", tag = "operator",
+#[utoipa::path(post, path = "/v1/admin/phones/{id}/failover", tag = "operator",
     request_body = Option<FailOver>, security(("admin_token" = [])),
     params(("id" = String, Path, description = "The phone's id.")),
     responses(
@@ -52,7 +52,7 @@ pub(super) async fn phone(
 }
 
 /// Hand every phone of a host over to another one
-#[utoipa::path(post, path = "/v1/admin/hosts/{id}/failover", operation_id = "fail_over_host", tag = "operator",
+#[utoipa::path(post, path = "/v1/admin/hosts/{id}/failover", tag = "operator",
     request_body = Option<FailOver>, security(("admin_token" = [])),
     params(("id" = String, Path, description = "The host's id.")),
     responses(
@@ -81,7 +81,7 @@ pub(super) async fn host(
 ///
 /// It finishes what is started and is given nothing new; each of its phones that another host can serve is handed over,
 /// also later, when such a host comes. `POST /v1/admin/hosts/{id}/undrain` ends it.
-#[utoipa::path(post, path = "/v1/admin/hosts/{id}/drain", operation_id = "drain_host", tag = "operator",
+#[utoipa::path(post, path = "/v1/admin/hosts/{id}/drain", tag = "operator",
     security(("admin_token" = [])),
     params(("id" = String, Path, description = "The host's id.")),
     responses(
@@ -108,7 +108,7 @@ pub(super) async fn drain(
 /// Give a drained host work again
 ///
 /// Phones that were handed over stay where they are.
-#[utoipa::path(post, path = "/v1/admin/hosts/{id}/undrain", operation_id = "undrain_host", tag = "operator",
+#[utoipa::path(post, path = "/v1/admin/hosts/{id}/undrain", tag = "operator",
     security(("admin_token" = [])),
     params(("id" = String, Path, description = "The host's id.")),
     responses(
@@ -139,7 +139,7 @@ pub(super) async fn undrain(
 /// For a number that is gone. What is reserved for a tenant, conversations and waiting messages go on on the other
 /// phone, also where they asked for the old number; the phone itself gets nothing any more. Its own id in `by` undoes
 /// that; conversations then stay on both.
-#[utoipa::path(post, path = "/v1/admin/phones/{id}/replace", operation_id = "replace_phone", tag = "operator",
+#[utoipa::path(post, path = "/v1/admin/phones/{id}/replace", tag = "operator",
     request_body = ReplacePhone, security(("admin_token" = [])),
     params(("id" = String, Path, description = "The phone's id.")),
     responses(
@@ -171,6 +171,10 @@ pub(super) async fn replace(
             Err(CannotReplace::SuccessorReplaced) => refused(
                 Code::CannotFailOver,
                 "The phone in `by` is itself replaced by another one.",
+            ),
+            Err(CannotReplace::OtherKind) => refused(
+                Code::CannotFailOver,
+                "One of the two phones is of the sandbox and the other is not.",
             ),
             Err(CannotReplace::OtherTenant) => refused(
                 Code::CannotFailOver,

@@ -4,7 +4,7 @@ use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use data_encoding::{BASE32_DNSSEC, BASE64URL_NOPAD};
-use protocol::api::{EnrolmentToken, Host, Page, Phone, Problem};
+use protocol::api::{EnrolmentToken, FieldError, Host, Page, Phone, Problem};
 use protocol::link::{EnrolPhone, EnrolRequest, EnrolResponse};
 use protocol::{Channel, E164, HostId, PhoneId, limits};
 use serde_json::Value;
@@ -91,8 +91,13 @@ pub(super) async fn enrol(
     let own = app.key.public_base64url();
     idempotency::post(&app, post, enrolment(body), move |tx, (request, key)| {
         let hash = sha256(request.token.as_bytes());
+        let otherwise = admin::enrolled_otherwise(tx, &request.phones)?;
         let mut enrolled = admin::enrol(tx, &hash, &request, &key, now)?
             .ok_or_else(|| ApiError::new(Code::InvalidEnrolmentToken))?;
+        // Only who has shown a good token is told what a phone is; the refusal takes the enrolment back.
+        if !otherwise.is_empty() {
+            return Err(ApiError::invalid(otherwise.into_iter().map(other_kind).collect()));
+        }
         enrolled.router_key = Some(own.clone());
         tracing::info!(host = %enrolled.host, phones = enrolled.phones.len(), "enrolling a host");
         Reply::new(StatusCode::OK, &enrolled)
@@ -113,6 +118,15 @@ fn enrolment(body: Value) -> Result<(EnrolRequest, [u8; 32]), ApiError> {
     };
     fields.finish()?;
     Ok((EnrolRequest { token, name, public_key, phones }, key))
+}
+
+fn other_kind(index: usize) -> FieldError {
+    FieldError {
+        pointer: format!("/phones/{index}/sandbox"),
+        code: "other_kind".to_owned(),
+        detail: "The phone was enrolled as the other kind, of the sandbox or not, and stays that."
+            .to_owned(),
+    }
 }
 
 /// The key as text and as bytes. Only its form is checked here: a key that is no point on the curve verifies nothing.
@@ -141,7 +155,8 @@ fn phones_of(fields: &mut Fields) -> Option<Vec<EnrolPhone>> {
             channel
         });
         let standby = phone.boolean("standby").unwrap_or(false);
-        Some(EnrolPhone { number: number?, label, channels, standby })
+        let sandbox = phone.boolean("sandbox").unwrap_or(false);
+        Some(EnrolPhone { number: number?, label, channels, standby, sandbox })
     })?;
     if given == 0 {
         fields.wrong("phones", "too_few", "A host serves at least one phone.");

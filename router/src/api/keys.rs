@@ -3,67 +3,37 @@
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use protocol::api::{ApiKey, Page, Problem};
+use protocol::api::{ApiKey, CreateKey, CreatedKey, Page, Problem, RotateKey, Tier};
 use protocol::{KeyId, TenantId, UnixMs};
-use serde::Serialize;
 use serde_json::Value;
 
+use super::audit::Whose;
 use super::fields::Fields;
 use super::pages::{Query, page};
 use super::tenants::NAME_CHARS_MAX;
-use super::{JsonBody, PathId, json};
+use super::{JsonBody, OptionalJsonBody, PathId, json};
 use crate::auth::{FreshKey, Scope};
 use crate::clock;
-use crate::error::ApiError;
+use crate::config::RATE_MAX;
+use crate::error::{ApiError, Code};
 use crate::idempotency::{self, Post, Reply};
+use crate::network::Network;
+use crate::rate::Rate;
 use crate::server::AppState;
-use crate::store::keys::{self, NewKey};
+use crate::store::keys::{self, NewKey, Tiers};
 
-/// An API key with what it may do, without its secret.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-pub(super) struct ScopedKey {
-    /// The key.
-    #[serde(flatten)]
-    key: ApiKey,
-    /// What it may do: `messages:read`, `messages:write`, `webhooks`, `opt_outs:read`, `opt_outs:write`,
-    /// `contacts`.
-    scopes: Vec<String>,
-}
-
-/// A new API key.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-pub(super) struct CreatedScopedKey {
-    /// The key.
-    #[serde(flatten)]
-    key: ScopedKey,
-    /// What goes behind `Authorization: Bearer`; shown this once, and not again by an idempotency key.
-    secret: String,
-}
-
-/// `POST /v1/admin/keys`.
-#[derive(Debug, utoipa::ToSchema)]
-#[expect(
-    dead_code,
-    reason = "describes the body in the API's document; fields are checked one by one"
-)]
-pub(super) struct CreateScopedKey {
-    /// For which tenant.
-    tenant: TenantId,
-    /// A name for people, 1 to 100 characters.
-    name: String,
-    /// For the sandbox only.
-    test: Option<bool>,
-    /// When it ends; never when left out.
-    expires_at: Option<UnixMs>,
-    /// What it may do; everything when left out.
-    scopes: Option<Vec<String>>,
-}
+/// How long a replaced key still works, in seconds, when the operator does not say: a day, to roll the new one out.
+const OVERLAP_S: u32 = 86_400;
+/// Longest that a replaced key may still work, in seconds: 30 days.
+const OVERLAP_S_MAX: u32 = 30 * 86_400;
+/// Networks that one key may be used from: offices and clusters have few.
+const NETWORKS_MAX: usize = 50;
 
 /// Make an API key
-#[utoipa::path(post, path = "/v1/admin/keys", tag = "operator", request_body = CreateScopedKey,
+#[utoipa::path(post, path = "/v1/admin/keys", tag = "operator", request_body = CreateKey,
     security(("admin_token" = [])),
     responses(
-        (status = 201, description = "Made.", body = CreatedScopedKey),
+        (status = 201, description = "Made.", body = CreatedKey),
         (status = 401, description = "Not the operator's token.", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "Fields are wrong.", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn create(
@@ -73,7 +43,9 @@ pub(super) async fn create(
 ) -> Result<Response, ApiError> {
     let now = app.clock.now();
     let post = Post::new("operator".to_owned(), "POST /v1/admin/keys", &headers, &body)?;
-    let response = idempotency::post(&app, post, checked(body, now), |tx, (new, secret)| {
+    let checked = checked(body, &app.config.limits.tiers(), now);
+    let whose = checked.as_ref().ok().map(|(new, _)| new.key.tenant.clone());
+    let mut response = idempotency::post(&app, post, checked, |tx, (new, secret)| {
         if !crate::store::admin::tenant_exists(tx, &new.key.tenant)? {
             return Err(ApiError::invalid(vec![protocol::api::FieldError {
                 pointer: "/tenant".to_owned(),
@@ -82,16 +54,17 @@ pub(super) async fn create(
             }]));
         }
         keys::insert(tx, &new.key.tenant, &new)?;
-        let shown = ScopedKey { key: new.key, scopes: new.scopes };
-        Ok(Reply::new(StatusCode::CREATED, &shown)?.with_once("secret", secret))
+        Ok(Reply::new(StatusCode::CREATED, &new.key)?.with_once("secret", secret))
     })
     .await?;
-    app.auth.forget();
+    if let Some(tenant) = whose {
+        response.extensions_mut().insert(Whose(tenant));
+    }
     Ok(response)
 }
 
 /// The key as it is to be made, and its secret.
-fn checked(body: Value, now: UnixMs) -> Result<(NewKey, String), ApiError> {
+fn checked(body: Value, tiers: &Tiers, now: UnixMs) -> Result<(NewKey, String), ApiError> {
     let mut fields = Fields::new(body)?;
     let tenant: Option<TenantId> = fields.required_parsed("tenant", "invalid_id");
     let name = fields.required_line("name", 1..=NAME_CHARS_MAX);
@@ -101,6 +74,8 @@ fn checked(body: Value, now: UnixMs) -> Result<(NewKey, String), ApiError> {
         fields.wrong("expires_at", "in_the_past", "It is not in the future.");
     }
     let scopes = scopes(&mut fields);
+    let allow = networks(&mut fields);
+    let (named, tier, rate) = tier(&mut fields, tiers);
     let (Some(tenant), Some(name)) = (tenant, name) else { return Err(fields.refuse()) };
     fields.finish()?;
 
@@ -111,12 +86,59 @@ fn checked(body: Value, now: UnixMs) -> Result<(NewKey, String), ApiError> {
         name,
         prefix: fresh.prefix,
         test,
+        scopes,
+        allow: allow.iter().map(ToString::to_string).collect(),
+        tier,
+        per_second: rate.per_second,
+        burst: rate.burst,
         created_at: now,
         expires_at,
+        rotated_to: None,
         revoked_at: None,
         last_used_at: None,
     };
-    Ok((NewKey { key, hash: fresh.hash, scopes }, fresh.secret))
+    Ok((NewKey { key, hash: fresh.hash, tier: named }, fresh.secret))
+}
+
+fn networks(fields: &mut Fields) -> Vec<Network> {
+    fields
+        .list("allow", NETWORKS_MAX, |fields, index, item| {
+            let network = item.as_str().and_then(|text| text.parse().ok());
+            if network.is_none() {
+                let detail = "It must be a network such as 192.0.2.0/24 or 2001:db8::1.";
+                fields.wrong(index, "invalid_network", detail);
+            }
+            network
+        })
+        .unwrap_or_default()
+}
+
+/// The tier that is named, if one is, the one that counts, and what it means.
+fn tier(fields: &mut Fields, tiers: &Tiers) -> (Option<Tier>, Tier, Rate) {
+    let named = fields.one_of("tier", "unknown_tier", Tier::ALL);
+    let per_second = fields.number("per_second", 1..=RATE_MAX);
+    let burst = fields.number("burst", 1..=RATE_MAX);
+    let tier = named.unwrap_or(tiers.default);
+    let rate = match tier {
+        Tier::Starter => tiers.starter,
+        Tier::Growth => tiers.growth,
+        Tier::Custom => {
+            for (name, value) in [("per_second", per_second), ("burst", burst)] {
+                if value.is_none() {
+                    fields.wrong(name, "required", "A custom tier needs it.");
+                }
+            }
+            Rate { per_second: per_second.unwrap_or(1), burst: burst.unwrap_or(1) }
+        }
+    };
+    if tier != Tier::Custom {
+        for (name, value) in [("per_second", per_second), ("burst", burst)] {
+            if value.is_some() {
+                fields.wrong(name, "conflict", "Only a custom tier has a rate of its own.");
+            }
+        }
+    }
+    (named, tier, rate)
 }
 
 fn scopes(fields: &mut Fields) -> Vec<String> {
@@ -145,7 +167,7 @@ fn scopes(fields: &mut Fields) -> Vec<String> {
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before."),
         ("tenant" = Option<String>, Query, description = "Only this tenant's.")),
     responses(
-        (status = 200, description = "A page.", body = Page<ScopedKey>),
+        (status = 200, description = "A page.", body = Page<ApiKey>),
         (status = 401, description = "Not the operator's token.", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn list(
     State(app): State<AppState>,
@@ -155,14 +177,12 @@ pub(super) async fn list(
     let tenant: Option<TenantId> = query.parsed("tenant", "invalid_id");
     let asked = query.finish()?;
     let (after, limit) = (asked.after_id::<KeyId>()?, asked.limit);
+    let tiers = app.config.limits.tiers();
     let rows = app
         .store
-        .read(move |tx| keys::list(tx, tenant.as_ref(), after.as_deref(), limit))
-        .await?
-        .into_iter()
-        .map(|(key, scopes)| ScopedKey { key, scopes })
-        .collect();
-    Ok(json(StatusCode::OK, &page(rows, limit, |row: &ScopedKey| row.key.id.to_string())))
+        .read(move |tx| keys::list(tx, tenant.as_ref(), &tiers, after.as_deref(), limit))
+        .await?;
+    Ok(json(StatusCode::OK, &page(rows, limit, |key| key.id.to_string())))
 }
 
 /// Revoke an API key
@@ -177,10 +197,89 @@ pub(super) async fn revoke(
     PathId(id): PathId<KeyId>,
 ) -> Result<Response, ApiError> {
     let now = app.clock.now();
-    let found = app.store.write(move |tx| keys::revoke(tx, &id, now)).await?;
-    app.auth.forget();
+    let work = AppState::clone(&app);
+    let found = to_its_end(&app, async move {
+        let found = work.store.write(move |tx| match keys::owner(tx, &id)? {
+            Some(tenant) => keys::revoke(tx, &tenant, &id, now),
+            None => Ok(false),
+        });
+        let found = found.await;
+        work.auth.forget();
+        found.map_err(ApiError::from)
+    })
+    .await?;
     if !found {
         return Err(ApiError::not_found());
     }
     Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Put a new API key into the place of another
+///
+/// The new one may do what the old one may, and ends when that would have ended. The old one works for as long as is
+/// asked for, so that the new one can be rolled out; `0` ends it at once.
+#[utoipa::path(post, path = "/v1/admin/keys/{id}/rotate", tag = "operator", request_body = Option<RotateKey>,
+    security(("admin_token" = [])),
+    params(("id" = String, Path, description = "The key's id.")),
+    responses(
+        (status = 201, description = "Made. The secret is shown this once, and not again by an idempotency key.", body = CreatedKey),
+        (status = 401, description = "Not the operator's token.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such key.", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "It has ended or been replaced already.", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "Fields are wrong.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn rotate(
+    State(app): State<AppState>,
+    headers: HeaderMap,
+    PathId(id): PathId<KeyId>,
+    OptionalJsonBody(body): OptionalJsonBody,
+) -> Result<Response, ApiError> {
+    let now = app.clock.now();
+    let route = format!("POST /v1/admin/keys/{id}/rotate");
+    let post = Post::new("operator".to_owned(), route, &headers, &body)?;
+    let tiers = app.config.limits.tiers();
+    let work = AppState::clone(&app);
+    to_its_end(&app, async move {
+        let made = idempotency::post(&work, post, overlap_of(body), move |tx, overlap_s| {
+            let tenant = keys::owner(tx, &id)?.ok_or_else(ApiError::not_found)?;
+            let found = keys::get(tx, &tenant, &id, &tiers)?;
+            let (old, named) = found.ok_or_else(ApiError::not_found)?;
+            let ended = old.revoked_at.is_some() || old.expires_at.is_some_and(|at| at <= now);
+            if ended || old.rotated_to.is_some() {
+                return Err(ApiError::new(Code::KeyEnded));
+            }
+            let fresh = FreshKey::new(old.test);
+            let key = ApiKey {
+                id: KeyId::new(now.0, clock::random()),
+                prefix: fresh.prefix,
+                created_at: now,
+                last_used_at: None,
+                ..old
+            };
+            let new = NewKey { key, hash: fresh.hash, tier: named };
+            keys::insert(tx, &tenant, &new)?;
+            let until = now.plus_ms(i64::from(overlap_s) * 1_000);
+            keys::replaced(tx, &tenant, (&id, &new.key.id), until)?;
+            Ok(Reply::new(StatusCode::CREATED, &new.key)?.with_once("secret", fresh.secret))
+        });
+        let made = made.await;
+        work.auth.forget();
+        made
+    })
+    .await
+}
+
+fn overlap_of(body: Value) -> Result<u32, ApiError> {
+    let mut fields = Fields::new(body)?;
+    let overlap_s = fields.number("overlap_seconds", 0..=OVERLAP_S_MAX).unwrap_or(OVERLAP_S);
+    fields.finish()?;
+    Ok(overlap_s)
+}
+
+/// Does work that must not stop half-way when its caller hangs up: what is on disk must be forgotten in memory, too.
+async fn to_its_end<T: Send + 'static>(
+    app: &AppState,
+    work: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+) -> Result<T, ApiError> {
+    let done = app.tasks.spawn(work).await;
+    done.map_err(|error| ApiError::new(Code::Internal).caused_by(error))?
 }

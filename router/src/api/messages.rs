@@ -59,9 +59,10 @@ pub(super) async fn create(
 }
 
 fn accept(tx: &mut Tx<'_>, tenant: &TenantId, new: &NewMessage) -> Result<Reply, ApiError> {
-    // Messages of test keys reach no phone, so any number will do for them.
-    if let Some(from) = new.from.as_ref().filter(|_| !new.test)
-        && messages::may_send_from(tx, tenant, from)?.is_none()
+    if let Some(from) = &new.from
+        && messages::may_send_from(tx, tenant, (from, new.test))?.is_none()
+        // Where there is no sandbox, a story is played, for which any number will do.
+        && (!new.test || messages::has_sandbox(tx, tenant)?)
     {
         return Err(ApiError::invalid(vec![protocol::api::FieldError {
             pointer: "/from".to_owned(),
@@ -186,6 +187,7 @@ pub(super) fn filter(query: &mut Query) -> Filter {
             .one_of("direction", "unknown_direction", &[Way::OUT, Way::IN])
             .map(|way| way.0),
         recipient: query.parsed::<Recipient>("to", "invalid_recipient"),
+        test: false,
     }
 }
 
@@ -223,7 +225,7 @@ pub(super) async fn list(
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::MessagesRead)?;
     let mut query = Query::new(raw.as_deref());
-    let filter = filter(&mut query);
+    let filter = Filter { test: caller.test, ..filter(&mut query) };
     let asked = query.finish()?;
     let window = Window { before: asked.after_id::<MessageId>()?, limit: asked.limit };
     let rows =
@@ -244,7 +246,7 @@ pub(super) async fn get(
     PathId(id): PathId<MessageId>,
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::MessagesRead)?;
-    show(&app, Whose::Tenant(caller.tenant), id).await
+    show(&app, Whose::of(caller), id).await
 }
 
 /// Whose messages a caller may see.
@@ -252,15 +254,29 @@ pub(super) async fn get(
 pub(super) enum Whose {
     /// One tenant's.
     Tenant(TenantId),
+    /// One tenant's of the sandbox: a test key asks.
+    Sandbox(TenantId),
     /// Everybody's, and those that belong to nobody: the operator asks.
     Anybody,
 }
 
 impl Whose {
+    pub(super) fn of(caller: Caller) -> Self {
+        if caller.test { Self::Sandbox(caller.tenant) } else { Self::Tenant(caller.tenant) }
+    }
+
     /// The owner of a message that the caller may see, under whose name it is then read; `None` where there is none.
-    fn owner(&self, tx: &mut Tx<'_>, id: &MessageId) -> Result<Option<TenantId>, StoreError> {
+    pub(super) fn owner(
+        &self,
+        tx: &mut Tx<'_>,
+        id: &MessageId,
+    ) -> Result<Option<TenantId>, StoreError> {
         match self {
             Self::Tenant(tenant) => Ok(Some(tenant.clone())),
+            Self::Sandbox(tenant) => {
+                let test = messages::is_test(tx, tenant, id)?;
+                Ok(test.filter(|test| *test).map(|_test| tenant.clone()))
+            }
             Self::Anybody => messages::owner(tx, id),
         }
     }
@@ -299,7 +315,7 @@ pub(super) async fn events(
     RawQuery(raw): RawQuery,
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::MessagesRead)?;
-    story(&app, Whose::Tenant(caller.tenant), id, raw.as_deref()).await
+    story(&app, Whose::of(caller), id, raw.as_deref()).await
 }
 
 /// A page of a message's story, for the tenant's route and the operator's.
@@ -351,7 +367,7 @@ pub(super) async fn cancel(
     caller.needs(Scope::MessagesWrite)?;
     let route = format!("POST /v1/messages/{id}/cancel");
     let post = Post::new(caller.idempotency_scope(), route, &headers, &Value::Null)?;
-    withdraw(&app, Whose::Tenant(caller.tenant), id, post).await
+    withdraw(&app, Whose::of(caller), id, post).await
 }
 
 /// Withdraws a message, for the tenant's route and the operator's.

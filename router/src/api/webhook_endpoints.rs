@@ -5,25 +5,34 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use data_encoding::BASE64;
 use protocol::api::{
-    CreateWebhookEndpoint, CreatedWebhookEndpoint, Page, Problem, WEBHOOK_TYPES, WebhookDelivery,
-    WebhookEndpoint,
+    CreateWebhookEndpoint, CreatedWebhookEndpoint, Page, Problem, ReplayWebhooks, ReplayedWebhooks,
+    RotateSecret, UpdateWebhookEndpoint, WEBHOOK_TYPES, WebhookDelivery, WebhookEndpoint,
 };
-use protocol::{DeliveryId, EndpointId, UnixMs};
+use protocol::{DeliveryId, EndpointId, TenantId, UnixMs};
 use serde_json::Value;
 use url::Url;
 
 use super::fields::Fields;
 use super::pages::{page, window};
-use super::{JsonBody, PathId, json};
+use super::{JsonBody, OptionalJsonBody, PathId, json};
 use crate::auth::{Caller, Scope};
 use crate::clock;
 use crate::error::{ApiError, Code};
 use crate::idempotency::{self, Post, Reply};
 use crate::server::AppState;
-use crate::store::webhook_endpoints;
+use crate::store::webhook_endpoints::{self, Range};
+use crate::store::{Tx, webhook_jobs};
 
 /// Longest URL of an endpoint, in characters: what every server on the way takes.
 const URL_CHARS_MAX: usize = 2_000;
+/// Longest description of an endpoint, in characters: a line or two.
+const DESCRIPTION_CHARS_MAX: usize = 200;
+/// How long an old secret still signs, in seconds, when the tenant does not say.
+const OVERLAP_S: u32 = 86_400;
+/// Longest that an old secret may sign, in seconds: a week.
+const OVERLAP_S_MAX: u32 = 7 * 86_400;
+/// Deliveries made again by one request: as many as one transaction takes without holding up the others.
+const REPLAY_ROWS: usize = 5_000;
 
 /// Make a webhook endpoint
 #[utoipa::path(post, path = "/v1/webhook_endpoints", tag = "webhooks", request_body = CreateWebhookEndpoint,
@@ -40,19 +49,17 @@ pub(super) async fn create(
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::Webhooks)?;
-    let settings = app.config.webhooks;
+    let (private, most) =
+        (app.config.webhooks.allow_private, app.config.webhooks.endpoints_per_tenant);
     let route = "POST /v1/webhook_endpoints";
     let post = Post::new(caller.idempotency_scope(), route, &headers, &body)?;
-    let endpoint = checked(body, settings.allow_private, app.clock.now());
-    // 24 bytes, the shortest that Standard Webhooks recommends.
-    let secret = format!("whsec_{}", BASE64.encode(&clock::random::<24>()));
+    let endpoint = checked(body, private, app.clock.now());
+    let secret = fresh_secret();
     let tenant = caller.tenant;
     idempotency::post(&app, post, endpoint, move |tx, endpoint| {
-        if webhook_endpoints::count(tx, &tenant)? >= settings.endpoints_per_tenant {
-            return Err(ApiError::new(Code::LimitReached).detail(format!(
-                "A tenant has at most {} endpoints.",
-                settings.endpoints_per_tenant
-            )));
+        if webhook_endpoints::count(tx, &tenant)? >= most {
+            let detail = format!("A tenant has at most {most} endpoints.");
+            return Err(ApiError::new(Code::LimitReached).detail(detail));
         }
         webhook_endpoints::insert(tx, &tenant, &endpoint, &secret)?;
         Ok(Reply::new(StatusCode::CREATED, &endpoint)?.with_once("secret", secret))
@@ -60,10 +67,17 @@ pub(super) async fn create(
     .await
 }
 
+/// 24 bytes, the shortest that Standard Webhooks recommends.
+fn fresh_secret() -> String {
+    format!("whsec_{}", BASE64.encode(&clock::random::<24>()))
+}
+
 fn checked(body: Value, allow_private: bool, now: UnixMs) -> Result<WebhookEndpoint, ApiError> {
     let mut fields = Fields::new(body)?;
+    fields.require("url");
     let url = url(&mut fields, allow_private);
-    let events = events(&mut fields);
+    let events = events(&mut fields).unwrap_or_default();
+    let description = fields.line("description", 1..=DESCRIPTION_CHARS_MAX);
     let Some(url) = url else { return Err(fields.refuse()) };
     fields.finish()?;
     Ok(WebhookEndpoint {
@@ -72,13 +86,18 @@ fn checked(body: Value, allow_private: bool, now: UnixMs) -> Result<WebhookEndpo
         events,
         disabled_at: None,
         disabled_reason: None,
+        description,
+        failing_since: None,
+        failures: 0,
+        paused_until: None,
+        old_secret_until: None,
         created_at: now,
     })
 }
 
 /// An absolute URL that we may post to. Where it leads is checked again each time a connection is made.
 fn url(fields: &mut Fields, allow_private: bool) -> Option<String> {
-    let text = fields.required_line("url", 1..=URL_CHARS_MAX)?;
+    let text = fields.line("url", 1..=URL_CHARS_MAX)?;
     let Ok(url) = Url::parse(&text) else {
         fields.wrong("url", "invalid_url", "It is not an absolute URL.");
         return None;
@@ -94,21 +113,19 @@ fn url(fields: &mut Fields, allow_private: bool) -> Option<String> {
     Some(url.to_string())
 }
 
-fn events(fields: &mut Fields) -> Vec<String> {
-    fields
-        .list("events", WEBHOOK_TYPES.len(), |fields, index, item| match item {
-            Value::String(text) if WEBHOOK_TYPES.contains(&text.as_str()) => Some(text),
-            Value::Null
-            | Value::Bool(_)
-            | Value::Number(_)
-            | Value::String(_)
-            | Value::Array(_)
-            | Value::Object(_) => {
-                fields.wrong(index, "unknown_type", "There is no such type of event.");
-                None
-            }
-        })
-        .unwrap_or_default()
+fn events(fields: &mut Fields) -> Option<Vec<String>> {
+    fields.list("events", WEBHOOK_TYPES.len(), |fields, index, item| match item {
+        Value::String(text) if WEBHOOK_TYPES.contains(&text.as_str()) => Some(text),
+        Value::Null
+        | Value::Bool(_)
+        | Value::Number(_)
+        | Value::String(_)
+        | Value::Array(_)
+        | Value::Object(_) => {
+            fields.wrong(index, "unknown_type", "There is no such type of event.");
+            None
+        }
+    })
 }
 
 /// List webhook endpoints, newest first
@@ -149,6 +166,265 @@ pub(super) async fn get(
     caller.needs(Scope::Webhooks)?;
     let found = app.store.read(move |tx| webhook_endpoints::get(tx, &caller.tenant, &id)).await?;
     Ok(json(StatusCode::OK, &found.ok_or_else(ApiError::not_found)?))
+}
+
+/// Change a webhook endpoint, or switch it off or on
+///
+/// What is left out stays as it is. What waits for an endpoint that is switched off fails, and can be replayed when it
+/// is on again.
+#[utoipa::path(patch, path = "/v1/webhook_endpoints/{id}", tag = "webhooks", request_body = UpdateWebhookEndpoint,
+    security(("api_key" = [])),
+    params(("id" = String, Path, description = "The endpoint's id.")),
+    responses(
+        (status = 200, description = "As it is now.", body = WebhookEndpoint),
+        (status = 401, description = "No valid key.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such endpoint.", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "Fields are wrong.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn update(
+    State(app): State<AppState>,
+    caller: Caller,
+    PathId(id): PathId<EndpointId>,
+    JsonBody(body): JsonBody,
+) -> Result<Response, ApiError> {
+    caller.needs(Scope::Webhooks)?;
+    let change = changes(body, app.config.webhooks.allow_private)?;
+    let (tenant, now) = (caller.tenant, app.clock.now());
+    let changed = app
+        .store
+        .write(move |tx| {
+            let Some(before) = webhook_endpoints::get(tx, &tenant, &id)? else { return Ok(None) };
+            let after = changed(before, change, now);
+            webhook_endpoints::update(tx, &tenant, &after)?;
+            Ok(Some(after))
+        })
+        .await?
+        .ok_or_else(ApiError::not_found)?;
+    app.bells.webhooks.notify_one();
+    Ok(json(StatusCode::OK, &changed))
+}
+
+fn changes(body: Value, allow_private: bool) -> Result<UpdateWebhookEndpoint, ApiError> {
+    let mut fields = Fields::new(body)?;
+    let change = UpdateWebhookEndpoint {
+        url: url(&mut fields, allow_private),
+        events: events(&mut fields),
+        description: fields.line("description", 0..=DESCRIPTION_CHARS_MAX),
+        disabled: fields.boolean("disabled"),
+    };
+    fields.finish()?;
+    Ok(change)
+}
+
+fn changed(before: WebhookEndpoint, change: UpdateWebhookEndpoint, now: UnixMs) -> WebhookEndpoint {
+    let moved = change.url.as_ref().is_some_and(|url| *url != before.url);
+    let mut after = WebhookEndpoint {
+        url: change.url.unwrap_or(before.url),
+        events: change.events.unwrap_or(before.events),
+        description: change
+            .description
+            .map_or(before.description, |text| (!text.is_empty()).then_some(text)),
+        ..before
+    };
+    match change.disabled {
+        Some(true) if after.disabled_at.is_none() => {
+            after.disabled_at = Some(now);
+            after.disabled_reason = Some("by_tenant".to_owned());
+        }
+        Some(false) => (after.disabled_at, after.disabled_reason) = (None, None),
+        Some(true) | None => {}
+    }
+    // Elsewhere, or on again: what failed before says nothing of it.
+    if moved || change.disabled == Some(false) {
+        (after.failing_since, after.failures, after.paused_until) = (None, 0, None);
+    }
+    after
+}
+
+/// Give a webhook endpoint a new secret
+///
+/// Until the overlap is over, what is posted carries two signatures, so that a receiver that knows either believes it.
+#[utoipa::path(post, path = "/v1/webhook_endpoints/{id}/rotate_secret", tag = "webhooks",
+    request_body = Option<RotateSecret>, security(("api_key" = [])),
+    params(("id" = String, Path, description = "The endpoint's id.")),
+    responses(
+        (status = 200, description = "Done. The secret is shown this once, and not again by an idempotency key.", body = CreatedWebhookEndpoint),
+        (status = 401, description = "No valid key.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such endpoint.", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "Fields are wrong.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn rotate_secret(
+    State(app): State<AppState>,
+    caller: Caller,
+    headers: HeaderMap,
+    PathId(id): PathId<EndpointId>,
+    OptionalJsonBody(body): OptionalJsonBody,
+) -> Result<Response, ApiError> {
+    caller.needs(Scope::Webhooks)?;
+    let route = format!("POST /v1/webhook_endpoints/{id}/rotate_secret");
+    let post = Post::new(caller.idempotency_scope(), route, &headers, &body)?;
+    let (tenant, now, secret) = (caller.tenant, app.clock.now(), fresh_secret());
+    idempotency::post(&app, post, overlap_of(body), move |tx, overlap_s| {
+        let old_until = now.plus_ms(i64::from(overlap_s) * 1_000);
+        webhook_endpoints::rotate(tx, &tenant, (&id, &secret), old_until)?;
+        let found = webhook_endpoints::get(tx, &tenant, &id)?;
+        let endpoint = found.ok_or_else(ApiError::not_found)?;
+        Ok(Reply::new(StatusCode::OK, &endpoint)?.with_once("secret", secret))
+    })
+    .await
+}
+
+fn overlap_of(body: Value) -> Result<u32, ApiError> {
+    let mut fields = Fields::new(body)?;
+    let overlap_s = fields.number("overlap_seconds", 0..=OVERLAP_S_MAX).unwrap_or(OVERLAP_S);
+    fields.finish()?;
+    Ok(overlap_s)
+}
+
+/// The endpoint, where the tenant has it and it is on.
+fn enabled(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    id: &EndpointId,
+) -> Result<WebhookEndpoint, ApiError> {
+    let endpoint = webhook_endpoints::get(tx, tenant, id)?.ok_or_else(ApiError::not_found)?;
+    if endpoint.disabled_at.is_some() {
+        return Err(ApiError::new(Code::EndpointDisabled).detail("Switch it on first."));
+    }
+    Ok(endpoint)
+}
+
+/// Post a test event to a webhook endpoint
+///
+/// Of the type `webhook_endpoint.test`, whatever types it wants; signed, tried and written down like any other.
+#[utoipa::path(post, path = "/v1/webhook_endpoints/{id}/test", tag = "webhooks", security(("api_key" = [])),
+    params(("id" = String, Path, description = "The endpoint's id.")),
+    responses(
+        (status = 202, description = "On its way; its attempts are found under its id.", body = WebhookDelivery),
+        (status = 401, description = "No valid key.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such endpoint.", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "It is switched off.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn test(
+    State(app): State<AppState>,
+    caller: Caller,
+    headers: HeaderMap,
+    PathId(id): PathId<EndpointId>,
+) -> Result<Response, ApiError> {
+    caller.needs(Scope::Webhooks)?;
+    let route = format!("POST /v1/webhook_endpoints/{id}/test");
+    let post = Post::new(caller.idempotency_scope(), route, &headers, &Value::Null)?;
+    let (tenant, now) = (caller.tenant, app.clock.now());
+    let response = idempotency::post(&app, post, Ok(id), move |tx, id| {
+        enabled(tx, &tenant, &id)?;
+        let delivery = webhook_jobs::enqueue_test(tx, &tenant, &id, now)?;
+        let made = webhook_endpoints::delivery(tx, &tenant, &delivery)?;
+        Reply::new(StatusCode::ACCEPTED, &made.ok_or_else(ApiError::not_found)?)
+    })
+    .await?;
+    app.bells.webhooks.notify_one();
+    Ok(response)
+}
+
+/// Deliver again what an endpoint has missed
+///
+/// Up to 5,000 deliveries at once, oldest first, each from the beginning of its schedule and under the event's own id.
+/// Where there are more, `next` says how to go on.
+#[utoipa::path(post, path = "/v1/webhook_endpoints/{id}/replay", tag = "webhooks", request_body = ReplayWebhooks,
+    security(("api_key" = [])),
+    params(("id" = String, Path, description = "The endpoint's id.")),
+    responses(
+        (status = 202, description = "On their way.", body = ReplayedWebhooks),
+        (status = 401, description = "No valid key.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such endpoint.", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "It is switched off.", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "Fields are wrong.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn replay(
+    State(app): State<AppState>,
+    caller: Caller,
+    headers: HeaderMap,
+    PathId(id): PathId<EndpointId>,
+    JsonBody(body): JsonBody,
+) -> Result<Response, ApiError> {
+    caller.needs(Scope::Webhooks)?;
+    let route = format!("POST /v1/webhook_endpoints/{id}/replay");
+    let post = Post::new(caller.idempotency_scope(), route, &headers, &body)?;
+    let (tenant, now) = (caller.tenant, app.clock.now());
+    let response = idempotency::post(&app, post, range(body, now), move |tx, range| {
+        enabled(tx, &tenant, &id)?;
+        let (replayed, next) =
+            webhook_endpoints::replay_range(tx, &tenant, &id, &range, (now, REPLAY_ROWS))?;
+        let replayed = u64::try_from(replayed).unwrap_or(u64::MAX);
+        Reply::new(StatusCode::ACCEPTED, &ReplayedWebhooks { replayed, next })
+    })
+    .await?;
+    app.bells.webhooks.notify_one();
+    Ok(response)
+}
+
+fn range(body: Value, now: UnixMs) -> Result<Range, ApiError> {
+    let mut fields = Fields::new(body)?;
+    fields.require("since");
+    let since = fields.time("since");
+    // What happens in this very millisecond counts as well.
+    let until = fields.time("until").unwrap_or_else(|| now.plus_ms(1));
+    let delivered = fields.boolean("delivered").unwrap_or(false);
+    let after = fields.parsed("after", "invalid_id");
+    let Some(since) = since else { return Err(fields.refuse()) };
+    if until <= since {
+        fields.wrong("until", "before_since", "It is not later than since.");
+    }
+    fields.finish()?;
+    Ok(Range { since, until, delivered, after })
+}
+
+/// One delivery with every attempt
+#[utoipa::path(get, path = "/v1/webhook_deliveries/{id}", tag = "webhooks",
+    security(("api_key" = [])),
+    params(("id" = String, Path, description = "The delivery's id.")),
+    responses(
+        (status = 200, description = "The delivery.", body = WebhookDelivery),
+        (status = 401, description = "No valid key.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such delivery.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn delivery(
+    State(app): State<AppState>,
+    caller: Caller,
+    PathId(id): PathId<DeliveryId>,
+) -> Result<Response, ApiError> {
+    caller.needs(Scope::Webhooks)?;
+    let found =
+        app.store.read(move |tx| webhook_endpoints::delivery(tx, &caller.tenant, &id)).await?;
+    Ok(json(StatusCode::OK, &found.ok_or_else(ApiError::not_found)?))
+}
+
+/// Deliver one event again
+///
+/// From the beginning of its schedule, under the event's own id, whatever came of it before.
+#[utoipa::path(post, path = "/v1/webhook_deliveries/{id}/replay", tag = "webhooks", security(("api_key" = [])),
+    params(("id" = String, Path, description = "The delivery's id.")),
+    responses(
+        (status = 202, description = "On its way.", body = WebhookDelivery),
+        (status = 401, description = "No valid key.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such delivery.", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The endpoint is switched off.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn replay_delivery(
+    State(app): State<AppState>,
+    caller: Caller,
+    headers: HeaderMap,
+    PathId(id): PathId<DeliveryId>,
+) -> Result<Response, ApiError> {
+    caller.needs(Scope::Webhooks)?;
+    let route = format!("POST /v1/webhook_deliveries/{id}/replay");
+    let post = Post::new(caller.idempotency_scope(), route, &headers, &Value::Null)?;
+    let (tenant, now) = (caller.tenant, app.clock.now());
+    let response = idempotency::post(&app, post, Ok(id), move |tx, id| {
+        let found = webhook_endpoints::delivery(tx, &tenant, &id)?;
+        let delivery = found.ok_or_else(ApiError::not_found)?;
+        enabled(tx, &tenant, &delivery.endpoint)?;
+        webhook_endpoints::replay(tx, &tenant, &id, now)?;
+        let again = webhook_endpoints::delivery(tx, &tenant, &id)?;
+        Reply::new(StatusCode::ACCEPTED, &again.ok_or_else(ApiError::not_found)?)
+    })
+    .await?;
+    app.bells.webhooks.notify_one();
+    Ok(response)
 }
 
 /// Delete a webhook endpoint and what is still to be delivered to it

@@ -336,6 +336,11 @@ fn record(
     };
     let (about, event) = ((tenant, &message.from), EventId::new(now.0, clock::random()));
     match asks {
+        // What is said to a phone of the sandbox brings nobody back: it may be a real person's number that says so there.
+        Asks::Start if store::is_sandbox(tx, phone)? => {
+            opt_outs::note(tx, about, &wish, &event)?;
+            Ok(Turned::Nothing)
+        }
         Asks::Stop | Asks::StopInferred | Asks::Start => opt_outs::turn(tx, about, &wish, &event),
         Asks::PerhapsStop | Asks::Help => {
             opt_outs::note(tx, about, &wish, &event)?;

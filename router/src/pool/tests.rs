@@ -20,7 +20,7 @@ const ALL: [Channel; 3] = [Channel::Imessage, Channel::Rcs, Channel::Sms];
 fn choose(
     pool: &[PoolPhone],
     from: Option<&E164>,
-    tenant: &TenantId,
+    (tenant, sandbox): (&TenantId, bool),
     relations: &Relations,
     (wanted, in_flight_max, now): (&[Channel], u32, UnixMs),
 ) -> Result<Choice, Unable> {
@@ -35,7 +35,7 @@ fn choose(
                 .ok_or(Unable::NotAllowed)?,
         ),
     };
-    let need = Need { tenant, from, wanted, in_flight_max, now_ms: now.0 };
+    let need = Need { tenant, sandbox, from, wanted, in_flight_max, now_ms: now.0 };
     resolve::resolve(&need, &candidates)
 }
 
@@ -114,7 +114,7 @@ impl World {
 
     fn act(&mut self, (what, who, how, much): Act) {
         let on = how % 2 == 0;
-        match what % 15 {
+        match what % 16 {
             0 => self.sql(
                 "UPDATE leases SET epoch = epoch + 1, expires_at = ?2, released = ?3 WHERE phone_id = ?1",
                 params![phone(who), self.now.0 + i64::from(much) * 1_000, how % 4 == 0],
@@ -152,6 +152,7 @@ impl World {
                 params![phone(who), on.then(|| phone(who.wrapping_add(1)))],
             ),
             12 | 13 => self.dispatch(who, much),
+            14 => self.sql("UPDATE phones SET sandbox = ?2 WHERE id = ?1", params![phone(who), on]),
             _ => {
                 let step = [1, 1_999, 3_600_000, DAY_MS / 2, -5_000][usize::from(how % 5)];
                 self.now = self.now.plus_ms(step);
@@ -167,7 +168,8 @@ impl World {
         let mut tx = Tx::after(&self.connection, self.losses);
         let relations = rows::relations(&mut tx, &tenant, &recipient).unwrap();
         self.pool.catch_up(&mut tx, &self.links, now, false).unwrap();
-        let Ok((choice, phone)) = self.pool.pick(&tenant, None, &relations, &ALL, now) else {
+        let Ok((choice, phone)) = self.pool.pick((&tenant, false), None, &relations, &ALL, now)
+        else {
             return;
         };
         let (epoch, journal) = (phone.epoch.unwrap(), phone.journal.clone());
@@ -225,8 +227,9 @@ impl World {
         }
         prop_assert_eq!(self.pool.phones.len(), all.len());
         let (tenant, from, wanted) = (tenant(*whose), from.map(number), some_of(*wanted));
-        let naive = choose(&all, from.as_ref(), &tenant, relations, (&wanted, 2, self.now));
-        let picked = self.pool.pick(&tenant, from.as_ref(), relations, &wanted, self.now);
+        let whose = (&tenant, *whose >= 2);
+        let naive = choose(&all, from.as_ref(), whose, relations, (&wanted, 2, self.now));
+        let picked = self.pool.pick(whose, from.as_ref(), relations, &wanted, self.now);
         if let Ok((choice, phone)) = &picked {
             let stands = all.iter().find(|all| all.candidate.phone == choice.phone).unwrap();
             prop_assert_eq!((phone.epoch, &phone.host), (stands.epoch, &stands.host));
@@ -253,7 +256,7 @@ type Ask = (u8, Option<u8>, Relations, u8);
 fn any_ask() -> impl Strategy<Value = Ask> {
     let sticky = prop::collection::vec((0..PHONES, 0_i64..3), 0..3);
     let known = prop::collection::vec(0..PHONES, 0..3);
-    (0_u8..2, prop::option::weighted(0.2, 0..PHONES), sticky, known, 0_u8..8).prop_map(
+    (0_u8..4, prop::option::weighted(0.2, 0..PHONES), sticky, known, 0_u8..8).prop_map(
         |(whose, from, sticky, known, wanted)| {
             let relations = Relations {
                 sticky: sticky.into_iter().map(|(n, at)| (phone(n), at)).collect(),

@@ -111,8 +111,8 @@ fn enrol_phone(
     let channels = phone.channels.as_deref().unwrap_or(&[Channel::Imessage, Channel::Sms]);
     let id = tx.query_row(
         "INSERT INTO phones (id, number, host_id, label, state, reasons, channels, warming_priority,
-            messages_today, day, created_at, updated_at)
-         VALUES (?1, ?2, NULL, ?3, 'stopped', '[]', ?4, ?5, 0, ?6, ?7, ?7)
+            messages_today, day, created_at, updated_at, sandbox)
+         VALUES (?1, ?2, NULL, ?3, 'stopped', '[]', ?4, ?5, 0, ?6, ?7, ?7, ?8)
          ON CONFLICT (number) DO UPDATE SET channels = excluded.channels,
             label = coalesce(excluded.label, phones.label), updated_at = excluded.updated_at
          RETURNING id",
@@ -123,12 +123,33 @@ fn enrol_phone(
             Json(channels),
             WARMING_PRIORITY,
             now.0.div_euclid(DAY_MS),
-            now
+            now,
+            phone.sandbox
         ],
         |row| row.get(0),
     )?;
     standby::enrolled(tx, (&id, host), phone.standby, now)?;
     Ok(id)
+}
+
+/// The numbers among these that were enrolled before as what they are not to be now, of the sandbox or real. A phone stays
+/// what it was: messages that wait for the one must not go to the other.
+pub fn enrolled_otherwise(
+    tx: &mut Tx<'_>,
+    phones: &[EnrolPhone],
+) -> Result<Vec<usize>, StoreError> {
+    let mut otherwise = Vec::new();
+    for (index, phone) in phones.iter().enumerate() {
+        let known = tx.query_opt(
+            "SELECT 1 FROM phones WHERE number = ?1 AND sandbox <> ?2",
+            params![phone.number, phone.sandbox],
+            |row| row.int(0),
+        )?;
+        if known.is_some() {
+            otherwise.push(index);
+        }
+    }
+    Ok(otherwise)
 }
 
 /// Writes a row and takes it away again: proof that commits reach the disk. A transaction that changes no page (an
@@ -192,7 +213,7 @@ pub fn list_phones(
         "SELECT p.id, p.number, p.label, p.host_id, h.session, p.state, p.reasons, p.channels, l.epoch, l.expires_at,
             CASE WHEN p.day = ?3 THEN p.messages_today ELSE 0 END,
             (SELECT count(*) FROM attempts a WHERE a.phone_id = p.id AND a.state <> 'done'), p.last_used_at,
-            CASE WHEN p.handed_until > ?4 THEN p.handed_to END, p.replaced_by
+            CASE WHEN p.handed_until > ?4 THEN p.handed_to END, p.replaced_by, p.sandbox
          FROM phones p LEFT JOIN hosts h ON h.id = p.host_id LEFT JOIN leases l ON l.phone_id = p.id
          WHERE p.id < ?1 ORDER BY p.id DESC LIMIT ?2",
         params![before.unwrap_or("~"), limit.saturating_add(1), today, now],
@@ -222,5 +243,6 @@ fn read_phone(row: &Row<'_>) -> Result<Phone, StoreError> {
         hosts: Vec::new(),
         handed_to: row.get(13)?,
         replaced_by: row.get(14)?,
+        sandbox: row.get(15)?,
     })
 }

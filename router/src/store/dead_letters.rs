@@ -34,16 +34,17 @@ pub fn keep(
     Ok(())
 }
 
-/// Dead letters, newest message first: a tenant's, or everybody's. One row more than the window's limit where there is more.
+/// Dead letters, newest message first: a tenant's, or everybody's; only those of the sandbox where `test`. One row more than the window's limit where there is more.
 pub fn list(
     tx: &mut Tx<'_>,
     tenant: Option<&TenantId>,
+    test: bool,
     window: &Window,
 ) -> Result<Vec<DeadLetter>, StoreError> {
     let before = window.before.as_deref().unwrap_or("~");
     let limit = window.limit.saturating_add(1);
     let found: Vec<(MessageId, TenantId, UnixMs, Reason)> = match tenant {
-        Some(tenant) => tx.query(OF_TENANT, params![tenant, before, limit], read)?,
+        Some(tenant) => tx.query(OF_TENANT, params![tenant, before, limit, test], read)?,
         None => tx.query(OF_ALL, params![before, limit], read)?,
     };
     let mut letters = Vec::with_capacity(found.len());
@@ -56,7 +57,9 @@ pub fn list(
 }
 
 const OF_TENANT: &str = "SELECT message_id, tenant_id, at, reason FROM dead_letters
-     WHERE tenant_id = ?1 AND message_id < ?2 ORDER BY message_id DESC LIMIT ?3";
+     WHERE tenant_id = ?1 AND message_id < ?2
+         AND (?4 = 0 OR (SELECT m.test FROM messages m WHERE m.id = message_id AND m.tenant_id = ?1) = 1)
+     ORDER BY message_id DESC LIMIT ?3";
 const OF_ALL: &str = "SELECT message_id, tenant_id, at, reason FROM dead_letters
      WHERE message_id < ?1 ORDER BY message_id DESC LIMIT ?2";
 
@@ -104,22 +107,23 @@ pub fn retry(
     id: &MessageId,
     (new_id, now): (MessageId, UnixMs),
 ) -> Result<Option<Retried>, StoreError> {
+    type Asked = (Option<E164>, Option<Json<BTreeMap<String, String>>>, bool);
     let Some(letter) = get(tx, tenant, id)? else { return Ok(None) };
     let old = letter.message;
     let open = !rows::open_attempts(tx, tenant, id)?.is_empty();
     if old.status != Status::Failed || old.reason == Some(Reason::PartlySent) || open {
         return Ok(Some(Retried::MayHaveBeenSent));
     }
-    let (from, metadata): (Option<E164>, Option<Json<BTreeMap<String, String>>>) = tx.query_row(
-        "SELECT asked_from, metadata FROM messages WHERE id = ?1 AND tenant_id = ?2",
+    let (from, metadata, test): Asked = tx.query_row(
+        "SELECT asked_from, metadata, test FROM messages WHERE id = ?1 AND tenant_id = ?2",
         params![id, tenant],
-        |row| Ok((row.get(0)?, row.get(1)?)),
+        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
     )?;
     let began = old.send_at.unwrap_or(old.created_at);
     let life_ms = old.expires_at.map_or(0, |end| end.since(began));
     let new = NewMessage {
         id: new_id,
-        test: false,
+        test,
         recipient: old.to,
         from,
         channel: old.channel,

@@ -270,6 +270,8 @@ pub struct Outbound {
     pub status: Status,
     /// A confirmation of ours.
     pub internal: bool,
+    /// Made with a test key, or the answer to what a phone of the sandbox was told.
+    pub test: bool,
     /// Whom it goes to.
     pub recipient: Recipient,
     /// The number that was asked for.
@@ -302,7 +304,7 @@ pub fn outbound(
 ) -> Result<Option<Outbound>, StoreError> {
     tx.query_opt(
         "SELECT status, kind = 'confirmation', recipient, asked_from, channel_asked, class, text, attempts,
-             expires_at, cancel_asked, held_reason, recall_reason, COALESCE(send_at, created_at)
+             expires_at, cancel_asked, held_reason, recall_reason, COALESCE(send_at, created_at), test
          FROM messages WHERE id = ?1 AND tenant_id = ?2 AND direction = 'outbound'",
         params![id, tenant],
         |row| {
@@ -320,6 +322,7 @@ pub fn outbound(
                 held_reason: row.get(10)?,
                 recall_reason: row.get(11)?,
                 from_time: row.get(12)?,
+                test: row.get(13)?,
             })
         },
     )
@@ -435,7 +438,7 @@ macro_rules! pool_sql {
                  CASE WHEN l.host_id = p.host_id AND l.released = 0 AND p.replaced_by IS NULL
                      AND h.drained_at IS NULL THEN l.expires_at END,
                  CASE WHEN p.handed_to IS NULL THEN 0 ELSE p.handed_until END,
-                 p.journal, p.replaced_by, p.daily_cap, COALESCE(p.in_service_at, p.created_at)
+                 p.journal, p.replaced_by, p.daily_cap, COALESCE(p.in_service_at, p.created_at), p.sandbox
              FROM phones p LEFT JOIN leases l ON l.phone_id = p.id LEFT JOIN hosts h ON h.id = p.host_id ",
             $condition
         )
@@ -464,6 +467,7 @@ fn read_pool_phone(row: &Row<'_>) -> Result<PoolPhone, StoreError> {
         candidate: Candidate {
             phone: row.get(0)?,
             exclusive_to: row.get(3)?,
+            sandbox: row.get(17)?,
             sticky_ms: None,
             known: false,
             new_from_ms: i64::MAX,

@@ -208,6 +208,13 @@ pub fn exclusive_tenant(tx: &mut Tx<'_>, phone: &PhoneId) -> Result<Option<Tenan
     Ok(found.flatten())
 }
 
+/// A phone of the sandbox.
+pub fn is_sandbox(tx: &mut Tx<'_>, phone: &PhoneId) -> Result<bool, StoreError> {
+    let found =
+        tx.query_opt("SELECT sandbox FROM phones WHERE id = ?1", params![phone], |row| row.get(0))?;
+    Ok(found.unwrap_or(false))
+}
+
 /// The tenant, where there is exactly one.
 pub fn only_tenant(tx: &mut Tx<'_>) -> Result<Option<TenantId>, StoreError> {
     let mut all =
@@ -227,7 +234,7 @@ pub fn store_received(
         "INSERT INTO messages (id, tenant_id, direction, kind, test, recipient, phone_id, channel_asked,
              channel_used, class, text, status, expires_at, attempts, sequence, guid, cancel_asked, created_at,
              updated_at)
-         VALUES (?1, ?2, 'inbound', 'tenant', 0, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, 0, 1, ?11, 0, ?10, ?10)",
+         VALUES (?1, ?2, 'inbound', 'tenant', COALESCE((SELECT sandbox FROM phones WHERE id = ?4), 0), ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, 0, 1, ?11, 0, ?10, ?10)",
         params![
             id,
             tenant,
@@ -397,7 +404,8 @@ pub fn queue_confirmation(
     tx.execute(
         "INSERT INTO messages (id, tenant_id, direction, kind, test, recipient, asked_from, channel_asked, class,
              text, status, expires_at, attempts, sequence, cancel_asked, created_at, updated_at)
-         VALUES (?1, ?2, 'outbound', 'confirmation', 0, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 0, 1, 0, ?10, ?10)",
+         VALUES (?1, ?2, 'outbound', 'confirmation', COALESCE((SELECT sandbox FROM phones WHERE id = ?11), 0), ?3, ?4, ?5, ?6, ?7, ?8,
+             ?9, 0, 1, 0, ?10, ?10)",
         params![
             id,
             tenant,
@@ -408,7 +416,8 @@ pub fn queue_confirmation(
             format!("{brand}: {wording}"),
             Status::Queued,
             expires_at,
-            now
+            now,
+            phone
         ],
     )?;
     events::insert(tx, tenant, &id, 1, &NewEvent::new(Status::Queued.as_str(), now))?;

@@ -16,7 +16,7 @@ use crate::params;
 pub struct NewMessage {
     /// Its id.
     pub id: MessageId,
-    /// Made with a test key: it gets no job and never reaches a phone.
+    /// Made with a test key: it goes to phones of the sandbox alone.
     pub test: bool,
     /// Whom it goes to.
     pub recipient: Recipient,
@@ -47,6 +47,8 @@ pub struct Filter {
     pub direction: Option<Direction>,
     /// Only to or from this other side.
     pub recipient: Option<Recipient>,
+    /// Only what belongs to the sandbox: what a test key may see.
+    pub test: bool,
 }
 
 /// A place in a list: what lies before this id (newest first), at most so many.
@@ -117,12 +119,23 @@ pub fn accept(tx: &mut Tx<'_>, tenant: &TenantId, new: &NewMessage) -> Result<Me
         metadata: new.metadata.clone(),
     };
     tell(tx, tenant, &message, Status::Queued, new.now)?;
-    if new.test {
+    // Where there is no sandbox, a story is played, so that an integration can be tried out on any router.
+    if new.test && !has_sandbox(tx, tenant)? {
         return simulate(tx, tenant, message, new.now);
     }
     let due = (new.send_at.unwrap_or(new.now), new.now);
     queue::add(tx, (tenant, &new.id), new.class, due)?;
     Ok(message)
+}
+
+/// There is a phone of the sandbox that the tenant may use.
+pub fn has_sandbox(tx: &mut Tx<'_>, tenant: &TenantId) -> Result<bool, StoreError> {
+    let found = tx.query_opt(
+        "SELECT 1 FROM phones WHERE sandbox = 1 AND (exclusive_tenant_id IS NULL OR exclusive_tenant_id = ?1) LIMIT 1",
+        params![tenant],
+        |row| row.int(0),
+    )?;
+    Ok(found.is_some())
 }
 
 /// The whole life of a message made with a test key, at once: whoever integrates sees the webhooks of a delivery.
@@ -193,6 +206,19 @@ pub fn get(
     )
 }
 
+/// Whether a message belongs to the sandbox; `None` where the tenant has no such message.
+pub fn is_test(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    id: &MessageId,
+) -> Result<Option<bool>, StoreError> {
+    tx.query_opt(
+        "SELECT test FROM messages WHERE id = ?1 AND tenant_id = ?2",
+        params![id, tenant],
+        |row| row.get(0),
+    )
+}
+
 /// Whose a message is, for the operator, who may read everybody's.
 pub fn owner(tx: &mut Tx<'_>, id: &MessageId) -> Result<Option<TenantId>, StoreError> {
     tx.query_opt("SELECT tenant_id FROM messages WHERE id = ?1", params![id], |row| row.get(0))
@@ -248,6 +274,9 @@ impl Conditions {
         }
         if let Some(recipient) = &filter.recipient {
             self.add("m.recipient =", params![recipient]);
+        }
+        if filter.test {
+            self.add("m.test =", params![true]);
         }
         if let Some(before) = &window.before {
             self.add("m.id <", params![before]);
@@ -309,16 +338,16 @@ pub fn cancel(
     Ok(Some(Canceled::Now(Box::new(message))))
 }
 
-/// The tenant may ask for this number: it is in the pool, or the tenant's own.
+/// The tenant may ask for this number: it is in the pool, or the tenant's own, and of the sandbox or not as asked.
 pub fn may_send_from(
     tx: &mut Tx<'_>,
     tenant: &TenantId,
-    number: &E164,
+    (number, sandbox): (&E164, bool),
 ) -> Result<Option<PhoneId>, StoreError> {
     tx.query_opt(
         "SELECT id FROM phones
-         WHERE number = ?1 AND (exclusive_tenant_id IS NULL OR exclusive_tenant_id = ?2)",
-        params![number, tenant],
+         WHERE number = ?1 AND sandbox = ?3 AND (exclusive_tenant_id IS NULL OR exclusive_tenant_id = ?2)",
+        params![number, tenant, sandbox],
         |row| row.get(0),
     )
 }

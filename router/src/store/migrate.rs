@@ -48,6 +48,13 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "dead_letters",
         sql: include_str!("../../migrations/0007_dead_letters.sql"),
     },
+    Migration { version: 8, name: "keys", sql: include_str!("../../migrations/0008_keys.sql") },
+    Migration {
+        version: 9,
+        name: "webhooks",
+        sql: include_str!("../../migrations/0009_webhooks.sql"),
+    },
+    Migration { version: 10, name: "audit", sql: include_str!("../../migrations/0010_audit.sql") },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

@@ -95,12 +95,13 @@ mod tests {
         )
         .unwrap();
         tx.execute(
-            "INSERT INTO webhook_jobs VALUES (?1, 'whk', 'ten', 'evt', 't', 'b', ?2, ?3, 1, NULL, 0)",
+            "INSERT INTO webhook_jobs (id, endpoint_id, tenant_id, event_id, type, body, state, run_at, attempts,
+                 claimed_until, created_at) VALUES (?1, 'whk', 'ten', 'evt', 't', 'b', ?2, ?3, 1, NULL, 0)",
             params![name, state, at],
         )
         .unwrap();
         tx.execute(
-            "INSERT INTO webhook_attempts VALUES (?1, 1, ?2, 200, NULL, 1), (?1, 2, ?2, 200, NULL, 1)",
+            "INSERT INTO webhook_attempts (job_id, attempt, at, status, error, ms) VALUES (?1, 1, ?2, 200, NULL, 1), (?1, 2, ?2, 200, NULL, 1)",
             params![name, at],
         )
         .unwrap();

@@ -366,6 +366,8 @@ pub enum CannotReplace {
     SuccessorReplaced,
     /// The two are reserved for different tenants.
     OtherTenant,
+    /// One is of the sandbox and the other is not.
+    OtherKind,
 }
 
 /// Puts `by` into the place of `phone`: what is reserved for a tenant, and the conversations, go on there; the phone
@@ -376,15 +378,17 @@ pub fn replace(
     by: &PhoneId,
     now: UnixMs,
 ) -> Result<Result<ReplacedPhone, CannotReplace>, StoreError> {
-    type Found = (E164, Option<String>, Option<PhoneId>);
+    type Found = (E164, Option<String>, Option<PhoneId>, bool);
     let mut find = |phone: &PhoneId| -> Result<Option<Found>, StoreError> {
         tx.query_opt(
-            "SELECT number, exclusive_tenant_id, replaced_by FROM phones WHERE id = ?1",
+            "SELECT number, exclusive_tenant_id, replaced_by, sandbox FROM phones WHERE id = ?1",
             params![phone],
-            |row| Ok((row.get(0)?, row.opt_text(1)?, row.get(2)?)),
+            |row| Ok((row.get(0)?, row.opt_text(1)?, row.get(2)?, row.get(3)?)),
         )
     };
-    let Some((number, tenant, _)) = find(phone)? else { return Ok(Err(CannotReplace::NoPhone)) };
+    let Some((number, tenant, _, sandbox)) = find(phone)? else {
+        return Ok(Err(CannotReplace::NoPhone));
+    };
     let mut moved =
         ReplacedPhone { phone: phone.clone(), by: by.clone(), conversations: 0, messages: 0 };
     if phone == by {
@@ -394,11 +398,14 @@ pub fn replace(
         )?;
         return Ok(Ok(moved));
     }
-    let Some((_, of_successor, further)) = find(by)? else {
+    let Some((_, of_successor, further, of_sandbox)) = find(by)? else {
         return Ok(Err(CannotReplace::NoSuccessor));
     };
     if further.is_some() {
         return Ok(Err(CannotReplace::SuccessorReplaced));
+    }
+    if sandbox != of_sandbox {
+        return Ok(Err(CannotReplace::OtherKind));
     }
     if of_successor.is_some() && of_successor != tenant {
         return Ok(Err(CannotReplace::OtherTenant));

@@ -72,7 +72,8 @@ mod tests {
                      ('a', 't', 100, 0, 1, NULL), ('b', 't', 99, 0, 1, 'quiet_hours'),
                      ('c', 't', 101, 0, 0, 'quiet_hours'), ('d', 't', 500, 0, 0, NULL),
                      ('e', 't', 500, 0, 0, 'no_phone_available');
-                 INSERT INTO webhook_jobs VALUES
+                 INSERT INTO webhook_jobs (id, endpoint_id, tenant_id, event_id, type, body, state, run_at,
+                     attempts, claimed_until, created_at) VALUES
                      ('a', 'w', 't', 'e', 'k', 'b', 'pending', 900, 0, NULL, 0),
                      ('b', 'w', 't', 'e', 'k', 'b', 'failed', 1, 0, NULL, 0),
                      ('c', 'w', 't', 'e', 'k', 'b', 'delivered', 1, 0, NULL, 0);

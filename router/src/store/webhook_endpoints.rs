@@ -1,7 +1,7 @@
 //! A tenant's webhook endpoints, and what was delivered to them.
 
 use protocol::api::{WebhookAttempt, WebhookDelivery, WebhookEndpoint};
-use protocol::{DeliveryId, EndpointId, TenantId};
+use protocol::{DeliveryId, EndpointId, TenantId, UnixMs};
 
 use super::{Json, Row, StoreError, Tx};
 use crate::params;
@@ -14,15 +14,16 @@ pub fn insert(
     secret: &str,
 ) -> Result<(), StoreError> {
     tx.execute(
-        "INSERT INTO webhook_endpoints (id, tenant_id, url, secret, events, created_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        "INSERT INTO webhook_endpoints (id, tenant_id, url, secret, events, created_at, description)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         params![
             endpoint.id,
             tenant,
             endpoint.url,
             secret,
             Json(&endpoint.events),
-            endpoint.created_at
+            endpoint.created_at,
+            endpoint.description
         ],
     )?;
     Ok(())
@@ -37,8 +38,8 @@ pub fn count(tx: &mut Tx<'_>, tenant: &TenantId) -> Result<u32, StoreError> {
     )
 }
 
-const COLUMNS: &str =
-    "SELECT id, url, events, disabled_at, disabled_reason, created_at FROM webhook_endpoints";
+const COLUMNS: &str = "SELECT id, url, events, disabled_at, disabled_reason, created_at, description, \
+     failing_since, failures, paused_until, previous_until FROM webhook_endpoints";
 
 /// One endpoint, or `None` where the tenant has no such endpoint.
 pub fn get(
@@ -71,7 +72,56 @@ fn read(row: &Row<'_>) -> Result<WebhookEndpoint, StoreError> {
         disabled_at: row.get(3)?,
         disabled_reason: row.get(4)?,
         created_at: row.get(5)?,
+        description: row.get(6)?,
+        failing_since: row.get(7)?,
+        failures: row.get(8)?,
+        paused_until: row.get(9)?,
+        old_secret_until: row.get(10)?,
     })
+}
+
+/// Writes down what a tenant may change of an endpoint; false where the tenant has no such endpoint.
+///
+/// One that is switched on again begins anew: whatever failed before counts for nothing.
+pub fn update(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    endpoint: &WebhookEndpoint,
+) -> Result<bool, StoreError> {
+    let changed = tx.execute(
+        "UPDATE webhook_endpoints SET url = ?3, events = ?4, description = ?5, disabled_at = ?6, disabled_reason = ?7,
+             failing_since = ?8, failures = ?9, paused_until = ?10
+         WHERE id = ?1 AND tenant_id = ?2",
+        params![
+            endpoint.id,
+            tenant,
+            endpoint.url,
+            Json(&endpoint.events),
+            endpoint.description,
+            endpoint.disabled_at,
+            endpoint.disabled_reason,
+            endpoint.failing_since,
+            endpoint.failures,
+            endpoint.paused_until
+        ],
+    )?;
+    Ok(changed > 0)
+}
+
+/// Gives an endpoint a new secret; the one that it had signs beside it until then. False where the tenant has no such
+/// endpoint.
+pub fn rotate(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    (id, secret): (&EndpointId, &str),
+    old_until: UnixMs,
+) -> Result<bool, StoreError> {
+    let changed = tx.execute(
+        "UPDATE webhook_endpoints SET previous_secret = secret, previous_until = ?4, secret = ?3
+         WHERE id = ?1 AND tenant_id = ?2",
+        params![id, tenant, secret, old_until],
+    )?;
+    Ok(changed > 0)
 }
 
 /// Deletes an endpoint and all that was or is to be delivered to it; false where the tenant has no such endpoint.
@@ -104,27 +154,107 @@ pub fn deliveries(
     limit: u32,
 ) -> Result<Vec<WebhookDelivery>, StoreError> {
     let mut page = tx.query(
-        "SELECT id, endpoint_id, event_id, type, state, run_at, created_at FROM webhook_jobs
-         WHERE endpoint_id = ?1 AND tenant_id = ?2 AND id < ?3 ORDER BY id DESC LIMIT ?4",
+        &format!(
+            "{DELIVERY} WHERE endpoint_id = ?1 AND tenant_id = ?2 AND id < ?3 ORDER BY id DESC LIMIT ?4"
+        ),
         params![endpoint, tenant, before.unwrap_or("~"), limit.saturating_add(1)],
-        |row| {
-            let state = row.text(4)?;
-            Ok(WebhookDelivery {
-                id: row.get(0)?,
-                endpoint: row.get(1)?,
-                event: row.get(2)?,
-                kind: row.text(3)?,
-                next_at: if state == "pending" { Some(row.get(5)?) } else { None },
-                state,
-                attempts: Vec::new(),
-                created_at: row.get(6)?,
-            })
-        },
+        read_delivery,
     )?;
     for delivery in &mut page {
         delivery.attempts = attempts(tx, tenant, &delivery.id)?;
     }
     Ok(page)
+}
+
+const DELIVERY: &str =
+    "SELECT id, endpoint_id, event_id, type, state, run_at, created_at FROM webhook_jobs";
+
+fn read_delivery(row: &Row<'_>) -> Result<WebhookDelivery, StoreError> {
+    let state = row.text(4)?;
+    Ok(WebhookDelivery {
+        id: row.get(0)?,
+        endpoint: row.get(1)?,
+        event: row.get(2)?,
+        kind: row.text(3)?,
+        next_at: if state == "pending" { Some(row.get(5)?) } else { None },
+        state,
+        attempts: Vec::new(),
+        created_at: row.get(6)?,
+    })
+}
+
+/// One delivery with every attempt, or `None` where the tenant has no such delivery.
+pub fn delivery(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    id: &DeliveryId,
+) -> Result<Option<WebhookDelivery>, StoreError> {
+    let found = tx.query_opt(
+        &format!("{DELIVERY} WHERE id = ?1 AND tenant_id = ?2"),
+        params![id, tenant],
+        read_delivery,
+    )?;
+    let Some(mut delivery) = found else { return Ok(None) };
+    delivery.attempts = attempts(tx, tenant, id)?;
+    Ok(Some(delivery))
+}
+
+/// Makes a delivery again, from the beginning of its schedule, unless it is under way right now.
+pub fn replay(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    id: &DeliveryId,
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE webhook_jobs SET state = 'pending', run_at = ?3, round_from = attempts, claimed_until = NULL
+         WHERE id = ?1 AND tenant_id = ?2 AND (claimed_until IS NULL OR claimed_until <= ?3)",
+        params![id, tenant, now],
+    )?;
+    Ok(())
+}
+
+/// Which deliveries of an endpoint are to be made again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Range {
+    /// From this time on.
+    pub since: UnixMs,
+    /// Before this time.
+    pub until: UnixMs,
+    /// Those that were delivered, too, and not only those that failed.
+    pub delivered: bool,
+    /// Only later ones than this.
+    pub after: Option<DeliveryId>,
+}
+
+/// Makes deliveries of a time again, oldest first; answers how many, and the last where there may be more.
+pub fn replay_range(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    endpoint: &EndpointId,
+    range: &Range,
+    (now, limit): (UnixMs, usize),
+) -> Result<(usize, Option<DeliveryId>), StoreError> {
+    // Ids sort by time: the least one of an instant stands before all of them.
+    let least = |at: UnixMs| DeliveryId::new(at.0, [0; 10]);
+    let from = range
+        .after
+        .clone()
+        .map_or_else(|| least(range.since), |after| after.max(least(range.since)));
+    let states = if range.delivered { "state <> 'pending'" } else { "state = 'failed'" };
+    let mut again: Vec<DeliveryId> = tx.query(
+        &format!(
+            "UPDATE webhook_jobs SET state = 'pending', run_at = ?5, round_from = attempts, claimed_until = NULL
+             WHERE id IN (SELECT id FROM webhook_jobs
+                 WHERE endpoint_id = ?1 AND tenant_id = ?2 AND id > ?3 AND id < ?4 AND {states} ORDER BY id LIMIT ?6)
+             RETURNING id"
+        ),
+        params![endpoint, tenant, from, least(range.until), now, limit],
+        |row| row.get(0),
+    )?;
+    again.sort();
+    let more = again.len() >= limit;
+    Ok((again.len(), again.pop().filter(|_| more)))
 }
 
 fn attempts(
@@ -133,7 +263,7 @@ fn attempts(
     delivery: &DeliveryId,
 ) -> Result<Vec<WebhookAttempt>, StoreError> {
     tx.query(
-        "SELECT a.at, a.status, a.error, a.ms FROM webhook_attempts a
+        "SELECT a.at, a.status, a.error, a.ms, a.response FROM webhook_attempts a
          JOIN webhook_jobs j ON j.id = a.job_id
          WHERE a.job_id = ?1 AND j.tenant_id = ?2 ORDER BY a.attempt",
         params![delivery, tenant],
@@ -143,6 +273,7 @@ fn attempts(
                 status: row.get(1)?,
                 error: row.get(2)?,
                 duration_ms: row.get(3)?,
+                response: row.get(4)?,
             })
         },
     )

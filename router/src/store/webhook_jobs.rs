@@ -1,7 +1,7 @@
 //! Webhooks on their way: the outbox that is written together with the change it tells of, and what the
 //! delivery worker does with it.
 
-use protocol::api::{WebhookBody, WebhookData};
+use protocol::api::{WEBHOOK_TEST, WebhookBody, WebhookData};
 use protocol::{DeliveryId, EndpointId, EventId, TenantId, UnixMs};
 
 use super::{Row, StoreError, Tx};
@@ -23,6 +23,8 @@ pub struct ClaimedJob {
     pub body: String,
     /// Attempts made before this one.
     pub attempts: u32,
+    /// Those among them that were made before it was last replayed: the schedule has begun anew since.
+    pub round_from: u32,
 }
 
 /// Where a job goes.
@@ -34,8 +36,8 @@ pub struct Target {
     pub tenant: TenantId,
     /// Where it is.
     pub url: String,
-    /// `whsec_…`.
-    pub secret: String,
+    /// `whsec_…`: what it is signed with, the newest first.
+    pub secrets: Vec<String>,
     /// Switched off.
     pub disabled: bool,
 }
@@ -58,6 +60,8 @@ pub struct Attempt {
     pub error: Option<String>,
     /// How long it took.
     pub ms: u64,
+    /// How the answer's body began.
+    pub response: Option<String>,
 }
 
 /// What becomes of a job after an attempt.
@@ -115,15 +119,45 @@ pub fn enqueue_at(
         .map_err(|error| StoreError::corrupt("webhook_jobs.body", error))?;
     let event = EventId::new(at.0, clock::random());
     for endpoint in &wanted {
-        let id = DeliveryId::new(at.0, clock::random());
-        tx.execute(
-            "INSERT INTO webhook_jobs
-                 (id, endpoint_id, tenant_id, event_id, type, body, state, run_at, attempts, created_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'pending', ?7, 0, ?7)",
-            params![id.as_str(), endpoint, tenant.as_str(), event.as_str(), kind, body, at],
-        )?;
+        insert(tx, tenant, endpoint, (&event, kind, &body), at)?;
     }
     Ok(wanted.len())
+}
+
+/// Puts an event that says nothing but that it is a test into the outbox of one endpoint, whatever types that wants.
+pub fn enqueue_test(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    endpoint: &EndpointId,
+    at: UnixMs,
+) -> Result<DeliveryId, StoreError> {
+    let data = WebhookData {
+        tenant: Some(tenant.clone()),
+        detail: Some("This is a test; nothing has happened.".to_owned()),
+        ..WebhookData::default()
+    };
+    let body = WebhookBody { kind: WEBHOOK_TEST.to_owned(), timestamp: at, data };
+    let body = serde_json::to_string(&body)
+        .map_err(|error| StoreError::corrupt("webhook_jobs.body", error))?;
+    let event = EventId::new(at.0, clock::random());
+    insert(tx, tenant, endpoint.as_str(), (&event, WEBHOOK_TEST, &body), at)
+}
+
+fn insert(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    endpoint: &str,
+    (event, kind, body): (&EventId, &str, &str),
+    at: UnixMs,
+) -> Result<DeliveryId, StoreError> {
+    let id = DeliveryId::new(at.0, clock::random());
+    tx.execute(
+        "INSERT INTO webhook_jobs
+             (id, endpoint_id, tenant_id, event_id, type, body, state, run_at, attempts, created_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'pending', ?7, 0, ?7)",
+        params![id, endpoint, tenant, event, kind, body, at],
+    )?;
+    Ok(id)
 }
 
 /// Whether an endpoint's JSON list of types names `kind`; an empty list and `*` mean all. So does a damaged one: rather
@@ -145,8 +179,10 @@ pub struct Waiting {
     pub endpoint: EndpointId,
     /// When the first of it is due.
     pub due: UnixMs,
-    /// Its last attempt failed.
-    pub failing: bool,
+    /// Attempts that have failed since one did not.
+    pub failures: u32,
+    /// Nothing is to be posted before that.
+    pub paused_until: Option<UnixMs>,
 }
 
 /// Every endpoint that has something waiting.
@@ -155,7 +191,13 @@ pub struct Waiting {
 /// have work and not with the work.
 pub fn waiting_endpoints(tx: &mut Tx<'_>) -> Result<Vec<Waiting>, StoreError> {
     tx.query(WAITING, params![], |row| {
-        Ok(Waiting { endpoint: row.parse(0)?, due: row.get(1)?, failing: row.get(2)? })
+        Ok(Waiting {
+            endpoint: row.parse(0)?,
+            due: row.get(1)?,
+            failures: row.get(2)?,
+            // What waits for an endpoint that is off is failed without delay.
+            paused_until: if row.get(4)? { None } else { row.get(3)? },
+        })
     })
 }
 
@@ -167,9 +209,8 @@ pub(super) const WAITING: &str = "WITH RECURSIVE waiting (id) AS (
              FROM waiting WHERE waiting.id IS NOT NULL)
          SELECT waiting.id, (SELECT MIN(j.run_at) FROM webhook_jobs j
                              WHERE j.state = 'pending' AND j.endpoint_id = waiting.id),
-             EXISTS (SELECT 1 FROM webhook_endpoints e
-                     WHERE e.id = waiting.id AND e.failing_since IS NOT NULL)
-         FROM waiting WHERE waiting.id IS NOT NULL";
+             e.failures, e.paused_until, e.disabled_at IS NOT NULL
+         FROM waiting JOIN webhook_endpoints e ON e.id = waiting.id WHERE waiting.id IS NOT NULL";
 
 /// Claims up to `limit` due jobs of an endpoint until `until`: a job whose worker dies falls due again then.
 pub fn claim(
@@ -180,14 +221,18 @@ pub fn claim(
     limit: usize,
 ) -> Result<Option<(Target, Vec<ClaimedJob>)>, StoreError> {
     let target = tx.query_opt(
-        "SELECT id, tenant_id, url, secret, disabled_at IS NOT NULL FROM webhook_endpoints WHERE id = ?1",
-        params![endpoint.as_str()],
+        "SELECT id, tenant_id, url, secret, disabled_at IS NOT NULL,
+             CASE WHEN previous_until > ?2 THEN previous_secret END
+         FROM webhook_endpoints WHERE id = ?1",
+        params![endpoint, now],
         |row| {
+            let mut secrets = vec![row.text(3)?];
+            secrets.extend(row.opt_text(5)?);
             Ok(Target {
                 endpoint: row.parse(0)?,
                 tenant: row.parse(1)?,
                 url: row.text(2)?,
-                secret: row.text(3)?,
+                secrets,
                 disabled: row.get(4)?,
             })
         },
@@ -214,7 +259,7 @@ pub(super) fn claim_sql(skip_locked: &str) -> String {
              SELECT id FROM webhook_jobs
              WHERE endpoint_id = ?1 AND state = 'pending' AND run_at <= ?2
              ORDER BY run_at LIMIT ?4{skip_locked})
-         RETURNING id, event_id, tenant_id, type, body, attempts"
+         RETURNING id, event_id, tenant_id, type, body, attempts, round_from"
     )
 }
 
@@ -226,6 +271,7 @@ fn claimed(row: &Row<'_>) -> Result<ClaimedJob, StoreError> {
         kind: row.text(3)?,
         body: row.text(4)?,
         attempts: row.get(5)?,
+        round_from: row.get(6)?,
     })
 }
 
@@ -251,33 +297,54 @@ pub fn finish(
         return Ok(());
     }
     tx.execute(
-        "INSERT INTO webhook_attempts (job_id, attempt, at, status, error, ms)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (job_id, attempt) DO NOTHING",
-        params![job.as_str(), number, attempt.at, attempt.status, attempt.error, attempt.ms],
+        "INSERT INTO webhook_attempts (job_id, attempt, at, status, error, ms, response)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (job_id, attempt) DO NOTHING",
+        params![
+            job,
+            number,
+            attempt.at,
+            attempt.status,
+            attempt.error,
+            attempt.ms,
+            attempt.response
+        ],
     )?;
     Ok(())
 }
 
-/// Notes whether an endpoint works; answers since when it has been failing without a success between.
-pub fn note_health(
+/// Notes that an endpoint works.
+pub fn works(tx: &mut Tx<'_>, endpoint: &EndpointId) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE webhook_endpoints SET failing_since = NULL, failures = 0, paused_until = NULL
+         WHERE id = ?1 AND failures > 0",
+        params![endpoint],
+    )?;
+    Ok(())
+}
+
+/// Notes that an endpoint has failed; answers since when it has without a success between, and how often. `None` where it
+/// is gone.
+pub fn fails(
     tx: &mut Tx<'_>,
     endpoint: &EndpointId,
-    works: bool,
     now: UnixMs,
-) -> Result<Option<UnixMs>, StoreError> {
-    if works {
-        tx.execute(
-            "UPDATE webhook_endpoints SET failing_since = NULL WHERE id = ?1 AND failing_since IS NOT NULL",
-            params![endpoint.as_str()],
-        )?;
-        return Ok(None);
-    }
+) -> Result<Option<(UnixMs, u32)>, StoreError> {
     tx.query_opt(
-        "UPDATE webhook_endpoints SET failing_since = COALESCE(failing_since, ?2) WHERE id = ?1
-         RETURNING failing_since",
-        params![endpoint.as_str(), now],
-        |row| row.get(0),
+        "UPDATE webhook_endpoints SET failing_since = COALESCE(failing_since, ?2), failures = failures + 1
+         WHERE id = ?1 RETURNING failing_since, failures",
+        params![endpoint, now],
+        |row| Ok((row.get(0)?, row.get(1)?)),
     )
+}
+
+/// Leaves an endpoint alone until then, if it is not left alone for longer already.
+pub fn pause(tx: &mut Tx<'_>, endpoint: &EndpointId, until: UnixMs) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE webhook_endpoints SET paused_until = ?2
+         WHERE id = ?1 AND (paused_until IS NULL OR paused_until < ?2)",
+        params![endpoint, until],
+    )?;
+    Ok(())
 }
 
 /// Switches an endpoint off, with the reason; what waits for it fails, step by step. False when it was off already or is gone.

@@ -8,7 +8,19 @@ use data_encoding::BASE64;
 #[error("the endpoint's secret is not of the form whsec_ and base64")]
 pub struct BadSecret;
 
-/// The value of `webhook-signature`.
+/// The value of `webhook-signature`: one signature a secret, so that a receiver that knows any of them believes it.
+pub fn sign_all(
+    secrets: &[String],
+    id: &str,
+    timestamp_s: i64,
+    body: &str,
+) -> Result<String, BadSecret> {
+    let signatures: Result<Vec<String>, BadSecret> =
+        secrets.iter().map(|secret| sign(secret, id, timestamp_s, body)).collect();
+    Ok(signatures?.join(" "))
+}
+
+/// One signature.
 pub fn sign(secret: &str, id: &str, timestamp_s: i64, body: &str) -> Result<String, BadSecret> {
     let encoded = secret.strip_prefix("whsec_").ok_or(BadSecret)?;
     let key = BASE64.decode(encoded.as_bytes()).map_err(|_not_base64| BadSecret)?;
@@ -34,6 +46,17 @@ mod tests {
             r#"{"test": 2432232314}"#,
         );
         assert_eq!(signature.unwrap(), "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
+    }
+
+    #[test]
+    fn two_secrets_make_two_signatures() {
+        let secrets = ["whsec_AAAA".to_owned(), "whsec_BBBB".to_owned()];
+        let both = sign_all(&secrets, "evt_1", 1, "{}").unwrap();
+        let each: Vec<String> =
+            secrets.iter().map(|secret| sign(secret, "evt_1", 1, "{}").unwrap()).collect();
+        assert_eq!(both, each.join(" "));
+        assert_ne!(each[0], each[1]);
+        assert_eq!(sign_all(&["whsec_".to_owned()], "evt_1", 1, "{}"), Err(BadSecret));
     }
 
     #[test]

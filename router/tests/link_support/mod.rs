@@ -119,6 +119,11 @@ pub(crate) async fn endpoint(app: &App, tenant: &TenantId, url: &str, secret: &s
         events: Vec::new(),
         disabled_at: None,
         disabled_reason: None,
+        description: None,
+        failing_since: None,
+        failures: 0,
+        paused_until: None,
+        old_secret_until: None,
         created_at: now,
     };
     let id = endpoint.id.clone();
@@ -143,15 +148,26 @@ pub(crate) async fn host(app: &App, numbers: &[&str]) -> Host {
 }
 
 pub(crate) async fn enrol(app: &App, key: Ed25519KeyPair, numbers: &[&str]) -> Host {
-    enrol_as(app, key, numbers, false).await
+    enrol_as(app, key, numbers, (false, false)).await
 }
 
 /// A host that stands by for phones that others serve.
 pub(crate) async fn enrol_standby(app: &App, key: Ed25519KeyPair, numbers: &[&str]) -> Host {
-    enrol_as(app, key, numbers, true).await
+    enrol_as(app, key, numbers, (true, false)).await
 }
 
-async fn enrol_as(app: &App, key: Ed25519KeyPair, numbers: &[&str], standby: bool) -> Host {
+/// A host whose phones are of the sandbox.
+pub(crate) async fn sandbox_host(app: &App, numbers: &[&str]) -> Host {
+    let key = Ed25519KeyPair::from_seed_unchecked(&random::<32>()).unwrap();
+    enrol_as(app, key, numbers, (false, true)).await
+}
+
+async fn enrol_as(
+    app: &App,
+    key: Ed25519KeyPair,
+    numbers: &[&str],
+    (standby, sandbox): (bool, bool),
+) -> Host {
     let token = random::<32>();
     let public: [u8; 32] = key.public_key().as_ref().try_into().unwrap();
     let request = EnrolRequest {
@@ -165,6 +181,7 @@ async fn enrol_as(app: &App, key: Ed25519KeyPair, numbers: &[&str], standby: boo
                 label: None,
                 channels: None,
                 standby,
+                sandbox,
             })
             .collect(),
     };
