@@ -281,7 +281,7 @@ impl Default for Dispatch {
         Self {
             in_flight_per_phone: 32,
             daily_cap: 1_000,
-            claim_batch: 64,
+            claim_batch: 256,
             claim_ms: 30_000,
             start_window_ms: 60_000,
             reoffer_ms: 5_000,

@@ -44,6 +44,9 @@ const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// store.
 const CLAIMS_MAX: u32 = 5;
 
+/// Messages that are decided in one closure.
+const TOGETHER: usize = 16;
+
 /// How often offers are repeated, recalls repeated, lost attempts and overdue jobs looked for.
 const SWEEP_EVERY_MS: i64 = 1_000;
 
@@ -186,10 +189,16 @@ pub async fn run_once(app: &App) -> Result<Ran, StoreError> {
         .await?;
     let mut ran = Ran { more: claimed.more, full, ..Ran::default() };
     // All closures of the batch are queued before the first is awaited, so that they share one commit.
-    let decided = futures_util::future::join_all(
-        claimed.jobs.into_iter().map(|job| decide_one(app, desk.clone(), job, now)),
+    let (suspects, jobs): (Vec<_>, Vec<_>) =
+        claimed.jobs.into_iter().partition(|job| job.claims > 1);
+    let groups = jobs.chunks(TOGETHER).map(|group| decide_group(app, &desk, group.to_vec(), now));
+    let alone = suspects.into_iter().map(|job| decide_one(app, desk.clone(), job, now));
+    let (groups, alone) = futures_util::future::join(
+        futures_util::future::join_all(groups),
+        futures_util::future::join_all(alone),
     )
     .await;
+    let decided = groups.into_iter().flatten().chain(alone);
     let mut failed = None;
     for one in decided {
         match one {
@@ -209,6 +218,34 @@ pub async fn run_once(app: &App) -> Result<Ran, StoreError> {
         app.bells.webhooks.notify_one();
     }
     failed.map_or(Ok(ran), Err)
+}
+
+/// Decides some messages in one closure: what each costs the store beside its own rows is shared. Where one of them
+/// fails, nothing of the closure remains, and each is decided by itself.
+async fn decide_group(
+    app: &App,
+    desk: &Desk,
+    jobs: Vec<Claimed>,
+    now: UnixMs,
+) -> Vec<Result<Done, StoreError>> {
+    let (at, group) = (desk.clone(), jobs.clone());
+    let together = app
+        .store
+        .write(move |tx| {
+            group
+                .iter()
+                .map(|job| decide_and_record(tx, &at, job, now))
+                .collect::<Result<Vec<_>, _>>()
+        })
+        .await;
+    match together {
+        Ok(done) => done.into_iter().map(Ok).collect(),
+        Err(error) if error.is_unavailable() => vec![Err(error)],
+        Err(_) => {
+            let each = jobs.into_iter().map(|job| decide_one(app, desk.clone(), job, now));
+            futures_util::future::join_all(each).await
+        }
+    }
 }
 
 async fn decide_one(app: &App, desk: Desk, job: Claimed, now: UnixMs) -> Result<Done, StoreError> {

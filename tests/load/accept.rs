@@ -1,14 +1,12 @@
 //! `POST /v1/messages` with fsync over 64 connections, beside what SQLite's group commit and axum
 //! alone can do here.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use axum::Router;
 use axum::routing::post;
-use e2e::flow::recipient;
 use e2e::shelf::{Plan, Shelf};
 use rusqlite::Connection;
 use tokio::time::Instant;
@@ -16,8 +14,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::Figure;
 use crate::percentile::{p50_p99, per_second};
-
-const CONNECTIONS: u32 = 64;
+use crate::posts::{self, Ask, CONNECTIONS, Key};
+use crate::relay::{ask, id};
 
 /// Rows that one accepted message writes: itself, its event, its job.
 const ROWS_PER_MESSAGE: usize = 3;
@@ -26,15 +24,17 @@ pub(crate) async fn measure(messages: u32) -> Result<Vec<Figure>> {
     // A router without phones: accepting is measured alone, nothing is dispatched.
     let shelf = Shelf::start(Plan { phones: vec![], ..Plan::default() }).await?;
     let (accept, mut latencies) =
-        load(&format!("{}/v1/messages", shelf.url()), &shelf.key, messages).await?;
+        load(shelf.addr(), (ask(shelf.key.clone()), id), messages).await?;
     shelf.stop().await?;
 
     let tasks = TaskTracker::new();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.context("hello")?;
-    let hello = format!("http://{}/", listener.local_addr().context("hello")?);
-    let routes = Router::new().route("/", post(|_body: String| async { "{}" }));
+    let hello = listener.local_addr().context("hello")?;
+    let routes = Router::new().route("/v1/messages", post(|_body: String| async { "{}" }));
     tasks.spawn(async move { axum::serve(listener, routes).await });
-    let (bare, mut bare_latencies) = load(&hello, "none", messages).await?;
+    // The same requests; the answer is about nothing.
+    let key: Key = |n, _| Some(n.to_string());
+    let (bare, mut bare_latencies) = load(hello, (ask("none".to_owned()), key), messages).await?;
     let group = tokio::task::spawn_blocking(group_commit).await.context("group commit")??;
 
     Ok(vec![
@@ -53,40 +53,13 @@ pub(crate) async fn measure(messages: u32) -> Result<Vec<Figure>> {
     ])
 }
 
-/// 64 clients, each posting as soon as it has its answer.
-async fn load(url: &str, key: &str, messages: u32) -> Result<(f64, Vec<Duration>)> {
-    let http = reqwest::Client::builder().no_proxy().build().context("client")?;
-    let next = Arc::new(AtomicU32::new(0));
-    let tasks = TaskTracker::new();
-    let began = Instant::now();
-    let clients: Vec<_> = (0..CONNECTIONS)
-        .map(|_| {
-            let (http, next, url, key) = (http.clone(), Arc::clone(&next), url.to_owned(), key.to_owned());
-            tasks.spawn(async move {
-                let mut latencies = Vec::new();
-                loop {
-                    let n = next.fetch_add(1, Ordering::Relaxed);
-                    if n >= messages {
-                        return anyhow::Ok(latencies);
-                    }
-                    let body = serde_json::json!({
-                        "to": recipient(u64::from(n)),
-                        "text": format!("Your table number {n} is ready. We keep it for ten minutes."),
-                    });
-                    let asked = Instant::now();
-                    let answer = http.post(&url).bearer_auth(&key).json(&body).send().await?;
-                    ensure!(answer.status().is_success(), "answer {}", answer.status());
-                    answer.bytes().await?;
-                    latencies.push(asked.elapsed());
-                }
-            })
-        })
-        .collect();
-    let mut latencies = Vec::new();
-    for client in clients {
-        latencies.extend(client.await.context("client")??);
-    }
-    Ok((per_second(latencies.len(), began.elapsed()), latencies))
+async fn load(
+    to: SocketAddr,
+    (ask, key): (Ask, Key),
+    messages: u32,
+) -> Result<(f64, Vec<Duration>)> {
+    let (posts, took) = posts::run(to, (0, messages), ask, key).await?;
+    Ok((per_second(posts.len(), took), posts.iter().map(|post| post.took).collect()))
 }
 
 /// What SQLite can do here when 64 messages share one commit.
@@ -100,7 +73,7 @@ fn group_commit() -> Result<f64> {
     )
     .context("schema")?;
     let began = Instant::now();
-    let per_commit = usize::try_from(CONNECTIONS)? * ROWS_PER_MESSAGE;
+    let per_commit = CONNECTIONS * ROWS_PER_MESSAGE;
     for commit in 0..COMMITS {
         let tx = db.transaction().context("begin")?;
         {
@@ -115,5 +88,5 @@ fn group_commit() -> Result<f64> {
         }
         tx.commit().context("commit")?;
     }
-    Ok(per_second(COMMITS * usize::try_from(CONNECTIONS)?, began.elapsed()))
+    Ok(per_second(COMMITS * CONNECTIONS, began.elapsed()))
 }

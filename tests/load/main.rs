@@ -12,18 +12,25 @@ use comfy_table::{ContentArrangement, Table, presets};
 mod accept;
 mod crash;
 mod export;
+mod fair;
+mod flat;
 mod hang;
 mod idle;
+mod kannel;
 mod link;
 mod others;
 mod percentile;
 mod phones;
+mod posts;
 mod read;
+mod relay;
 mod restart;
 mod sends;
 mod standby;
+mod standin;
 mod through;
 mod wake;
+mod wire;
 
 /// Measures Switchboard as whole processes, and prints one table.
 #[derive(Debug, Parser)]
@@ -37,6 +44,17 @@ struct Args {
     /// Messages to send in `through`.
     #[arg(long, default_value_t = 600)]
     through_messages: u64,
+    /// Messages of each burst of `relay`.
+    #[arg(long, default_value_t = 20_000)]
+    relay_messages: u32,
+    /// Messages in the store of `flat`, and those that wait beside them.
+    #[arg(long, default_value_t = 1_000_000)]
+    flat_stored: u32,
+    #[arg(long, default_value_t = 100_000)]
+    flat_queued: u32,
+    /// Messages that wait in `fair`.
+    #[arg(long, default_value_t = 100_000)]
+    fair_queued: u32,
     /// Messages of `sends`.
     #[arg(long, default_value_t = 10_000)]
     sends_messages: usize,
@@ -78,6 +96,12 @@ enum Load {
     Accept,
     /// Accepted → osascript → sent recorded, three phones without pacing.
     Through,
+    /// Accepted → stand-in phones → webhook, beside Kannel.
+    Relay,
+    /// Accept and dispatch with a large store, beside an empty one.
+    Flat,
+    /// A long queue: memory, and another tenant's code.
+    Fair,
     /// A bridge decoding a large chat.db.
     Read,
     /// A large chat.db into a file, for people and as JSON lines.
@@ -136,6 +160,18 @@ async fn main() -> Result<()> {
     if wanted(Load::Through) {
         progress("through")?;
         figures.extend(through::measure(args.through_messages).await.context("through")?);
+    }
+    if wanted(Load::Relay) {
+        progress("relay")?;
+        figures.extend(relay::measure(args.relay_messages).await.context("relay")?);
+    }
+    if wanted(Load::Flat) {
+        progress("flat")?;
+        figures.extend(flat::measure(args.flat_stored, args.flat_queued).await.context("flat")?);
+    }
+    if wanted(Load::Fair) {
+        progress("fair")?;
+        figures.extend(fair::measure(args.fair_queued).await.context("fair")?);
     }
     if wanted(Load::Sends) {
         progress("sends")?;
@@ -205,5 +241,10 @@ async fn main() -> Result<()> {
 const TABLE_COLUMNS: u16 = 120;
 
 fn progress(what: &str) -> Result<()> {
-    writeln!(std::io::stderr().lock(), "measuring: {what} …").context("stderr")
+    say(&format!("measuring: {what} …"))
+}
+
+/// A word to whoever waits.
+pub(crate) fn say(what: &str) -> Result<()> {
+    writeln!(std::io::stderr().lock(), "{what}").context("stderr")
 }

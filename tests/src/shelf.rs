@@ -48,6 +48,8 @@ pub struct Plan {
     pub keeps_messages: Option<&'static str>,
     /// Further settings of every bridge.
     pub bridges: &'static str,
+    /// Further settings of the router's `[webhooks]`.
+    pub webhooks: &'static str,
     /// Further tables of the router's configuration.
     pub router: &'static str,
     /// Further lines at the end of the supervisor's configuration.
@@ -67,6 +69,7 @@ impl Default for Plan {
             in_flight: 32,
             keeps_messages: None,
             bridges: "",
+            webhooks: "",
             router: "",
             more: "",
             dir: None,
@@ -155,7 +158,7 @@ impl Shelf {
 
     fn write_configs(&self) -> Result<()> {
         let Self { root, router_addr, dispatch_addr, .. } = self;
-        let Plan { per_second, in_flight, phones, bridges, .. } = &self.plan;
+        let Plan { per_second, in_flight, phones, bridges, webhooks, .. } = &self.plan;
         let router = format!(
             r#"listen = "{router_addr}"
 database = "router.db"
@@ -174,6 +177,7 @@ enforce = false
 [webhooks]
 # The sink listens on the loopback interface.
 allow_private = true
+{webhooks}
 
 [compliance]
 # Stories are played at any hour.
@@ -245,6 +249,16 @@ per_second = {per_second:.1}
     /// The router's base URL.
     pub fn url(&self) -> String {
         format!("http://{}", self.router_addr)
+    }
+
+    /// Where the router listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.router_addr
+    }
+
+    /// Process id of the router.
+    pub fn router_pid(&self) -> Result<u32> {
+        self.router.as_ref().map(Program::pid).context("the router runs")
     }
 
     /// The operator's token.

@@ -28,6 +28,24 @@ const BATCH_MAX: usize = 512;
 const READERS: usize = 4;
 /// Prepared statements kept per connection: more than the crate has.
 const STATEMENTS: usize = 512;
+/// Whose pages are kept in memory. What does not fit is read from the system's own cache, which costs little more: it is the
+/// upper levels of the indexes that everything goes through.
+#[derive(Debug, Clone, Copy)]
+enum Cache {
+    Writer,
+    Reader,
+}
+
+impl Cache {
+    /// KiB are negative there.
+    const fn pragma(self) -> i64 {
+        match self {
+            Self::Writer => -16_384,
+            Self::Reader => -2_048,
+        }
+    }
+}
+
 /// How long SQLite itself waits for a lock that another process (a backup, an operator's shell) holds.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 
@@ -105,7 +123,7 @@ impl Threads {
         let path = &resolved(path)?;
         let lock = lock(path)?;
         let place = Place::of(path)?;
-        let mut writer = open(path)?;
+        let mut writer = open(path, Cache::Writer)?;
         // Checkpoints stop the writer while they copy the log into the file: not at every 4 MB, but at 16; and a log
         // that grew behind a long reader is cut back.
         writer.pragma_update(None, "wal_autocheckpoint", 4_096)?;
@@ -119,7 +137,7 @@ impl Threads {
         let (read, waiting) = mpsc::channel(READ_QUEUE);
         let waiting = Arc::new(Mutex::new(waiting));
         for _ in 0..READERS {
-            let reader = open(path)?;
+            let reader = open(path, Cache::Reader)?;
             reader.pragma_update(None, "query_only", true)?;
             let waiting = Arc::clone(&waiting);
             spawn("store-reader", move || read_all(&reader, &waiting))?;
@@ -222,7 +240,7 @@ fn lock(path: &Path) -> Result<File, StoreError> {
     }
 }
 
-fn open(path: &Path) -> Result<Connection, StoreError> {
+fn open(path: &Path, cache: Cache) -> Result<Connection, StoreError> {
     let connection = Connection::open_with_flags(
         path,
         OpenFlags::SQLITE_OPEN_READ_WRITE
@@ -238,8 +256,7 @@ fn open(path: &Path) -> Result<Connection, StoreError> {
     // FULL: a commit is on disk before it is answered. That is what the API's 202 promises.
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
-    // 64 MB of pages, so that the indexes' upper levels stay in memory.
-    connection.pragma_update(None, "cache_size", -65_536)?;
+    connection.pragma_update(None, "cache_size", cache.pragma())?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     Ok(connection)
 }
@@ -342,7 +359,7 @@ mod tests {
     #[test]
     fn a_statement_is_not_planned_anew_for_other_values() {
         let folder = tempfile::tempdir().unwrap();
-        let mut connection = open(&folder.path().join("store.db")).unwrap();
+        let mut connection = open(&folder.path().join("store.db"), Cache::Writer).unwrap();
         migrate(&mut connection).unwrap();
         let sql = "SELECT p.number FROM messages m LEFT JOIN phones p ON p.id = m.phone_id
                    WHERE m.tenant_id = ?1 AND m.recipient = ?2 ORDER BY m.id DESC LIMIT ?3";
