@@ -69,19 +69,23 @@ pub(crate) async fn measure(queued: u32) -> Result<Vec<Figure>> {
     shelf.stop().await?;
     Ok(vec![
         Figure::new(
-            "queue: what the router has resident, 100,000 messages accepted and queued",
-            format!("{:.1} MiB; {:.1} MiB while they go out", mib(resident), mib(busy)),
+            "queue: what the router has resident, messages accepted and queued",
+            format!(
+                "{:.1} MiB with {queued}; {:.1} MiB while they go out",
+                mib(resident),
+                mib(busy)
+            ),
             format!("asked: 64 MB; {:.1} MiB after its start", mib(started)),
             None,
         ),
         Figure::new(
-            "fair: one tenant's code while another's 100,000 go out, request → phone",
+            "fair: one tenant's code while another's queue goes out, request → phone",
             format!(
                 "longest of {CODES}: {:.0} ms, {}",
                 longest.as_secs_f64() * 1e3,
                 p50_p99(&mut waits)
             ),
-            format!("asked: 1 s; the queue came in at {rate:.0} messages/s"),
+            format!("asked: 1 s; {queued} came in at {rate:.0} messages/s"),
             None,
         ),
     ])
