@@ -16,6 +16,7 @@ mod hosts;
 mod keys;
 mod messages;
 mod opt_outs;
+mod overlap;
 mod pages;
 mod rules;
 mod tenants;

@@ -119,6 +119,10 @@ mod tests {
 
     const RATE: Rate = Rate { per_second: 10, burst: 3 };
 
+    fn key(n: u32) -> KeyId {
+        KeyId::new(i64::from(n), [0; 10])
+    }
+
     #[test]
     fn a_bucket_gives_its_burst_then_its_rate() {
         let start = UnixMs(1_000_000);
@@ -155,10 +159,6 @@ mod tests {
     #[test]
     fn keys_have_buckets_of_their_own_and_those_in_use_are_never_forgotten() {
         let (limiter, start) = (Limiter::default(), UnixMs(1_000_000));
-        let key = |n: u32| {
-            let [a, b, c, d] = n.to_be_bytes();
-            KeyId::new(1, [0, 0, 0, 0, 0, 0, a, b, c, d])
-        };
         // One that is empty, by a clock that runs behind ever after.
         while limiter.take(&key(0), RATE, start.plus_ms(-1_000)).allowed {}
         for n in 1..=25_000 {
@@ -174,10 +174,6 @@ mod tests {
     #[test]
     fn keys_that_are_all_in_use_all_keep_their_buckets() {
         let (limiter, now) = (Limiter::default(), UnixMs(1_000_000));
-        let key = |n: u32| {
-            let [a, b, c, d] = n.to_be_bytes();
-            KeyId::new(1, [0, 0, 0, 0, 0, 0, a, b, c, d])
-        };
         for n in 0..25_000 {
             assert_eq!(limiter.take(&key(n), RATE, now).remaining, 2);
         }

@@ -123,6 +123,12 @@ pub(crate) async fn tenants(
     }
 }
 
+/// A key that was just made, with the secret that nobody is shown again.
+fn say_once(screen: &mut Screen, created: &CreatedKey) -> Result<(), Failure> {
+    screen.line(&format!("key {} ({})", created.key.id, created.key.name))?;
+    screen.line(&format!("secret, shown this once: {}", created.secret))
+}
+
 pub(crate) async fn keys(
     screen: &mut Screen,
     client: &Client,
@@ -158,9 +164,7 @@ pub(crate) async fn keys(
             if screen.is_json() {
                 return screen.json(&answer);
             }
-            let created: CreatedKey = typed(answer)?;
-            screen.line(&format!("key {} ({})", created.key.id, created.key.name))?;
-            screen.line(&format!("secret, shown this once: {}", created.secret))?;
+            say_once(screen, &typed(answer)?)?;
             screen.line("next: export SWITCHBOARD_API_KEY=…, then switchboard send --to … --text …")
         }
         KeysCommand::List { tenant } => {
@@ -206,9 +210,7 @@ pub(crate) async fn keys(
             if screen.is_json() {
                 return screen.json(&answer);
             }
-            let created: CreatedKey = typed(answer)?;
-            screen.line(&format!("key {} ({})", created.key.id, created.key.name))?;
-            screen.line(&format!("secret, shown this once: {}", created.secret))?;
+            say_once(screen, &typed(answer)?)?;
             screen.line(&match overlap_seconds {
                 Some(0) => format!("key {id} has ended"),
                 Some(_) | None => {

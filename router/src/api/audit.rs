@@ -8,7 +8,7 @@ use protocol::api::{AuditEntry, Page, Problem};
 use protocol::{EventId, KeyId, MessageId, TenantId};
 
 use super::json;
-use super::pages::{Query, page};
+use super::pages::{of_tenant, page};
 use crate::auth::address_of;
 use crate::clock;
 use crate::error::{ApiError, RequestId};
@@ -102,9 +102,7 @@ pub(super) async fn list(
     State(app): State<AppState>,
     RawQuery(raw): RawQuery,
 ) -> Result<Response, ApiError> {
-    let mut query = Query::new(raw.as_deref());
-    let tenant: Option<TenantId> = query.parsed("tenant", "invalid_id");
-    let asked = query.finish()?;
+    let (tenant, asked) = of_tenant(raw.as_deref())?;
     let (after, limit) = (asked.after_id::<EventId>()?, asked.limit);
     let rows =
         app.store.read(move |tx| audit::list(tx, tenant.as_ref(), after.as_deref(), limit)).await?;

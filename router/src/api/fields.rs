@@ -258,6 +258,27 @@ impl Fields {
         Some(out)
     }
 
+    /// A list of words of a closed list; code and detail for those that are none of them.
+    pub(crate) fn words(
+        &mut self,
+        field: &str,
+        all: &[&str],
+        (code, detail): (&str, &str),
+    ) -> Option<Vec<String>> {
+        self.list(field, all.len(), |fields, index, item| match item {
+            Value::String(text) if all.contains(&text.as_str()) => Some(text),
+            Value::Null
+            | Value::Bool(_)
+            | Value::Number(_)
+            | Value::String(_)
+            | Value::Array(_)
+            | Value::Object(_) => {
+                fields.wrong(index, code, detail);
+                None
+            }
+        })
+    }
+
     /// A list of objects, each checked with fields of its own.
     pub(crate) fn objects<T>(
         &mut self,

@@ -9,7 +9,8 @@ use serde_json::Value;
 
 use super::audit::Whose;
 use super::fields::Fields;
-use super::pages::{Query, page};
+use super::overlap;
+use super::pages::{of_tenant, page};
 use super::tenants::NAME_CHARS_MAX;
 use super::{JsonBody, OptionalJsonBody, PathId, json};
 use crate::auth::{FreshKey, Scope};
@@ -22,8 +23,6 @@ use crate::rate::Rate;
 use crate::server::AppState;
 use crate::store::keys::{self, NewKey, Tiers};
 
-/// How long a replaced key still works, in seconds, when the operator does not say: a day, to roll the new one out.
-const OVERLAP_S: u32 = 86_400;
 /// Longest that a replaced key may still work, in seconds: 30 days.
 const OVERLAP_S_MAX: u32 = 30 * 86_400;
 /// Networks that one key may be used from: offices and clusters have few.
@@ -142,22 +141,10 @@ fn tier(fields: &mut Fields, tiers: &Tiers) -> (Option<Tier>, Tier, Rate) {
 }
 
 fn scopes(fields: &mut Fields) -> Vec<String> {
-    let all = || Scope::ALL.iter().map(|scope| scope.as_str().to_owned()).collect();
-    let known = |text: &str| Scope::ALL.iter().any(|scope| scope.as_str() == text);
+    let all: Vec<&str> = Scope::ALL.iter().map(|scope| scope.as_str()).collect();
     fields
-        .list("scopes", Scope::ALL.len(), |fields, index, item| match item {
-            Value::String(text) if known(&text) => Some(text),
-            Value::Null
-            | Value::Bool(_)
-            | Value::Number(_)
-            | Value::String(_)
-            | Value::Array(_)
-            | Value::Object(_) => {
-                fields.wrong(index, "unknown_scope", "There is no such scope.");
-                None
-            }
-        })
-        .unwrap_or_else(all)
+        .words("scopes", &all, ("unknown_scope", "There is no such scope."))
+        .unwrap_or_else(|| all.iter().map(ToString::to_string).collect())
 }
 
 /// List API keys, newest first
@@ -173,9 +160,7 @@ pub(super) async fn list(
     State(app): State<AppState>,
     RawQuery(raw): RawQuery,
 ) -> Result<Response, ApiError> {
-    let mut query = Query::new(raw.as_deref());
-    let tenant: Option<TenantId> = query.parsed("tenant", "invalid_id");
-    let asked = query.finish()?;
+    let (tenant, asked) = of_tenant(raw.as_deref())?;
     let (after, limit) = (asked.after_id::<KeyId>()?, asked.limit);
     let tiers = app.config.limits.tiers();
     let rows = app
@@ -239,7 +224,8 @@ pub(super) async fn rotate(
     let tiers = app.config.limits.tiers();
     let work = AppState::clone(&app);
     to_its_end(&app, async move {
-        let made = idempotency::post(&work, post, overlap_of(body), move |tx, overlap_s| {
+        let overlap = overlap::asked(body, OVERLAP_S_MAX);
+        let made = idempotency::post(&work, post, overlap, move |tx, overlap_s| {
             let tenant = keys::owner(tx, &id)?.ok_or_else(ApiError::not_found)?;
             let found = keys::get(tx, &tenant, &id, &tiers)?;
             let (old, named) = found.ok_or_else(ApiError::not_found)?;
@@ -266,13 +252,6 @@ pub(super) async fn rotate(
         made
     })
     .await
-}
-
-fn overlap_of(body: Value) -> Result<u32, ApiError> {
-    let mut fields = Fields::new(body)?;
-    let overlap_s = fields.number("overlap_seconds", 0..=OVERLAP_S_MAX).unwrap_or(OVERLAP_S);
-    fields.finish()?;
-    Ok(overlap_s)
 }
 
 /// Does work that must not stop half-way when its caller hangs up: what is on disk must be forgotten in memory, too.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use data_encoding::BASE64URL_NOPAD;
+use protocol::TenantId;
 use protocol::api::{FieldError, Page};
 use protocol::limits::PAGE_ROWS_MAX;
 
@@ -135,6 +136,13 @@ pub(crate) fn window(raw: Option<&str>) -> Result<Window, ApiError> {
     Query::new(raw).finish()
 }
 
+/// The only parameters are those of a page, and whose rows are wanted: everybody's where no tenant is named.
+pub(crate) fn of_tenant(raw: Option<&str>) -> Result<(Option<TenantId>, Window), ApiError> {
+    let mut query = Query::new(raw);
+    let tenant = query.parsed("tenant", "invalid_id");
+    Ok((tenant, query.finish()?))
+}
+
 /// A page of `rows`, of which there is one more than the limit where there is a next page. `place` names a row.
 pub(crate) fn page<T>(mut rows: Vec<T>, limit: u32, place: impl Fn(&T) -> String) -> Page<T> {
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
@@ -175,7 +183,7 @@ mod tests {
     fn a_cursor_of_another_list_is_refused() {
         let after = Some("ten_00000000000000000000000000".to_owned());
         let window = Window { limit: 1, after: after.clone() };
-        assert_eq!(window.after_id::<protocol::TenantId>().unwrap(), after);
+        assert_eq!(window.after_id::<TenantId>().unwrap(), after);
         window.after_id::<protocol::MessageId>().unwrap_err();
     }
 

@@ -13,6 +13,7 @@ use serde_json::Value;
 use url::Url;
 
 use super::fields::Fields;
+use super::overlap;
 use super::pages::{page, window};
 use super::{JsonBody, OptionalJsonBody, PathId, json};
 use crate::auth::{Caller, Scope};
@@ -27,8 +28,6 @@ use crate::store::{Tx, webhook_jobs};
 const URL_CHARS_MAX: usize = 2_000;
 /// Longest description of an endpoint, in characters: a line or two.
 const DESCRIPTION_CHARS_MAX: usize = 200;
-/// How long an old secret still signs, in seconds, when the tenant does not say.
-const OVERLAP_S: u32 = 86_400;
 /// Longest that an old secret may sign, in seconds: a week.
 const OVERLAP_S_MAX: u32 = 7 * 86_400;
 /// Deliveries made again by one request: as many as one transaction takes without holding up the others.
@@ -114,18 +113,7 @@ fn url(fields: &mut Fields, allow_private: bool) -> Option<String> {
 }
 
 fn events(fields: &mut Fields) -> Option<Vec<String>> {
-    fields.list("events", WEBHOOK_TYPES.len(), |fields, index, item| match item {
-        Value::String(text) if WEBHOOK_TYPES.contains(&text.as_str()) => Some(text),
-        Value::Null
-        | Value::Bool(_)
-        | Value::Number(_)
-        | Value::String(_)
-        | Value::Array(_)
-        | Value::Object(_) => {
-            fields.wrong(index, "unknown_type", "There is no such type of event.");
-            None
-        }
-    })
+    fields.words("events", WEBHOOK_TYPES, ("unknown_type", "There is no such type of event."))
 }
 
 /// List webhook endpoints, newest first
@@ -262,7 +250,7 @@ pub(super) async fn rotate_secret(
     let route = format!("POST /v1/webhook_endpoints/{id}/rotate_secret");
     let post = Post::new(caller.idempotency_scope(), route, &headers, &body)?;
     let (tenant, now, secret) = (caller.tenant, app.clock.now(), fresh_secret());
-    idempotency::post(&app, post, overlap_of(body), move |tx, overlap_s| {
+    idempotency::post(&app, post, overlap::asked(body, OVERLAP_S_MAX), move |tx, overlap_s| {
         let old_until = now.plus_ms(i64::from(overlap_s) * 1_000);
         webhook_endpoints::rotate(tx, &tenant, (&id, &secret), old_until)?;
         let found = webhook_endpoints::get(tx, &tenant, &id)?;
@@ -270,13 +258,6 @@ pub(super) async fn rotate_secret(
         Ok(Reply::new(StatusCode::OK, &endpoint)?.with_once("secret", secret))
     })
     .await
-}
-
-fn overlap_of(body: Value) -> Result<u32, ApiError> {
-    let mut fields = Fields::new(body)?;
-    let overlap_s = fields.number("overlap_seconds", 0..=OVERLAP_S_MAX).unwrap_or(OVERLAP_S);
-    fields.finish()?;
-    Ok(overlap_s)
 }
 
 /// The endpoint, where the tenant has it and it is on.

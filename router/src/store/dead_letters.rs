@@ -34,7 +34,8 @@ pub fn keep(
     Ok(())
 }
 
-/// Dead letters, newest message first: a tenant's, or everybody's; only those of the sandbox where `test`. One row more than the window's limit where there is more.
+/// Dead letters, newest message first: a tenant's, of which only those of the sandbox where `test`, or everybody's. One row
+/// more than the window's limit where there is more.
 pub fn list(
     tx: &mut Tx<'_>,
     tenant: Option<&TenantId>,
