@@ -26,8 +26,10 @@ macro_rules! bodies {
     )+ };
 }
 
+mod billing;
 mod rules;
 
+pub use billing::*;
 pub use rules::*;
 
 crate::code::codes! {
@@ -192,6 +194,9 @@ pub struct Problem {
     /// Every field that is wrong.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldError>,
+    /// When a quota that is used up begins anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resets_at: Option<UnixMs>,
 }
 
 /// A field that is wrong.
@@ -723,6 +728,9 @@ pub struct WebhookData {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
     pub change: Option<serde_json::Value>,
+    /// How much of a quota is used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota: Option<QuotaWarning>,
 }
 }
 
@@ -784,4 +792,5 @@ pub const WEBHOOK_TYPES: &[&str] = &[
     "phone.online",
     "phone.offline",
     "webhook_endpoint.disabled",
+    "usage.quota_warning",
 ];

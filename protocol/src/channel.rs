@@ -54,6 +54,16 @@ codes! {
     }
 }
 
+impl From<Channel> for ChannelChoice {
+    fn from(channel: Channel) -> Self {
+        match channel {
+            Channel::Imessage => Self::Imessage,
+            Channel::Rcs => Self::Rcs,
+            Channel::Sms => Self::Sms,
+        }
+    }
+}
+
 impl ChannelChoice {
     /// The one channel asked for, or none for `auto`.
     pub const fn only(self) -> Option<Channel> {

@@ -621,6 +621,7 @@ fn the_public_api() {
                 code: "bad_number".to_owned(),
                 detail: "not an E.164 number".to_owned(),
             }],
+            resets_at: Some(NOON),
         },
     );
     golden(

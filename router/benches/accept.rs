@@ -67,7 +67,10 @@ fn message(tx: &mut Tx<'_>) -> Result<(), StoreError> {
         expires_at: now.plus_ms(3_600_000),
         now,
     };
-    messages::accept(tx, &tenant, &new).map(drop)
+    let Ok(reservation) = messages::reserve(tx, &tenant, &new)? else {
+        return Err(StoreError::NoRow);
+    };
+    messages::accept(tx, &tenant, &new, &reservation).map(drop)
 }
 
 #[divan::bench(args = CALLERS, sample_count = 50)]

@@ -2,7 +2,7 @@
 //!
 //! [`DEFAULT`] is the file as shipped; every key in it has its default as value, so it doubles as the documentation.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,7 @@ use serde::Deserialize;
 use toml::de::DeTable;
 use url::Url;
 
+use crate::billing::{Plans, Terms, UNLIMITED};
 use crate::network::Network;
 use crate::rate::Rate;
 use crate::store::keys::Tiers;
@@ -58,6 +59,8 @@ pub struct Config {
     pub webhooks: Webhooks,
     /// Rules for what may be sent.
     pub compliance: Arc<Compliance>,
+    /// The plans that tenants may have.
+    pub plans: Arc<Plans>,
     /// The log.
     pub log: Log,
     /// The router's own key, by which hosts that it dials know it.
@@ -238,6 +241,32 @@ impl Default for Compliance {
     }
 }
 
+/// Money.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Billing {
+    /// The plan of tenants that have been given none.
+    default_plan: String,
+    /// Plans by name.
+    plans: BTreeMap<String, RawPlan>,
+}
+
+/// One `[billing.plans.NAME]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawPlan {
+    /// Messages accepted in a calendar month (UTC); any number when left out.
+    messages_per_month: Option<u64>,
+    /// Credits that each message costs; none when left out.
+    credits_per_message: Option<u32>,
+}
+
+impl Default for Billing {
+    fn default() -> Self {
+        Self { default_plan: UNLIMITED.to_owned(), plans: BTreeMap::new() }
+    }
+}
+
 /// The log.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -357,6 +386,7 @@ struct Raw {
     lease: Lease,
     webhooks: Webhooks,
     compliance: Compliance,
+    billing: Billing,
     log: Log,
     key_file: Option<PathBuf>,
     dial: Vec<RawDial>,
@@ -380,6 +410,7 @@ impl Default for Raw {
             lease: Lease::default(),
             webhooks: Webhooks::default(),
             compliance: Compliance::default(),
+            billing: Billing::default(),
             log: Log::default(),
             key_file: None,
             dial: Vec::new(),
@@ -467,6 +498,7 @@ impl Config {
                 .as_ref()
                 .map_or_else(|| database.with_file_name(KEY_FILE), |file| folder.join(file)),
             dial: dials(&raw, folder, &check)?,
+            plans: Arc::new(plans(&raw.billing, &check)?),
             database,
             admin_token: admin_token_of(&raw, folder, admin_token, &check)?,
             drain: Duration::from_millis(raw.drain_ms),
@@ -608,6 +640,41 @@ impl Check<'_> {
         }
         Ok(())
     }
+}
+
+/// Longest name of a plan, in characters.
+const PLAN_NAME_MAX: usize = 50;
+/// Most messages of a plan in a month; and most credits of a message. Their product fits the store's numbers many times.
+const QUOTA_MAX: u64 = 1_000_000_000;
+const PRICE_MAX: u32 = 1_000_000;
+
+fn plans(billing: &Billing, check: &Check<'_>) -> Result<Plans, ConfigError> {
+    for (name, plan) in &billing.plans {
+        let wrong = |what: String| Err(check.wrong("billing.plans", format!("{name}: {what}")));
+        let word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "_-".contains(c);
+        if name.is_empty() || name.len() > PLAN_NAME_MAX || !name.chars().all(word) {
+            return wrong(format!(
+                "a name has 1 to {PLAN_NAME_MAX} small letters, digits, _ and -"
+            ));
+        }
+        if name == UNLIMITED {
+            return wrong("it is always there and costs nothing: choose another name".to_owned());
+        }
+        if plan.messages_per_month.is_some_and(|quota| quota > QUOTA_MAX) {
+            return wrong(format!("messages_per_month is more than {QUOTA_MAX}"));
+        }
+        if plan.credits_per_message.is_some_and(|price| price > PRICE_MAX) {
+            return wrong(format!("credits_per_message is more than {PRICE_MAX}"));
+        }
+    }
+    let terms = |plan: &RawPlan| Terms {
+        quota: plan.messages_per_month,
+        price: plan.credits_per_message.unwrap_or(0),
+    };
+    let all = billing.plans.iter().map(|(name, plan)| (name.clone(), terms(plan)));
+    Plans::new(billing.default_plan.clone(), all).ok_or_else(|| {
+        check.wrong("billing.default_plan", format!("there is no plan {:?}", billing.default_plan))
+    })
 }
 
 /// The router's key lies beside the store: both are to be kept.
@@ -786,6 +853,7 @@ mod tests {
         assert_eq!(shipped.lease, built_in.lease);
         assert_eq!(shipped.webhooks, built_in.webhooks);
         assert_eq!(shipped.compliance, built_in.compliance);
+        assert_eq!(shipped.billing, built_in.billing);
         assert_eq!(shipped.log, built_in.log);
         parse(DEFAULT).unwrap();
     }
@@ -801,6 +869,7 @@ mod tests {
             ("lease", 4),
             ("webhooks", 6),
             ("compliance", 6),
+            ("billing", 1),
             ("log", 2),
         ] {
             assert_eq!(shipped[table].as_table().unwrap().len(), keys, "{table}");

@@ -15,9 +15,11 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use data_encoding::BASE32_DNSSEC;
 use futures_util::FutureExt as _;
+use protocol::UnixMs;
 use protocol::api::{FieldError, PROBLEM_JSON, Problem};
 use tracing::Instrument as _;
 
+use crate::billing::Refusal;
 use crate::clock;
 use crate::server::AppState;
 use crate::store::StoreError;
@@ -74,6 +76,10 @@ pub enum Code {
     UnsupportedMediaType,
     /// Too many requests with this key.
     RateLimited,
+    /// The plan's messages of this month are used up.
+    QuotaExceeded,
+    /// The credit does not pay for it.
+    InsufficientCredit,
     /// A fault of ours.
     Internal,
     /// Not now; nothing was done.
@@ -158,6 +164,14 @@ impl Code {
             Self::RateLimited => {
                 (StatusCode::TOO_MANY_REQUESTS, "rate_limited", "Too many requests")
             }
+            Self::QuotaExceeded => {
+                (StatusCode::TOO_MANY_REQUESTS, "quota_exceeded", "The plan's messages are used up")
+            }
+            Self::InsufficientCredit => (
+                StatusCode::PAYMENT_REQUIRED,
+                "insufficient_credit",
+                "The credit does not pay for it",
+            ),
             Self::Internal => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "internal", "Something went wrong on our side")
             }
@@ -191,13 +205,21 @@ pub struct ApiError {
     detail: Option<Cow<'static, str>>,
     errors: Vec<FieldError>,
     retry_after_s: Option<u64>,
+    resets_at: Option<UnixMs>,
     cause: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
 impl ApiError {
     /// A problem of this kind with nothing more to say.
     pub fn new(code: Code) -> Self {
-        Self { code, detail: None, errors: Vec::new(), retry_after_s: None, cause: None }
+        Self {
+            code,
+            detail: None,
+            errors: Vec::new(),
+            retry_after_s: None,
+            resets_at: None,
+            cause: None,
+        }
     }
 
     /// With a sentence for the caller.
@@ -231,6 +253,28 @@ impl ApiError {
         Self::new(Code::NotFound)
     }
 
+    /// There is no quota or no credit for it.
+    pub fn refused(refusal: Refusal, now: UnixMs) -> Self {
+        match refusal {
+            Refusal::QuotaExceeded { quota, left, resets_at } => {
+                let detail = format!(
+                    "The plan has {quota} messages a month, of which {left} are left. They begin anew at {resets_at}."
+                );
+                let seconds = u64::try_from(resets_at.since(now)).unwrap_or(0).div_ceil(1_000);
+                Self {
+                    resets_at: Some(resets_at),
+                    ..Self::new(Code::QuotaExceeded).detail(detail).retry_after(seconds)
+                }
+            }
+            Refusal::InsufficientCredit { credit, needed, .. } => Self::new(
+                Code::InsufficientCredit,
+            )
+            .detail(format!(
+                "It costs {needed} credits and {credit} are there. Whoever pays has to add some."
+            )),
+        }
+    }
+
     /// The kind of problem.
     pub fn code(&self) -> Code {
         self.code
@@ -246,6 +290,7 @@ impl ApiError {
             code: code.to_owned(),
             request_id: Some(request_id.to_owned()),
             errors: self.errors.clone(),
+            resets_at: self.resets_at,
         }
     }
 }

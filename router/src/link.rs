@@ -255,6 +255,7 @@ fn refuse(status: StatusCode, code: &str, detail: &str) -> Response {
         code: code.to_owned(),
         request_id: None,
         errors: Vec::new(),
+        resets_at: None,
     };
     let body = serde_json::to_string(&problem).unwrap_or_default();
     (status, [(header::CONTENT_TYPE, PROBLEM_JSON)], body).into_response()

@@ -80,6 +80,16 @@ const DESCRIBED: &[(Kind, &str, &str)] = &[
         "Closures that shared one commit of the store.",
     ),
     (Kind::Counter, "switchboard_messages_accepted_total", "Messages accepted from tenants."),
+    (
+        Kind::Counter,
+        "switchboard_reservations_refused_total",
+        "Messages not accepted for want of quota or credit, by reason.",
+    ),
+    (
+        Kind::Counter,
+        "switchboard_quota_warnings_total",
+        "Tenants that were told how much of their quota is used, by percent.",
+    ),
     (Kind::Counter, "switchboard_dispatched_total", "Attempts given to phones."),
     (Kind::Counter, "switchboard_webhook_attempts_total", "Webhook attempts, by outcome."),
     (Kind::Counter, "switchboard_inbound_events_total", "Events taken from phones, by type."),

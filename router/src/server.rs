@@ -106,6 +106,13 @@ impl App {
         let key = own_key(&config.key_file)?;
         // Whatever sessions stand there ended with the process that had them.
         store.write(store::admin::forget_sessions).await?;
+        let (plans, now) = (Arc::clone(&config.plans), clock.now());
+        for plan in store.write(move |tx| store::accounts::apply(tx, &plans, now)).await? {
+            tracing::warn!(
+                plan,
+                "tenants have a plan that is not configured; what it said last goes on for them"
+            );
+        }
         let pool = Pool::new(Caps {
             warming: Arc::new(config.warming.clone()),
             daily: config.dispatch.daily_cap,

@@ -18,9 +18,11 @@ mod threads;
 mod tx;
 mod value;
 
+pub mod accounts;
 pub mod admin;
 pub mod audit;
 pub mod contacts;
+pub mod credit;
 pub mod dead_letters;
 pub mod dispatch;
 pub mod events;
@@ -36,6 +38,7 @@ pub mod rules;
 pub mod standby;
 pub mod tally;
 pub mod unplaced;
+pub mod usage;
 pub mod webhook_endpoints;
 pub mod webhook_jobs;
 

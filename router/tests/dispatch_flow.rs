@@ -544,6 +544,7 @@ async fn a_test_keys_message_reaches_the_sandbox_and_no_real_phone_in_any_way() 
             match dead_letters::retry(tx, &whose, &id, (new, now))?.unwrap() {
                 Retried::As(message) => Ok(message.id),
                 Retried::MayHaveBeenSent => panic!("it was not sent"),
+                Retried::Refused(refusal) => panic!("it costs nothing: {refusal:?}"),
             }
         })
         .await

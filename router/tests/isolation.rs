@@ -350,6 +350,10 @@ fn names_the_tenant(sql: &str) -> bool {
 
 /// Statements on tenants' tables that mean no single tenant's rows, each with its reason.
 const EXCEPTIONS: &[(&str, &str)] = &[
+    ("accounts.rs PAID_BY", "asks for whom a tenant pays, for the operator"),
+    ("accounts.rs WITHOUT", "every tenant's account, when the router starts"),
+    ("accounts.rs OTHERWISE", "every tenant's account, when the router starts"),
+    ("accounts.rs PLANS", "every tenant's account, when the router starts"),
     ("admin.rs list_phones", "counts a phone's open attempts, for the operator"),
     ("audit.rs end", "ends the entry that was begun by the same request"),
     ("audit.rs list", "the operator's list of everybody's"),

@@ -165,6 +165,7 @@ impl Failure {
             code: code.to_owned(),
             request_id: None,
             errors: Vec::new(),
+            resets_at: None,
         }))
     }
 

@@ -209,6 +209,7 @@ async fn again(
             None => Err(ApiError::not_found()),
             Some(Retried::As(message)) => Reply::new(StatusCode::ACCEPTED, message.as_ref()),
             Some(Retried::MayHaveBeenSent) => Err(ApiError::new(Code::NotRetryable)),
+            Some(Retried::Refused(refusal)) => Err(ApiError::refused(refusal, now)),
         }
     })
     .await?;

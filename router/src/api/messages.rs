@@ -30,12 +30,13 @@ use crate::store::{StoreError, Tx};
         (status = 202, description = "Accepted.", body = Message),
         (status = 400, description = "Not JSON, or a bad idempotency key.", body = Problem, content_type = "application/problem+json"),
         (status = 401, description = "No valid key.", body = Problem, content_type = "application/problem+json"),
+        (status = 402, description = "The credit does not pay for it.", body = Problem, content_type = "application/problem+json"),
         (status = 403, description = "The key may not send.", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "The same idempotency key is still running.", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "The body is too long.", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "Not announced as JSON.", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "Fields are wrong, or the idempotency key was used for another body.", body = Problem, content_type = "application/problem+json"),
-        (status = 429, description = "Too many requests.", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "Too many requests, or the plan's messages are used up: `quota_exceeded`, with `resets_at`.", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "Not now; nothing was done.", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn create(
     State(app): State<AppState>,
@@ -70,7 +71,9 @@ fn accept(tx: &mut Tx<'_>, tenant: &TenantId, new: &NewMessage) -> Result<Reply,
             detail: "It is not a number that you can send from.".to_owned(),
         }]));
     }
-    Reply::new(StatusCode::ACCEPTED, &messages::accept(tx, tenant, new)?)
+    let reservation = messages::reserve(tx, tenant, new)?
+        .map_err(|refusal| ApiError::refused(refusal, new.now))?;
+    Reply::new(StatusCode::ACCEPTED, &messages::accept(tx, tenant, new, &reservation)?)
 }
 
 /// Everything that is wrong with the body, or the message.

@@ -1,5 +1,7 @@
 //! Tenants, for the operator.
 
+use std::sync::Arc;
+
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
@@ -14,7 +16,7 @@ use crate::clock;
 use crate::error::{ApiError, Code};
 use crate::idempotency::{self, Post, Reply};
 use crate::server::AppState;
-use crate::store::{StoreError, admin};
+use crate::store::{StoreError, accounts, admin};
 
 /// Longest name of anything, in characters: what a table can show.
 pub(super) const NAME_CHARS_MAX: usize = 100;
@@ -34,14 +36,18 @@ pub(super) async fn create(
 ) -> Result<Response, ApiError> {
     let now = app.clock.now();
     let post = Post::new("operator".to_owned(), "POST /v1/admin/tenants", &headers, &body)?;
-    idempotency::post(&app, post, checked(body, now), |tx, tenant| {
-        match admin::insert_tenant(tx, &tenant) {
-            Ok(()) => Reply::new(StatusCode::CREATED, &tenant),
-            Err(StoreError::Constraint(_)) => {
-                Err(ApiError::new(Code::AlreadyExists).detail("A tenant of this name exists."))
-            }
-            Err(error) => Err(error.into()),
+    let plans = Arc::clone(&app.config.plans);
+    idempotency::post(&app, post, checked(body, now), move |tx, tenant| match admin::insert_tenant(
+        tx, &tenant,
+    ) {
+        Ok(()) => {
+            accounts::open_new(tx, &tenant.id, &plans, now)?;
+            Reply::new(StatusCode::CREATED, &tenant)
         }
+        Err(StoreError::Constraint(_)) => {
+            Err(ApiError::new(Code::AlreadyExists).detail("A tenant of this name exists."))
+        }
+        Err(error) => Err(error.into()),
     })
     .await
 }

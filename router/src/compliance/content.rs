@@ -57,6 +57,21 @@ impl Objection {
 
 /// How the text would travel as SMS.
 pub fn report(text: &str) -> ContentReport {
+    let (encoding, segments) = travels(text);
+    ContentReport {
+        characters: u32::try_from(text.chars().count()).unwrap_or(u32::MAX),
+        encoding,
+        segments,
+        links: has_link(text),
+    }
+}
+
+/// How many segments the text would have as SMS.
+pub fn segments(text: &str) -> u32 {
+    travels(text).1
+}
+
+fn travels(text: &str) -> (Encoding, u32) {
     let mut septets = Some(0_usize);
     for c in text.chars() {
         let more = if c.is_ascii_alphanumeric() || GSM_OTHERS.contains(c) {
@@ -68,19 +83,12 @@ pub fn report(text: &str) -> ContentReport {
         };
         septets = septets.zip(more).map(|(all, more)| all + more);
     }
-    let characters = text.chars().count();
     let (encoding, units, alone, each) = match septets {
         Some(septets) => (Encoding::Gsm7, septets, GSM_ALONE, GSM_EACH),
         None => (Encoding::Ucs2, text.encode_utf16().count(), UCS2_ALONE, UCS2_EACH),
     };
     let segments = if units <= alone { 1 } else { units.div_ceil(each) };
-    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-    ContentReport {
-        characters: count(characters),
-        encoding,
-        segments: count(segments),
-        links: has_link(text),
-    }
+    (encoding, u32::try_from(segments).unwrap_or(u32::MAX))
 }
 
 /// The first rule that the text breaks.

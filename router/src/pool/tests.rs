@@ -6,6 +6,7 @@ use rusqlite::Connection;
 
 use super::*;
 use crate::params;
+use crate::store::credit::Reservation;
 use crate::store::dispatch::NewAttempt;
 use crate::store::messages::{self, NewMessage};
 use crate::store::{Json, migrate};
@@ -186,7 +187,7 @@ impl World {
             expires_at: now.plus_ms(DAY_MS),
             now,
         };
-        messages::accept(&mut tx, &tenant, &new).unwrap();
+        messages::accept(&mut tx, &tenant, &new, &Reservation::FREE).unwrap();
         let attempt = NewAttempt {
             attempt: 1,
             phone: &choice.phone,

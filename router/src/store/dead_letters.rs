@@ -12,6 +12,7 @@ use protocol::{E164, MessageId, Reason, Status, TenantId, UnixMs};
 use super::dispatch::{self as rows, Change};
 use super::messages::{self, NewMessage, Window};
 use super::{Json, StoreError, Tx};
+use crate::billing::Refusal;
 use crate::params;
 
 /// Keeps a message that has failed, and tells its tenant.
@@ -98,6 +99,8 @@ pub enum Retried {
     As(Box<Message>),
     /// It may have been sent, whole or in part.
     MayHaveBeenSent,
+    /// Whoever pays for the tenant cannot pay for the new message.
+    Refused(Refusal),
 }
 
 /// Tries a dead letter again, as a new message with as long a life as it had. Only what provably nothing was sent of: not one
@@ -135,7 +138,11 @@ pub fn retry(
         expires_at: now.plus_ms(life_ms),
         now,
     };
-    let message = messages::accept(tx, tenant, &new)?;
+    let reservation = match messages::reserve(tx, tenant, &new)? {
+        Ok(reservation) => reservation,
+        Err(refusal) => return Ok(Some(Retried::Refused(refusal))),
+    };
+    let message = messages::accept(tx, tenant, &new, &reservation)?;
     forget(tx, tenant, id)?;
     let detail = format!("as {}", message.id);
     let step = Change { detail: Some(&detail), ..Change::step("retried", now) };

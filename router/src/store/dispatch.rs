@@ -8,7 +8,9 @@ use protocol::{
 
 use super::events::{self, NewEvent};
 use super::queue::Claimed;
-use super::{Json, Row, StoreError, Tx, messages, webhook_jobs};
+use super::usage::{Numbers, Place};
+use super::{Json, Row, StoreError, Tx, credit, messages, webhook_jobs};
+use crate::billing::Day;
 use crate::params;
 use crate::pool::Caps;
 use crate::resolve::Candidate;
@@ -100,14 +102,14 @@ pub fn change(
         },
         None => before.status,
     };
-    let sequence = if change.status.is_some() {
+    let (sequence, ours) = if change.status.is_some() {
         let held = (status == Status::Queued).then_some(change.reason).flatten();
         let reason = status.is_final().then_some(change.reason).flatten();
-        let sequence = tx.query_row(
+        let (sequence, ours, test) = tx.query_row(
             "UPDATE messages SET status = ?3, reason = ?4, detail = ?5, held_reason = ?6, next_at = ?7,
                  channel_used = COALESCE(?8, channel_used), guid = COALESCE(?9, guid),
                  phone_id = COALESCE(?10, phone_id), sequence = sequence + 1, updated_at = ?11
-             WHERE id = ?1 AND tenant_id = ?2 RETURNING sequence",
+             WHERE id = ?1 AND tenant_id = ?2 RETURNING sequence, kind = 'confirmation', test",
             params![
                 id,
                 tenant,
@@ -121,14 +123,17 @@ pub fn change(
                 change.phone,
                 change.at
             ],
-            |row| row.get(0),
+            |row| Ok((row.get(0)?, row.get::<bool>(1)?, row.get::<bool>(2)?)),
         )?;
         events::insert(tx, tenant, id, sequence, &event)?;
-        sequence
+        if !ours && !test {
+            settle(tx, tenant, &before, change, status)?;
+        }
+        (sequence, ours)
     } else {
-        events::append(tx, tenant, id, &event)?
+        (events::append(tx, tenant, id, &event)?, is_ours(tx, tenant, id)?)
     };
-    if change.tell {
+    if change.tell && !ours {
         tell(tx, tenant, &before, change, status, sequence)?;
     }
     Ok(true)
@@ -148,7 +153,49 @@ pub fn set_next_at(
     Ok(())
 }
 
-/// Puts the change into the tenant's outbox, unless the message is a confirmation of ours.
+/// What a change means for what the tenant uses and pays: it is counted as sent once, and given back where it never was.
+fn settle(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    before: &Message,
+    change: &Change<'_>,
+    status: Status,
+) -> Result<(), StoreError> {
+    match status {
+        // What was sent, then failed, and is proven after all has its channel already.
+        Status::Sent | Status::Delivered | Status::Read
+            if !before.status.is_sent() && before.channel_used.is_none() =>
+        {
+            let channel = change.channel.map_or(before.channel, ChannelChoice::from);
+            let day = Day::of(change.now);
+            let place = Place { tenant: tenant.clone(), day, class: before.class, channel };
+            tx.counts().add(place, Numbers { sent: 1, ..Numbers::default() });
+            Ok(())
+        }
+        Status::Failed | Status::Blocked | Status::Expired | Status::Canceled => {
+            credit::give_back(tx, tenant, &before.id, change.now)
+        }
+        Status::Queued
+        | Status::Scheduled
+        | Status::Dispatching
+        | Status::Sent
+        | Status::Delivered
+        | Status::Read
+        | Status::Unknown
+        | Status::Received => Ok(()),
+    }
+}
+
+/// It is a confirmation of ours.
+fn is_ours(tx: &mut Tx<'_>, tenant: &TenantId, id: &MessageId) -> Result<bool, StoreError> {
+    tx.query_row(
+        "SELECT kind = 'confirmation' FROM messages WHERE id = ?1 AND tenant_id = ?2",
+        params![id, tenant],
+        |row| row.get(0),
+    )
+}
+
+/// Puts the change into the tenant's outbox.
 fn tell(
     tx: &mut Tx<'_>,
     tenant: &TenantId,
@@ -157,14 +204,6 @@ fn tell(
     status: Status,
     sequence: u64,
 ) -> Result<(), StoreError> {
-    let ours = tx.query_row(
-        "SELECT kind = 'confirmation' FROM messages WHERE id = ?1 AND tenant_id = ?2",
-        params![before.id, tenant],
-        |row| row.get(0),
-    )?;
-    if ours {
-        return Ok(());
-    }
     let phone = change.phone.cloned().or_else(|| before.phone.clone());
     let number = match &phone {
         Some(other) if phone != before.phone => number_of(tx, other)?,
@@ -209,6 +248,7 @@ pub fn block_unread(
     if changed > 0 {
         let event = NewEvent { reason, ..NewEvent::new(Status::Blocked.as_str(), now) };
         events::append(tx, tenant, id, &event)?;
+        credit::give_back(tx, tenant, id, now)?;
     }
     drop_job(tx, tenant, id)
 }

@@ -7,8 +7,11 @@ use protocol::{
     ChannelChoice, Class, E164, MessageId, PhoneId, Reason, Recipient, Status, TenantId, UnixMs,
 };
 
+use super::credit::{self, Reservation};
 use super::events::{self, NewEvent};
 use super::{Json, Row, StoreError, Tx, Value, queue, webhook_jobs};
+use crate::billing::Refusal;
+use crate::compliance::content;
 use crate::params;
 
 /// An outbound message as it is accepted.
@@ -71,8 +74,26 @@ pub enum Canceled {
     TooLate(Status),
 }
 
-/// Stores a message with its first event, its job and its webhooks, in the caller's transaction.
-pub fn accept(tx: &mut Tx<'_>, tenant: &TenantId, new: &NewMessage) -> Result<Message, StoreError> {
+/// Reserves what one message costs whoever pays for the tenant. Messages made with test keys cost nothing.
+pub fn reserve(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    new: &NewMessage,
+) -> Result<Result<Reservation, Refusal>, StoreError> {
+    if new.test {
+        return Ok(Ok(Reservation::FREE));
+    }
+    credit::reserve(tx, tenant, 1, new.now)
+}
+
+/// Stores a message with its first event, its job and its webhooks, in the caller's transaction, which has reserved what it
+/// costs.
+pub fn accept(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    new: &NewMessage,
+    reservation: &Reservation,
+) -> Result<Message, StoreError> {
     let status = if new.send_at.is_some() { Status::Scheduled } else { Status::Queued };
     tx.execute(
         "INSERT INTO messages (id, tenant_id, direction, kind, test, recipient, asked_from, channel_asked, class,
@@ -96,6 +117,11 @@ pub fn accept(tx: &mut Tx<'_>, tenant: &TenantId, new: &NewMessage) -> Result<Me
         ],
     )?;
     events::insert(tx, tenant, &new.id, 1, &NewEvent::new(status.as_str(), new.now))?;
+    if !new.test {
+        let kind = (new.class, new.channel);
+        let segments = content::segments(&new.text);
+        credit::accepted(tx, (tenant, &new.id), kind, segments, reservation, new.now)?;
+    }
     let message = Message {
         id: new.id.clone(),
         direction: Direction::Outbound,
@@ -329,6 +355,7 @@ pub fn cancel(
         params![id, tenant, Status::Canceled, reason],
     )?;
     tx.execute("DELETE FROM jobs WHERE message_id = ?1 AND tenant_id = ?2", params![id, tenant])?;
+    credit::give_back(tx, tenant, id, now)?;
     message.status = Status::Canceled;
     message.reason = reason;
     message.held_reason = None;

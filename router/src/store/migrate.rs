@@ -55,6 +55,11 @@ pub const MIGRATIONS: &[Migration] = &[
         sql: include_str!("../../migrations/0009_webhooks.sql"),
     },
     Migration { version: 10, name: "audit", sql: include_str!("../../migrations/0010_audit.sql") },
+    Migration {
+        version: 11,
+        name: "billing",
+        sql: include_str!("../../migrations/0011_billing.sql"),
+    },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

@@ -12,6 +12,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::{mpsc, oneshot};
 
+use super::usage::{self, Counts};
 use super::{StoreError, Tx, dispatch, migrate};
 
 /// Closures waiting for the writer. At some tens of microseconds each this is well under a second of work; more
@@ -299,11 +300,14 @@ fn write_batch(
     losses: &mut u64,
 ) -> Result<(), StoreError> {
     run(connection, "BEGIN IMMEDIATE")?;
+    let mut counts = Counts::default();
     let mut next = 0;
     while let Some(job) = batch.get_mut(next) {
         run(connection, "SAVEPOINT job")?;
         let mut tx = Tx::after(connection, *losses);
-        if !job.run(&mut tx) {
+        if job.run(&mut tx) {
+            counts.merge(tx.take_counts());
+        } else {
             *losses += u64::from(tx.is_remembered());
             // Disk full and I/O errors end the whole transaction inside SQLite, neighbours' rows included
             // (sqlite.org/lang_transaction.html, "Response To Errors Within A Transaction").
@@ -321,6 +325,7 @@ fn write_batch(
             batch.push(job);
         }
     }
+    usage::write(&mut Tx::after(connection, *losses), &counts)?;
     run(connection, "COMMIT")
 }
 

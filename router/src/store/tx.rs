@@ -3,6 +3,7 @@
 use rusqlite::Connection;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 
+use super::usage::{self, Counts};
 use super::{Column, Dialect, FromColumn, StoreError, Value};
 
 /// One open transaction. It ends when the closure that got it returns: `Ok` commits, `Err` takes everything back.
@@ -12,6 +13,7 @@ pub struct Tx<'a> {
     /// Transactions so far whose rows were taken back after somebody had remembered them.
     losses: u64,
     remembered: bool,
+    counts: Counts,
 }
 
 #[derive(Debug)]
@@ -36,7 +38,8 @@ impl<'a> Tx<'a> {
     }
 
     pub(crate) fn after(connection: &'a Connection, losses: u64) -> Self {
-        Self { engine: Engine::Sqlite(connection), losses, remembered: false }
+        let engine = Engine::Sqlite(connection);
+        Self { engine, losses, remembered: false, counts: Counts::default() }
     }
 
     /// For what keeps in memory what it reads here. The number that is answered is another one once any such transaction
@@ -48,6 +51,22 @@ impl<'a> Tx<'a> {
 
     pub(super) fn is_remembered(&self) -> bool {
         self.remembered
+    }
+
+    /// What tenants have used in this transaction. It is written before the commit, together with that of others.
+    pub fn counts(&mut self) -> &mut Counts {
+        &mut self.counts
+    }
+
+    pub(super) fn take_counts(&mut self) -> Counts {
+        std::mem::take(&mut self.counts)
+    }
+
+    /// Writes what was counted so far. The writer does it for whatever it commits; what is run on a connection of its own
+    /// has nobody who would.
+    pub fn write_counts(&mut self) -> Result<(), StoreError> {
+        let counts = self.take_counts();
+        usage::write(self, &counts)
     }
 
     /// The dialect of the engine behind, for the statements that must differ.

@@ -470,7 +470,13 @@ pub(crate) async fn accept(
     change(&mut new);
     let id = new.id.clone();
     let tenant = tenant.clone();
-    app.store.write(move |tx| messages::accept(tx, &tenant, &new).map(drop)).await.unwrap();
+    app.store
+        .write(move |tx| {
+            let reservation = messages::reserve(tx, &tenant, &new)?.expect("it can be paid");
+            messages::accept(tx, &tenant, &new, &reservation).map(drop)
+        })
+        .await
+        .unwrap();
     app.bells.dispatch.notify_one();
     id
 }
