@@ -27,9 +27,11 @@ macro_rules! bodies {
 }
 
 mod billing;
+mod providers;
 mod rules;
 
 pub use billing::*;
+pub use providers::*;
 pub use rules::*;
 
 crate::code::codes! {

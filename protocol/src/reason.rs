@@ -121,6 +121,11 @@ reasons! {
     /// The row is there, but Messages has not said within its window that it was sent.
     NotConfirmed = "not_confirmed",
 
+    /// An SMS provider has not taken it, and provably not sent it.
+    ProviderRefused = "provider_refused",
+    /// An SMS provider has given no answer that says whether it sends it; its report or a look-up settles it.
+    ProviderSilent = "provider_silent",
+
     /// chat.db does not exist: Messages was never used by this user.
     DatabaseMissing = "database_missing",
     /// chat.db cannot be opened: Full Disk Access is missing.

@@ -46,6 +46,7 @@ pub mod inbound;
 pub mod lease;
 pub mod link;
 pub mod pool;
+pub mod providers;
 pub mod resolve;
 pub mod retry;
 pub mod shares;
