@@ -29,10 +29,12 @@ macro_rules! bodies {
 mod billing;
 mod providers;
 mod rules;
+mod templates;
 
 pub use billing::*;
 pub use providers::*;
 pub use rules::*;
+pub use templates::*;
 
 crate::code::codes! {
     /// Why a phone is not moved to another host.
@@ -66,9 +68,13 @@ bodies! {
 pub struct CreateMessage {
     /// Whom it goes to: an E.164 number, an e-mail address, or `group:` and an id.
     pub to: Recipient,
-    /// Its text, 1 to 20,000 characters.
+    /// Its text, 1 to 20,000 characters; this or `template`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 20_000))]
-    pub text: String,
+    pub text: Option<String>,
+    /// The template that the text is made from; this or `text`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<UseTemplate>,
     /// `auto` when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub channel: Option<ChannelChoice>,
@@ -120,6 +126,9 @@ pub struct Message {
     pub phone: Option<PhoneId>,
     /// Its text.
     pub text: String,
+    /// The template that the text was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<UsedTemplate>,
     /// The channel asked for.
     pub channel: ChannelChoice,
     /// The channel really used.

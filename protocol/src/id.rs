@@ -97,6 +97,8 @@ ids! {
     EventId = "evt_",
     /// One event on its way to one webhook endpoint.
     DeliveryId = "dlv_",
+    /// A tenant's text with variables.
+    TemplateId = "tpl_",
 }
 
 #[cfg(test)]

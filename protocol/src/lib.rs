@@ -33,7 +33,9 @@ pub mod wire;
 
 pub use channel::{Channel, ChannelChoice};
 pub use class::Class;
-pub use id::{DeliveryId, EndpointId, EventId, HostId, KeyId, MessageId, PhoneId, TenantId};
+pub use id::{
+    DeliveryId, EndpointId, EventId, HostId, KeyId, MessageId, PhoneId, TemplateId, TenantId,
+};
 pub use number::{E164, Recipient};
 pub use reason::Reason;
 pub use status::Status;

@@ -27,6 +27,15 @@ pub const SERVICE_NAME_BYTES_MAX: usize = 128;
 /// Metadata that a tenant may keep with a message, in bytes of its JSON.
 pub const METADATA_BYTES_MAX: usize = 4096;
 
+/// Variables of one template: more than any text that people read has.
+pub const TEMPLATE_VARIABLES_MAX: usize = 50;
+
+/// Longest name of a variable, in bytes.
+pub const VARIABLE_NAME_BYTES_MAX: usize = 64;
+
+/// Longest value of a variable, in Unicode scalar values: a name, an address, a link. A whole text is a template's.
+pub const VARIABLE_CHARS_MAX: usize = 1_000;
+
 /// Longest idempotency key, in bytes.
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 

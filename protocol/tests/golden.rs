@@ -8,12 +8,13 @@ use std::path::PathBuf;
 
 use protocol::api::{
     ApiKey, CheckedMessage, Contact, ContentReport, CreateKey, CreateMessage, CreateOptOuts,
-    CreateTenant, CreateWebhookEndpoint, CreatedKey, CreatedOptOuts, DeadLetter, Direction,
-    Encoding, EnrolmentToken, FailOver, FailedOver, FieldError, Host, HoursPreset, Message,
-    MessageEvent, MoveRefused, OptOut, OptOutEvent, Page, Phone, PhoneHost, PhoneMove, Problem,
-    ReplacePhone, ReplacedPhone, ReplayWebhooks, ReplayedWebhooks, RotateKey, RotateSecret,
-    RuleName, RuleVerdict, Tenant, TenantRules, Tier, UnknownZone, UpdateWebhookEndpoint,
-    WebhookAttempt, WebhookBody, WebhookData, WebhookDelivery, WebhookEndpoint,
+    CreateTemplate, CreateTenant, CreateWebhookEndpoint, CreatedKey, CreatedOptOuts, DeadLetter,
+    Direction, Encoding, EnrolmentToken, FailOver, FailedOver, FieldError, Host, HoursPreset,
+    Message, MessageEvent, MoveRefused, OptOut, OptOutEvent, Page, Phone, PhoneHost, PhoneMove,
+    PreviewTemplate, Problem, ReplacePhone, ReplacedPhone, ReplayWebhooks, ReplayedWebhooks,
+    RotateKey, RotateSecret, RuleName, RuleVerdict, Template, TemplatePreview, TemplateVersion,
+    Tenant, TenantRules, Tier, UnknownZone, UpdateTemplate, UpdateWebhookEndpoint, UseTemplate,
+    UsedTemplate, WebhookAttempt, WebhookBody, WebhookData, WebhookDelivery, WebhookEndpoint,
 };
 use protocol::link::{
     EnrolPhone, EnrolRequest, EnrolResponse, EnrolledPhone, Enrolment, EventFrame, HostFrame,
@@ -30,7 +31,7 @@ use protocol::pipe::{
 };
 use protocol::{
     Channel, ChannelChoice, Class, DeliveryId, E164, EndpointId, EventId, HostId, KeyId, MessageId,
-    PhoneId, Reason, Recipient, Status, TenantId, UnixMs, WireError, link, pipe,
+    PhoneId, Reason, Recipient, Status, TemplateId, TenantId, UnixMs, WireError, link, pipe,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -116,7 +117,13 @@ fn golden<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(name: &
         // What a client asks for is read strictly: a typing mistake must not pass in silence.
         let asked = ["api/create_", "api/update_", "api/rotate_"];
         let strict = asked.iter().any(|verb| name.starts_with(verb))
-            || ["api/fail_over", "api/replace_phone", "api/replay_webhooks"].contains(&name);
+            || [
+                "api/fail_over",
+                "api/replace_phone",
+                "api/replay_webhooks",
+                "api/preview_template",
+            ]
+            .contains(&name);
         assert_eq!(serde_json::from_value::<T>(more).is_err(), strict, "{name}: unknown fields");
     }
 }
@@ -542,6 +549,7 @@ fn api_message() -> Message {
         from: Some(number()),
         phone: Some(phone()),
         text: "Your table is ready.".to_owned(),
+        template: Some(UsedTemplate { id: template(), version: 2 }),
         channel: ChannelChoice::Auto,
         channel_used: Some(Channel::Imessage),
         class: Class::Marketing,
@@ -561,7 +569,8 @@ fn the_public_api() {
         "api/create_message",
         &CreateMessage {
             to: anna(),
-            text: "Your table is ready.".to_owned(),
+            text: Some("Your table is ready.".to_owned()),
+            template: None,
             channel: Some(ChannelChoice::Auto),
             class: Some(Class::Transactional),
             from: Some(number()),
@@ -707,6 +716,87 @@ fn rules_and_opt_outs() {
             state: Some("CO".to_owned()),
             created_at: NOON,
             updated_at: NOON,
+        },
+    );
+}
+
+fn template() -> TemplateId {
+    TemplateId::new(NOON.0, [6; 10])
+}
+
+#[test]
+fn templates() {
+    let values = BTreeMap::from([("name".to_owned(), "Anna".to_owned())]);
+    let text = "Hello {{name}}.".to_owned();
+    golden(
+        "api/create_message_of_template",
+        &CreateMessage {
+            to: anna(),
+            text: None,
+            template: Some(UseTemplate {
+                id: template(),
+                version: Some(2),
+                variables: Some(values.clone()),
+            }),
+            channel: None,
+            class: None,
+            from: None,
+            send_at: None,
+            expires_at: None,
+            ttl_seconds: None,
+            metadata: None,
+        },
+    );
+    golden(
+        "api/create_template",
+        &CreateTemplate {
+            name: "greeting".to_owned(),
+            text: text.clone(),
+            defaults: Some(values.clone()),
+        },
+    );
+    golden(
+        "api/update_template",
+        &UpdateTemplate { text: Some(text.clone()), ..UpdateTemplate::default() },
+    );
+    golden(
+        "api/template",
+        &Template {
+            id: template(),
+            name: "greeting".to_owned(),
+            version: 2,
+            text: text.clone(),
+            variables: vec!["name".to_owned()],
+            defaults: values.clone(),
+            created_at: NOON,
+            updated_at: NOON,
+        },
+    );
+    golden(
+        "api/template_version",
+        &TemplateVersion {
+            version: 1,
+            text,
+            variables: vec!["name".to_owned()],
+            defaults: BTreeMap::new(),
+            created_at: NOON,
+        },
+    );
+    golden("api/preview_template", &PreviewTemplate { version: Some(2), variables: Some(values) });
+    golden(
+        "api/template_preview",
+        &TemplatePreview {
+            version: 2,
+            text: "Hello Anna.".to_owned(),
+            content: ContentReport {
+                characters: 11,
+                encoding: Encoding::Gsm7,
+                segments: 1,
+                links: false,
+            },
+            allowed: false,
+            detail: Some("blocked_words".to_owned()),
+            explanation: Some("It has words that are blocked for this tenant.".to_owned()),
         },
     );
 }

@@ -19,6 +19,7 @@ mod opt_outs;
 mod overlap;
 mod pages;
 mod rules;
+mod templates;
 mod tenants;
 mod webhook_endpoints;
 
@@ -230,7 +231,11 @@ fn documented(app: Option<&AppState>) -> OpenApiRouter<AppState> {
         .routes(routes!(opt_outs::review))
         .routes(routes!(contacts::list))
         .routes(routes!(contacts::get, contacts::put, contacts::delete))
-        .routes(routes!(rules::own));
+        .routes(routes!(rules::own))
+        .routes(routes!(templates::create, templates::list))
+        .routes(routes!(templates::get, templates::update, templates::delete))
+        .routes(routes!(templates::versions))
+        .routes(routes!(templates::preview));
     let mut operator = OpenApiRouter::new()
         .routes(routes!(audit::list))
         .routes(routes!(hosts::create_token))
@@ -290,6 +295,7 @@ async fn no_store(request: Request, next: axum::middleware::Next) -> Response {
     components(schemas(protocol::api::Problem, protocol::api::WebhookBody)),
     tags(
         (name = "messages", description = "Send, follow, withdraw."),
+        (name = "templates", description = "Texts with variables, in versions."),
         (name = "webhooks", description = "Where events are posted, by Standard Webhooks 1.0."),
         (name = "opt-outs", description = "Who must not be written to."),
         (name = "contacts", description = "What you know of the people you write to."),

@@ -50,5 +50,6 @@ pub mod providers;
 pub mod resolve;
 pub mod retry;
 pub mod shares;
+pub mod template;
 pub mod warming;
 pub mod webhooks;

@@ -37,6 +37,7 @@ pub mod retention;
 pub mod rules;
 pub mod standby;
 pub mod tally;
+pub mod templates;
 pub mod unplaced;
 pub mod usage;
 pub mod webhook_endpoints;

@@ -38,6 +38,8 @@ async fn belongings(router: &Router, tenant: &Tenant) -> BTreeMap<&'static str, 
     let request = router.client.put(format!("{}/v1/contacts/+12025550145", router.url));
     let put = router.send(request.bearer_auth(key).json(&contact)).await;
     assert!((200..300).contains(&put.status), "{put:?}");
+    let template = json!({"name": "a", "text": "a"});
+    let template = id(&router.post("/v1/templates", key, &template).await);
     let history = router.get("/v1/opt_outs/history", key).await.body;
     let event = history["data"][0]["id"].as_str().expect("an opt-out has a history").to_owned();
     BTreeMap::from([
@@ -48,6 +50,7 @@ async fn belongings(router: &Router, tenant: &Tenant) -> BTreeMap<&'static str, 
         ("opt_outs", "+12025550144".to_owned()),
         ("history", event),
         ("contacts", "+12025550145".to_owned()),
+        ("templates", template),
     ])
 }
 
@@ -123,6 +126,7 @@ async fn a_foreign_id_is_not_found_on_any_route_of_the_document() {
         ("opt_outs", "/v1/opt_outs"),
         ("history", "/v1/opt_outs/history"),
         ("contacts", "/v1/contacts"),
+        ("templates", "/v1/templates"),
     ] {
         let id = own[kind].as_str();
         let has = |page: &Value| page["data"].to_string().contains(id);

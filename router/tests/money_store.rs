@@ -156,6 +156,7 @@ fn new(now: UnixMs) -> NewMessage {
         channel: ChannelChoice::Auto,
         class: Class::Transactional,
         text: "x".repeat(200),
+        template: None,
         metadata: None,
         send_at: None,
         expires_at: now.plus_ms(3_600_000),

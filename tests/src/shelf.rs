@@ -485,7 +485,8 @@ pub fn message(to: &str, body: &str) -> Result<CreateMessage> {
     let to: Recipient = to.parse().with_context(|| format!("recipient {to}"))?;
     Ok(CreateMessage {
         to,
-        text: body.to_owned(),
+        text: Some(body.to_owned()),
+        template: None,
         channel: Some(ChannelChoice::Auto),
         class: Some(Class::Marketing),
         from: None,

@@ -92,7 +92,8 @@ pub(crate) async fn send(screen: &mut Screen, client: &Client, send: Send) -> Re
     let key = send.idempotency_key.unwrap_or_else(new_key);
     let body = CreateMessage {
         to: send.to,
-        text: text(send.text)?,
+        text: Some(text(send.text)?),
+        template: None,
         channel: send.channel,
         class: send.class,
         from: send.from,

@@ -129,7 +129,8 @@ pub(crate) async fn check(
 ) -> Result<(), Failure> {
     let body = CreateMessage {
         to: check.to,
-        text: text(check.text)?,
+        text: Some(text(check.text)?),
+        template: None,
         channel: check.channel,
         class: check.class,
         from: check.from,

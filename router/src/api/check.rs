@@ -40,7 +40,8 @@ pub(super) async fn check(
     let answer = app
         .store
         // Nothing is written; the pool belongs to who writes.
-        .write(move |tx| {
+        .transact(move |tx| {
+            let new = new.written(tx, &caller.tenant)?;
             let at = new.send_at.unwrap_or(now);
             let subject = Subject {
                 recipient: &new.recipient,
@@ -52,7 +53,7 @@ pub(super) async fn check(
             };
             let facts = match facts::gather(tx, &shared.config.compliance, &caller.tenant, &subject)
             {
-                Err(error) if error.is_unavailable() => return Err(error),
+                Err(error) if error.is_unavailable() => return Err(ApiError::from(error)),
                 facts => facts.ok(),
             };
             let phone = dispatch::preview(tx, &shared, &caller.tenant, &new, now)?;

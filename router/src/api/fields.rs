@@ -47,6 +47,18 @@ impl Fields {
         self.errors.push(FieldError { pointer, code: code.to_owned(), detail: detail.into() });
     }
 
+    /// Keeps a problem with what a field holds under a name.
+    pub(crate) fn wrong_below(
+        &mut self,
+        field: &str,
+        name: &str,
+        code: &str,
+        detail: impl Into<String>,
+    ) {
+        let pointer = format!("{}/{}/{}", self.pointer, escaped(field), escaped(name));
+        self.errors.push(FieldError { pointer, code: code.to_owned(), detail: detail.into() });
+    }
+
     fn missing(&mut self, field: &str) {
         self.wrong(field, "required", "It is required.");
     }
@@ -59,22 +71,13 @@ impl Fields {
     /// A text of so many characters.
     pub(crate) fn text(&mut self, field: &str, chars: RangeInclusive<usize>) -> Option<String> {
         match self.take(field)? {
-            Value::String(text) => {
-                let count = text.chars().count();
-                if chars.contains(&count) {
-                    return self.readable(field, text);
+            Value::String(text) => match unfit(&text, &chars) {
+                None if !text.is_empty() && text.trim().is_empty() => {
+                    self.wrong(field, "blank", "It has nothing but white space.");
                 }
-                let code = if count < *chars.start() { "too_short" } else { "too_long" };
-                self.wrong(
-                    field,
-                    code,
-                    format!(
-                        "It has {count} characters; {} to {} are allowed.",
-                        chars.start(),
-                        chars.end()
-                    ),
-                );
-            }
+                None => return Some(text),
+                Some((code, detail)) => self.wrong(field, code, detail),
+            },
             Value::Null
             | Value::Bool(_)
             | Value::Number(_)
@@ -82,22 +85,6 @@ impl Fields {
             | Value::Object(_) => self.wrong(field, "wrong_type", "It must be a string."),
         }
         None
-    }
-
-    /// The text, unless nobody could read it.
-    fn readable(&mut self, field: &str, text: String) -> Option<String> {
-        // NUL ends an argument of a program and is refused by PostgreSQL; the others steer terminals and show nothing.
-        let steers = |c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t');
-        if let Some(control) = text.chars().find(|c| steers(*c)) {
-            let detail = format!("It holds the control character U+{:04X}.", u32::from(control));
-            self.wrong(field, "invalid_character", detail);
-            return None;
-        }
-        if !text.is_empty() && text.trim().is_empty() {
-            self.wrong(field, "blank", "It has nothing but white space.");
-            return None;
-        }
-        Some(text)
     }
 
     /// A text on one line: names, and whatever else is shown in a table.
@@ -302,6 +289,57 @@ impl Fields {
         })
     }
 
+    /// An object, checked with fields of its own.
+    pub(crate) fn object<T>(
+        &mut self,
+        field: &str,
+        check: impl FnOnce(&mut Self) -> Option<T>,
+    ) -> Option<T> {
+        let value = self.take(field)?;
+        match Self::at(format!("{}/{}", self.pointer, escaped(field)), value) {
+            Ok(mut inner) => {
+                let value = check(&mut inner);
+                inner.name_unknown();
+                self.errors.append(&mut inner.errors);
+                value
+            }
+            Err(error) => {
+                self.errors.push(error);
+                None
+            }
+        }
+    }
+
+    /// A map of at most so many texts, each of so many characters and readable. The names are the caller's to judge.
+    pub(crate) fn texts(
+        &mut self,
+        field: &str,
+        max: usize,
+        chars: RangeInclusive<usize>,
+    ) -> Option<BTreeMap<String, String>> {
+        let Value::Object(map) = self.take(field)? else {
+            self.wrong(field, "wrong_type", "It must be an object of strings.");
+            return None;
+        };
+        if map.len() > max {
+            let detail = format!("It has {} entries; {max} are allowed.", map.len());
+            self.wrong(field, "too_many", detail);
+            return None;
+        }
+        let mut out = BTreeMap::new();
+        for (name, value) in map {
+            let Value::String(text) = value else {
+                self.wrong_below(field, &name, "wrong_type", "It must be a string.");
+                continue;
+            };
+            match unfit(&text, &chars) {
+                None => drop(out.insert(name, text)),
+                Some((code, detail)) => self.wrong_below(field, &name, code, detail),
+            }
+        }
+        Some(out)
+    }
+
     /// A map from text to text, at most so many bytes as JSON.
     pub(crate) fn text_map(
         &mut self,
@@ -327,12 +365,7 @@ impl Fields {
             if let Value::String(text) = value {
                 out.insert(name, text);
             } else {
-                let below = format!("{}/{}/{}", self.pointer, escaped(field), escaped(&name));
-                self.errors.push(FieldError {
-                    pointer: below,
-                    code: "wrong_type".to_owned(),
-                    detail: "It must be a string.".to_owned(),
-                });
+                self.wrong_below(field, &name, "wrong_type", "It must be a string.");
             }
         }
         Some(out)
@@ -377,6 +410,21 @@ impl Fields {
         self.name_unknown();
         ApiError::invalid(self.errors)
     }
+}
+
+/// Why a text is not of so many characters that somebody can read: code and detail.
+pub(crate) fn unfit(text: &str, chars: &RangeInclusive<usize>) -> Option<(&'static str, String)> {
+    let count = text.chars().count();
+    if !chars.contains(&count) {
+        let code = if count < *chars.start() { "too_short" } else { "too_long" };
+        let (low, high) = (chars.start(), chars.end());
+        return Some((code, format!("It has {count} characters; {low} to {high} are allowed.")));
+    }
+    // NUL ends an argument of a program and is refused by PostgreSQL; the others steer terminals and show nothing.
+    let steers = |c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t');
+    let control = text.chars().find(|c| steers(*c))?;
+    let detail = format!("It holds the control character U+{:04X}.", u32::from(control));
+    Some(("invalid_character", detail))
 }
 
 /// The word of a closed list that is spelled so.

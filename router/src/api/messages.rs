@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::fields::Fields;
 use super::pages::{Query, foreign_cursor, page};
+use super::templates::{self, Asked};
 use super::{JsonBody, PathId, json};
 use crate::auth::{Caller, Scope};
 use crate::clock;
@@ -49,7 +50,11 @@ pub(super) async fn create(
     let post = Post::new(caller.idempotency_scope(), "POST /v1/messages", &headers, &body)?;
     let new = checked(body, caller.test, &app.config.messages, now);
     let tenant = caller.tenant;
-    let accept = move |tx: &mut Tx<'_>, new| accept(tx, &tenant, &new);
+    let accept = move |tx: &mut Tx<'_>, draft: Draft| {
+        let new = draft.written(tx, &tenant)?;
+        let message = accept(tx, &tenant, &new)?;
+        Reply::new(StatusCode::ACCEPTED, &message)
+    };
     let response = idempotency::post(&app, post, new, accept).await?;
     if !idempotency::is_replay(&response) {
         metrics::counter!("switchboard_messages_accepted_total").increment(1);
@@ -59,7 +64,7 @@ pub(super) async fn create(
     Ok(response)
 }
 
-fn accept(tx: &mut Tx<'_>, tenant: &TenantId, new: &NewMessage) -> Result<Reply, ApiError> {
+fn accept(tx: &mut Tx<'_>, tenant: &TenantId, new: &NewMessage) -> Result<Message, ApiError> {
     if let Some(from) = &new.from
         && messages::may_send_from(tx, tenant, (from, new.test))?.is_none()
         // Where there is no sandbox, a story is played, for which any number will do.
@@ -73,7 +78,31 @@ fn accept(tx: &mut Tx<'_>, tenant: &TenantId, new: &NewMessage) -> Result<Reply,
     }
     let reservation = messages::reserve(tx, tenant, new)?
         .map_err(|refusal| ApiError::refused(refusal, new.now))?;
-    Reply::new(StatusCode::ACCEPTED, &messages::accept(tx, tenant, new, &reservation)?)
+    Ok(messages::accept(tx, tenant, new, &reservation)?)
+}
+
+/// A message as it was asked for. Where its text is to be made from a template, it has none yet.
+#[derive(Debug)]
+pub(super) struct Draft {
+    new: NewMessage,
+    template: Option<Asked>,
+}
+
+impl Draft {
+    /// The message with its text.
+    pub(super) fn written(
+        self,
+        tx: &mut Tx<'_>,
+        tenant: &TenantId,
+    ) -> Result<NewMessage, ApiError> {
+        let Self { mut new, template } = self;
+        if let Some(asked) = template {
+            let (text, used) =
+                templates::written(tx, tenant, &asked, "/template")?.map_err(ApiError::invalid)?;
+            (new.text, new.template) = (text, Some(used));
+        }
+        Ok(new)
+    }
 }
 
 /// Everything that is wrong with the body, or the message.
@@ -82,10 +111,10 @@ pub(super) fn checked(
     test: bool,
     lives: &config::Messages,
     now: UnixMs,
-) -> Result<NewMessage, ApiError> {
+) -> Result<Draft, ApiError> {
     let mut fields = Fields::new(body)?;
     let recipient = recipient(&mut fields);
-    let text = fields.required_text("text", 1..=limits::TEXT_CHARS_MAX);
+    let (text, template) = text(&mut fields);
     let channel = fields
         .one_of("channel", "unknown_channel", ChannelChoice::ALL)
         .unwrap_or(ChannelChoice::Auto);
@@ -98,21 +127,34 @@ pub(super) fn checked(
         fields.wrong("channel", "channel_needs_number", "E-mail addresses have iMessage only.");
     }
     let (send_at, expires_at) = life(&mut fields, class, lives, now);
-    let (Some(recipient), Some(text)) = (recipient, text) else { return Err(fields.refuse()) };
+    let Some(recipient) = recipient else { return Err(fields.refuse()) };
     fields.finish()?;
-    Ok(NewMessage {
+    let new = NewMessage {
         id: MessageId::new(now.0, clock::random()),
         test,
         recipient,
         from,
         channel,
         class,
-        text,
+        text: text.unwrap_or_default(),
+        template: None,
         metadata,
         send_at,
         expires_at,
         now,
-    })
+    };
+    Ok(Draft { new, template })
+}
+
+/// The text, or what it is to be made from: one of them, or a problem is noted.
+pub(super) fn text(fields: &mut Fields) -> (Option<String>, Option<Asked>) {
+    if !fields.has("template") {
+        return (fields.required_text("text", 1..=limits::TEXT_CHARS_MAX), None);
+    }
+    if fields.has("text") {
+        fields.wrong("template", "conflict", "Give either text or template.");
+    }
+    (fields.text("text", 1..=limits::TEXT_CHARS_MAX), Asked::of(fields))
 }
 
 fn recipient(fields: &mut Fields) -> Option<Recipient> {

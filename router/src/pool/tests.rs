@@ -182,6 +182,7 @@ impl World {
             channel: ChannelChoice::Auto,
             class: Class::Otp,
             text: String::new(),
+            template: None,
             metadata: None,
             send_at: None,
             expires_at: now.plus_ms(DAY_MS),

@@ -133,6 +133,7 @@ pub fn retry(
         channel: old.channel,
         class: old.class,
         text: old.text,
+        template: old.template,
         metadata: metadata.map(|json| json.0),
         send_at: None,
         expires_at: now.plus_ms(life_ms),

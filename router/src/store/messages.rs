@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use protocol::api::{Direction, Message, WebhookData};
+use protocol::api::{Direction, Message, UsedTemplate, WebhookData};
 use protocol::{
     ChannelChoice, Class, E164, MessageId, PhoneId, Reason, Recipient, Status, TenantId, UnixMs,
 };
@@ -31,6 +31,8 @@ pub struct NewMessage {
     pub class: Class,
     /// Its text.
     pub text: String,
+    /// What the text was made from.
+    pub template: Option<UsedTemplate>,
     /// What the tenant keeps with it.
     pub metadata: Option<BTreeMap<String, String>>,
     /// Not before; `scheduled` until then.
@@ -98,8 +100,9 @@ pub fn accept(
     tx.execute(
         "INSERT INTO messages (id, tenant_id, direction, kind, test, recipient, asked_from, channel_asked, class,
             text, metadata, status, next_at, send_at, expires_at, attempts, sequence, cancel_asked, created_at,
-            updated_at)
-         VALUES (?1, ?2, 'outbound', 'tenant', ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?11, ?12, 0, 1, 0, ?13, ?13)",
+            updated_at, template_id, template_version)
+         VALUES (?1, ?2, 'outbound', 'tenant', ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?11, ?12, 0, 1, 0, ?13, ?13,
+            ?14, ?15)",
         params![
             new.id,
             tenant,
@@ -113,7 +116,9 @@ pub fn accept(
             status,
             new.send_at,
             new.expires_at,
-            new.now
+            new.now,
+            new.template.as_ref().map(|used| &used.id),
+            new.template.as_ref().map(|used| used.version)
         ],
     )?;
     events::insert(tx, tenant, &new.id, 1, &NewEvent::new(status.as_str(), new.now))?;
@@ -133,6 +138,7 @@ pub fn accept(
         from: new.from.clone(),
         phone: None,
         text: new.text.clone(),
+        template: new.template.clone(),
         channel: new.channel,
         channel_used: None,
         class: new.class,
@@ -216,7 +222,7 @@ fn tell(
 /// The columns that [`read`] reads, in its order.
 const COLUMNS: &str = "m.id, m.direction, m.status, m.reason, m.held_reason, m.next_at, m.recipient, m.asked_from, \
      p.number, m.phone_id, m.text, m.channel_asked, m.channel_used, m.class, m.attempts, m.sequence, m.created_at, \
-     m.updated_at, m.send_at, m.expires_at, m.metadata, m.tenant_id";
+     m.updated_at, m.send_at, m.expires_at, m.metadata, m.tenant_id, m.template_id, m.template_version";
 const FROM: &str = "FROM messages m LEFT JOIN phones p ON p.id = m.phone_id";
 
 /// One message, or `None` where the tenant has no such message.
@@ -394,6 +400,10 @@ fn read(row: &Row<'_>) -> Result<Message, StoreError> {
         from: number.or(asked_from),
         phone: row.get(9)?,
         text: row.opt_text(10)?.unwrap_or_default(),
+        template: match (row.get(22)?, row.get(23)?) {
+            (Some(id), Some(version)) => Some(UsedTemplate { id, version }),
+            _ => None,
+        },
         channel: row.get(11)?,
         channel_used: row.get(12)?,
         class: row.get(13)?,

@@ -60,6 +60,11 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "billing",
         sql: include_str!("../../migrations/0011_billing.sql"),
     },
+    Migration {
+        version: 12,
+        name: "templates",
+        sql: include_str!("../../migrations/0012_templates.sql"),
+    },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

@@ -462,6 +462,7 @@ pub(crate) async fn accept(
         channel: ChannelChoice::Auto,
         class: Class::Marketing,
         text: "Hello".to_owned(),
+        template: None,
         metadata: None,
         send_at: None,
         expires_at: now.plus_ms(3_600_000),
