@@ -33,7 +33,7 @@ pub struct Limits {
 }
 
 /// Longest name of a file, in bytes: file systems end at 255, and an ending may be added.
-const NAME_BYTES_MAX: usize = 200;
+const NAME_BYTES_MAX: usize = protocol::limits::MEDIA_NAME_BYTES_MAX;
 
 /// What is wrong with a wanted file, by the field. Never a word of the URL: it may carry a secret.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

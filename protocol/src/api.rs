@@ -68,16 +68,25 @@ bodies! {
 pub struct CreateMessage {
     /// Whom it goes to: an E.164 number, an e-mail address, or `group:` and an id.
     pub to: Recipient,
-    /// Its text, 1 to 20,000 characters; this or `template`.
+    /// Its text, 1 to 20,000 characters; this or `template`. May be left out where there is `media`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 20_000))]
     pub text: Option<String>,
     /// The template that the text is made from; this or `text`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<UseTemplate>,
+    /// Files that go with it, before its text; the phone's bridge fetches them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "openapi", schema(max_items = 20))]
+    pub media: Vec<Media>,
     /// `auto` when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub channel: Option<ChannelChoice>,
+    /// Channels that are tried after the first one, in this order, each only after the one before has provably failed.
+    /// Left out: RCS and then SMS after `auto`, none after a channel that was named. Empty: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(max_items = 3))]
+    pub fallback: Option<Vec<Channel>>,
     /// `marketing`, to which all rules apply, when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<Class>,
@@ -97,6 +106,53 @@ pub struct CreateMessage {
     /// Kept with the message and given back in every answer and webhook; at most 4 KiB of JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<BTreeMap<String, String>>,
+}
+
+/// A file that goes with a message.
+#[derive(Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Media {
+    /// Where it is: HTTPS, on a public address, at most 2,048 characters.
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 2048))]
+    pub url: String,
+    /// The name under which the recipient sees it; the URL's own when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 200))]
+    pub name: Option<String>,
+    /// The SHA-256 that it must have, in hexadecimal; not checked when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(pattern = "^[0-9a-fA-F]{64}$"))]
+    pub sha256: Option<String>,
+}
+
+/// Over which channels a recipient can be reached, as far as it is known.
+pub struct Capabilities {
+    /// Whom.
+    pub recipient: Recipient,
+    /// One entry a channel of which something is known, newest knowledge of each.
+    pub channels: Vec<ChannelKnown>,
+    /// When a phone was last asked what it knows, where it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked_at: Option<UnixMs>,
+}
+
+/// What is known of one channel of a recipient.
+pub struct ChannelKnown {
+    /// Which channel.
+    pub channel: Channel,
+    /// Whether it reaches the recipient.
+    pub able: bool,
+    /// When that was seen.
+    pub at: UnixMs,
+    /// Dispatch still goes by it; what is older is tried anew.
+    pub fresh: bool,
+}
+
+/// `POST /v1/capabilities`.
+#[serde(deny_unknown_fields)]
+pub struct AskCapabilities {
+    /// Whom: an E.164 number or an e-mail address.
+    pub to: Recipient,
 }
 
 /// A message, as the API shows it.
@@ -129,8 +185,14 @@ pub struct Message {
     /// The template that the text was made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<UsedTemplate>,
+    /// Files that go with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub media: Vec<Media>,
     /// The channel asked for.
     pub channel: ChannelChoice,
+    /// Channels to be tried after it, where that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<Vec<Channel>>,
     /// The channel really used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub channel_used: Option<Channel>,

@@ -15,6 +15,12 @@ pub const TEXT_CHARS_MAX: usize = 20_000;
 /// Attachments of one message.
 pub const ATTACHMENTS_MAX: usize = 20;
 
+/// Longest URL of an attachment, in characters: what browsers and caches agree on.
+pub const MEDIA_URL_CHARS_MAX: usize = 2_048;
+
+/// Longest name of an attachment, in bytes: file systems take 255, and Messages puts words of its own beside it.
+pub const MEDIA_NAME_BYTES_MAX: usize = 200;
+
 /// Longest e-mail address, in bytes (RFC 5321: 64 + 1 + 255, less the brackets of a path).
 pub const EMAIL_BYTES_MAX: usize = 254;
 

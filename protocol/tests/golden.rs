@@ -7,14 +7,15 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use protocol::api::{
-    ApiKey, CheckedMessage, Contact, ContentReport, CreateKey, CreateMessage, CreateOptOuts,
-    CreateTemplate, CreateTenant, CreateWebhookEndpoint, CreatedKey, CreatedOptOuts, DeadLetter,
-    Direction, Encoding, EnrolmentToken, FailOver, FailedOver, FieldError, Host, HoursPreset,
-    Message, MessageEvent, MoveRefused, OptOut, OptOutEvent, Page, Phone, PhoneHost, PhoneMove,
-    PreviewTemplate, Problem, ReplacePhone, ReplacedPhone, ReplayWebhooks, ReplayedWebhooks,
-    RotateKey, RotateSecret, RuleName, RuleVerdict, Template, TemplatePreview, TemplateVersion,
-    Tenant, TenantRules, Tier, UnknownZone, UpdateTemplate, UpdateWebhookEndpoint, UseTemplate,
-    UsedTemplate, WebhookAttempt, WebhookBody, WebhookData, WebhookDelivery, WebhookEndpoint,
+    ApiKey, AskCapabilities, Capabilities, ChannelKnown, CheckedMessage, Contact, ContentReport,
+    CreateKey, CreateMessage, CreateOptOuts, CreateTemplate, CreateTenant, CreateWebhookEndpoint,
+    CreatedKey, CreatedOptOuts, DeadLetter, Direction, Encoding, EnrolmentToken, FailOver,
+    FailedOver, FieldError, Host, HoursPreset, Media, Message, MessageEvent, MoveRefused, OptOut,
+    OptOutEvent, Page, Phone, PhoneHost, PhoneMove, PreviewTemplate, Problem, ReplacePhone,
+    ReplacedPhone, ReplayWebhooks, ReplayedWebhooks, RotateKey, RotateSecret, RuleName,
+    RuleVerdict, Template, TemplatePreview, TemplateVersion, Tenant, TenantRules, Tier,
+    UnknownZone, UpdateTemplate, UpdateWebhookEndpoint, UseTemplate, UsedTemplate, WebhookAttempt,
+    WebhookBody, WebhookData, WebhookDelivery, WebhookEndpoint,
 };
 use protocol::link::{
     EnrolPhone, EnrolRequest, EnrolResponse, EnrolledPhone, Enrolment, EventFrame, HostFrame,
@@ -115,7 +116,7 @@ fn golden<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(name: &
     if let Some(object) = more.as_object_mut() {
         object.insert("of_tomorrow".to_owned(), serde_json::json!({"x": [1]}));
         // What a client asks for is read strictly: a typing mistake must not pass in silence.
-        let asked = ["api/create_", "api/update_", "api/rotate_"];
+        let asked = ["api/ask_", "api/create_", "api/update_", "api/rotate_"];
         let strict = asked.iter().any(|verb| name.starts_with(verb))
             || [
                 "api/fail_over",
@@ -550,7 +551,9 @@ fn api_message() -> Message {
         phone: Some(phone()),
         text: "Your table is ready.".to_owned(),
         template: Some(UsedTemplate { id: template(), version: 2 }),
+        media: Vec::new(),
         channel: ChannelChoice::Auto,
+        fallback: None,
         channel_used: Some(Channel::Imessage),
         class: Class::Marketing,
         attempts: 1,
@@ -571,7 +574,13 @@ fn the_public_api() {
             to: anna(),
             text: Some("Your table is ready.".to_owned()),
             template: None,
+            media: vec![Media {
+                url: "https://example.com/menu.pdf".to_owned(),
+                name: Some("menu.pdf".to_owned()),
+                sha256: Some("ab".repeat(32)),
+            }],
             channel: Some(ChannelChoice::Auto),
+            fallback: Some(vec![Channel::Sms]),
             class: Some(Class::Transactional),
             from: Some(number()),
             send_at: None,
@@ -633,6 +642,20 @@ fn the_public_api() {
             resets_at: Some(NOON),
         },
     );
+    golden(
+        "api/capabilities",
+        &Capabilities {
+            recipient: anna(),
+            channels: vec![ChannelKnown {
+                channel: Channel::Imessage,
+                able: false,
+                at: NOON,
+                fresh: true,
+            }],
+            asked_at: Some(NOON),
+        },
+    );
+    golden("api/ask_capabilities", &AskCapabilities { to: anna() });
     golden(
         "api/opt_out",
         &OptOut {
@@ -739,6 +762,8 @@ fn templates() {
                 variables: Some(values.clone()),
             }),
             channel: None,
+            fallback: None,
+            media: Vec::new(),
             class: None,
             from: None,
             send_at: None,

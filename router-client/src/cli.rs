@@ -1,6 +1,7 @@
 //! The commands of `switchboard` and what they share.
 
 mod audit;
+mod capabilities;
 mod client;
 mod dead_letters;
 mod failover;
@@ -124,6 +125,8 @@ enum Command {
     Rules(rules::Command),
     /// Says what would become of a message, without sending it
     Check(rules::Check),
+    /// Shows over which channels somebody can be reached, or has a phone asked
+    Capabilities(capabilities::Capabilities),
     /// Sends a message
     Send(messages::Send),
     /// Lists messages, or follows them
@@ -214,6 +217,9 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Webhooks(command) => webhooks::run(screen, &Client::new(&global)?, command).await,
         Command::OptOuts(command) => opt_outs::run(screen, &Client::new(&global)?, command).await,
         Command::Rules(command) => rules::run(screen, &Client::new(&global)?, command).await,
+        Command::Capabilities(asked) => {
+            capabilities::run(screen, &Client::new(&global)?, asked).await
+        }
         Command::Check(check) => rules::check(screen, &Client::new(&global)?, check).await,
         Command::Send(send) => messages::send(screen, &Client::new(&global)?, send).await,
         Command::Messages(list) => messages::list(screen, &Client::new(&global)?, list).await,

@@ -60,6 +60,8 @@ fn message(tx: &mut Tx<'_>) -> Result<(), StoreError> {
         recipient: "+12025550143".parse().expect("it is a number"),
         from: None,
         channel: ChannelChoice::Auto,
+        fallback: None,
+        media: Vec::new(),
         class: Class::Transactional,
         text: "Your order 7 is on its way and will be there on Thursday.".to_owned(),
         template: None,

@@ -5,6 +5,7 @@
 mod admin;
 mod audit;
 mod body;
+mod capabilities;
 mod check;
 mod contacts;
 mod dead_letters;
@@ -229,6 +230,8 @@ fn documented(app: Option<&AppState>) -> OpenApiRouter<AppState> {
         .routes(routes!(opt_outs::lift))
         .routes(routes!(opt_outs::history))
         .routes(routes!(opt_outs::review))
+        .routes(routes!(capabilities::list, capabilities::ask))
+        .routes(routes!(capabilities::get))
         .routes(routes!(contacts::list))
         .routes(routes!(contacts::get, contacts::put, contacts::delete))
         .routes(routes!(rules::own))
@@ -298,6 +301,7 @@ async fn no_store(request: Request, next: axum::middleware::Next) -> Response {
         (name = "templates", description = "Texts with variables, in versions."),
         (name = "webhooks", description = "Where events are posted, by Standard Webhooks 1.0."),
         (name = "opt-outs", description = "Who must not be written to."),
+        (name = "capabilities", description = "Over which channels the people you write to can be reached."),
         (name = "contacts", description = "What you know of the people you write to."),
         (name = "rules", description = "What your messages are held to."),
         (name = "hosts", description = "How a Mac joins."),

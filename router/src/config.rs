@@ -160,6 +160,8 @@ pub struct Dispatch {
     pub attempts: u32,
     /// Wait before the second attempt, in milliseconds; doubles each time.
     pub retry_first_ms: u64,
+    /// How long it is believed that a channel does not reach a recipient, in milliseconds; 0: not at all.
+    pub capability_ms: u64,
 }
 
 /// Warming.
@@ -317,6 +319,7 @@ impl Default for Dispatch {
             host_lost_ms: 600_000,
             attempts: 3,
             retry_first_ms: 2_000,
+            capability_ms: 86_400_000,
         }
     }
 }
@@ -581,6 +584,7 @@ impl Check<'_> {
         self.range("dispatch.host_lost_ms", dispatch.host_lost_ms, 0, 86_400_000)?;
         self.range("dispatch.attempts", dispatch.attempts, 1, 20)?;
         self.range("dispatch.retry_first_ms", dispatch.retry_first_ms, 1, 600_000)?;
+        self.range("dispatch.capability_ms", dispatch.capability_ms, 0, 2_592_000_000)?;
         self.growth(&warming.new_contacts)?;
         self.range("warming.new_contacts_per_hour", warming.new_contacts_per_hour, 1, 1_000)?;
         self.range("warming.unanswered", warming.unanswered, 0, 1_000)?;
@@ -864,7 +868,7 @@ mod tests {
         for (table, keys) in [
             ("limits", 5),
             ("messages", 3),
-            ("dispatch", 9),
+            ("dispatch", 10),
             ("warming", 4),
             ("lease", 4),
             ("webhooks", 6),

@@ -14,9 +14,10 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use protocol::api::Media;
 use protocol::link::RouterFrame;
-use protocol::pipe::{Command, Send};
-use protocol::{Channel, ChannelChoice, MessageId, PhoneId, Reason, Recipient, Status, UnixMs};
+use protocol::pipe::{Command, OutboundAttachment, Send};
+use protocol::{Channel, HostId, MessageId, PhoneId, Reason, Recipient, Status, TenantId, UnixMs};
 
 use crate::compliance::Verdict;
 use crate::config::Compliance;
@@ -24,7 +25,9 @@ use crate::facts::{self, Subject};
 use crate::link::Links;
 use crate::pool;
 use crate::resolve::{self, Unable};
+use crate::route;
 use crate::server::{App, AppState};
+use crate::store::capabilities;
 use crate::store::dead_letters;
 use crate::store::dispatch::{self as rows, Change, Former, Given, NewAttempt, Offer, Outbound};
 use crate::store::queue::{self, Claim, Claimed, Turns};
@@ -55,9 +58,6 @@ const SWEEP_ROWS: usize = 256;
 
 /// Held jobs woken in one transaction, so that no other writer waits behind a long queue.
 const WAKE_ROWS: usize = 512;
-
-/// Channels of `auto`, best first.
-const AUTO: [Channel; 3] = [Channel::Imessage, Channel::Rcs, Channel::Sms];
 
 /// Starts the dispatch loop.
 pub fn start(app: &AppState) {
@@ -328,9 +328,11 @@ fn decide_and_record(
     if !message.internal && !desk.warming.may_follow_up(message.class, relations.unanswered) {
         return hold(tx, job, &message, message.expires_at, Reason::Unanswered, now);
     }
+    let asked = route::asked(message.channel, message.fallback.as_deref());
+    let who = (tenant, message.test);
+    let wanted = wanted(tx, desk.settings, who, &message.recipient, asked, now)?;
     let mut pool = lock(&desk.pool);
     pool.catch_up(tx, &desk.links, now, false)?;
-    let wanted = wanted(message.channel, &message.recipient);
     let choice = pool.pick((tenant, message.test), message.from.as_ref(), &relations, &wanted, now);
     let (choice, phone) = match choice {
         Ok(chosen) => chosen,
@@ -382,6 +384,7 @@ fn decide_and_record(
         start_before,
         recipient: message.recipient,
         text: message.text,
+        media: message.media,
         class: message.class,
     })))
 }
@@ -394,7 +397,7 @@ pub type Preview = Result<(resolve::Choice, protocol::E164), Verdict>;
 pub fn preview(
     tx: &mut Tx<'_>,
     app: &App,
-    tenant: &protocol::TenantId,
+    tenant: &TenantId,
     new: &crate::store::messages::NewMessage,
     now: UnixMs,
 ) -> Result<Preview, StoreError> {
@@ -406,7 +409,8 @@ pub fn preview(
     }
     let mut pool = lock(&desk.pool);
     pool.catch_up(tx, &desk.links, now, false)?;
-    let wanted = wanted(new.channel, &new.recipient);
+    let asked = route::asked(new.channel, new.fallback.as_deref());
+    let wanted = wanted(tx, desk.settings, (tenant, new.test), &new.recipient, asked, now)?;
     let picked = pool.pick((tenant, new.test), new.from.as_ref(), &relations, &wanted, now);
     Ok(match picked {
         Ok((choice, phone)) => Ok((choice, phone.number.clone())),
@@ -418,22 +422,73 @@ pub fn preview(
     })
 }
 
-/// The channels that would do for a message, best first. Only iMessage knows e-mail addresses and, by their ids,
-/// groups of any service; a group's own service is the one that Messages uses.
-fn wanted(channel: ChannelChoice, recipient: &Recipient) -> Vec<Channel> {
-    let asked = match channel {
-        ChannelChoice::Auto => AUTO.to_vec(),
-        ChannelChoice::Imessage => vec![Channel::Imessage],
-        ChannelChoice::Rcs => vec![Channel::Rcs],
-        ChannelChoice::Sms => vec![Channel::Sms],
+/// The channels that are to be tried for a message, in order: of those asked for, the ones that can reach the recipient
+/// as far as is known.
+fn wanted(
+    tx: &mut Tx<'_>,
+    settings: crate::config::Dispatch,
+    who: (&TenantId, bool),
+    recipient: &Recipient,
+    asked: Vec<Channel>,
+    now: UnixMs,
+) -> Result<Vec<Channel>, StoreError> {
+    let possible = route::possible(asked, recipient);
+    if possible.len() < 2 {
+        return Ok(possible);
+    }
+    let since = now.plus_ms(ms(settings.capability_ms).saturating_neg());
+    let known = capabilities::fresh(tx, who, recipient, since)?;
+    Ok(route::likely(possible, known))
+}
+
+/// What was seen of a recipient's channels since then is gone by.
+pub fn fresh_since(app: &App) -> UnixMs {
+    app.clock.now().plus_ms(ms(app.config.dispatch.capability_ms).saturating_neg())
+}
+
+/// A phone that may know how a recipient can be reached, and the host to ask.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// The phone.
+    pub phone: PhoneId,
+    host: HostId,
+    epoch: u64,
+}
+
+/// The phone that would send to a recipient now. Only closures that write may ask: they have the pool in turn.
+pub fn whom_to_ask(
+    tx: &mut Tx<'_>,
+    app: &App,
+    who: (&TenantId, bool),
+    recipient: &Recipient,
+    now: UnixMs,
+) -> Result<Option<Question>, StoreError> {
+    let relations = rows::relations(tx, who.0, recipient)?;
+    let asked = route::asked(protocol::ChannelChoice::Auto, None);
+    let wanted = route::possible(asked, recipient);
+    let mut pool = lock(&app.pool);
+    pool.catch_up(tx, &app.links, now, false)?;
+    let Ok((choice, phone)) = pool.pick(who, None, &relations, &wanted, now) else {
+        return Ok(None);
     };
-    match recipient {
-        Recipient::Number(_) => asked,
-        // Nothing is sent to a service: no channel reaches it.
-        Recipient::Service(_) => vec![],
-        Recipient::Email(_) | Recipient::Group(_) => {
-            asked.into_iter().filter(|channel| *channel == Channel::Imessage).collect()
-        }
+    let (Some(host), Some(epoch)) = (phone.host.clone(), phone.epoch) else { return Ok(None) };
+    Ok(Some(Question { phone: choice.phone, host, epoch }))
+}
+
+/// Asks a phone what it knows of a recipient. The answer comes as an event.
+pub fn ask(app: &App, question: Question, to: Recipient) {
+    let Question { phone, host, epoch } = question;
+    let command = Command::Capability { to };
+    if let Err(why) = app.links.send(&host, RouterFrame::Command { phone, epoch, command }) {
+        tracing::debug!(host = %host, why = %why, "dispatch: a phone was not asked what it knows");
+    }
+}
+
+fn attachment(media: &Media) -> OutboundAttachment {
+    OutboundAttachment {
+        url: media.url.clone(),
+        name: media.name.clone(),
+        sha256: media.sha256.clone(),
     }
 }
 
@@ -532,7 +587,7 @@ fn hand_over(app: &App, offer: &Offer) {
         epoch: offer.epoch,
         to: offer.recipient.clone(),
         text: offer.text.clone(),
-        attachments: Vec::new(),
+        attachments: offer.media.iter().map(attachment).collect(),
         route: offer.route.clone(),
         class: offer.class,
         start_before: offer.start_before,

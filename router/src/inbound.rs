@@ -18,7 +18,7 @@ use protocol::{MessageId, PhoneId, UnixMs};
 
 use crate::retry;
 use crate::server::App;
-use crate::store::{StoreError, Tx, inbound as store, lease as journals};
+use crate::store::{StoreError, Tx, capabilities, inbound as store, lease as journals};
 
 /// What is to be done once the batch is on disk.
 #[derive(Debug, Default)]
@@ -221,7 +221,7 @@ fn apply(
             tracing::warn!(phone = %frame.phone, item_type = kind.item_type, associated_message_type = kind.associated_message_type, "inbound: a row of an unknown kind");
             store::keep_unplaced(tx, frame, "of a kind that is not known", now)
         }
-        Event::Capability(_) => Ok(()),
+        Event::Capability(answer) => capabilities::answered(tx, &frame.phone, answer, now),
         Event::Resync { why } => {
             tracing::warn!(phone = %frame.phone, why, "inbound: a phone's chat.db was read again");
             Ok(())

@@ -49,6 +49,7 @@ pub mod pool;
 pub mod providers;
 pub mod resolve;
 pub mod retry;
+pub mod route;
 pub mod shares;
 pub mod template;
 pub mod warming;

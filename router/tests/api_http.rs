@@ -74,6 +74,28 @@ async fn every_bad_field_is_named_with_its_pointer() {
         (json!({"to": to, "text": long}), vec![("/text", "too_long")]),
         (json!({"to": to, "text": ["a"]}), vec![("/text", "wrong_type")]),
         (json!({"to": to, "text": "a\0b"}), vec![("/text", "invalid_character")]),
+        (json!({"to": to, "media": []}), vec![("/text", "required")]),
+        (
+            json!({"to": to, "media": [{"url": "http://example.com/a"}, {}, {"url": "https://a:b@example.com/", "size": 1}]}),
+            vec![
+                ("/media/0/url", "invalid_url"),
+                ("/media/1/url", "required"),
+                ("/media/2/url", "invalid_url"),
+                ("/media/2/size", "unknown_field"),
+            ],
+        ),
+        (
+            json!({"to": to, "media": [{"url": "https://example.com/a", "name": "a/b", "sha256": "z".repeat(64)}]}),
+            vec![("/media/0/name", "invalid_name"), ("/media/0/sha256", "invalid_sha256")],
+        ),
+        (
+            json!({"to": to, "text": "a", "fallback": ["sms", "fax"]}),
+            vec![("/fallback/1", "unknown_channel")],
+        ),
+        (
+            json!({"to": "ann@example.com", "text": "a", "fallback": ["sms"]}),
+            vec![("/fallback", "channel_needs_number")],
+        ),
         (json!({"to": to, "text": "a\u{1b}[2J"}), vec![("/text", "invalid_character")]),
         (json!({"to": to, "text": " \n\u{2003}"}), vec![("/text", "blank")]),
         (json!({"to": to, "text": "a", "channel": "fax"}), vec![("/channel", "unknown_channel")]),

@@ -10,7 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use api_support::{ADMIN, Answer, Router, Tenant};
+use protocol::Channel;
 use reqwest::Method;
+use router::store::capabilities;
 use serde_json::{Value, json};
 
 /// What stands in a path for an id of each kind, by what stands before it. A route with a part that is not here fails
@@ -42,6 +44,15 @@ async fn belongings(router: &Router, tenant: &Tenant) -> BTreeMap<&'static str, 
     let template = id(&router.post("/v1/templates", key, &template).await);
     let history = router.get("/v1/opt_outs/history", key).await.body;
     let event = history["data"][0]["id"].as_str().expect("an opt-out has a history").to_owned();
+    let (whose, who) =
+        (tenant.id.parse().expect("an id"), "+12025550146".parse().expect("a number"));
+    let now = router.app.clock.now();
+    router
+        .app
+        .store
+        .write(move |tx| capabilities::learn(tx, (&whose, false), &who, (Channel::Sms, true), now))
+        .await
+        .expect("it is written");
     BTreeMap::from([
         ("messages", message),
         ("dead-letters", dead),
@@ -51,6 +62,7 @@ async fn belongings(router: &Router, tenant: &Tenant) -> BTreeMap<&'static str, 
         ("history", event),
         ("contacts", "+12025550145".to_owned()),
         ("templates", template),
+        ("capabilities", "+12025550146".to_owned()),
     ])
 }
 
@@ -127,6 +139,7 @@ async fn a_foreign_id_is_not_found_on_any_route_of_the_document() {
         ("history", "/v1/opt_outs/history"),
         ("contacts", "/v1/contacts"),
         ("templates", "/v1/templates"),
+        ("capabilities", "/v1/capabilities"),
     ] {
         let id = own[kind].as_str();
         let has = |page: &Value| page["data"].to_string().contains(id);
@@ -361,6 +374,7 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     ("admin.rs list_phones", "counts a phone's open attempts, for the operator"),
     ("audit.rs end", "ends the entry that was begun by the same request"),
     ("audit.rs list", "the operator's list of everybody's"),
+    ("capabilities.rs answered", "who has asked a phone that answers now"),
     ("dead_letters.rs OF_ALL", "the operator's list of everybody's"),
     ("dead_letters.rs owner", "asks whose it is, for the operator"),
     ("dispatch.rs OVERDUE", "the dispatcher looks after all tenants' queue"),

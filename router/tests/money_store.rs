@@ -154,6 +154,8 @@ fn new(now: UnixMs) -> NewMessage {
         recipient: "+12025550143".parse().unwrap(),
         from: None,
         channel: ChannelChoice::Auto,
+        fallback: None,
+        media: Vec::new(),
         class: Class::Transactional,
         text: "x".repeat(200),
         template: None,

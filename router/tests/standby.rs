@@ -284,6 +284,27 @@ async fn a_planned_hand_over_goes_on_where_the_first_host_stopped() {
 }
 
 #[tokio::test]
+async fn a_phone_that_was_just_handed_over_goes_back_before_its_first_host_has_asked_for_it() {
+    let router = router(LASTING).await;
+    let app = &router.app;
+    let first = a_host(app, ONE, false).await;
+    let second = a_host(app, ONE, true).await;
+    let mut one = Mac::connect(&router, &first, "j-1", PhoneState::Ready).await;
+    let mut two = Mac::connect(&router, &second, "j-2", PhoneState::Ready).await;
+    let path = format!("/v1/admin/phones/{}/failover", one.phone);
+    assert_eq!(post(&router, &path, "").await.0, 202);
+    let epoch = one.asked_to_release().await;
+    one.release(epoch).await;
+    let (taken, _) = two.leased().await;
+    // No renewal of the first host's comes in between: it is the standby all the same.
+    assert_eq!(post(&router, &path, "").await.0, 202);
+    let epoch = two.asked_to_release().await;
+    two.release(epoch).await;
+    let (back, renewal) = one.leased().await;
+    assert!(back > taken && renewal == 0, "{back} after {taken}, renewal {renewal}");
+}
+
+#[tokio::test]
 async fn what_a_bridge_took_that_was_away_at_the_hand_over_goes_to_the_other_host() {
     let router = router(SOON).await;
     let app = &router.app;

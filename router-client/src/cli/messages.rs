@@ -9,8 +9,8 @@ use std::{
 use clap::Args;
 use data_encoding::BASE32_NOPAD;
 use protocol::{
-    ChannelChoice, Class, E164, MessageId, Reason, Recipient, Status,
-    api::{CreateMessage, Direction, Message, MessageEvent, Page},
+    Channel, ChannelChoice, Class, E164, MessageId, Reason, Recipient, Status,
+    api::{CreateMessage, Direction, Media, Message, MessageEvent, Page},
     limits,
 };
 use serde_json::Value;
@@ -46,11 +46,17 @@ pub(crate) struct Send {
     #[arg(long)]
     to: Recipient,
     /// The text; `-` reads it from standard input
-    #[arg(long, allow_hyphen_values = true)]
-    text: String,
+    #[arg(long, allow_hyphen_values = true, required_unless_present = "media")]
+    text: Option<String>,
+    /// A file that goes with it, where a phone can fetch it: an https URL; several times for several files
+    #[arg(long, value_name = "URL")]
+    media: Vec<String>,
     /// auto, imessage, rcs or sms [default: auto]
     #[arg(long)]
     channel: Option<ChannelChoice>,
+    /// Channels to try after that one, such as rcs,sms; `none` tries no other [default: rcs,sms after auto]
+    #[arg(long, value_name = "CHANNELS", value_parser = fallback)]
+    fallback: Option<Fallback>,
     /// otp, transactional, conversational or marketing [default: marketing]
     #[arg(long)]
     class: Option<Class>,
@@ -88,13 +94,31 @@ pub(crate) struct List {
     limit: u32,
 }
 
+/// Channels that are tried after the first one.
+#[derive(Debug, Clone)]
+pub(crate) struct Fallback(pub(crate) Vec<Channel>);
+
+/// `none`, or names of channels with commas between them.
+pub(crate) fn fallback(list: &str) -> Result<Fallback, String> {
+    if list == "none" {
+        return Ok(Fallback(Vec::new()));
+    }
+    let channels = list.split(',').map(|word| {
+        let word = word.trim();
+        word.parse().map_err(|_unknown| format!("{word:?} is not imessage, rcs, sms or none"))
+    });
+    channels.collect::<Result<_, _>>().map(Fallback)
+}
+
 pub(crate) async fn send(screen: &mut Screen, client: &Client, send: Send) -> Result<(), Failure> {
     let key = send.idempotency_key.unwrap_or_else(new_key);
     let body = CreateMessage {
         to: send.to,
-        text: Some(text(send.text)?),
+        text: send.text.map(text).transpose()?,
         template: None,
+        media: send.media.into_iter().map(|url| Media { url, name: None, sha256: None }).collect(),
         channel: send.channel,
+        fallback: send.fallback.map(|Fallback(channels)| channels),
         class: send.class,
         from: send.from,
         send_at: None,

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{
     client::{Client, Request, Who, typed},
     failure::Failure,
-    messages::text,
+    messages::{Fallback, fallback, text},
     screen::{NOTHING, Screen, time},
 };
 
@@ -43,6 +43,9 @@ pub(crate) struct Check {
     /// auto, imessage, rcs or sms [default: auto]
     #[arg(long)]
     channel: Option<ChannelChoice>,
+    /// Channels to try after that one, such as rcs,sms; `none` tries no other [default: rcs,sms after auto]
+    #[arg(long, value_name = "CHANNELS", value_parser = fallback)]
+    fallback: Option<Fallback>,
     /// otp, transactional, conversational or marketing [default: marketing]
     #[arg(long)]
     class: Option<Class>,
@@ -131,7 +134,9 @@ pub(crate) async fn check(
         to: check.to,
         text: Some(text(check.text)?),
         template: None,
+        media: Vec::new(),
         channel: check.channel,
+        fallback: check.fallback.map(|Fallback(channels)| channels),
         class: check.class,
         from: check.from,
         send_at: check.send_at,

@@ -3,7 +3,7 @@
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
-use protocol::api::{CreateMessage, Direction, Message, MessageEvent, Page, Problem};
+use protocol::api::{CreateMessage, Direction, Media, Message, MessageEvent, Page, Problem};
 use protocol::{
     Channel, ChannelChoice, Class, E164, MessageId, Recipient, Status, TenantId, UnixMs, limits,
 };
@@ -114,10 +114,17 @@ pub(super) fn checked(
 ) -> Result<Draft, ApiError> {
     let mut fields = Fields::new(body)?;
     let recipient = recipient(&mut fields);
-    let (text, template) = text(&mut fields);
+    let media = media(&mut fields);
+    let has_media = media.as_ref().is_some_and(|media| !media.is_empty());
+    let (text, template) = if has_media && !fields.has("text") && !fields.has("template") {
+        (Some(String::new()), None)
+    } else {
+        text(&mut fields)
+    };
     let channel = fields
         .one_of("channel", "unknown_channel", ChannelChoice::ALL)
         .unwrap_or(ChannelChoice::Auto);
+    let fallback = fallback(&mut fields);
     let class = fields.one_of("class", "unknown_class", Class::ALL).unwrap_or(Class::Marketing);
     let from: Option<E164> = fields.parsed("from", "invalid_number");
     let metadata = fields.text_map("metadata", limits::METADATA_BYTES_MAX);
@@ -125,6 +132,11 @@ pub(super) fn checked(
         (&recipient, channel.only())
     {
         fields.wrong("channel", "channel_needs_number", "E-mail addresses have iMessage only.");
+    }
+    if let (Some(Recipient::Email(_)), Some(fallback)) = (&recipient, &fallback)
+        && fallback.iter().any(|channel| *channel != Channel::Imessage)
+    {
+        fields.wrong("fallback", "channel_needs_number", "E-mail addresses have iMessage only.");
     }
     let (send_at, expires_at) = life(&mut fields, class, lives, now);
     let Some(recipient) = recipient else { return Err(fields.refuse()) };
@@ -135,9 +147,11 @@ pub(super) fn checked(
         recipient,
         from,
         channel,
+        fallback,
         class,
         text: text.unwrap_or_default(),
         template: None,
+        media: media.unwrap_or_default(),
         metadata,
         send_at,
         expires_at,
@@ -157,7 +171,57 @@ pub(super) fn text(fields: &mut Fields) -> (Option<String>, Option<Asked>) {
     (fields.text("text", 1..=limits::TEXT_CHARS_MAX), Asked::of(fields))
 }
 
-fn recipient(fields: &mut Fields) -> Option<Recipient> {
+/// The files. What a phone would refuse without looking is refused here; whether a file is there, only its bridge finds
+/// out.
+fn media(fields: &mut Fields) -> Option<Vec<Media>> {
+    fields.objects("media", limits::ATTACHMENTS_MAX, |fields| {
+        let url = fields.required_line("url", 1..=limits::MEDIA_URL_CHARS_MAX);
+        if let Some(url) = &url
+            && let Err(why) = media_url(url)
+        {
+            fields.wrong("url", "invalid_url", why);
+        }
+        let name = fields.line("name", 1..=limits::MEDIA_NAME_BYTES_MAX);
+        if name
+            .as_ref()
+            .is_some_and(|name| name.contains('/') || name.len() > limits::MEDIA_NAME_BYTES_MAX)
+        {
+            fields.wrong("name", "invalid_name", "It is at most 200 bytes, without a slash.");
+        }
+        let sha256 = fields.line("sha256", 64..=64);
+        if sha256.as_ref().is_some_and(|sum| !sum.bytes().all(|byte| byte.is_ascii_hexdigit())) {
+            fields.wrong("sha256", "invalid_sha256", "It is 64 hexadecimal digits.");
+        }
+        let sha256 = sha256.map(|sum| sum.to_ascii_lowercase());
+        Some(Media { url: url?, name, sha256 })
+    })
+}
+
+fn media_url(url: &str) -> Result<(), &'static str> {
+    let url = reqwest::Url::parse(url).map_err(|_error| "It is not a URL.")?;
+    if url.scheme() != "https" {
+        return Err("It must begin with https:// .");
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("It must not hold a user's name or password.");
+    }
+    Ok(())
+}
+
+fn fallback(fields: &mut Fields) -> Option<Vec<Channel>> {
+    let refused = "It must be imessage, rcs or sms.";
+    fields.list("fallback", Channel::ALL.len(), |fields, index, item| {
+        let channel = item
+            .as_str()
+            .and_then(|word| Channel::ALL.iter().copied().find(|channel| channel.as_str() == word));
+        if channel.is_none() {
+            fields.wrong(index, "unknown_channel", refused);
+        }
+        channel
+    })
+}
+
+pub(super) fn recipient(fields: &mut Fields) -> Option<Recipient> {
     let recipient: Recipient = fields.required_parsed("to", "invalid_recipient")?;
     if let Some(number) = recipient.number()
         && !is_possible(number)

@@ -6,6 +6,7 @@ use protocol::{MessageId, PhoneId, Reason, Status, TenantId, UnixMs, canary};
 
 use super::{Effects, Rules};
 use crate::retry::{self, Ended, Next};
+use crate::store::capabilities;
 use crate::store::dead_letters;
 use crate::store::dispatch::{self as rows, AttemptRow, Change};
 use crate::store::inbound as store;
@@ -98,7 +99,10 @@ pub(super) fn apply(
             }
             Ok(())
         }
-        Event::Fallback { to, reason, detail, .. } => {
+        Event::Fallback { from, to, reason, detail, .. } => {
+            if *reason == Reason::NotRegistered {
+                learn(tx, &about, *from, false)?;
+            }
             let step = Change {
                 channel: Some(*to),
                 reason: Some(*reason),
@@ -109,6 +113,7 @@ pub(super) fn apply(
             Ok(())
         }
         Event::Sent { channel, guid, .. } => {
+            learn(tx, &about, *channel, true)?;
             let change =
                 Change { channel: Some(*channel), guid: Some(guid), ..about.change(Status::Sent) };
             proven(tx, &about, &change, effects)
@@ -142,6 +147,9 @@ pub(super) fn apply(
             Ok(())
         }
         Event::Failed(why) => {
+            if let (Reason::NotRegistered, Some(channel)) = (why.reason, why.channel) {
+                learn(tx, &about, channel, false)?;
+            }
             let ended = Ended::Failed { retryable: why.retryable };
             not_sent(tx, rules, &about, ended, (why.reason, &why.detail), effects)
         }
@@ -174,6 +182,17 @@ pub(super) fn apply(
         | Event::Account { .. }
         | Event::Other(_) => Ok(()),
     }
+}
+
+/// What became of an attempt shows whether its channel reaches the recipient.
+fn learn(
+    tx: &mut Tx<'_>,
+    about: &About<'_>,
+    channel: protocol::Channel,
+    able: bool,
+) -> Result<(), StoreError> {
+    let at = about.at.min(about.now);
+    capabilities::learn_from(tx, about.tenant, about.message, (channel, able), at)
 }
 
 fn some_text(text: &str) -> Option<&str> {

@@ -13,7 +13,7 @@ use crate::compliance::opt_out::{self, Asks, Words};
 use crate::facts;
 use crate::store::dispatch as rows;
 use crate::store::opt_outs::{self, Method, Turned, Wish};
-use crate::store::{StoreError, Tx, inbound as store, rules, standby};
+use crate::store::{StoreError, Tx, capabilities, inbound as store, rules, standby};
 
 /// On a pooled phone, STOP counts for every tenant that has talked with its sender within this time.
 const STOP_REACH_MS: i64 = 30 * 24 * 3_600 * 1_000;
@@ -103,6 +103,9 @@ pub(super) fn message(
     store::store_received(tx, &tenant, (&id, phone), message, now)?;
     // What iCloud brings late was not written just now: an answer to it is none any more.
     let heard = if message.late { message.at.min(now) } else { now };
+    let sandbox = rows::is_of_sandbox(tx, phone)?;
+    let shown = (message.service, true);
+    capabilities::learn(tx, (&tenant, sandbox), &message.from, shown, message.at.min(now))?;
     rows::bind(tx, &tenant, (&message.from, phone), Direction::Inbound, heard)
 }
 

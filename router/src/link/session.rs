@@ -72,6 +72,8 @@ struct Session {
     /// Phones whose lease another host has: what was said of them last, and when asking again can help. A host that
     /// stands by does not have to wait for its next renewal.
     waits: BTreeMap<PhoneId, (PhoneReport, UnixMs)>,
+    /// What was said of each phone last.
+    reports: BTreeMap<PhoneId, PhoneReport>,
     /// Pings that have not been answered.
     missed: u32,
 }
@@ -106,6 +108,7 @@ where
         phones: HashSet::new(),
         renewal: 0,
         waits: BTreeMap::new(),
+        reports: BTreeMap::new(),
         missed: 0,
     };
     let end = match session.hello(&mut frames).await {
@@ -328,6 +331,7 @@ impl Session {
         let mut ready = Vec::new();
         for (report, asked) in asked {
             let (phone, state) = (report.phone.clone(), report.state);
+            self.reports.insert(phone.clone(), report.clone());
             let epoch = self.asked(report, &asked).await?;
             if epoch.is_some() && state == PhoneState::Ready {
                 ready.push(phone);
@@ -524,7 +528,9 @@ impl Session {
             HostFrame::Renew { renewal, phones, health } => {
                 self.renewal = renewal;
                 // What the host does not speak of any more is not asked for in its name.
-                self.waits.retain(|phone, _| phones.iter().any(|report| report.phone == *phone));
+                let spoken_of = named(&phones);
+                self.waits.retain(|phone, _| spoken_of.contains(phone));
+                self.reports.retain(|phone, _| spoken_of.contains(phone));
                 flow(self.lease(renewal, phones, Some(health)).await)
             }
             HostFrame::Released { phone, epoch } => flow(self.released(phone, epoch).await),
@@ -590,10 +596,12 @@ impl Session {
             let (phone, held, state) = (report.phone.clone(), report.epoch, report.state);
             let Some(asked) = asked else {
                 self.waits.remove(&phone);
+                self.reports.remove(&phone);
                 self.foreign(&phone);
                 self.revoke(phone, held).await?;
                 continue;
             };
+            self.reports.insert(phone.clone(), report.clone());
             let Some(epoch) = self.asked(report, &asked).await? else {
                 if asked.release.is_none() {
                     self.revoke(phone, held).await?;
@@ -610,7 +618,8 @@ impl Session {
         self.phones_came(&came, now).await
     }
 
-    /// A host sends no more for a phone: the one that waits for it may have it at once.
+    /// A host sends no more for a phone: the one that waits for it may have it at once. From now on this one stands by:
+    /// it may be given the phone back before it has asked for it itself.
     async fn released(&mut self, phone: PhoneId, epoch: u64) -> Result<(), End> {
         let now = self.app.clock.now();
         let (host, of) = (self.host.clone(), phone.clone());
@@ -622,6 +631,12 @@ impl Session {
             .map_err(|error| self.store_failed(&error))?;
         if let Some(heir) = heir {
             tracing::info!(host = %self.host, phone = %phone, epoch, heir = %heir, "link: a phone is released");
+            let policy = self.app.lease_policy();
+            let until = now.plus_ms(policy.ttl_ms.saturating_add(policy.grace_ms));
+            if let Some(report) = self.reports.get(&phone) {
+                let report = PhoneReport { epoch: None, ..report.clone() };
+                self.waits.insert(phone, (report, until));
+            }
             self.app.links.may_be_free(&heir);
         }
         Ok(())
@@ -653,6 +668,7 @@ impl Session {
             return Ok(());
         }
         self.phones.insert(report.phone.clone());
+        self.reports.insert(report.phone.clone(), report.clone());
         if let Some((waiting, _)) = self.waits.get_mut(&report.phone) {
             waiting.clone_from(&report);
         }

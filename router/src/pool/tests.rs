@@ -180,6 +180,8 @@ impl World {
             recipient: recipient.clone(),
             from: None,
             channel: ChannelChoice::Auto,
+            fallback: None,
+            media: Vec::new(),
             class: Class::Otp,
             text: String::new(),
             template: None,

@@ -1,6 +1,6 @@
 //! Jobs, attempts, and every change of an outbound message after it was accepted.
 
-use protocol::api::{Direction, Message, WebhookData};
+use protocol::api::{Direction, Media, Message, WebhookData};
 use protocol::{
     Channel, ChannelChoice, Class, E164, HostId, MessageId, PhoneId, Reason, Recipient, Status,
     TenantId, UnixMs,
@@ -253,6 +253,13 @@ pub fn block_unread(
     drop_job(tx, tenant, id)
 }
 
+/// Whether a phone is of the sandbox.
+pub fn is_of_sandbox(tx: &mut Tx<'_>, phone: &PhoneId) -> Result<bool, StoreError> {
+    let found =
+        tx.query_opt("SELECT sandbox FROM phones WHERE id = ?1", params![phone], |row| row.get(0))?;
+    Ok(found.unwrap_or(false))
+}
+
 /// A phone's number.
 pub fn number_of(tx: &mut Tx<'_>, phone: &PhoneId) -> Result<Option<E164>, StoreError> {
     tx.query_opt("SELECT number FROM phones WHERE id = ?1", params![phone], |row| row.get(0))
@@ -318,10 +325,14 @@ pub struct Outbound {
     pub from: Option<E164>,
     /// The channel that was asked for.
     pub channel: ChannelChoice,
+    /// Channels to be tried after it, where that was asked for.
+    pub fallback: Option<Vec<Channel>>,
     /// How urgent.
     pub class: Class,
     /// Its text.
     pub text: String,
+    /// Files that go with it.
+    pub media: Vec<Media>,
     /// Attempts so far.
     pub attempts: u32,
     /// When it was accepted, or from when on it was to be sent.
@@ -344,11 +355,16 @@ pub fn outbound(
 ) -> Result<Option<Outbound>, StoreError> {
     tx.query_opt(
         "SELECT status, kind = 'confirmation', recipient, asked_from, channel_asked, class, text, attempts,
-             expires_at, cancel_asked, held_reason, recall_reason, COALESCE(send_at, created_at), test
+             expires_at, cancel_asked, held_reason, recall_reason, COALESCE(send_at, created_at), test,
+             fallback, media
          FROM messages WHERE id = ?1 AND tenant_id = ?2 AND direction = 'outbound'",
         params![id, tenant],
         |row| {
+            let fallback: Option<Json<Vec<Channel>>> = row.get(14)?;
+            let media: Option<Json<Vec<Media>>> = row.get(15)?;
             Ok(Outbound {
+                fallback: fallback.map(|json| json.0),
+                media: media.map(|json| json.0).unwrap_or_default(),
                 status: row.get(0)?,
                 internal: row.get(1)?,
                 recipient: row.get(2)?,
@@ -888,6 +904,8 @@ pub struct Offer {
     pub recipient: Recipient,
     /// Its text.
     pub text: String,
+    /// Files that go with it.
+    pub media: Vec<Media>,
     /// How urgent.
     pub class: Class,
 }
@@ -905,14 +923,17 @@ fn offer_sql() -> String {
     format!(
         "SELECT a.message_id, a.tenant_id, a.attempt, a.phone_id, {ANSWERS}, a.epoch, a.route, a.start_before,
              m.recipient, m.text, m.class,
-             CASE WHEN {SAME_JOURNAL} THEN NULL ELSE (SELECT epoch FROM leases WHERE phone_id = a.phone_id) END
+             CASE WHEN {SAME_JOURNAL} THEN NULL ELSE (SELECT epoch FROM leases WHERE phone_id = a.phone_id) END,
+             m.media
          FROM attempts a JOIN messages m ON m.id = a.message_id JOIN phones p ON p.id = a.phone_id"
     )
 }
 
 fn offer(row: &Row<'_>) -> Result<Offer, StoreError> {
     let Json(route): Json<Vec<Channel>> = row.get(6)?;
+    let media: Option<Json<Vec<Media>>> = row.get(12)?;
     Ok(Offer {
+        media: media.map(|json| json.0).unwrap_or_default(),
         message: row.get(0)?,
         tenant: row.get(1)?,
         attempt: row.get(2)?,

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use protocol::api::{Direction, Message, UsedTemplate, WebhookData};
+use protocol::api::{Direction, Media, Message, UsedTemplate, WebhookData};
 use protocol::{
-    ChannelChoice, Class, E164, MessageId, PhoneId, Reason, Recipient, Status, TenantId, UnixMs,
+    Channel, ChannelChoice, Class, E164, MessageId, PhoneId, Reason, Recipient, Status, TenantId,
+    UnixMs,
 };
 
 use super::credit::{self, Reservation};
@@ -27,12 +28,16 @@ pub struct NewMessage {
     pub from: Option<E164>,
     /// The channel asked for.
     pub channel: ChannelChoice,
+    /// Channels to be tried after it, where that was asked for.
+    pub fallback: Option<Vec<Channel>>,
     /// What rules apply.
     pub class: Class,
-    /// Its text.
+    /// Its text; may be empty where there are files.
     pub text: String,
     /// What the text was made from.
     pub template: Option<UsedTemplate>,
+    /// Files that go with it.
+    pub media: Vec<Media>,
     /// What the tenant keeps with it.
     pub metadata: Option<BTreeMap<String, String>>,
     /// Not before; `scheduled` until then.
@@ -100,9 +105,9 @@ pub fn accept(
     tx.execute(
         "INSERT INTO messages (id, tenant_id, direction, kind, test, recipient, asked_from, channel_asked, class,
             text, metadata, status, next_at, send_at, expires_at, attempts, sequence, cancel_asked, created_at,
-            updated_at, template_id, template_version)
+            updated_at, template_id, template_version, fallback, media)
          VALUES (?1, ?2, 'outbound', 'tenant', ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?11, ?12, 0, 1, 0, ?13, ?13,
-            ?14, ?15)",
+            ?14, ?15, ?16, ?17)",
         params![
             new.id,
             tenant,
@@ -118,7 +123,9 @@ pub fn accept(
             new.expires_at,
             new.now,
             new.template.as_ref().map(|used| &used.id),
-            new.template.as_ref().map(|used| used.version)
+            new.template.as_ref().map(|used| used.version),
+            new.fallback.as_ref().map(Json),
+            (!new.media.is_empty()).then_some(Json(&new.media))
         ],
     )?;
     events::insert(tx, tenant, &new.id, 1, &NewEvent::new(status.as_str(), new.now))?;
@@ -139,7 +146,9 @@ pub fn accept(
         phone: None,
         text: new.text.clone(),
         template: new.template.clone(),
+        media: new.media.clone(),
         channel: new.channel,
+        fallback: new.fallback.clone(),
         channel_used: None,
         class: new.class,
         attempts: 0,
@@ -222,7 +231,8 @@ fn tell(
 /// The columns that [`read`] reads, in its order.
 const COLUMNS: &str = "m.id, m.direction, m.status, m.reason, m.held_reason, m.next_at, m.recipient, m.asked_from, \
      p.number, m.phone_id, m.text, m.channel_asked, m.channel_used, m.class, m.attempts, m.sequence, m.created_at, \
-     m.updated_at, m.send_at, m.expires_at, m.metadata, m.tenant_id, m.template_id, m.template_version";
+     m.updated_at, m.send_at, m.expires_at, m.metadata, m.tenant_id, m.template_id, m.template_version, \
+     m.fallback, m.media";
 const FROM: &str = "FROM messages m LEFT JOIN phones p ON p.id = m.phone_id";
 
 /// One message, or `None` where the tenant has no such message.
@@ -389,6 +399,8 @@ fn read(row: &Row<'_>) -> Result<Message, StoreError> {
     let asked_from: Option<E164> = row.get(7)?;
     let number: Option<E164> = row.get(8)?;
     let metadata: Option<Json<BTreeMap<String, String>>> = row.get(20)?;
+    let fallback: Option<Json<Vec<Channel>>> = row.get(24)?;
+    let media: Option<Json<Vec<Media>>> = row.get(25)?;
     Ok(Message {
         id: row.get(0)?,
         direction: row.get(1)?,
@@ -404,7 +416,9 @@ fn read(row: &Row<'_>) -> Result<Message, StoreError> {
             (Some(id), Some(version)) => Some(UsedTemplate { id, version }),
             _ => None,
         },
+        media: media.map(|json| json.0).unwrap_or_default(),
         channel: row.get(11)?,
+        fallback: fallback.map(|json| json.0),
         channel_used: row.get(12)?,
         class: row.get(13)?,
         attempts: row.get(14)?,

@@ -65,6 +65,11 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "templates",
         sql: include_str!("../../migrations/0012_templates.sql"),
     },
+    Migration {
+        version: 13,
+        name: "routes",
+        sql: include_str!("../../migrations/0013_routes.sql"),
+    },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

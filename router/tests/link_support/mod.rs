@@ -460,6 +460,8 @@ pub(crate) async fn accept(
         recipient: to.parse().unwrap(),
         from: None,
         channel: ChannelChoice::Auto,
+        fallback: None,
+        media: Vec::new(),
         class: Class::Marketing,
         text: "Hello".to_owned(),
         template: None,
