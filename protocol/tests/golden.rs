@@ -7,14 +7,15 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use protocol::api::{
-    ApiKey, AskCapabilities, Capabilities, ChannelKnown, CheckedMessage, Contact, ContentReport,
-    CreateKey, CreateMessage, CreateOptOuts, CreateTemplate, CreateTenant, CreateWebhookEndpoint,
-    CreatedKey, CreatedOptOuts, DeadLetter, Direction, Encoding, EnrolmentToken, FailOver,
-    FailedOver, FieldError, Host, HoursPreset, Media, Message, MessageEvent, MoveRefused, OptOut,
-    OptOutEvent, Page, Phone, PhoneHost, PhoneMove, PreviewTemplate, Problem, ReplacePhone,
-    ReplacedPhone, ReplayWebhooks, ReplayedWebhooks, RotateKey, RotateSecret, RuleName,
-    RuleVerdict, Template, TemplatePreview, TemplateVersion, Tenant, TenantRules, Tier,
-    UnknownZone, UpdateTemplate, UpdateWebhookEndpoint, UseTemplate, UsedTemplate, WebhookAttempt,
+    ApiKey, AskCapabilities, Capabilities, ChangeCredit, ChannelKnown, CheckedMessage, Contact,
+    ContentReport, CreateKey, CreateMessage, CreateOptOuts, CreateTemplate, CreateTenant,
+    CreateWebhookEndpoint, CreatedKey, CreatedOptOuts, DeadLetter, Direction, Encoding,
+    EnrolmentToken, FailOver, FailedOver, FieldError, Host, HoursPreset, Media, Message,
+    MessageEvent, MoveRefused, OptOut, OptOutEvent, Page, Phone, PhoneHost, PhoneMove, Plan,
+    PreviewTemplate, Problem, QuotaWarning, ReplacePhone, ReplacedPhone, ReplayWebhooks,
+    ReplayedWebhooks, RotateKey, RotateSecret, RuleName, RuleVerdict, SetBilling, Template,
+    TemplatePreview, TemplateVersion, Tenant, TenantBilling, TenantRules, Tier, UnknownZone,
+    UpdateTemplate, UpdateWebhookEndpoint, UsageRow, UseTemplate, UsedTemplate, WebhookAttempt,
     WebhookBody, WebhookData, WebhookDelivery, WebhookEndpoint,
 };
 use protocol::link::{
@@ -116,7 +117,8 @@ fn golden<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(name: &
     if let Some(object) = more.as_object_mut() {
         object.insert("of_tomorrow".to_owned(), serde_json::json!({"x": [1]}));
         // What a client asks for is read strictly: a typing mistake must not pass in silence.
-        let asked = ["api/ask_", "api/create_", "api/update_", "api/rotate_"];
+        let asked =
+            ["api/ask_", "api/create_", "api/update_", "api/rotate_", "api/set_", "api/change_"];
         let strict = asked.iter().any(|verb| name.starts_with(verb))
             || [
                 "api/fail_over",
@@ -668,6 +670,58 @@ fn the_public_api() {
 }
 
 #[test]
+fn money() {
+    golden(
+        "api/usage_row",
+        &UsageRow {
+            period: "2026-11".to_owned(),
+            tenant: Some(tenant()),
+            class: Class::Otp,
+            channel: ChannelChoice::Sms,
+            accepted: 10,
+            segments: 12,
+            sent: 8,
+            returned: 1,
+            credits: 20,
+            credits_returned: 2,
+        },
+    );
+    golden(
+        "api/tenant_billing",
+        &TenantBilling {
+            tenant: tenant(),
+            plan: "starter".to_owned(),
+            plan_is_default: false,
+            messages_per_month: Some(1_000),
+            credits_per_message: 2,
+            month: "2026-11".to_owned(),
+            used: 12,
+            resets_at: NOON,
+            credit: -3,
+            billing_account_id: Some(tenant()),
+            stripe_customer_id: Some("cus_1".to_owned()),
+        },
+    );
+    golden(
+        "api/set_billing",
+        &SetBilling { plan: Some("starter".to_owned()), ..SetBilling::default() },
+    );
+    golden(
+        "api/change_credit",
+        &ChangeCredit { amount: -5, reason: "mistake".to_owned(), reference: None },
+    );
+    golden(
+        "api/plan",
+        &Plan {
+            name: "starter".to_owned(),
+            is_default: false,
+            messages_per_month: Some(1_000),
+            credits_per_message: 2,
+        },
+    );
+}
+
+#[test]
 fn rules_and_opt_outs() {
     let rules = TenantRules {
         hours: Some(HoursPreset::UsStates),
@@ -1007,6 +1061,24 @@ fn webhooks() {
             }],
             next_at: Some(NOON),
             created_at: NOON,
+        },
+    );
+    golden(
+        "api/quota_warning",
+        &WebhookBody {
+            kind: "usage.quota_warning".to_owned(),
+            timestamp: NOON,
+            data: WebhookData {
+                tenant: Some(tenant()),
+                quota: Some(QuotaWarning {
+                    percent: 80,
+                    used: 800,
+                    quota: 1_000,
+                    month: "2026-11".to_owned(),
+                    resets_at: NOON,
+                }),
+                ..WebhookData::default()
+            },
         },
     );
     golden(

@@ -1,6 +1,7 @@
 //! The commands of `switchboard` and what they share.
 
 mod audit;
+mod billing;
 mod capabilities;
 mod client;
 mod dead_letters;
@@ -144,6 +145,16 @@ enum Command {
     /// Lists, shows, tries again or discards what could not be sent
     #[command(subcommand)]
     DeadLetters(dead_letters::Command),
+    /// Shows what was used: with a tenant's key its own, else everybody's
+    Usage(billing::Usage),
+    /// Shows and sets which plan a tenant has, and who pays for it
+    #[command(subcommand)]
+    Billing(billing::Command),
+    /// Adds and takes credits, and lists how they changed
+    #[command(subcommand)]
+    Credits(billing::Credits),
+    /// Lists the plans that the router has
+    Plans,
     /// Lists what was read or changed of tenants' data in the operator's name
     Audit(audit::Audit),
     /// Writes completions for a shell to standard output
@@ -227,6 +238,12 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::DeadLetters(command) => {
             dead_letters::run(screen, &Client::new(&global)?, command).await
         }
+        Command::Usage(usage) => billing::usage(screen, &Client::new(&global)?, usage).await,
+        Command::Billing(command) => billing::run(screen, &Client::new(&global)?, command).await,
+        Command::Credits(command) => {
+            billing::credits(screen, &Client::new(&global)?, command).await
+        }
+        Command::Plans => billing::plans(screen, &Client::new(&global)?).await,
         Command::Audit(audit) => audit::run(screen, &Client::new(&global)?, audit).await,
         Command::Cancel { id } => messages::cancel(screen, &Client::new(&global)?, &id).await,
     }

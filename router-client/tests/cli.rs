@@ -336,6 +336,64 @@ fn keys_are_made_with_an_end_and_revoked() {
 }
 
 #[test]
+fn plans_are_changed_in_part_and_credits_are_booked_once() {
+    let billing = json!({ "tenant": TEN, "plan": "small", "plan_is_default": false, "messages_per_month": 20,
+        "credits_per_message": 0, "month": "2026-11", "used": 3, "resets_at": "2026-12-01T00:00:00.000Z",
+        "credit": -5, "billing_account_id": TEN, "stripe_customer_id": "cus_1" });
+    let script = || vec![Answer::Json(200, billing.clone()), Answer::Json(200, billing.clone())];
+    let path = format!("/v1/admin/tenants/{TEN}/billing");
+    for (more, sent) in [
+        (
+            &["--plan", "large"][..],
+            json!({ "plan": "large", "billing_account_id": TEN, "stripe_customer_id": "cus_1" }),
+        ),
+        (&["--default-plan", "--pays-itself", "--no-stripe-customer"], json!({})),
+        (
+            &["--stripe-customer", "cus_2"],
+            json!({ "plan": "small", "billing_account_id": TEN, "stripe_customer_id": "cus_2" }),
+        ),
+    ] {
+        let (ran, asked) = run(script(), &[&["billing", "set", TEN], more].concat());
+        assert!(ok(&ran).contains("3 in 2026-11, until 2026-12-01"), "{ran:?}");
+        assert_eq!(asked[0].line, format!("GET {path}"));
+        assert_eq!((&asked[1].line, &asked[1].body), (&format!("PUT {path}"), &sent));
+    }
+    let entry = json!({ "id": EVT, "tenant": TEN, "at": "2026-11-22T12:00:01.000Z", "amount": -5, "balance": 7,
+        "source": "operator", "reason": "mistake" });
+    let arguments = ["credits", "add", TEN, "-5", "--reason", "mistake"];
+    let (ran, asked) = run(vec![Answer::Break, Answer::Json(201, entry.clone())], &arguments);
+    assert_eq!(ok(&ran), format!("booked {EVT}: -5 credits, 7 are there\n"));
+    assert_eq!(asked[0].body, json!({ "amount": -5, "reason": "mistake" }));
+    let keys: Vec<_> = asked.iter().map(|asked| asked.header("idempotency-key").unwrap()).collect();
+    assert!(keys.len() == 2 && keys[0] == keys[1], "{keys:?}");
+    let page = json!({ "data": [entry], "next_cursor": null, "has_more": false });
+    let (ran, asked) = run(vec![Answer::Json(200, page)], &["credits", "list"]);
+    assert!(ok(&ran).contains("mistake"), "{ran:?}");
+    assert_eq!(asked[0].line, "GET /v1/credits");
+}
+
+#[test]
+fn usage_is_summed_up_unless_asked_otherwise() {
+    let row = |class: &str, accepted: u64| {
+        json!({ "period": "2026-11", "tenant": TEN, "class": class, "channel": "auto", "accepted": accepted,
+            "segments": 9, "sent": 1, "returned": 0, "credits": 4, "credits_returned": 1 })
+    };
+    let page = json!({ "data": [row("otp", 40), row("marketing", 2)], "next_cursor": null, "has_more": false });
+    let arguments = ["usage", "--tenant", TEN, "--from", "2026-11-01"];
+    let (ran, asked) = run(vec![Answer::Json(200, page.clone())], &arguments);
+    let said = ok(&ran);
+    assert!(said.contains(" 42 ") && !said.contains("marketing"), "{said}");
+    assert_eq!(
+        asked[0].line,
+        format!("GET /v1/admin/usage?period=month&tenant={TEN}&from=2026-11-01")
+    );
+    let (ran, asked) =
+        run(vec![Answer::Json(200, page)], &["usage", "--period", "day", "--detail"]);
+    assert!(ok(&ran).contains("marketing"), "{ran:?}");
+    assert_eq!(asked[0].line, "GET /v1/usage?period=day");
+}
+
+#[test]
 fn a_message_is_sent_once_however_often_the_network_fails() {
     let script = vec![
         Answer::Break,

@@ -4,6 +4,7 @@
 
 mod admin;
 mod audit;
+mod billing;
 mod body;
 mod capabilities;
 mod check;
@@ -20,8 +21,10 @@ mod opt_outs;
 mod overlap;
 mod pages;
 mod rules;
+mod stripe;
 mod templates;
 mod tenants;
+mod usage;
 mod webhook_endpoints;
 
 use axum::body::Bytes;
@@ -204,7 +207,8 @@ fn documented(app: Option<&AppState>) -> OpenApiRouter<AppState> {
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
         .routes(routes!(health::metrics))
-        .routes(routes!(hosts::enrol));
+        .routes(routes!(hosts::enrol))
+        .routes(routes!(stripe::webhook));
     let mut tenant = OpenApiRouter::new()
         .routes(routes!(messages::create, messages::list))
         .routes(routes!(messages::get))
@@ -238,9 +242,13 @@ fn documented(app: Option<&AppState>) -> OpenApiRouter<AppState> {
         .routes(routes!(templates::create, templates::list))
         .routes(routes!(templates::get, templates::update, templates::delete))
         .routes(routes!(templates::versions))
-        .routes(routes!(templates::preview));
+        .routes(routes!(templates::preview))
+        .routes(routes!(usage::own))
+        .routes(routes!(billing::own))
+        .routes(routes!(billing::credits));
     let mut operator = OpenApiRouter::new()
         .routes(routes!(audit::list))
+        .routes(routes!(billing::plans))
         .routes(routes!(hosts::create_token))
         .routes(routes!(hosts::list))
         .routes(routes!(hosts::phones))
@@ -253,6 +261,9 @@ fn documented(app: Option<&AppState>) -> OpenApiRouter<AppState> {
     let mut tenants = OpenApiRouter::new()
         .routes(routes!(tenants::create, tenants::list))
         .routes(routes!(rules::get, rules::put))
+        .routes(routes!(billing::get, billing::put))
+        .routes(routes!(billing::change_credit, billing::credits_of))
+        .routes(routes!(usage::all))
         .routes(routes!(opt_outs::create_as_operator, opt_outs::list_as_operator))
         .routes(routes!(opt_outs::lift_as_operator))
         .routes(routes!(keys::create, keys::list))
@@ -295,7 +306,11 @@ async fn no_store(request: Request, next: axum::middleware::Next) -> Response {
             are wrong, `errors`. Every POST takes an `Idempotency-Key`."
     ),
     modifiers(&Security, &ReasonCodes),
-    components(schemas(protocol::api::Problem, protocol::api::WebhookBody)),
+    components(schemas(
+        protocol::api::Problem,
+        protocol::api::WebhookBody,
+        protocol::api::UsagePeriod
+    )),
     tags(
         (name = "messages", description = "Send, follow, withdraw."),
         (name = "templates", description = "Texts with variables, in versions."),
@@ -304,6 +319,7 @@ async fn no_store(request: Request, next: axum::middleware::Next) -> Response {
         (name = "capabilities", description = "Over which channels the people you write to can be reached."),
         (name = "contacts", description = "What you know of the people you write to."),
         (name = "rules", description = "What your messages are held to."),
+        (name = "billing", description = "What you have used, and what it costs."),
         (name = "hosts", description = "How a Mac joins."),
         (name = "operator", description = "For the operator's token alone."),
         (name = "health", description = "For machines that watch the router.")

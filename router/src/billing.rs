@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 
 use protocol::UnixMs;
 
+pub mod stripe;
+
 /// The plan of whoever has none, unless the configuration names another.
 pub const UNLIMITED: &str = "unlimited";
 
@@ -124,6 +126,11 @@ impl Month {
         self.0
     }
 
+    /// Its first day.
+    pub const fn first(self) -> Day {
+        Day(self.0 * 100 + 1)
+    }
+
     /// When the next one begins: what is used up then begins anew.
     pub fn ends_at(self) -> UnixMs {
         let (year, month) = (self.0 / 100, self.0 % 100);
@@ -135,6 +142,26 @@ impl Month {
         first
             .and_then(|first| first.to_zoned(jiff::tz::TimeZone::UTC).ok())
             .map_or(UnixMs(i64::MAX), |first| UnixMs(first.timestamp().as_millisecond()))
+    }
+}
+
+/// Text that is no day of the calendar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a day, such as 2026-11-27")]
+pub struct BadDay;
+
+impl std::str::FromStr for Day {
+    type Err = BadDay;
+
+    fn from_str(text: &str) -> Result<Self, BadDay> {
+        // Ten characters, or jiff would take a time of that day as well.
+        let date: jiff::civil::Date = Some(text)
+            .filter(|text| text.len() == 10)
+            .ok_or(BadDay)?
+            .parse()
+            .map_err(|_no_date| BadDay)?;
+        let (year, month) = (i64::from(date.year()), i64::from(date.month()));
+        Self::from_number(year * 10_000 + month * 100 + i64::from(date.day())).ok_or(BadDay)
     }
 }
 
@@ -244,6 +271,10 @@ mod tests {
             assert_eq!(Month::from_number(of.number()), Some(of));
         }
         assert_eq!(Day::of(at("2026-11-07T23:59:59Z")).to_string(), "2026-11-07");
+        assert_eq!("2026-11-07".parse(), Ok(Day::of(at("2026-11-07T23:59:59Z"))));
+        for bad in ["", "2026-02-30", "2026-11", "20261107", "2026-11-07T00:00:00", "-026-11-07"] {
+            assert_eq!(bad.parse::<Day>(), Err(BadDay), "{bad}");
+        }
         for bad in [0, 202_613, 202_600, -1, i64::MAX] {
             assert_eq!(Month::from_number(bad), None, "{bad}");
         }

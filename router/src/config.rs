@@ -17,6 +17,7 @@ use serde::Deserialize;
 use toml::de::DeTable;
 use url::Url;
 
+use crate::billing::stripe::Stripe;
 use crate::billing::{Plans, Terms, UNLIMITED};
 use crate::network::Network;
 use crate::rate::Rate;
@@ -61,6 +62,8 @@ pub struct Config {
     pub compliance: Arc<Compliance>,
     /// The plans that tenants may have.
     pub plans: Arc<Plans>,
+    /// How Stripe is listened to, where it is.
+    pub stripe: Option<Arc<Stripe>>,
     /// The log.
     pub log: Log,
     /// The router's own key, by which hosts that it dials know it.
@@ -251,6 +254,22 @@ struct Billing {
     default_plan: String,
     /// Plans by name.
     plans: BTreeMap<String, RawPlan>,
+    /// Webhooks of Stripe.
+    stripe: Option<RawStripe>,
+}
+
+/// `[billing.stripe]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawStripe {
+    webhook_secret_file: Option<PathBuf>,
+    webhook_secret_env: Option<String>,
+    /// Plans by the id of a price or a product.
+    #[serde(default)]
+    plans: BTreeMap<String, String>,
+    /// Credits of a paid piece, by the id of a price or a product.
+    #[serde(default)]
+    credits: BTreeMap<String, u32>,
 }
 
 /// One `[billing.plans.NAME]`.
@@ -265,7 +284,7 @@ struct RawPlan {
 
 impl Default for Billing {
     fn default() -> Self {
-        Self { default_plan: UNLIMITED.to_owned(), plans: BTreeMap::new() }
+        Self { default_plan: UNLIMITED.to_owned(), plans: BTreeMap::new(), stripe: None }
     }
 }
 
@@ -501,6 +520,7 @@ impl Config {
                 .as_ref()
                 .map_or_else(|| database.with_file_name(KEY_FILE), |file| folder.join(file)),
             dial: dials(&raw, folder, &check)?,
+            stripe: stripe(&raw.billing, folder, &check)?.map(Arc::new),
             plans: Arc::new(plans(&raw.billing, &check)?),
             database,
             admin_token: admin_token_of(&raw, folder, admin_token, &check)?,
@@ -679,6 +699,48 @@ fn plans(billing: &Billing, check: &Check<'_>) -> Result<Plans, ConfigError> {
     Plans::new(billing.default_plan.clone(), all).ok_or_else(|| {
         check.wrong("billing.default_plan", format!("there is no plan {:?}", billing.default_plan))
     })
+}
+
+fn stripe(
+    billing: &Billing,
+    folder: &Path,
+    check: &Check<'_>,
+) -> Result<Option<Stripe>, ConfigError> {
+    let Some(raw) = &billing.stripe else { return Ok(None) };
+    let wrong = |what: String| check.wrong("billing.stripe", what);
+    let secret = match (&raw.webhook_secret_file, &raw.webhook_secret_env) {
+        (Some(file), None) => {
+            let path = folder.join(file);
+            std::fs::read_to_string(&path)
+                .map_err(|error| wrong(format!("{} cannot be read: {error}", path.display())))?
+        }
+        (None, Some(name)) => {
+            std::env::var(name).map_err(|error| wrong(format!("{name}: {error}")))?
+        }
+        (_, _) => {
+            return Err(wrong(
+                "give the endpoint's secret, by webhook_secret_file or by webhook_secret_env"
+                    .to_owned(),
+            ));
+        }
+    };
+    if !secret.trim().starts_with("whsec_") {
+        return Err(wrong(
+            "the secret must be the endpoint's, which begins with whsec_".to_owned(),
+        ));
+    }
+    let known = |plan: &str| plan == UNLIMITED || billing.plans.contains_key(plan);
+    if let Some((price, plan)) = raw.plans.iter().find(|(_, plan)| !known(plan)) {
+        return Err(wrong(format!("plans: {price}: there is no plan {plan:?}")));
+    }
+    if raw.credits.values().any(|credits| *credits > PRICE_MAX) {
+        return Err(wrong(format!("credits: more than {PRICE_MAX} for one piece")));
+    }
+    Ok(Some(Stripe {
+        secret: SecretString::from(secret.trim()),
+        plans: raw.plans.clone(),
+        credits: raw.credits.clone(),
+    }))
 }
 
 /// The router's key lies beside the store: both are to be kept.
@@ -860,6 +922,29 @@ mod tests {
         assert_eq!(shipped.billing, built_in.billing);
         assert_eq!(shipped.log, built_in.log);
         parse(DEFAULT).unwrap();
+    }
+
+    #[test]
+    fn plans_that_cannot_be_meant_are_refused() {
+        let plans = parse(
+            "[billing]\ndefault_plan = \"free\"\n[billing.plans.free]\nmessages_per_month = 100\n",
+        );
+        let free = Terms { quota: Some(100), price: 0 };
+        assert_eq!(plans.unwrap().plans.terms(None), Some(free));
+        for (text, complaint) in [
+            ("[billing]\ndefault_plan = \"free\"\n", "billing.default_plan: there is no plan"),
+            ("[billing.plans.unlimited]\n", "always there"),
+            ("[billing.plans.\"No Good\"]\n", "small letters"),
+            ("[billing.plans.a]\nmessages_per_month = 10_000_000_000\n", "is more than"),
+            ("[billing.plans.a]\ncredits_per_message = 10_000_000\n", "is more than"),
+            ("[billing.plans.a]\nper_day = 1\n", "unknown field"),
+            ("[billing.stripe]\n", "give the endpoint's secret"),
+            ("[billing.stripe]\nwebhook_secret_env = \"NOT_THERE_AT_ALL\"\n", "NOT_THERE_AT_ALL"),
+            ("[billing.stripe]\nwebhook_secret_file = \"/dev/null\"\n", "begins with whsec_"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(complaint), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -76,6 +76,8 @@ pub enum Code {
     UnsupportedMediaType,
     /// Too many requests with this key.
     RateLimited,
+    /// The body is not signed by who is said to have sent it.
+    InvalidSignature,
     /// The plan's messages of this month are used up.
     QuotaExceeded,
     /// The credit does not pay for it.
@@ -163,6 +165,9 @@ impl Code {
             ),
             Self::RateLimited => {
                 (StatusCode::TOO_MANY_REQUESTS, "rate_limited", "Too many requests")
+            }
+            Self::InvalidSignature => {
+                (StatusCode::BAD_REQUEST, "invalid_signature", "The signature is not valid")
             }
             Self::QuotaExceeded => {
                 (StatusCode::TOO_MANY_REQUESTS, "quota_exceeded", "The plan's messages are used up")

@@ -85,6 +85,7 @@ const DESCRIBED: &[(Kind, &str, &str)] = &[
         "switchboard_reservations_refused_total",
         "Messages not accepted for want of quota or credit, by reason.",
     ),
+    (Kind::Counter, "switchboard_stripe_events_total", "Events of Stripe, by what came of them."),
     (
         Kind::Counter,
         "switchboard_quota_warnings_total",

@@ -409,6 +409,11 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     ("queue.rs promote", "a message of a job that was just found due, by its key"),
     ("queue.rs PROMOTE", "the queue takes turns among all tenants"),
     ("queue.rs NEXT_DUE", "the queue takes turns among all tenants"),
+    ("stripe.rs OF_CUSTOMER", "asks whose a customer of Stripe's is"),
+    (
+        "usage.rs list_sql",
+        "made of parts: OF_TENANT names the tenant, OF_ALL is the operator's list",
+    ),
     ("retention.rs DEAD_LETTERS", "deletes by age, whoever's"),
     ("retention.rs ATTEMPTS", "deletes by age, whoever's"),
     ("retention.rs DELIVERIES", "deletes by age, whoever's"),

@@ -129,6 +129,12 @@ pub struct CreditEntry {
     pub reference: Option<String>,
 }
 
+/// What became of an event of Stripe's.
+pub struct StripeTaken {
+    /// Such as `plan_set`, `credit_added` or `ignored`.
+    pub outcome: String,
+}
+
 /// A plan that the operator has set up.
 pub struct Plan {
     /// Its name.

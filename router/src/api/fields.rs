@@ -213,6 +213,25 @@ impl Fields {
         good
     }
 
+    /// A whole number in a range that may be below zero.
+    pub(crate) fn integer(&mut self, field: &str, range: RangeInclusive<i64>) -> Option<i64> {
+        let value = self.take(field)?;
+        let Value::Number(number) = value else {
+            self.wrong(field, "wrong_type", "It must be a whole number.");
+            return None;
+        };
+        let good = number.as_i64().filter(|number| range.contains(number));
+        if good.is_none() {
+            let (low, high) = (range.start(), range.end());
+            self.wrong(
+                field,
+                "out_of_range",
+                format!("It must be a whole number from {low} to {high}."),
+            );
+        }
+        good
+    }
+
     /// A list of at most so many values, each through `check` with its own pointer.
     pub(crate) fn list<T>(
         &mut self,

@@ -184,6 +184,23 @@ pub fn set_payer(
     Ok(Ok(()))
 }
 
+/// Notes which customer of Stripe's a tenant is; [`StoreError::Constraint`] where another tenant is that one.
+pub fn set_customer(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    customer: Option<&str>,
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    // Another customer has other subscriptions.
+    tx.execute(
+        "UPDATE billing_accounts SET stripe_subscription = NULL, stripe_at = NULL, stripe_rank = NULL,
+             stripe_customer = ?2, updated_at = ?3
+         WHERE tenant_id = ?1 AND COALESCE(stripe_customer, '') <> COALESCE(?2, '')",
+        params![tenant, customer, now],
+    )?;
+    Ok(())
+}
+
 /// The tenants that `payer` pays for, at most `limit`.
 pub fn paid_by(tx: &mut Tx<'_>, payer: &TenantId, limit: u32) -> Result<Vec<TenantId>, StoreError> {
     tx.query(PAID_BY, params![payer, limit], |row| row.get(0))

@@ -70,6 +70,11 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "routes",
         sql: include_str!("../../migrations/0013_routes.sql"),
     },
+    Migration {
+        version: 14,
+        name: "stripe",
+        sql: include_str!("../../migrations/0014_stripe.sql"),
+    },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

@@ -22,12 +22,14 @@ pub struct Pruned {
     pub deliveries: usize,
     /// Dead letters that nobody has looked after; the messages themselves stay.
     pub dead_letters: usize,
+    /// Events of Stripe, which repeats none after so long, and what waited for a tenant in vain.
+    pub stripe: usize,
 }
 
 impl Pruned {
     /// How many in all.
     pub fn rows(self) -> usize {
-        self.unplaced + self.guids + self.deliveries + self.dead_letters
+        self.unplaced + self.guids + self.deliveries + self.dead_letters + self.stripe
     }
 }
 
@@ -39,11 +41,17 @@ pub fn prune(tx: &mut Tx<'_>, before: UnixMs) -> Result<Pruned, StoreError> {
     tx.execute(ATTEMPTS, step)?;
     let deliveries = tx.execute(DELIVERIES, step)?;
     let dead_letters = tx.execute(DEAD_LETTERS, step)?;
-    Ok(Pruned { unplaced, guids, deliveries, dead_letters })
+    let stripe = tx.execute(STRIPE_EVENTS, step)? + tx.execute(STRIPE_WAITING, step)?;
+    Ok(Pruned { unplaced, guids, deliveries, dead_letters, stripe })
 }
 
 const UNPLACED: &str = "DELETE FROM unplaced_events WHERE (phone_id, journal, seq) IN
      (SELECT phone_id, journal, seq FROM unplaced_events WHERE at < ?1 ORDER BY at LIMIT ?2)";
+
+const STRIPE_EVENTS: &str = "DELETE FROM stripe_events WHERE id IN
+     (SELECT id FROM stripe_events WHERE at < ?1 ORDER BY at LIMIT ?2)";
+const STRIPE_WAITING: &str = "DELETE FROM stripe_waiting WHERE customer IN
+     (SELECT customer FROM stripe_waiting WHERE at < ?1 ORDER BY at LIMIT ?2)";
 
 const DEAD_LETTERS: &str = "DELETE FROM dead_letters WHERE message_id IN
      (SELECT message_id FROM dead_letters WHERE at < ?1 ORDER BY at LIMIT ?2)";
@@ -139,7 +147,10 @@ mod tests {
         }
         let before = NOW.plus_ms(-KEPT_MS);
         let pruned = prune(&mut tx, before).unwrap();
-        assert_eq!(pruned, Pruned { unplaced: 3, guids: 3, deliveries: 2, dead_letters: 0 });
+        assert_eq!(
+            pruned,
+            Pruned { unplaced: 3, guids: 3, deliveries: 2, dead_letters: 0, stripe: 0 }
+        );
         assert_eq!(prune(&mut tx, before).unwrap().rows(), 0);
         let young = ["d_new_delivered", "e_new_failed"];
         let open = ["c_old_pending", "d_new_delivered", "e_new_failed"];
@@ -167,12 +178,13 @@ mod tests {
                 unplaced: STEP_ROWS,
                 guids: STEP_ROWS,
                 deliveries: STEP_ROWS,
-                dead_letters: 0
+                dead_letters: 0,
+                stripe: 0,
             }
         );
         assert_eq!(
             prune(&mut tx, before).unwrap(),
-            Pruned { unplaced: 3, guids: 3, deliveries: 3, dead_letters: 0 }
+            Pruned { unplaced: 3, guids: 3, deliveries: 3, dead_letters: 0, stripe: 0 }
         );
         assert_eq!(prune(&mut tx, before).unwrap(), Pruned::default());
         assert!(all(&mut tx, "SELECT job_id FROM webhook_attempts").is_empty());

@@ -5,9 +5,10 @@
 
 use std::collections::BTreeMap;
 
+use protocol::api::{UsagePeriod, UsageRow};
 use protocol::{ChannelChoice, Class, TenantId};
 
-use super::{StoreError, Tx};
+use super::{Row, StoreError, Tx};
 use crate::billing::{Day, Month};
 use crate::params;
 
@@ -117,4 +118,128 @@ pub fn accepted_in(tx: &mut Tx<'_>, payer: &TenantId, month: Month) -> Result<u6
         params![payer, days.0, days.1],
         |row| row.get(0),
     )
+}
+
+/// Which rows of the usage are asked for.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// Days or months.
+    pub period: UsagePeriod,
+    /// The first and the last day.
+    pub days: (Day, Day),
+    /// Only rows behind this one.
+    pub after: Option<Cursor>,
+    /// Rows of a page; one more is answered where there is more.
+    pub limit: u32,
+}
+
+/// The last row of a page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    /// Whose; empty where one tenant's rows are listed.
+    tenant: String,
+    /// Its period, as the store has it.
+    period: i64,
+    class: String,
+    channel: String,
+}
+
+impl Cursor {
+    /// As it stands in a cursor of the API.
+    pub fn of(row: &UsageRow) -> String {
+        let period: String = row.period.chars().filter(char::is_ascii_digit).collect();
+        let tenant = row.tenant.as_ref().map_or("", TenantId::as_str);
+        format!("{tenant}/{period}/{}/{}", row.class, row.channel)
+    }
+}
+
+impl std::str::FromStr for Cursor {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let mut parts = text.split('/');
+        let mut next = || parts.next().ok_or(());
+        let (tenant, period, class, channel) = (next()?, next()?, next()?, next()?);
+        let period = period.parse().map_err(|_no_number| ())?;
+        let known = class.parse::<Class>().is_ok() && channel.parse::<ChannelChoice>().is_ok();
+        if !known || parts.next().is_some() {
+            return Err(());
+        }
+        let (tenant, class, channel) = (tenant.to_owned(), class.to_owned(), channel.to_owned());
+        Ok(Self { tenant, period, class, channel })
+    }
+}
+
+/// The usage of a tenant, newest first; or of everybody, by tenant and then newest first.
+pub fn list(
+    tx: &mut Tx<'_>,
+    tenant: Option<&TenantId>,
+    asked: &Asked,
+) -> Result<Vec<UsageRow>, StoreError> {
+    let divisor: i64 = match asked.period {
+        UsagePeriod::Day => 1,
+        UsagePeriod::Month => 100,
+    };
+    let (whose, period, class, channel) = match &asked.after {
+        Some(after) => {
+            (after.tenant.as_str(), after.period, after.class.as_str(), after.channel.as_str())
+        }
+        // Behind whatever any row has.
+        None => ("~", i64::MAX, "~", "~"),
+    };
+    let (from, to) = (asked.days.0.number(), asked.days.1.number());
+    let limit = asked.limit.saturating_add(1);
+    match tenant {
+        Some(tenant) => tx.query(
+            OF_TENANT,
+            params![tenant, from, to, divisor, period, class, channel, limit],
+            |row| read(row, asked.period, false),
+        ),
+        None => tx.query(
+            OF_ALL,
+            params![whose, from, to, divisor, period, class, channel, limit],
+            |row| read(row, asked.period, true),
+        ),
+    }
+}
+
+macro_rules! list_sql {
+    ($whose:literal, $after:literal) => {
+        concat!(
+            "SELECT tenant_id, period, class, channel, CAST(SUM(accepted) AS BIGINT), CAST(SUM(segments) AS BIGINT),
+                 CAST(SUM(sent) AS BIGINT), CAST(SUM(returned) AS BIGINT), CAST(SUM(credits) AS BIGINT),
+                 CAST(SUM(credits_returned) AS BIGINT)
+             FROM (SELECT tenant_id, day / ?4 AS period, class, channel, accepted, segments, sent, returned, credits,
+                       credits_returned FROM usage WHERE ",
+            $whose,
+            " day BETWEEN ?2 AND ?3) AS counted WHERE ",
+            $after,
+            " GROUP BY tenant_id, period, class, channel
+             ORDER BY tenant_id DESC, period DESC, class DESC, channel DESC LIMIT ?8"
+        )
+    };
+}
+const OF_TENANT: &str = list_sql!("tenant_id = ?1 AND", "(period, class, channel) < (?5, ?6, ?7)");
+const OF_ALL: &str =
+    list_sql!("tenant_id <= ?1 AND", "(tenant_id, period, class, channel) < (?1, ?5, ?6, ?7)");
+
+fn read(row: &Row<'_>, by: UsagePeriod, of_all: bool) -> Result<UsageRow, StoreError> {
+    let period = row.int(1)?;
+    let name = match by {
+        UsagePeriod::Day => Day::from_number(period).map(|day| day.to_string()),
+        UsagePeriod::Month => Month::from_number(period).map(|month| month.to_string()),
+    };
+    let tenant: TenantId = row.get(0)?;
+    Ok(UsageRow {
+        period: name.ok_or_else(|| StoreError::Corrupt(format!("{period} is no {by}")))?,
+        tenant: of_all.then_some(tenant),
+        class: row.get(2)?,
+        channel: row.get(3)?,
+        accepted: row.get(4)?,
+        segments: row.get(5)?,
+        sent: row.get(6)?,
+        returned: row.get(7)?,
+        credits: row.get(8)?,
+        credits_returned: row.get(9)?,
+    })
 }

@@ -1,4 +1,5 @@
 //! A whole router on a free port, with its store in a temporary folder.
+#![allow(dead_code, reason = "each test program uses a part of this")]
 #![expect(
     clippy::indexing_slicing,
     reason = "JSON without the field asked for fails the test, as it should"

@@ -1,0 +1,240 @@
+//! What Stripe tells: taken once, in the transaction of what it changes.
+
+use protocol::api::CreditSource;
+use protocol::{TenantId, UnixMs};
+
+use super::ledger::{Booked, NewEntry};
+use super::{StoreError, Tx, accounts, admin, ledger};
+use crate::billing::Plans;
+use crate::billing::stripe::{Event, Last, News, Subscription, moves};
+use crate::params;
+
+/// What came of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// A plan was set.
+    PlanSet,
+    /// Credits were added.
+    CreditAdded,
+    /// The customer is known to be a tenant now.
+    Bound,
+    /// It was taken before.
+    Repeated,
+    /// Newer news came before it.
+    Outdated,
+    /// No tenant is this customer.
+    UnknownCustomer,
+    /// The tenant that it names is another customer, or there is none such.
+    UnknownTenant,
+    /// No plan stands for its price.
+    UnknownPrice,
+    /// The credit would be larger than an account can have.
+    TooMuch,
+    /// It concerns nothing here.
+    Ignored,
+}
+
+impl Outcome {
+    /// As it stands in the store, the metrics and the answer.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::PlanSet => "plan_set",
+            Self::CreditAdded => "credit_added",
+            Self::Bound => "bound",
+            Self::Repeated => "repeated",
+            Self::Outdated => "outdated",
+            Self::UnknownCustomer => "unknown_customer",
+            Self::UnknownTenant => "unknown_tenant",
+            Self::UnknownPrice => "unknown_price",
+            Self::TooMuch => "too_much",
+            Self::Ignored => "ignored",
+        }
+    }
+}
+
+/// Takes an event. The same one again changes nothing.
+pub fn take(
+    tx: &mut Tx<'_>,
+    event: &Event,
+    plans: &Plans,
+    now: UnixMs,
+) -> Result<Outcome, StoreError> {
+    let new = tx.execute(
+        "INSERT INTO stripe_events (id, type, created, at, outcome) VALUES (?1, ?2, ?3, ?4, '')
+         ON CONFLICT (id) DO NOTHING",
+        params![event.id, event.kind, event.created, now],
+    )?;
+    if new == 0 {
+        return Ok(Outcome::Repeated);
+    }
+    let outcome = act(tx, event, plans, now)?;
+    tx.execute(
+        "UPDATE stripe_events SET outcome = ?2 WHERE id = ?1",
+        params![event.id, outcome.as_str()],
+    )?;
+    Ok(outcome)
+}
+
+fn act(tx: &mut Tx<'_>, event: &Event, plans: &Plans, now: UnixMs) -> Result<Outcome, StoreError> {
+    if event.news == News::Other {
+        return Ok(Outcome::Ignored);
+    }
+    let known = match &event.customer {
+        Some(customer) => of_customer(tx, customer)?,
+        None => None,
+    };
+    let (tenant, bound) = match (known, &event.tenant) {
+        (Some(known), Some(named)) if known != *named => return Ok(Outcome::UnknownTenant),
+        (Some(known), _) => (Some(known), false),
+        (None, Some(named)) => {
+            if !name(tx, named, event.customer.as_deref(), plans, now)? {
+                return Ok(Outcome::UnknownTenant);
+            }
+            (Some(named.clone()), true)
+        }
+        (None, None) => (None, false),
+    };
+    match (&event.news, tenant) {
+        (News::Subscription { id, state, rank }, tenant) => {
+            let at = (event.created, *rank);
+            let plan = match state {
+                Subscription::Gives(plan) => Some(plan.as_str()),
+                Subscription::Ended => None,
+                Subscription::UnknownPrice => return Ok(Outcome::UnknownPrice),
+                Subscription::Pending => return Ok(Outcome::Ignored),
+            };
+            match (tenant, &event.customer) {
+                (Some(tenant), _) => move_plan(tx, &tenant, (id, at), plan, plans, now),
+                (None, Some(customer)) => {
+                    wait(tx, customer, (id, at), plan, now)?;
+                    Ok(Outcome::UnknownCustomer)
+                }
+                (None, None) => Ok(Outcome::UnknownCustomer),
+            }
+        }
+        (_, None) => Ok(Outcome::UnknownCustomer),
+        (News::Paid { credits, reference }, Some(tenant)) if *credits > 0 => {
+            let new = NewEntry {
+                amount: (*credits).min(ledger::AMOUNT_MAX),
+                source: CreditSource::Stripe,
+                reason: event.kind.clone(),
+                reference: Some(reference.clone()),
+            };
+            Ok(match ledger::book(tx, &tenant, &new, plans, now)? {
+                Booked::New(_) => Outcome::CreditAdded,
+                Booked::Before(_) => Outcome::Repeated,
+                Booked::TooMuch => Outcome::TooMuch,
+            })
+        }
+        (News::Paid { .. } | News::Bound | News::Other, Some(_)) => {
+            Ok(if bound { Outcome::Bound } else { Outcome::Ignored })
+        }
+    }
+}
+
+/// The tenant that is this customer.
+fn of_customer(tx: &mut Tx<'_>, customer: &str) -> Result<Option<TenantId>, StoreError> {
+    tx.query_opt(OF_CUSTOMER, params![customer], |row| row.get(0))
+}
+
+const OF_CUSTOMER: &str = "SELECT tenant_id FROM billing_accounts WHERE stripe_customer = ?1";
+
+/// An event names the tenant that its customer is, of which nothing was known. False where that cannot be.
+fn name(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    customer: Option<&str>,
+    plans: &Plans,
+    now: UnixMs,
+) -> Result<bool, StoreError> {
+    if !admin::tenant_exists(tx, tenant)? {
+        return Ok(false);
+    }
+    let Some(customer) = customer else { return Ok(true) };
+    let other = tx.query_opt(
+        "SELECT 1 FROM billing_accounts WHERE tenant_id = ?1 AND stripe_customer <> ?2",
+        params![tenant, customer],
+        |row| row.int(0),
+    )?;
+    if other.is_some() {
+        return Ok(false);
+    }
+    bind(tx, tenant, Some(customer), plans, now)?;
+    Ok(true)
+}
+
+/// Notes which customer a tenant is, and makes up for what was told of it before; [`StoreError::Constraint`] where another
+/// tenant is that one.
+pub fn bind(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    customer: Option<&str>,
+    plans: &Plans,
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    accounts::open(tx, tenant, plans, now)?;
+    accounts::set_customer(tx, tenant, customer, now)?;
+    let Some(customer) = customer else { return Ok(()) };
+    let waited = tx.query_opt(
+        "DELETE FROM stripe_waiting WHERE customer = ?1 RETURNING subscription, created, rank, plan",
+        params![customer],
+        |row| Ok((row.text(0)?, (row.int(1)?, row.int(2)?), row.opt_text(3)?)),
+    )?;
+    if let Some((subscription, at, plan)) = waited {
+        move_plan(tx, tenant, (&subscription, at), plan.as_deref(), plans, now)?;
+    }
+    Ok(())
+}
+
+/// Keeps what a subscription of nobody's gives, the newest word of it.
+fn wait(
+    tx: &mut Tx<'_>,
+    customer: &str,
+    (subscription, at): (&str, (i64, i64)),
+    plan: Option<&str>,
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    let last = tx.query_opt(
+        "SELECT subscription, created, rank FROM stripe_waiting WHERE customer = ?1",
+        params![customer],
+        |row| Ok(Last { subscription: row.text(0)?, at: (row.int(1)?, row.int(2)?) }),
+    )?;
+    if moves(last.as_ref(), subscription, at, plan.is_none()) {
+        tx.execute(
+            "INSERT INTO stripe_waiting (customer, subscription, plan, created, rank, at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+             ON CONFLICT (customer) DO UPDATE SET subscription = excluded.subscription, plan = excluded.plan,
+                 created = excluded.created, rank = excluded.rank, at = excluded.at",
+            params![customer, subscription, plan, at.0, at.1, now],
+        )?;
+    }
+    Ok(())
+}
+
+/// Puts a tenant on the plan that its subscription gives, `None` for the default one, unless newer news came before.
+fn move_plan(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    (subscription, at): (&str, (i64, i64)),
+    plan: Option<&str>,
+    plans: &Plans,
+    now: UnixMs,
+) -> Result<Outcome, StoreError> {
+    let last = tx.query_opt(
+        "SELECT stripe_subscription, stripe_at, stripe_rank FROM billing_accounts
+         WHERE tenant_id = ?1 AND stripe_subscription IS NOT NULL",
+        params![tenant],
+        |row| Ok(Last { subscription: row.text(0)?, at: (row.int(1)?, row.int(2)?) }),
+    )?;
+    if !moves(last.as_ref(), subscription, at, plan.is_none()) {
+        return Ok(Outcome::Outdated);
+    }
+    if !accounts::set_plan(tx, tenant, plan, plans, now)? {
+        // It waited for its tenant since a configuration that had this plan.
+        return Ok(Outcome::UnknownPrice);
+    }
+    tx.execute(
+        "UPDATE billing_accounts SET stripe_subscription = ?2, stripe_at = ?3, stripe_rank = ?4 WHERE tenant_id = ?1",
+        params![tenant, subscription, at.0, at.1],
+    )?;
+    Ok(Outcome::PlanSet)
+}
