@@ -7,16 +7,16 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use protocol::api::{
-    ApiKey, AskCapabilities, Capabilities, ChangeCredit, ChannelKnown, CheckedMessage, Contact,
-    ContentReport, CreateKey, CreateMessage, CreateOptOuts, CreateTemplate, CreateTenant,
-    CreateWebhookEndpoint, CreatedKey, CreatedOptOuts, DeadLetter, Direction, Encoding,
-    EnrolmentToken, FailOver, FailedOver, FieldError, Host, HoursPreset, Media, Message,
-    MessageEvent, MoveRefused, OptOut, OptOutEvent, Page, Phone, PhoneHost, PhoneMove, Plan,
-    PreviewTemplate, Problem, QuotaWarning, ReplacePhone, ReplacedPhone, ReplayWebhooks,
-    ReplayedWebhooks, RotateKey, RotateSecret, RuleName, RuleVerdict, SetBilling, Template,
-    TemplatePreview, TemplateVersion, Tenant, TenantBilling, TenantRules, Tier, UnknownZone,
-    UpdateTemplate, UpdateWebhookEndpoint, UsageRow, UseTemplate, UsedTemplate, WebhookAttempt,
-    WebhookBody, WebhookData, WebhookDelivery, WebhookEndpoint,
+    ApiKey, AskCapabilities, Capabilities, ChangeCredit, ChannelKnown, CheckedMessage,
+    CheckedProvider, Contact, ContentReport, CreateKey, CreateMessage, CreateOptOuts,
+    CreateTemplate, CreateTenant, CreateWebhookEndpoint, CreatedKey, CreatedOptOuts, DeadLetter,
+    Direction, Encoding, EnrolmentToken, FailOver, FailedOver, FieldError, Host, HoursPreset,
+    Media, Message, MessageEvent, MoveRefused, OptOut, OptOutEvent, Page, Phone, PhoneHost,
+    PhoneMove, Plan, PreviewTemplate, Problem, ProviderWhyNot, QuotaWarning, ReplacePhone,
+    ReplacedPhone, ReplayWebhooks, ReplayedWebhooks, RotateKey, RotateSecret, RuleName,
+    RuleVerdict, SetBilling, Template, TemplatePreview, TemplateVersion, Tenant, TenantBilling,
+    TenantRules, Tier, UnknownZone, UpdateTemplate, UpdateWebhookEndpoint, UsageRow, UseTemplate,
+    UsedTemplate, WebhookAttempt, WebhookBody, WebhookData, WebhookDelivery, WebhookEndpoint,
 };
 use protocol::link::{
     EnrolPhone, EnrolRequest, EnrolResponse, EnrolledPhone, Enrolment, EventFrame, HostFrame,
@@ -761,6 +761,11 @@ fn rules_and_opt_outs() {
             phone: Some(phone()),
             from: Some(number()),
             route: vec![Channel::Imessage, Channel::Sms],
+            providers: vec![CheckedProvider {
+                provider: "telnyx-1".to_owned(),
+                chosen: false,
+                why_not: vec![ProviderWhyNot::PhonesFirst],
+            }],
             rules_version: "2026-11-27".to_owned(),
         },
     );

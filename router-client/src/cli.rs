@@ -12,6 +12,7 @@ mod manual;
 mod messages;
 mod opt_outs;
 mod pool;
+mod providers;
 mod rules;
 mod screen;
 mod span;
@@ -124,6 +125,9 @@ enum Command {
     /// Shows and sets the rules that a tenant's messages are held to
     #[command(subcommand)]
     Rules(rules::Command),
+    /// Sets up and watches Twilio and Telnyx, which send as SMS what no phone can send
+    #[command(subcommand)]
+    Provider(providers::Command),
     /// Says what would become of a message, without sending it
     Check(rules::Check),
     /// Shows over which channels somebody can be reached, or has a phone asked
@@ -231,6 +235,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Capabilities(asked) => {
             capabilities::run(screen, &Client::new(&global)?, asked).await
         }
+        Command::Provider(command) => providers::run(screen, &Client::new(&global)?, command).await,
         Command::Check(check) => rules::check(screen, &Client::new(&global)?, check).await,
         Command::Send(send) => messages::send(screen, &Client::new(&global)?, send).await,
         Command::Messages(list) => messages::list(screen, &Client::new(&global)?, list).await,
@@ -337,6 +342,9 @@ mod tests {
             &["messages", "--limit", "0"],
             &["phones", "--timeout", "soon"],
             &["tenants", "create"],
+            &["provider", "switch"],
+            &["provider", "set", "x", "--kind", "nexmo", "--number", "+12025550100"],
+            &["provider", "figures", "--mrr-usd", "16000"],
         ] {
             let all = ["switchboard"].iter().chain(arguments).copied();
             let error = Cli::try_parse_from(all).expect_err(&format!("{arguments:?}"));

@@ -20,6 +20,7 @@ mod messages;
 mod opt_outs;
 mod overlap;
 mod pages;
+mod providers;
 mod rules;
 mod stripe;
 mod templates;
@@ -207,6 +208,8 @@ fn documented(app: Option<&AppState>) -> OpenApiRouter<AppState> {
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
         .routes(routes!(health::metrics))
+        .routes(routes!(providers::twilio))
+        .routes(routes!(providers::telnyx))
         .routes(routes!(hosts::enrol))
         .routes(routes!(stripe::webhook));
     let mut tenant = OpenApiRouter::new()
@@ -252,6 +255,12 @@ fn documented(app: Option<&AppState>) -> OpenApiRouter<AppState> {
         .routes(routes!(hosts::create_token))
         .routes(routes!(hosts::list))
         .routes(routes!(hosts::phones))
+        .routes(routes!(providers::list))
+        .routes(routes!(providers::set))
+        .routes(routes!(providers::enable))
+        .routes(routes!(providers::disable))
+        .routes(routes!(providers::test))
+        .routes(routes!(providers::choose))
         .routes(routes!(failover::phone))
         .routes(routes!(failover::host))
         .routes(routes!(failover::drain))
@@ -321,6 +330,7 @@ async fn no_store(request: Request, next: axum::middleware::Next) -> Response {
         (name = "rules", description = "What your messages are held to."),
         (name = "billing", description = "What you have used, and what it costs."),
         (name = "hosts", description = "How a Mac joins."),
+        (name = "providers", description = "Called by providers of SMS alone."),
         (name = "operator", description = "For the operator's token alone."),
         (name = "health", description = "For machines that watch the router.")
     )

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::HostId;
-use protocol::api::{HoursPreset, Tier};
+use protocol::api::{HoursPreset, ProviderKind, Tier};
 use router_client::backoff::DELAY_MAX_MS;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
@@ -20,6 +20,8 @@ use url::Url;
 use crate::billing::stripe::Stripe;
 use crate::billing::{Plans, Terms, UNLIMITED};
 use crate::network::Network;
+use crate::providers;
+use crate::providers::seal::{KEY_ENV, KeyError, Seal};
 use crate::rate::Rate;
 use crate::store::keys::Tiers;
 use crate::warming::{self, Step};
@@ -70,6 +72,78 @@ pub struct Config {
     pub key_file: PathBuf,
     /// Hosts that the router dials.
     pub dial: Vec<Dial>,
+    /// Providers of SMS.
+    pub providers: Providers,
+}
+
+/// How providers of SMS are asked, and how they reach us. Who they are is in the store.
+#[derive(Debug, Clone)]
+pub struct Providers {
+    /// How the internet reaches this router.
+    pub public_url: Option<Url>,
+    /// The keys for their credentials.
+    pub seal: Option<Arc<Seal>>,
+    /// Longest wait for a connection.
+    pub connect: Duration,
+    /// Longest wait for an answer, the connection included.
+    pub timeout: Duration,
+    /// Requests to one provider at once.
+    pub in_flight: usize,
+    /// Where Twilio's API is.
+    pub twilio_url: Url,
+    /// Where Telnyx's API is.
+    pub telnyx_url: Url,
+    /// Those may be private and without TLS.
+    pub allow_private: bool,
+}
+
+impl Providers {
+    /// How patient their clients are.
+    pub fn limits(&self) -> providers::Limits {
+        let allow_private = self.allow_private;
+        providers::Limits { connect: self.connect, request: self.timeout, allow_private }
+    }
+
+    /// The address that a provider reports to; `None` while it is not known how it reaches us.
+    pub fn webhook_url(&self, kind: ProviderKind, name: &str) -> Option<Url> {
+        let mut url = self.public_url.clone()?;
+        url.path_segments_mut().ok()?.pop_if_empty().extend([
+            "v1",
+            "providers",
+            kind.as_str(),
+            name,
+        ]);
+        Some(url)
+    }
+}
+
+/// `[providers]`, before it is checked.
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawProviders {
+    public_url: Option<String>,
+    key_file: Option<PathBuf>,
+    connect_ms: u64,
+    timeout_ms: u64,
+    in_flight: u32,
+    twilio_url: String,
+    telnyx_url: String,
+    allow_private: bool,
+}
+
+impl Default for RawProviders {
+    fn default() -> Self {
+        Self {
+            public_url: None,
+            key_file: None,
+            connect_ms: 3_000,
+            timeout_ms: 10_000,
+            in_flight: 16,
+            twilio_url: providers::twilio::BASE.to_owned(),
+            telnyx_url: providers::telnyx::BASE.to_owned(),
+            allow_private: false,
+        }
+    }
 }
 
 /// A host that the router dials.
@@ -412,6 +486,7 @@ struct Raw {
     log: Log,
     key_file: Option<PathBuf>,
     dial: Vec<RawDial>,
+    providers: RawProviders,
 }
 
 impl Default for Raw {
@@ -436,6 +511,7 @@ impl Default for Raw {
             log: Log::default(),
             key_file: None,
             dial: Vec::new(),
+            providers: RawProviders::default(),
         }
     }
 }
@@ -486,7 +562,14 @@ impl Config {
     /// Reads and checks the file. Relative paths in it count from its folder.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = read(path)?;
-        Self::parse(&text, path, std::env::var(ADMIN_TOKEN_ENV).ok())
+        let mut config = Self::parse(&text, path, std::env::var(ADMIN_TOKEN_ENV).ok())?;
+        if let Ok(keys) = std::env::var(KEY_ENV) {
+            let seal = Seal::parse(&SecretString::from(keys), KEY_ENV);
+            let wrong =
+                |error: KeyError| Check { path, text: "" }.wrong(KEY_ENV, error.to_string());
+            config.providers.seal = Some(Arc::new(seal.map_err(wrong)?));
+        }
+        Ok(config)
     }
 
     /// Checks the text of a file. `admin_token` is what the environment gave.
@@ -521,6 +604,7 @@ impl Config {
                 .map_or_else(|| database.with_file_name(KEY_FILE), |file| folder.join(file)),
             dial: dials(&raw, folder, &check)?,
             stripe: stripe(&raw.billing, folder, &check)?.map(Arc::new),
+            providers: providers_of(&raw.providers, folder, &check)?,
             plans: Arc::new(plans(&raw.billing, &check)?),
             database,
             admin_token: admin_token_of(&raw, folder, admin_token, &check)?,
@@ -743,6 +827,49 @@ fn stripe(
     }))
 }
 
+fn providers_of(
+    raw: &RawProviders,
+    folder: &Path,
+    check: &Check<'_>,
+) -> Result<Providers, ConfigError> {
+    check.range("providers.connect_ms", raw.connect_ms, 100, 60_000)?;
+    // A request that ends while it is still connecting would count as one that may have been read.
+    check.range(
+        "providers.timeout_ms",
+        raw.timeout_ms,
+        raw.connect_ms.saturating_add(100),
+        120_000,
+    )?;
+    check.range("providers.in_flight", raw.in_flight, 1, 1_000)?;
+    let url = |field: &'static str, text: &str| {
+        let url: Url = text.parse().map_err(|error| check.wrong(field, format!("{error}")))?;
+        let clear = raw.allow_private && url.scheme() == "http";
+        if !clear && url.scheme() != "https" {
+            return Err(check.wrong(field, "must be an https:// address"));
+        }
+        if url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() {
+            return Err(check.wrong(field, "must have no query, fragment or user in it"));
+        }
+        Ok(url)
+    };
+    let public_url = raw.public_url.as_deref().map(|text| url("providers.public_url", text));
+    let seal = raw.key_file.as_ref().map(|file| {
+        Seal::load(&folder.join(file))
+            .map(Arc::new)
+            .map_err(|error| check.wrong("providers.key_file", error.to_string()))
+    });
+    Ok(Providers {
+        public_url: public_url.transpose()?,
+        seal: seal.transpose()?,
+        connect: Duration::from_millis(raw.connect_ms),
+        timeout: Duration::from_millis(raw.timeout_ms),
+        in_flight: usize::try_from(raw.in_flight).unwrap_or(usize::MAX),
+        twilio_url: url("providers.twilio_url", &raw.twilio_url)?,
+        telnyx_url: url("providers.telnyx_url", &raw.telnyx_url)?,
+        allow_private: raw.allow_private,
+    })
+}
+
 /// The router's key lies beside the store: both are to be kept.
 const KEY_FILE: &str = "router.key";
 
@@ -921,6 +1048,7 @@ mod tests {
         assert_eq!(shipped.compliance, built_in.compliance);
         assert_eq!(shipped.billing, built_in.billing);
         assert_eq!(shipped.log, built_in.log);
+        assert_eq!(shipped.providers, built_in.providers);
         parse(DEFAULT).unwrap();
     }
 
@@ -957,6 +1085,8 @@ mod tests {
             ("warming", 4),
             ("lease", 4),
             ("webhooks", 6),
+            // Two more stand there as comments: they have no default.
+            ("providers", 6),
             ("compliance", 6),
             ("billing", 1),
             ("log", 2),
@@ -1021,6 +1151,18 @@ mod tests {
             (
                 "[warming]\nnew_contacts = [{ from_day = 0, perday = 5 }]\n",
                 "router.toml:2: warming.new_contacts",
+            ),
+            (
+                "[providers]\ntimeout_ms = 3000\n",
+                "router.toml:2: providers.timeout_ms: 3000 is not between 3100 and",
+            ),
+            (
+                "[providers]\npublic_url = \"http://a.example\"\n",
+                "router.toml:2: providers.public_url: must be an https:// address",
+            ),
+            (
+                "[providers]\nkey_file = \"none\"\n",
+                "router.toml:2: providers.key_file: /etc/switchboard/none cannot be read",
             ),
             ("[log]\nformat = \"xml\"\n", "router.toml:2: log.format: unknown variant"),
             ("admin_token = \"short\"", "router.toml:1: admin_token: 5 characters are too few"),

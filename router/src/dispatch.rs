@@ -14,7 +14,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use protocol::api::Media;
+use protocol::api::{CheckedProvider, Media};
 use protocol::link::RouterFrame;
 use protocol::pipe::{Command, OutboundAttachment, Send};
 use protocol::{Channel, HostId, MessageId, PhoneId, Reason, Recipient, Status, TenantId, UnixMs};
@@ -24,6 +24,8 @@ use crate::config::Compliance;
 use crate::facts::{self, Subject};
 use crate::link::Links;
 use crate::pool;
+use crate::providers::Providers;
+use crate::providers::choice::{self, Need};
 use crate::resolve::{self, Unable};
 use crate::route;
 use crate::server::{App, AppState};
@@ -31,7 +33,7 @@ use crate::store::capabilities;
 use crate::store::dead_letters;
 use crate::store::dispatch::{self as rows, Change, Former, Given, NewAttempt, Offer, Outbound};
 use crate::store::queue::{self, Claim, Claimed, Turns};
-use crate::store::{StoreError, Tx};
+use crate::store::{StoreError, Tx, providers as provider_rows};
 use crate::warming;
 
 /// How long the loop sleeps at most, so that a lost ring or a moved clock costs a moment only.
@@ -118,6 +120,8 @@ pub struct Ran {
     pub dispatched: usize,
     /// Messages that wait.
     pub held: usize,
+    /// Messages given to a provider, because no phone can send them.
+    pub ordered: usize,
     /// Messages that have come to their end.
     pub ended: usize,
     /// There may be more that is due.
@@ -130,6 +134,7 @@ pub struct Ran {
 #[derive(Debug)]
 enum Done {
     Dispatched(Box<Offer>),
+    Ordered,
     Held,
     Ended,
 }
@@ -143,6 +148,7 @@ struct Desk {
     pool: pool::Shared,
     turns: Arc<Mutex<Turns>>,
     links: Links,
+    providers: Providers,
 }
 
 impl Desk {
@@ -155,6 +161,7 @@ impl Desk {
             pool: Arc::clone(&app.pool),
             turns: Arc::clone(&app.turns),
             links: app.links.clone(),
+            providers: app.providers.clone(),
         }
     }
 }
@@ -206,6 +213,7 @@ pub async fn run_once(app: &App) -> Result<Ran, StoreError> {
                 ran.dispatched += 1;
                 hand_over(app, &offer);
             }
+            Ok(Done::Ordered) => ran.ordered += 1,
             Ok(Done::Held) => ran.held += 1,
             Ok(Done::Ended) => ran.ended += 1,
             // The claim runs out, and the job falls due again.
@@ -214,8 +222,11 @@ pub async fn run_once(app: &App) -> Result<Ran, StoreError> {
     }
     metrics::counter!("switchboard_dispatched_total")
         .increment(ran.dispatched.try_into().unwrap_or(0));
-    if ran.ended + ran.held + ran.dispatched > 0 {
+    if ran.ended + ran.held + ran.dispatched + ran.ordered > 0 {
         app.bells.webhooks.notify_one();
+    }
+    if ran.ordered > 0 {
+        app.providers.ring();
     }
     failed.map_or(Ok(ran), Err)
 }
@@ -334,6 +345,13 @@ fn decide_and_record(
     let mut pool = lock(&desk.pool);
     pool.catch_up(tx, &desk.links, now, false)?;
     let choice = pool.pick((tenant, message.test), message.from.as_ref(), &relations, &wanted, now);
+    if let Err(unable) = choice
+        && !desk.providers.are_off()
+        && let Some(done) =
+            stand_in(tx, desk, job, &message, (unable, allowed_until, &wanted), now)?
+    {
+        return Ok(done);
+    }
     let (choice, phone) = match choice {
         Ok(chosen) => chosen,
         Err(Unable::Busy) => {
@@ -389,8 +407,71 @@ fn decide_and_record(
     })))
 }
 
-/// The phone that would send a message now, with its number; or what is said instead.
-pub type Preview = Result<(resolve::Choice, protocol::E164), Verdict>;
+/// Gives a message that no phone can send to a provider, where one may have it. A phone that is merely busy, or that has
+/// no place for a stranger now, is waited for. `None`: it is to be as if there were no providers.
+fn stand_in(
+    tx: &mut Tx<'_>,
+    desk: &Desk,
+    job: &Claimed,
+    message: &Outbound,
+    (unable, allowed_until, wanted): (Unable, UnixMs, &[Channel]),
+    now: UnixMs,
+) -> Result<Option<Done>, StoreError> {
+    if phone_will(unable) {
+        return Ok(None);
+    }
+    let (tenant, id) = (&job.tenant, &job.message);
+    let need = Need {
+        phone_can: false,
+        sms: wanted.contains(&Channel::Sms),
+        to_number: message.recipient.number().is_some(),
+        sandbox: message.test,
+        from: message.from.as_ref(),
+        files: !message.media.is_empty(),
+        text_chars: message.text.chars().count(),
+    };
+    // Only a message that was tried before has attempts to look for.
+    let whose = (message.attempts > 0).then_some((tenant, id));
+    let (chosen, provider) = desk.providers.choose(tx, whose, &need, now)?;
+    let Some(provider) = provider else {
+        let Some(again_at) = chosen.again_at else { return Ok(None) };
+        let until = again_at.min(message.expires_at);
+        return hold(tx, job, message, until, Reason::NoPhoneAvailable, now).map(Some);
+    };
+    let start_before =
+        message.expires_at.min(allowed_until).min(now.plus_ms(ms(desk.settings.start_window_ms)));
+    let attempt = message.attempts.saturating_add(1);
+    let new = NewAttempt {
+        attempt,
+        phone: &provider.phone,
+        epoch: 0,
+        journal: None,
+        route: &[Channel::Sms],
+        start_before,
+    };
+    rows::dispatched(tx, (tenant, id), &message.recipient, &new, now)?;
+    let keep_until = message.expires_at.min(allowed_until);
+    provider_rows::ordered(tx, (tenant, id, attempt), &provider.phone, keep_until)?;
+    desk.providers.gave(&provider.name, now);
+    Ok(Some(Done::Ordered))
+}
+
+/// Whether waiting for a phone is what to do. The number that was asked for may be a provider's.
+const fn phone_will(unable: Unable) -> bool {
+    match unable {
+        Unable::Busy | Unable::Warming { .. } => true,
+        Unable::NotAllowed | Unable::Capped | Unable::Away => false,
+    }
+}
+
+/// What would become of a message now.
+#[derive(Debug)]
+pub struct Preview {
+    /// The phone that would send it, or the number of the provider, with its number; or what is said instead.
+    pub phone: Result<(resolve::Choice, protocol::E164), Verdict>,
+    /// Whether a provider would send it, and why not.
+    pub providers: Vec<CheckedProvider>,
+}
 
 /// Chooses a phone as dispatch would, and leaves everything as it is. Only closures that write may ask: they have the
 /// pool in turn.
@@ -405,21 +486,41 @@ pub fn preview(
     let relations = rows::relations(tx, tenant, &new.recipient)?;
     let wait = |reason, until_ms| Verdict::Hold { until_ms, reason };
     if !desk.warming.may_follow_up(new.class, relations.unanswered) {
-        return Ok(Err(wait(Reason::Unanswered, i64::MAX)));
+        let phone = Err(wait(Reason::Unanswered, i64::MAX));
+        return Ok(Preview { phone, providers: Vec::new() });
     }
     let mut pool = lock(&desk.pool);
     pool.catch_up(tx, &desk.links, now, false)?;
     let asked = route::asked(new.channel, new.fallback.as_deref());
     let wanted = wanted(tx, desk.settings, (tenant, new.test), &new.recipient, asked, now)?;
     let picked = pool.pick((tenant, new.test), new.from.as_ref(), &relations, &wanted, now);
-    Ok(match picked {
-        Ok((choice, phone)) => Ok((choice, phone.number.clone())),
-        Err(unable @ Unable::NotAllowed) => Err(Verdict::block(unable.reason())),
-        Err(unable @ Unable::Warming { until_ms }) => Err(wait(unable.reason(), until_ms)),
-        Err(unable @ (Unable::Busy | Unable::Capped | Unable::Away)) => {
-            Err(wait(unable.reason(), i64::MAX))
+    let need = Need {
+        phone_can: match &picked {
+            Ok(_) => true,
+            Err(unable) => phone_will(*unable),
+        },
+        sms: wanted.contains(&Channel::Sms),
+        to_number: new.recipient.number().is_some(),
+        sandbox: new.test,
+        from: new.from.as_ref(),
+        files: !new.media.is_empty(),
+        text_chars: new.text.chars().count(),
+    };
+    let (chosen, provider) = desk.providers.choose(tx, None, &need, now)?;
+    let again_at = chosen.again_at.map_or(i64::MAX, |at| at.0);
+    let phone = match (picked, provider) {
+        (Ok((choice, phone)), _) => Ok((choice, phone.number.clone())),
+        (Err(_), Some(provider)) => {
+            let choice = resolve::Choice { phone: provider.phone, route: vec![Channel::Sms] };
+            Ok((choice, provider.number))
         }
-    })
+        (Err(unable @ Unable::NotAllowed), None) => Err(Verdict::block(unable.reason())),
+        (Err(unable @ Unable::Warming { until_ms }), None) => Err(wait(unable.reason(), until_ms)),
+        (Err(unable @ (Unable::Busy | Unable::Capped | Unable::Away)), None) => {
+            Err(wait(unable.reason(), again_at))
+        }
+    };
+    Ok(Preview { phone, providers: choice::for_tenants(chosen.checked) })
 }
 
 /// The channels that are to be tried for a message, in order: of those asked for, the ones that can reach the recipient

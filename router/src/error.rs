@@ -46,6 +46,10 @@ pub enum Code {
     AddressNotAllowed,
     /// The key has ended or been replaced already.
     KeyEnded,
+    /// A provider of SMS cannot be used as it is set up.
+    ProviderNotReady,
+    /// A call of a provider's that is not signed by it.
+    NotSigned,
     /// The webhook endpoint is switched off.
     EndpointDisabled,
     /// The enrolment token does not exist, was used or is too old.
@@ -114,6 +118,12 @@ impl Code {
                 "address_not_allowed",
                 "The key may not be used from this address",
             ),
+            Self::ProviderNotReady => {
+                (StatusCode::CONFLICT, "provider_not_ready", "The provider cannot be used")
+            }
+            Self::NotSigned => {
+                (StatusCode::FORBIDDEN, "not_signed", "The signature is not the provider's")
+            }
             Self::EndpointDisabled => {
                 (StatusCode::CONFLICT, "endpoint_disabled", "The endpoint is switched off")
             }

@@ -7,8 +7,8 @@
 //! Nothing that was acknowledged is lost: what cannot be placed or taken in is kept as it came
 //! ([`crate::store::inbound::keep_unplaced`]).
 
-mod attempts;
-mod received;
+pub(crate) mod attempts;
+pub(crate) mod received;
 
 use std::collections::BTreeMap;
 
@@ -45,16 +45,21 @@ pub(crate) struct Rules {
     pub(crate) retry: retry::Policy,
 }
 
-/// Takes in a batch of events from one host; its phones have been checked. Answers what may be acknowledged.
-pub async fn take(app: &App, frames: Vec<EventFrame>) -> Result<Acks, StoreError> {
-    let now = app.clock.now();
+/// The settings of this router.
+pub(crate) fn rules(app: &App) -> Rules {
     let settings = app.config.dispatch;
-    let rules = Rules {
+    Rules {
         retry: retry::Policy {
             attempts_max: settings.attempts,
             first_wait_ms: i64::try_from(settings.retry_first_ms).unwrap_or(i64::MAX),
         },
-    };
+    }
+}
+
+/// Takes in a batch of events from one host; its phones have been checked. Answers what may be acknowledged.
+pub async fn take(app: &App, frames: Vec<EventFrame>) -> Result<Acks, StoreError> {
+    let now = app.clock.now();
+    let rules = rules(app);
     let copy = frames.clone();
     let (acks, effects) = match app.store.write(move |tx| take_all(tx, rules, &copy, now)).await {
         Ok(taken) => taken,

@@ -93,6 +93,21 @@ const DESCRIBED: &[(Kind, &str, &str)] = &[
     ),
     (Kind::Counter, "switchboard_dispatched_total", "Attempts given to phones."),
     (Kind::Counter, "switchboard_webhook_attempts_total", "Webhook attempts, by outcome."),
+    (
+        Kind::Counter,
+        "switchboard_provider_attempts_total",
+        "Messages that providers of SMS were asked to send, by provider and outcome: accepted, not_sent, unknown.",
+    ),
+    (
+        Kind::Histogram(Unit::Seconds),
+        "switchboard_provider_seconds",
+        "Time until a provider of SMS has answered, by provider.",
+    ),
+    (
+        Kind::Counter,
+        "switchboard_provider_calls_total",
+        "Calls of providers of SMS, by kind of provider and outcome: report, message, nothing, strange, disbelieved.",
+    ),
     (Kind::Counter, "switchboard_inbound_events_total", "Events taken from phones, by type."),
     (
         Kind::Counter,

@@ -10,17 +10,22 @@
 
 pub mod breaker;
 pub mod choice;
+pub mod desk;
 mod http;
+pub(crate) mod record;
 pub mod seal;
 pub mod telnyx;
 pub mod twilio;
+pub(crate) mod worker;
 
 use axum::http::HeaderMap;
 use futures_util::future::BoxFuture;
 use protocol::{E164, MessageId, Reason, Recipient, UnixMs};
 use url::Url;
 
+pub use self::desk::Providers;
 pub use self::http::{Client, Limits};
+pub(crate) use self::worker::start;
 
 /// One SMS to be sent. No `Debug` of its text: it would stand in a log one day.
 #[derive(Clone, PartialEq, Eq)]
@@ -221,6 +226,28 @@ pub trait Provider: std::fmt::Debug + Send + Sync {
 
     /// Checks that a call is the provider's own, and reads it.
     fn read(&self, call: &Call<'_>) -> Result<News, Disbelieved>;
+}
+
+/// A provider's name, as the operator gives it: it stands in addresses, so it is made of what needs no escape.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Name(pub String);
+
+/// Longest name of a provider, in characters.
+pub const NAME_CHARS_MAX: usize = 32;
+
+/// Text that is no provider's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a provider's name: 1 to 32 of a-z, 0-9 and -, beginning with a letter")]
+pub struct BadName;
+
+impl std::str::FromStr for Name {
+    type Err = BadName;
+    fn from_str(text: &str) -> Result<Self, BadName> {
+        let good = text.len() <= NAME_CHARS_MAX
+            && text.starts_with(|c: char| c.is_ascii_lowercase())
+            && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        good.then(|| Self(text.to_owned())).ok_or(BadName)
+    }
 }
 
 /// Who wrote: a number, or the name that a service has.

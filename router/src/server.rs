@@ -25,6 +25,7 @@ use crate::link::Links;
 use crate::listener::{Bounded, CONNECTIONS_MAX, PATIENCE};
 use crate::metrics::{self, Metrics};
 use crate::pool::{self, Caps, Pool};
+use crate::providers::{self, Providers};
 use crate::steady::Steady;
 use crate::store::queue::Turns;
 use crate::store::{Store, StoreError, retention, tally};
@@ -47,6 +48,8 @@ pub struct App {
     pub links: Links,
     /// The phones in memory.
     pub(crate) pool: pool::Shared,
+    /// The providers of SMS in memory.
+    pub providers: Providers,
     /// Whose turn it is in the queue; taken only by closures that the writing thread runs one after another.
     pub(crate) turns: Arc<Mutex<Turns>>,
     /// Every task of the router, so that shutdown can wait for them.
@@ -118,8 +121,11 @@ impl App {
             daily: config.dispatch.daily_cap,
             in_flight: config.dispatch.in_flight_per_phone,
         });
+        let providers = Providers::new(config.providers.clone());
+        providers.load(&store).await?;
         Ok(Arc::new(Self {
             config,
+            providers,
             pool: Arc::new(Mutex::new(pool)),
             turns: Arc::default(),
             store,
@@ -165,6 +171,7 @@ pub fn router(app: &AppState) -> Router {
 pub async fn serve(app: &AppState, listener: TcpListener) -> std::io::Result<()> {
     dispatch::start(app);
     webhooks::start(app);
+    providers::start(app);
     link::start(app);
     app.tasks.spawn(janitor(AppState::clone(app)));
     app.tasks.spawn(prune(AppState::clone(app)));

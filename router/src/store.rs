@@ -34,6 +34,7 @@ pub mod lease;
 pub mod ledger;
 pub mod messages;
 pub mod opt_outs;
+pub mod providers;
 pub mod queue;
 pub mod retention;
 pub mod rules;

@@ -1,8 +1,8 @@
 //! Rules: what a tenant chooses, what was decided, who must not be written to.
 
 use super::{
-    Channel, Class, Deserialize, E164, EventId, MessageId, PhoneId, Reason, Recipient, Serialize,
-    UnixMs,
+    Channel, CheckedProvider, Class, Deserialize, E164, EventId, MessageId, PhoneId, Reason,
+    Recipient, Serialize, UnixMs,
 };
 
 crate::code::codes! {
@@ -145,7 +145,7 @@ pub struct CheckedMessage {
     pub time_zones: Vec<String>,
     /// What its text is made of.
     pub content: ContentReport,
-    /// The phone that would send it.
+    /// The phone that would send it, or the provider's number among the phones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phone: Option<PhoneId>,
     /// That phone's number.
@@ -153,6 +153,9 @@ pub struct CheckedMessage {
     pub from: Option<E164>,
     /// The channels it would try, in order.
     pub route: Vec<Channel>,
+    /// The providers of SMS that stand in where no phone can send: which one would, and why not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub providers: Vec<CheckedProvider>,
     /// The version of the rules.
     pub rules_version: String,
 }
@@ -161,7 +164,7 @@ pub struct CheckedMessage {
 pub struct OptOut {
     /// Who.
     pub recipient: Recipient,
-    /// How: `keyword`, `inferred`, `api`, `import` or `operator`.
+    /// How: `keyword`, `inferred`, `api`, `import`, `operator` or `provider`.
     pub method: String,
     /// When.
     pub at: UnixMs,

@@ -164,6 +164,10 @@ pub(crate) async fn check(
         rows.collect(),
         "no rule could be asked",
     )?;
+    for provider in checked.providers.iter().filter(|one| !one.why_not.is_empty()) {
+        let why: Vec<&str> = provider.why_not.iter().map(|why| why.meaning()).collect();
+        screen.line(&format!("not by {}: {}", provider.provider, why.join(" ")))?;
+    }
     let content = &checked.content;
     screen.line(&format!(
         "{} characters, {}, {} SMS segments; judged as {}; may be in {}",

@@ -19,8 +19,8 @@ use crate::store::messages::NewMessage;
 
 /// Check a message without sending it
 ///
-/// Every rule's verdict, the first instant at which they all allow it, and the phone that would send it. A message with
-/// `send_at` is judged as it would be then.
+/// Every rule's verdict, the first instant at which they all allow it, and the phone that would send it, or the provider
+/// where no phone can. A message with `send_at` is judged as it would be then.
 #[utoipa::path(post, path = "/v1/messages:check", tag = "messages", request_body = CreateMessage,
     security(("api_key" = [])),
     responses(
@@ -56,14 +56,15 @@ pub(super) async fn check(
                 Err(error) if error.is_unavailable() => return Err(ApiError::from(error)),
                 facts => facts.ok(),
             };
-            let phone = dispatch::preview(tx, &shared, &caller.tenant, &new, now)?;
-            Ok(report(facts.as_ref(), &new, phone, at))
+            let preview = dispatch::preview(tx, &shared, &caller.tenant, &new, now)?;
+            Ok(report(facts.as_ref(), &new, preview, at))
         })
         .await?;
     Ok(json(StatusCode::OK, &answer))
 }
 
-fn report(facts: Option<&Facts>, new: &NewMessage, phone: Preview, at: UnixMs) -> CheckedMessage {
+fn report(facts: Option<&Facts>, new: &NewMessage, preview: Preview, at: UnixMs) -> CheckedMessage {
+    let Preview { phone, providers } = preview;
     let mut verdict = compliance::check(facts.ok_or(&()), at.0);
     let mut rules: Vec<RuleVerdict> = facts
         .map(|facts| compliance::explain(facts, at.0))
@@ -115,6 +116,7 @@ fn report(facts: Option<&Facts>, new: &NewMessage, phone: Preview, at: UnixMs) -
         from: chosen.as_ref().map(|(_, number)| number.clone()),
         route: chosen.as_ref().map(|(choice, _)| choice.route.clone()).unwrap_or_default(),
         phone: chosen.map(|(choice, _)| choice.phone),
+        providers,
         rules_version: facts::versions().0.to_owned(),
     }
 }

@@ -2,7 +2,7 @@
 
 use protocol::link::EventFrame;
 use protocol::pipe::{Attempt, Event};
-use protocol::{MessageId, PhoneId, Reason, Status, TenantId, UnixMs, canary};
+use protocol::{Channel, MessageId, PhoneId, Reason, Status, TenantId, UnixMs, canary};
 
 use super::{Effects, Rules};
 use crate::retry::{self, Ended, Next};
@@ -188,11 +188,92 @@ pub(super) fn apply(
 fn learn(
     tx: &mut Tx<'_>,
     about: &About<'_>,
-    channel: protocol::Channel,
+    channel: Channel,
     able: bool,
 ) -> Result<(), StoreError> {
     let at = about.at.min(about.now);
     capabilities::learn_from(tx, about.tenant, about.message, (channel, able), at)
+}
+
+/// What is known of an attempt at a provider of SMS.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Told<'a> {
+    /// It was sent, and has come so far.
+    Sent {
+        /// How far.
+        status: Status,
+        /// When.
+        at: UnixMs,
+        /// The provider's id.
+        id: &'a str,
+    },
+    /// Nobody knows.
+    Unknown {
+        /// Why.
+        reason: Reason,
+        /// For people.
+        detail: &'a str,
+    },
+    /// It was asked for and not sent.
+    Failed {
+        /// Why.
+        reason: Reason,
+        /// For people.
+        detail: &'a str,
+        /// Another try could go better.
+        retryable: bool,
+    },
+    /// It was not asked for, or turned away unread.
+    NotStarted {
+        /// Why.
+        reason: Reason,
+    },
+}
+
+/// Whose attempt it is: the tenant's, which one, on which number.
+pub(crate) type Whose<'a> = (&'a TenantId, (&'a MessageId, u32), &'a PhoneId);
+
+/// Takes what is known of an attempt at a provider as if a phone had said it.
+pub(crate) fn told(
+    tx: &mut Tx<'_>,
+    rules: Rules,
+    (tenant, (message, attempt), phone): Whose<'_>,
+    told: Told<'_>,
+    now: UnixMs,
+    effects: &mut Effects,
+) -> Result<(), StoreError> {
+    let Some(row) = rows::attempt(tx, message, attempt)? else { return Err(StoreError::NoRow) };
+    let about = About { tenant, message, attempt, phone, row: &row, at: now, now };
+    match told {
+        Told::Sent { status, at, id } => {
+            let about = About { at, ..about };
+            let change =
+                Change { channel: Some(Channel::Sms), guid: Some(id), ..about.change(status) };
+            proven(tx, &about, &change, effects)
+        }
+        Told::Unknown { reason, detail } => {
+            if row.state == "done" {
+                return Ok(());
+            }
+            done(tx, &about, effects)?;
+            let change = Change {
+                reason: Some(reason),
+                detail: some_text(detail),
+                channel: Some(Channel::Sms),
+                ..about.change(Status::Unknown)
+            };
+            rows::change(tx, tenant, message, &change)?;
+            Ok(())
+        }
+        Told::Failed { reason, detail, retryable } => {
+            let ended = Ended::Failed { retryable };
+            not_sent(tx, rules, &about, ended, (reason, detail), effects)
+        }
+        Told::NotStarted { reason } => {
+            let ended = Ended::NotStarted { retryable: true };
+            not_sent(tx, rules, &about, ended, (reason, ""), effects)
+        }
+    }
 }
 
 fn some_text(text: &str) -> Option<&str> {

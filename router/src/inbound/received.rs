@@ -13,7 +13,7 @@ use crate::compliance::opt_out::{self, Asks, Words};
 use crate::facts;
 use crate::store::dispatch as rows;
 use crate::store::opt_outs::{self, Method, Turned, Wish};
-use crate::store::{StoreError, Tx, capabilities, inbound as store, rules, standby};
+use crate::store::{StoreError, Tx, capabilities, inbound as store, providers, rules, standby};
 
 /// On a pooled phone, STOP counts for every tenant that has talked with its sender within this time.
 const STOP_REACH_MS: i64 = 30 * 24 * 3_600 * 1_000;
@@ -32,7 +32,7 @@ const HELP_EVERY_MS: i64 = 5 * 60 * 1_000;
 const EVIDENCE_CHARS_MAX: usize = 500;
 
 /// An inbound message: dedupe, attribute, store, and honour a keyword before anybody is told.
-pub(super) fn message(
+pub(crate) fn message(
     tx: &mut Tx<'_>,
     frame: &EventFrame,
     message: &Received,
@@ -265,7 +265,41 @@ fn honour(
     Ok(effects)
 }
 
-/// Queues the one answer of ours, unless it would come too late.
+/// A provider of SMS says that a recipient has told it to be left alone by this number. It counts for everybody whom a
+/// STOP to that number counts for.
+pub(crate) fn opted_out_at_provider(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    (phone, recipient): (&PhoneId, &Recipient),
+    detail: &str,
+    now: UnixMs,
+) -> Result<Effects, StoreError> {
+    let mut effects = Effects::default();
+    let talked = store::talked_with(tx, phone, recipient)?;
+    for reached in reach(tenant, &talked, now) {
+        let wish = Wish {
+            action: "opted_out",
+            method: Method::Provider,
+            message: None,
+            text: None,
+            evidence: Some(serde_json::json!({ "source": detail })),
+            rules: facts::versions().0,
+            at: now,
+        };
+        let event = EventId::new(now.0, clock::random());
+        if opt_outs::turn(tx, (&reached, recipient), &wish, &event)? == Turned::Nothing {
+            continue;
+        }
+        store::drop_confirmations(tx, &reached, recipient, now)?;
+        effects.recall.extend(store::block_waiting(tx, &reached, recipient, now)?.1);
+        metrics::counter!("switchboard_opt_outs_total", "type" => "contact.opted_out").increment(1);
+        store::tell_opt_out(tx, &reached, "contact.opted_out", recipient, now)?;
+    }
+    Ok(effects)
+}
+
+/// Queues the one answer of ours, unless it would come too late, or a provider's number was written to: providers answer
+/// STOP, START and HELP themselves.
 fn confirm(
     tx: &mut Tx<'_>,
     tenant: &TenantId,
@@ -274,7 +308,7 @@ fn confirm(
     now: UnixMs,
 ) -> Result<Effects, StoreError> {
     let expires_at = message.at.min(now).plus_ms(CONFIRM_WITHIN_MS);
-    if expires_at <= now {
+    if expires_at <= now || providers::is_provider(tx, phone)? {
         return Ok(Effects::default());
     }
     store::queue_confirmation(tx, tenant, (phone, message), wording, (now, expires_at))?;

@@ -85,6 +85,8 @@ pub struct Need<'a> {
     pub sandbox: bool,
     /// The number that it has to come from, where one was asked for.
     pub from: Option<&'a E164>,
+    /// Files go with it.
+    pub files: bool,
     /// Characters of its text.
     pub text_chars: usize,
 }
@@ -130,6 +132,33 @@ pub fn choose(need: &Need<'_>, candidates: &[Candidate], figures: &Figures, now:
     Chosen { index, again_at: if index.is_some() { None } else { again_at }, checked }
 }
 
+/// The same without the operator's figures, which are no tenant's business: they are `not_allowed`.
+pub fn for_tenants(checked: Vec<CheckedProvider>) -> Vec<CheckedProvider> {
+    let veiled = |why: ProviderWhyNot| match why {
+        ProviderWhyNot::VolumeTooLow
+        | ProviderWhyNot::RevenueTooLow
+        | ProviderWhyNot::RevenueNotKnown => ProviderWhyNot::NotAllowed,
+        ProviderWhyNot::PhonesFirst
+        | ProviderWhyNot::Disabled
+        | ProviderWhyNot::NotSms
+        | ProviderWhyNot::NotANumber
+        | ProviderWhyNot::Sandbox
+        | ProviderWhyNot::OtherNumber
+        | ProviderWhyNot::HasFiles
+        | ProviderWhyNot::TextTooLong
+        | ProviderWhyNot::NotAllowed
+        | ProviderWhyNot::BreakerOpen
+        | ProviderWhyNot::Resting
+        | ProviderWhyNot::Full => why,
+    };
+    let veil = |one: CheckedProvider| {
+        let mut why_not: Vec<ProviderWhyNot> = one.why_not.into_iter().map(veiled).collect();
+        why_not.dedup();
+        CheckedProvider { why_not, ..one }
+    };
+    checked.into_iter().map(veil).collect()
+}
+
 /// How long a provider that is full is left to work off what waits.
 const FULL_WAIT_MS: i64 = 500;
 
@@ -154,6 +183,7 @@ fn passes(why: ProviderWhyNot) -> bool {
         | ProviderWhyNot::NotANumber
         | ProviderWhyNot::Sandbox
         | ProviderWhyNot::OtherNumber
+        | ProviderWhyNot::HasFiles
         | ProviderWhyNot::TextTooLong
         | ProviderWhyNot::VolumeTooLow
         | ProviderWhyNot::RevenueTooLow
@@ -180,6 +210,7 @@ fn why_not(
         (!need.to_number, ProviderWhyNot::NotANumber),
         (need.sandbox, ProviderWhyNot::Sandbox),
         (need.from.is_some_and(|from| *from != candidate.number), ProviderWhyNot::OtherNumber),
+        (need.files, ProviderWhyNot::HasFiles),
         (need.text_chars > TEXT_CHARS_MAX, ProviderWhyNot::TextTooLong),
     ];
     let last = [
@@ -252,6 +283,7 @@ mod tests {
         to_number: true,
         sandbox: false,
         from: None,
+        files: false,
         text_chars: 5,
     };
 
@@ -302,7 +334,8 @@ mod tests {
         type Spoil = fn(&mut Need<'static>, &mut Candidate);
         let later = NOW.plus_ms(5_000);
         assert!(later > NOW);
-        let cases: [(ProviderWhyNot, Spoil); 10] = [
+        let cases: [(ProviderWhyNot, Spoil); 11] = [
+            (ProviderWhyNot::HasFiles, |need, _| need.files = true),
             (ProviderWhyNot::PhonesFirst, |need, _| need.phone_can = true),
             (ProviderWhyNot::Disabled, |_, c| c.enabled = false),
             (ProviderWhyNot::NotSms, |need, _| need.sms = false),
@@ -326,10 +359,10 @@ mod tests {
                 (None, &[why][..]),
                 "{why}"
             );
-            let again = match why {
-                ProviderWhyNot::BreakerOpen | ProviderWhyNot::Resting => Some(later),
-                ProviderWhyNot::Full => Some(NOW.plus_ms(FULL_WAIT_MS)),
-                _ => None,
+            let again = if why == ProviderWhyNot::Full {
+                Some(NOW.plus_ms(FULL_WAIT_MS))
+            } else {
+                passes(why).then_some(later)
             };
             assert_eq!(chosen.again_at, again, "{why}");
         }

@@ -132,7 +132,8 @@ fn enrol_phone(
     Ok(id)
 }
 
-/// The numbers among these that were enrolled before as what they are not to be now, of the sandbox or real. A phone stays
+/// The numbers among these that were enrolled before as what they are not to be now, of the sandbox or real, or that are a
+/// provider's. A phone stays
 /// what it was: messages that wait for the one must not go to the other.
 pub fn enrolled_otherwise(
     tx: &mut Tx<'_>,
@@ -141,7 +142,7 @@ pub fn enrolled_otherwise(
     let mut otherwise = Vec::new();
     for (index, phone) in phones.iter().enumerate() {
         let known = tx.query_opt(
-            "SELECT 1 FROM phones WHERE number = ?1 AND sandbox <> ?2",
+            "SELECT 1 FROM phones WHERE number = ?1 AND (sandbox <> ?2 OR provider IS NOT NULL)",
             params![phone.number, phone.sandbox],
             |row| row.int(0),
         )?;
@@ -215,7 +216,7 @@ pub fn list_phones(
             (SELECT count(*) FROM attempts a WHERE a.phone_id = p.id AND a.state <> 'done'), p.last_used_at,
             CASE WHEN p.handed_until > ?4 THEN p.handed_to END, p.replaced_by, p.sandbox
          FROM phones p LEFT JOIN hosts h ON h.id = p.host_id LEFT JOIN leases l ON l.phone_id = p.id
-         WHERE p.id < ?1 ORDER BY p.id DESC LIMIT ?2",
+         WHERE p.id < ?1 AND p.provider IS NULL ORDER BY p.id DESC LIMIT ?2",
         params![before.unwrap_or("~"), limit.saturating_add(1), today, now],
         read_phone,
     )?;

@@ -500,8 +500,9 @@ macro_rules! pool_sql {
         )
     };
 }
-const POOL: &str = pool_sql!("");
-const POOL_PHONE: &str = pool_sql!("WHERE p.id = ?1");
+// A provider's number stands among the phones and is none: the pool does not know it.
+const POOL: &str = pool_sql!("WHERE p.provider IS NULL");
+const POOL_PHONE: &str = pool_sql!("WHERE p.id = ?1 AND p.provider IS NULL");
 
 fn read_pool_phone(row: &Row<'_>) -> Result<PoolPhone, StoreError> {
     let Json(channels): Json<Vec<Channel>> = row.get(5)?;
@@ -1132,7 +1133,11 @@ pub fn lost(tx: &mut Tx<'_>, before: UnixMs, limit: usize) -> Result<Vec<Given>,
 }
 
 fn lost_sql() -> String {
-    format!("{} WHERE a.state <> 'done' AND a.start_before < ?1 LIMIT ?2", given_sql())
+    // What a provider has is settled by its reports and by looking it up.
+    format!(
+        "{} WHERE a.state <> 'done' AND a.start_before < ?1 AND p.provider IS NULL LIMIT ?2",
+        given_sql()
+    )
 }
 
 /// Nobody knows what the host did with it: `unknown`, and never sent again by us. An answer that comes later still counts.

@@ -75,6 +75,11 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "stripe",
         sql: include_str!("../../migrations/0014_stripe.sql"),
     },
+    Migration {
+        version: 15,
+        name: "providers",
+        sql: include_str!("../../migrations/0015_providers.sql"),
+    },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

@@ -19,6 +19,8 @@ pub enum Method {
     Import,
     /// The operator says so.
     Operator,
+    /// A provider of SMS says that they have told it.
+    Provider,
 }
 
 impl Method {
@@ -30,6 +32,7 @@ impl Method {
             Self::Api => "api",
             Self::Import => "import",
             Self::Operator => "operator",
+            Self::Provider => "provider",
         }
     }
 }

@@ -381,7 +381,7 @@ pub fn replace(
     type Found = (E164, Option<String>, Option<PhoneId>, bool);
     let mut find = |phone: &PhoneId| -> Result<Option<Found>, StoreError> {
         tx.query_opt(
-            "SELECT number, exclusive_tenant_id, replaced_by, sandbox FROM phones WHERE id = ?1",
+            "SELECT number, exclusive_tenant_id, replaced_by, sandbox FROM phones WHERE id = ?1 AND provider IS NULL",
             params![phone],
             |row| Ok((row.get(0)?, row.opt_text(1)?, row.get(2)?, row.get(3)?)),
         )
