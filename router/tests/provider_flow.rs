@@ -6,7 +6,6 @@
     reason = "a script that meets something else than it expects has failed, and says where"
 )]
 
-#[expect(dead_code, reason = "other tests use the rest")]
 mod api_support;
 mod provider_support;
 
