@@ -494,6 +494,42 @@ pub struct Phone {
     /// When it was last given a message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_used_at: Option<UnixMs>,
+    /// The tenant that it is reserved for; without one it is pooled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exclusive_to: Option<TenantId>,
+    /// Messages that it sends in a day (UTC) at most, where it has a cap of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub daily_cap: Option<u32>,
+    /// Among phones that have sent as much today, those with less are taken first.
+    #[serde(default)]
+    pub warming_priority: u32,
+    /// Since when its number is used: its age, by which it may meet new contacts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_service_at: Option<UnixMs>,
+}
+
+/// `PATCH /v1/admin/phones/{id}`: what is left out stays as it is.
+#[serde(deny_unknown_fields)]
+#[derive(Default)]
+pub struct UpdatePhone {
+    /// A name for people; empty for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(max_length = 100))]
+    pub label: Option<String>,
+    /// The tenant that it is reserved for, by its id; `everybody` puts it into the pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exclusive_to: Option<String>,
+    /// Messages that it sends in a day (UTC) at most; 0 for as many as is configured for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(maximum = 1_000_000))]
+    pub daily_cap: Option<u32>,
+    /// Among phones that have sent as much today, those with less are taken first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(maximum = 1_000_000))]
+    pub warming_priority: Option<u32>,
+    /// Since when its number is used, for one that was in use before it was enrolled here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_service_at: Option<UnixMs>,
 }
 
 /// `POST /v1/admin/phones/{id}/failover` and `POST /v1/admin/hosts/{id}/failover`.

@@ -15,8 +15,9 @@ use protocol::api::{
     PhoneMove, Plan, PreviewTemplate, Problem, ProviderWhyNot, QuotaWarning, ReplacePhone,
     ReplacedPhone, ReplayWebhooks, ReplayedWebhooks, RotateKey, RotateSecret, RuleName,
     RuleVerdict, SetBilling, Template, TemplatePreview, TemplateVersion, Tenant, TenantBilling,
-    TenantRules, Tier, UnknownZone, UpdateTemplate, UpdateWebhookEndpoint, UsageRow, UseTemplate,
-    UsedTemplate, WebhookAttempt, WebhookBody, WebhookData, WebhookDelivery, WebhookEndpoint,
+    TenantRules, Tier, UnknownZone, UpdatePhone, UpdateTemplate, UpdateWebhookEndpoint, UsageRow,
+    UseTemplate, UsedTemplate, WebhookAttempt, WebhookBody, WebhookData, WebhookDelivery,
+    WebhookEndpoint,
 };
 use protocol::link::{
     EnrolPhone, EnrolRequest, EnrolResponse, EnrolledPhone, Enrolment, EventFrame, HostFrame,
@@ -645,6 +646,16 @@ fn the_public_api() {
         },
     );
     golden(
+        "api/update_phone",
+        &UpdatePhone {
+            label: Some("Shop".to_owned()),
+            exclusive_to: Some("everybody".to_owned()),
+            daily_cap: Some(200),
+            warming_priority: Some(1),
+            in_service_at: Some(NOON),
+        },
+    );
+    golden(
         "api/capabilities",
         &Capabilities {
             recipient: anna(),
@@ -999,6 +1010,10 @@ fn the_operators_api() {
             messages_today: 12,
             in_flight: 1,
             last_used_at: None,
+            exclusive_to: Some(tenant()),
+            daily_cap: Some(200),
+            warming_priority: 1,
+            in_service_at: Some(NOON),
         },
     );
 }

@@ -102,6 +102,8 @@ enum Command {
     Hosts,
     /// Lists the phones with their state
     Phones,
+    /// Shows one phone, or changes whom it is for, its cap and its age
+    Phone(pool::OnePhone),
     /// Shows hosts and phones live, what is wrong with them first
     Top(top::Top),
     /// Lets another host, or another phone, take over
@@ -222,6 +224,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Host(command) => host::run(screen, &global, command).await,
         Command::Hosts => pool::hosts(screen, &Client::new(&global)?).await,
         Command::Phones => pool::phones(screen, &Client::new(&global)?).await,
+        Command::Phone(one) => pool::phone(screen, &Client::new(&global)?, one).await,
         Command::Top(top) => top::run(screen, &Client::new(&global)?, &global.url(), top).await,
         Command::Failover(command) => failover::run(screen, &Client::new(&global)?, command).await,
         Command::Drain(drain) => failover::drain(screen, &Client::new(&global)?, drain).await,

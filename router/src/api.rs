@@ -20,6 +20,7 @@ mod messages;
 mod opt_outs;
 mod overlap;
 mod pages;
+mod phones;
 mod providers;
 mod rules;
 mod stripe;
@@ -261,6 +262,7 @@ fn documented(app: Option<&AppState>) -> OpenApiRouter<AppState> {
         .routes(routes!(providers::disable))
         .routes(routes!(providers::test))
         .routes(routes!(providers::choose))
+        .routes(routes!(phones::get, phones::update))
         .routes(routes!(failover::phone))
         .routes(routes!(failover::host))
         .routes(routes!(failover::drain))

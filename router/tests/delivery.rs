@@ -226,3 +226,86 @@ async fn what_ends_the_router_again_and_again_is_given_up() {
     router::dispatch::run_once(&app).await.unwrap();
     assert_eq!(message(&app, &tenant, &good).await.status, Status::Queued);
 }
+
+/// Asks the operator's route for a phone, with a change; answers status and body.
+async fn set_phone(
+    router: &Router,
+    phone: &str,
+    change: serde_json::Value,
+) -> (u16, serde_json::Value) {
+    let request = reqwest::Client::new()
+        .patch(format!("http://{}/v1/admin/phones/{phone}", router.address))
+        .bearer_auth("an-admin-token-for-tests")
+        .json(&change);
+    let answer = tokio::time::timeout(DEADLINE, request.send()).await.unwrap().unwrap();
+    (answer.status().as_u16(), answer.json().await.unwrap())
+}
+
+#[tokio::test]
+async fn the_operator_says_whom_a_phone_is_for_how_old_it_is_and_how_much_it_sends() {
+    let router = router("[warming]\nnew_contacts = [{ from_day = 0, per_day = 1 }, { from_day = 30, per_day = 50 }]\n").await;
+    let app = &router.app;
+    let (one, other) = (tenant(app, "One").await, tenant(app, "Other").await);
+    let host = host(app, &[ONE]).await;
+    let phone = host.phones[0].to_string();
+    let mut bridge = Bridge::connect(&router, &host).await;
+    for (change, pointer, code) in [
+        (serde_json::json!({"exclusive_to": "ten_1"}), "/exclusive_to", "invalid_id"),
+        (
+            serde_json::json!({"exclusive_to": "ten_00000000000000000000000000"}),
+            "/exclusive_to",
+            "unknown_tenant",
+        ),
+        (serde_json::json!({"daily_cap": 1_000_001}), "/daily_cap", "out_of_range"),
+        (
+            serde_json::json!({"in_service_at": "2126-01-01T00:00:00Z"}),
+            "/in_service_at",
+            "in_the_future",
+        ),
+        (serde_json::json!({"cap": 1}), "/cap", "unknown_field"),
+    ] {
+        let (status, body) = set_phone(&router, &phone, change).await;
+        assert_eq!(status, 422, "{body}");
+        assert_eq!(
+            (&body["errors"][0]["pointer"], &body["errors"][0]["code"]),
+            (&pointer.into(), &code.into())
+        );
+    }
+    let nobodys = set_phone(&router, "pho_00000000000000000000000000", serde_json::json!({})).await;
+    assert_eq!(nobodys.0, 404, "{nobodys:?}");
+
+    let change = serde_json::json!({"exclusive_to": one.to_string(), "label": "Shop"});
+    let (status, body) = set_phone(&router, &phone, change).await;
+    assert_eq!((status, &body["exclusive_to"]), (200, &one.to_string().into()), "{body}");
+    let waits = accept(app, &other, &stranger(1), |_| {}).await;
+    held(app, &other, &waits, Reason::NoPhoneAvailable).await;
+    let goes = accept(app, &one, &stranger(2), |_| {}).await;
+    let send = bridge.wire.send_command().await;
+    assert_eq!(send.message, goes);
+    bridge.sends(&send).await;
+
+    // Everybody's again: what waited for a phone may have it, but for the one stranger that it has met today.
+    let (status, body) =
+        set_phone(&router, &phone, serde_json::json!({"exclusive_to": "everybody"})).await;
+    assert_eq!((status, body.get("exclusive_to")), (200, None), "{body}");
+    assert_eq!(body["label"], "Shop", "what is left out stays");
+    held(app, &other, &waits, Reason::WarmingCap).await;
+    // Its number is older than its enrolment.
+    let (status, body) =
+        set_phone(&router, &phone, serde_json::json!({"in_service_at": "2024-05-01T00:00:00Z"}))
+            .await;
+    assert_eq!(status, 200, "{body}");
+    let send = bridge.wire.send_command().await;
+    assert_eq!(send.message, waits);
+    bridge.sends(&send).await;
+
+    let (status, body) = set_phone(&router, &phone, serde_json::json!({"daily_cap": 2})).await;
+    assert_eq!((status, &body["messages_today"]), (200, &2.into()), "{body}");
+    let over = accept(app, &one, &stranger(2), |_| {}).await;
+    let end = reaches(app, &one, &over, Status::Failed).await;
+    assert_eq!(end.reason, Some(Reason::NoPhoneAvailable), "all are at their cap");
+    let (_, body) = set_phone(&router, &phone, serde_json::json!({"daily_cap": 0})).await;
+    assert_eq!(body.get("daily_cap"), None, "as configured for all");
+    accept(app, &one, &stranger(2), |_| {}).await;
+    bridge.wire.send_command().await;
+}

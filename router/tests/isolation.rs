@@ -372,6 +372,7 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     ("accounts.rs OTHERWISE", "every tenant's account, when the router starts"),
     ("accounts.rs PLANS", "every tenant's account, when the router starts"),
     ("admin.rs list_phones", "counts a phone's open attempts, for the operator"),
+    ("admin.rs phone", "counts a phone's open attempts, for the operator"),
     ("audit.rs end", "ends the entry that was begun by the same request"),
     ("audit.rs list", "the operator's list of everybody's"),
     ("capabilities.rs answered", "who has asked a phone that answers now"),

@@ -5,7 +5,6 @@
     reason = "JSON without the field asked for fails the test, as it should"
 )]
 
-#[allow(dead_code, reason = "other tests need more of it")]
 mod api_support;
 
 use api_support::{ADMIN, Answer, Router};

@@ -1,16 +1,82 @@
 //! `hosts` and `phones`: what the operator's pool looks like now.
 
+use clap::Args;
 use protocol::{
-    Channel, Reason,
-    api::{Host, Phone},
+    Channel, PhoneId, Reason, UnixMs,
+    api::{Host, Phone, UpdatePhone},
     link::PhoneState,
 };
 
 use super::{
-    client::{Client, Who, typed_rows},
+    client::{Client, Request, Who, typed, typed_rows},
     failure::Failure,
     screen::{Screen, or_nothing, time},
 };
+
+#[derive(Debug, Args)]
+pub(crate) struct OnePhone {
+    /// The phone
+    id: PhoneId,
+    /// Names it for people; an empty text takes the name away
+    #[arg(long)]
+    label: Option<String>,
+    /// Reserves it for this tenant; `everybody` puts it back into the pool
+    #[arg(long, value_name = "TENANT")]
+    exclusive_to: Option<String>,
+    /// Messages that it sends in a day (UTC) at most; 0 for as many as is configured for all
+    #[arg(long, value_name = "MESSAGES")]
+    daily_cap: Option<u32>,
+    /// Among phones that have sent as much today, those with less are taken first
+    #[arg(long, value_name = "NUMBER")]
+    warming_priority: Option<u32>,
+    /// Since when its number is used, such as 2024-05-01T00:00:00Z: its age, by which it may meet strangers
+    #[arg(long, value_name = "TIME")]
+    in_service_at: Option<UnixMs>,
+}
+
+/// Shows a phone, as it is once what is asked for is changed.
+pub(crate) async fn phone(
+    screen: &mut Screen,
+    client: &Client,
+    one: OnePhone,
+) -> Result<(), Failure> {
+    let path = format!("/v1/admin/phones/{}", one.id);
+    let change = UpdatePhone {
+        label: one.label,
+        exclusive_to: one.exclusive_to,
+        daily_cap: one.daily_cap,
+        warming_priority: one.warming_priority,
+        in_service_at: one.in_service_at,
+    };
+    let request = if change == UpdatePhone::default() {
+        Request::get(Who::Operator, path)
+    } else {
+        Request::patch(Who::Operator, path).body(&change)?
+    };
+    let answer = client.call(&request).await?;
+    if screen.is_json() {
+        return screen.json(&answer);
+    }
+    let phone: Phone = typed(answer)?;
+    let channels: Vec<&str> = phone.channels.iter().map(|c| Channel::as_str(*c)).collect();
+    let whose = phone.exclusive_to.map_or_else(|| "everybody".to_owned(), |one| one.to_string());
+    let cap = phone.daily_cap.map_or_else(|| "as for all".to_owned(), |cap| cap.to_string());
+    let rows = [
+        ("number", phone.number.to_string()),
+        ("label", or_nothing(phone.label)),
+        ("for", whose),
+        ("state", phone.state.as_str().to_owned()),
+        ("link", online(phone.online)),
+        ("channels", channels.join(",")),
+        ("sent today", phone.messages_today.to_string()),
+        ("daily cap", cap),
+        ("warming priority", phone.warming_priority.to_string()),
+        ("in service since", time(phone.in_service_at)),
+        ("last used", time(phone.last_used_at)),
+    ];
+    let rows = rows.into_iter().map(|(name, value)| [name.to_owned(), value]).collect();
+    screen.table(["WHAT", "VALUE"], rows, "there is no such phone")
+}
 
 pub(crate) async fn hosts(screen: &mut Screen, client: &Client) -> Result<(), Failure> {
     let page = client.list(Who::Operator, "/v1/admin/hosts", &[], usize::MAX).await?;

@@ -211,19 +211,50 @@ pub fn list_phones(
 ) -> Result<Vec<Phone>, StoreError> {
     let today = now.0.div_euclid(DAY_MS);
     let mut phones = tx.query(
-        "SELECT p.id, p.number, p.label, p.host_id, h.session, p.state, p.reasons, p.channels, l.epoch, l.expires_at,
-            CASE WHEN p.day = ?3 THEN p.messages_today ELSE 0 END,
-            (SELECT count(*) FROM attempts a WHERE a.phone_id = p.id AND a.state <> 'done'), p.last_used_at,
-            CASE WHEN p.handed_until > ?4 THEN p.handed_to END, p.replaced_by, p.sandbox
-         FROM phones p LEFT JOIN hosts h ON h.id = p.host_id LEFT JOIN leases l ON l.phone_id = p.id
-         WHERE p.id < ?1 AND p.provider IS NULL ORDER BY p.id DESC LIMIT ?2",
-        params![before.unwrap_or("~"), limit.saturating_add(1), today, now],
+        &format!("{PHONES} WHERE p.id < ?3 AND p.provider IS NULL ORDER BY p.id DESC LIMIT ?4"),
+        params![today, now, before.unwrap_or("~"), limit.saturating_add(1)],
         read_phone,
     )?;
     for phone in &mut phones {
         phone.hosts = standby::hosts_of(tx, &phone.id)?;
     }
     Ok(phones)
+}
+
+const PHONES: &str = "SELECT p.id, p.number, p.label, p.host_id, h.session, p.state, p.reasons, p.channels, l.epoch, l.expires_at,
+        CASE WHEN p.day = ?1 THEN p.messages_today ELSE 0 END,
+        (SELECT count(*) FROM attempts a WHERE a.phone_id = p.id AND a.state <> 'done'), p.last_used_at,
+        CASE WHEN p.handed_until > ?2 THEN p.handed_to END, p.replaced_by, p.sandbox, p.exclusive_tenant_id,
+        p.daily_cap, p.warming_priority, COALESCE(p.in_service_at, p.created_at)
+     FROM phones p LEFT JOIN hosts h ON h.id = p.host_id LEFT JOIN leases l ON l.phone_id = p.id";
+
+/// One phone.
+pub fn phone(tx: &mut Tx<'_>, id: &PhoneId, now: UnixMs) -> Result<Option<Phone>, StoreError> {
+    let today = now.0.div_euclid(DAY_MS);
+    let sql = format!("{PHONES} WHERE p.id = ?3 AND p.provider IS NULL");
+    let Some(mut phone) = tx.query_opt(&sql, params![today, now, id], read_phone)? else {
+        return Ok(None);
+    };
+    phone.hosts = standby::hosts_of(tx, id)?;
+    Ok(Some(phone))
+}
+
+/// Writes down what the operator decides of a phone.
+pub fn set_phone(tx: &mut Tx<'_>, phone: &Phone, now: UnixMs) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE phones SET label = ?2, exclusive_tenant_id = ?3, daily_cap = ?4, warming_priority = ?5,
+             in_service_at = ?6, updated_at = ?7 WHERE id = ?1",
+        params![
+            phone.id,
+            phone.label,
+            phone.exclusive_to,
+            phone.daily_cap,
+            phone.warming_priority,
+            phone.in_service_at,
+            now
+        ],
+    )?;
+    Ok(())
 }
 
 fn read_phone(row: &Row<'_>) -> Result<Phone, StoreError> {
@@ -245,5 +276,9 @@ fn read_phone(row: &Row<'_>) -> Result<Phone, StoreError> {
         handed_to: row.get(13)?,
         replaced_by: row.get(14)?,
         sandbox: row.get(15)?,
+        exclusive_to: row.get(16)?,
+        daily_cap: row.get(17)?,
+        warming_priority: row.get(18)?,
+        in_service_at: row.get(19)?,
     })
 }
