@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::link::PhoneState;
 use crate::pipe::{Conversation, InboundAttachment};
 use crate::{
-    Channel, ChannelChoice, Class, DeliveryId, E164, EndpointId, EventId, HostId, KeyId, MessageId,
-    PhoneId, Reason, Recipient, Status, TenantId, UnixMs,
+    BatchId, Channel, ChannelChoice, Class, DeliveryId, E164, EndpointId, EventId, HostId, KeyId,
+    MessageId, PhoneId, Reason, Recipient, Status, TenantId, UnixMs,
 };
 
 /// Media type of a problem.
@@ -26,11 +26,13 @@ macro_rules! bodies {
     )+ };
 }
 
+mod batches;
 mod billing;
 mod providers;
 mod rules;
 mod templates;
 
+pub use batches::*;
 pub use billing::*;
 pub use providers::*;
 pub use rules::*;
@@ -188,6 +190,9 @@ pub struct Message {
     /// Files that go with it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub media: Vec<Media>,
+    /// The batch that it is one of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<BatchId>,
     /// The channel asked for.
     pub channel: ChannelChoice,
     /// Channels to be tried after it, where that was asked for.
@@ -786,6 +791,9 @@ pub struct WebhookData {
     /// The message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<MessageId>,
+    /// The batch that has ended, or was paused because nothing pays for more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<BatchId>,
     /// Number of the event in the message's story: later ones have higher numbers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sequence: Option<u64>,
@@ -896,6 +904,9 @@ pub const WEBHOOK_TYPES: &[&str] = &[
     "message.reaction",
     "message.edited",
     "message.unsent",
+    "batch.completed",
+    "batch.canceled",
+    "batch.paused",
     "contact.opted_out",
     "contact.opted_in",
     "phone.online",

@@ -99,6 +99,8 @@ ids! {
     DeliveryId = "dlv_",
     /// A tenant's text with variables.
     TemplateId = "tpl_",
+    /// One text to many recipients.
+    BatchId = "bat_",
 }
 
 #[cfg(test)]

@@ -34,7 +34,8 @@ pub mod wire;
 pub use channel::{Channel, ChannelChoice};
 pub use class::Class;
 pub use id::{
-    DeliveryId, EndpointId, EventId, HostId, KeyId, MessageId, PhoneId, TemplateId, TenantId,
+    BatchId, DeliveryId, EndpointId, EventId, HostId, KeyId, MessageId, PhoneId, TemplateId,
+    TenantId,
 };
 pub use number::{E164, Recipient};
 pub use reason::Reason;

@@ -58,6 +58,10 @@ reasons! {
     Expired = "expired",
     /// The tenant or the operator withdrew it.
     Canceled = "canceled",
+    /// The messages of the plan are used up for this month.
+    QuotaExceeded = "quota_exceeded",
+    /// The credit does not pay for it.
+    InsufficientCredit = "insufficient_credit",
     /// Every attempt is used up.
     AttemptsExhausted = "attempts_exhausted",
     /// The router was ended, again and again, while it looked at it.

@@ -7,17 +7,18 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use protocol::api::{
-    ApiKey, AskCapabilities, Capabilities, ChangeCredit, ChannelKnown, CheckedMessage,
-    CheckedProvider, Contact, ContentReport, CreateKey, CreateMessage, CreateOptOuts,
-    CreateTemplate, CreateTenant, CreateWebhookEndpoint, CreatedKey, CreatedOptOuts, DeadLetter,
-    Direction, Encoding, EnrolmentToken, FailOver, FailedOver, FieldError, Host, HoursPreset,
-    Media, Message, MessageEvent, MoveRefused, OptOut, OptOutEvent, Page, Phone, PhoneHost,
-    PhoneMove, Plan, PreviewTemplate, Problem, ProviderWhyNot, QuotaWarning, ReplacePhone,
-    ReplacedPhone, ReplayWebhooks, ReplayedWebhooks, RotateKey, RotateSecret, RuleName,
-    RuleVerdict, SetBilling, Template, TemplatePreview, TemplateVersion, Tenant, TenantBilling,
-    TenantRules, Tier, UnknownZone, UpdatePhone, UpdateTemplate, UpdateWebhookEndpoint, UsageRow,
-    UseTemplate, UsedTemplate, WebhookAttempt, WebhookBody, WebhookData, WebhookDelivery,
-    WebhookEndpoint,
+    AddedRecipients, ApiKey, AskCapabilities, Batch, BatchRecipient, BatchState, Capabilities,
+    ChangeCredit, ChannelKnown, CheckedMessage, CheckedProvider, Contact, ContentReport,
+    CreateBatch, CreateKey, CreateMessage, CreateOptOuts, CreateRecipient, CreateTemplate,
+    CreateTenant, CreateWebhookEndpoint, CreatedKey, CreatedMessages, CreatedOne, CreatedOptOuts,
+    DeadLetter, Direction, Encoding, EnrolmentToken, FailOver, FailedOver, FieldError, Host,
+    HoursPreset, Media, Message, MessageEvent, MoveRefused, OptOut, OptOutEvent, Page, Phone,
+    PhoneHost, PhoneMove, Plan, PreviewTemplate, Problem, ProviderWhyNot, QuotaWarning,
+    ReplacePhone, ReplacedPhone, ReplayWebhooks, ReplayedWebhooks, RotateKey, RotateSecret,
+    RowError, RuleName, RuleVerdict, SetBilling, Template, TemplatePreview, TemplateVersion,
+    Tenant, TenantBilling, TenantRules, Tier, UnknownZone, UpdatePhone, UpdateTemplate,
+    UpdateWebhookEndpoint, UsageRow, UseTemplate, UsedTemplate, WebhookAttempt, WebhookBody,
+    WebhookData, WebhookDelivery, WebhookEndpoint,
 };
 use protocol::link::{
     EnrolPhone, EnrolRequest, EnrolResponse, EnrolledPhone, Enrolment, EventFrame, HostFrame,
@@ -33,8 +34,9 @@ use protocol::pipe::{
     UnknownKind, Unsent, Up, Version,
 };
 use protocol::{
-    Channel, ChannelChoice, Class, DeliveryId, E164, EndpointId, EventId, HostId, KeyId, MessageId,
-    PhoneId, Reason, Recipient, Status, TemplateId, TenantId, UnixMs, WireError, link, pipe,
+    BatchId, Channel, ChannelChoice, Class, DeliveryId, E164, EndpointId, EventId, HostId, KeyId,
+    MessageId, PhoneId, Reason, Recipient, Status, TemplateId, TenantId, UnixMs, WireError, link,
+    pipe,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -555,6 +557,7 @@ fn api_message() -> Message {
         text: "Your table is ready.".to_owned(),
         template: Some(UsedTemplate { id: template(), version: 2 }),
         media: Vec::new(),
+        batch: Some(batch()),
         channel: ChannelChoice::Auto,
         fallback: None,
         channel_used: Some(Channel::Imessage),
@@ -809,6 +812,109 @@ fn rules_and_opt_outs() {
             state: Some("CO".to_owned()),
             created_at: NOON,
             updated_at: NOON,
+        },
+    );
+}
+
+fn batch() -> BatchId {
+    BatchId::new(NOON.0, [8; 10])
+}
+
+#[test]
+fn batches() {
+    let values = BTreeMap::from([("name".to_owned(), "Anna".to_owned())]);
+    let used = UseTemplate { id: template(), version: Some(2), variables: Some(values.clone()) };
+    golden(
+        "api/create_batch",
+        &CreateBatch {
+            name: "November".to_owned(),
+            text: None,
+            template: Some(used),
+            channel: Some(ChannelChoice::Auto),
+            class: Some(Class::Marketing),
+            from: Some(number()),
+            send_at: Some(NOON),
+            ttl_seconds: Some(3_600),
+            metadata: None,
+        },
+    );
+    golden(
+        "api/batch",
+        &Batch {
+            id: batch(),
+            name: "November".to_owned(),
+            state: BatchState::Paused,
+            reason: None,
+            text: None,
+            template: Some(UsedTemplate { id: template(), version: 2 }),
+            variables: values.clone(),
+            channel: ChannelChoice::Auto,
+            class: Class::Marketing,
+            from: Some(number()),
+            send_at: Some(NOON),
+            ttl_seconds: Some(3_600),
+            metadata: None,
+            recipients: 5_000,
+            duplicates: 2,
+            invalid: 1,
+            expanded: 1_000,
+            outcomes: Some(BTreeMap::from([(Status::Queued, 300), (Status::Delivered, 700)])),
+            created_at: NOON,
+            updated_at: NOON,
+            started_at: Some(NOON),
+            ended_at: None,
+        },
+    );
+    golden("api/create_recipient", &CreateRecipient { to: anna(), variables: Some(values) });
+    golden(
+        "api/added_recipients",
+        &AddedRecipients {
+            added: 3,
+            duplicates: 2,
+            invalid: 1,
+            recipients: 5_000,
+            errors: vec![RowError {
+                line: 7,
+                field: "to".to_owned(),
+                code: "invalid_recipient".to_owned(),
+                detail: "It is not a number.".to_owned(),
+            }],
+        },
+    );
+    golden(
+        "api/batch_recipient",
+        &BatchRecipient {
+            number: 17,
+            to: anna(),
+            message: Some(message()),
+            status: Some(Status::Blocked),
+            reason: Some(Reason::OptedOut),
+            updated_at: Some(NOON),
+        },
+    );
+    golden(
+        "api/created_messages",
+        &CreatedMessages {
+            accepted: 1,
+            refused: 1,
+            results: vec![
+                CreatedOne {
+                    status: 202,
+                    message: Some(Box::new(api_message())),
+                    code: None,
+                    errors: Vec::new(),
+                },
+                CreatedOne {
+                    status: 422,
+                    message: None,
+                    code: Some("invalid_request".to_owned()),
+                    errors: vec![FieldError {
+                        pointer: "/messages/1/to".to_owned(),
+                        code: "required".to_owned(),
+                        detail: "It is required.".to_owned(),
+                    }],
+                },
+            ],
         },
     );
 }

@@ -1,6 +1,7 @@
 //! The commands of `switchboard` and what they share.
 
 mod audit;
+mod batches;
 mod billing;
 mod capabilities;
 mod client;
@@ -16,6 +17,7 @@ mod providers;
 mod rules;
 mod screen;
 mod span;
+mod templates;
 mod tenants;
 mod top;
 mod webhooks;
@@ -148,6 +150,12 @@ enum Command {
         /// The message
         id: protocol::MessageId,
     },
+    /// Lists, makes, changes, previews and deletes texts with variables
+    #[command(subcommand)]
+    Template(templates::Command),
+    /// Sends one text to many recipients: makes, fills, starts, pauses, resumes, cancels, shows and exports batches
+    #[command(subcommand)]
+    Batch(batches::Command),
     /// Lists, shows, tries again or discards what could not be sent
     #[command(subcommand)]
     DeadLetters(dead_letters::Command),
@@ -243,6 +251,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Send(send) => messages::send(screen, &Client::new(&global)?, send).await,
         Command::Messages(list) => messages::list(screen, &Client::new(&global)?, list).await,
         Command::Message { id } => messages::show(screen, &Client::new(&global)?, &id).await,
+        Command::Template(command) => templates::run(screen, &Client::new(&global)?, command).await,
+        Command::Batch(command) => batches::run(screen, &Client::new(&global)?, command).await,
         Command::DeadLetters(command) => {
             dead_letters::run(screen, &Client::new(&global)?, command).await
         }
@@ -348,6 +358,9 @@ mod tests {
             &["provider", "switch"],
             &["provider", "set", "x", "--kind", "nexmo", "--number", "+12025550100"],
             &["provider", "figures", "--mrr-usd", "16000"],
+            &["batch", "create", "--name", "x"],
+            &["batch", "create", "--name", "x", "--text", "a", "--var", "a=b"],
+            &["template", "preview", "tpl_1"],
         ] {
             let all = ["switchboard"].iter().chain(arguments).copied();
             let error = Cli::try_parse_from(all).expect_err(&format!("{arguments:?}"));

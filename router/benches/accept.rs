@@ -65,6 +65,7 @@ fn message(tx: &mut Tx<'_>) -> Result<(), StoreError> {
         class: Class::Transactional,
         text: "Your order 7 is on its way and will be there on Thursday.".to_owned(),
         template: None,
+        batch: None,
         metadata: None,
         send_at: None,
         expires_at: now.plus_ms(3_600_000),

@@ -4,6 +4,7 @@
 
 mod admin;
 mod audit;
+mod batches;
 mod billing;
 mod body;
 mod capabilities;
@@ -11,6 +12,7 @@ mod check;
 mod contacts;
 mod dead_letters;
 mod docs;
+mod export;
 mod failover;
 mod fields;
 mod health;
@@ -22,12 +24,16 @@ mod overlap;
 mod pages;
 mod phones;
 mod providers;
+mod recipients;
+mod rows;
 mod rules;
 mod stripe;
 mod templates;
 mod tenants;
 mod usage;
 mod webhook_endpoints;
+
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::{FromRequestParts, Path, Request};
@@ -73,9 +79,37 @@ where
     }
 }
 
-/// The whole API with its document. The caller gives it the state.
-pub(crate) fn routes(app: &AppState) -> Router<AppState> {
-    let (router, document) = documented(Some(app)).split_for_parts();
+/// Longest body of several messages: 1,000 of a few kilobytes each.
+pub(crate) const LONG_BODY_BYTES: usize = 4 * 1024 * 1024;
+/// Longest body that is read as it comes: a million recipients with their variables.
+pub(crate) const STREAMED_BODY_BYTES: usize = 256 * 1024 * 1024;
+/// How much longer a body may take that is read as it comes. A connection to which nothing is written for a minute and the
+/// time of an ordinary request is closed (`listener::PATIENCE`); the caller should be told before that.
+const STREAMED_LONGER: Duration = Duration::from_secs(50);
+
+/// The routes, by how long a body they take. The caller gives each its limit, and all of them the state.
+#[derive(Debug)]
+pub(crate) struct Routes {
+    pub(crate) ordinary: Router<AppState>,
+    pub(crate) long: Router<AppState>,
+    pub(crate) streamed: Router<AppState>,
+}
+
+/// How much longer than others a request on this route may take.
+pub(crate) fn longer(method: &str, route: &str) -> Duration {
+    let streamed = method == "POST" && route == "/v1/batches/{id}/recipients";
+    if streamed { STREAMED_LONGER } else { Duration::ZERO }
+}
+
+/// The whole API with its document.
+pub(crate) fn routes(app: &AppState) -> Routes {
+    let Documented { ordinary, long, streamed } = documented(Some(app));
+    let (router, mut document) = ordinary.split_for_parts();
+    let refused = || async { ApiError::new(Code::MethodNotAllowed) };
+    let (long, more) = long.split_for_parts();
+    document.merge(more);
+    let (streamed, more) = streamed.split_for_parts();
+    document.merge(more);
     // Written once: anybody may ask for it as often as they like.
     let document = completed(document);
     let failed = |error| ApiError::new(Code::Internal).caused_by(error);
@@ -83,7 +117,7 @@ pub(crate) fn routes(app: &AppState) -> Router<AppState> {
         .map(|document| Bytes::from(docs::page(&document)))
         .map_err(failed);
     let document = serde_json::to_vec(&document).map(Bytes::from).map_err(failed);
-    router
+    let ordinary = router
         .route(
             "/openapi.json",
             axum::routing::get(move || async move {
@@ -102,12 +136,18 @@ pub(crate) fn routes(app: &AppState) -> Router<AppState> {
             }),
         )
         .fallback(|| async { ApiError::not_found() })
-        .method_not_allowed_fallback(|| async { ApiError::new(Code::MethodNotAllowed) })
+        .method_not_allowed_fallback(refused);
+    Routes {
+        ordinary,
+        long: long.method_not_allowed_fallback(refused),
+        streamed: streamed.method_not_allowed_fallback(refused),
+    }
 }
 
 /// The API's document, `OpenAPI` 3.1, as it is served at `/openapi.json`.
 pub fn openapi() -> OpenApi {
-    completed(documented(None).into_openapi())
+    let Documented { ordinary, long, streamed } = documented(None);
+    completed(ordinary.merge(long).merge(streamed).into_openapi())
 }
 
 /// Says of every operation what is true of all: how it refuses, and that a POST takes an idempotency key.
@@ -203,8 +243,15 @@ fn allow_null(schema: &mut RefOr<Schema>) {
     }
 }
 
+/// The routes with their documentation, as in [`Routes`].
+struct Documented {
+    ordinary: OpenApiRouter<AppState>,
+    long: OpenApiRouter<AppState>,
+    streamed: OpenApiRouter<AppState>,
+}
+
 /// Every route with its documentation; guarded by keys where there is a state to check them with.
-fn documented(app: Option<&AppState>) -> OpenApiRouter<AppState> {
+fn documented(app: Option<&AppState>) -> Documented {
     let open = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
@@ -249,7 +296,16 @@ fn documented(app: Option<&AppState>) -> OpenApiRouter<AppState> {
         .routes(routes!(templates::preview))
         .routes(routes!(usage::own))
         .routes(routes!(billing::own))
-        .routes(routes!(billing::credits));
+        .routes(routes!(billing::credits))
+        .routes(routes!(batches::create, batches::list))
+        .routes(routes!(batches::get))
+        .routes(routes!(batches::start))
+        .routes(routes!(batches::pause))
+        .routes(routes!(batches::resume))
+        .routes(routes!(batches::cancel))
+        .routes(routes!(export::export));
+    let mut long = OpenApiRouter::new().routes(routes!(messages::create_many));
+    let mut streamed = OpenApiRouter::new().routes(routes!(recipients::add, batches::recipients));
     let mut operator = OpenApiRouter::new()
         .routes(routes!(audit::list))
         .routes(routes!(billing::plans))
@@ -289,7 +345,10 @@ fn documented(app: Option<&AppState>) -> OpenApiRouter<AppState> {
         .routes(routes!(dead_letters::admin_retry))
         .routes(routes!(admin::unplaced_events));
     if let Some(app) = app {
-        tenant = tenant.route_layer(from_fn_with_state(AppState::clone(app), auth::tenant));
+        let keyed = || from_fn_with_state(AppState::clone(app), auth::tenant);
+        tenant = tenant.route_layer(keyed());
+        long = long.route_layer(keyed());
+        streamed = streamed.route_layer(keyed());
         tenants =
             tenants.route_layer(from_fn_with_state(AppState::clone(app), audit::written_down));
         operator = operator
@@ -298,7 +357,11 @@ fn documented(app: Option<&AppState>) -> OpenApiRouter<AppState> {
     } else {
         operator = operator.merge(tenants);
     }
-    open.merge(tenant).merge(operator).layer(from_fn(no_store))
+    Documented {
+        ordinary: open.merge(tenant).merge(operator).layer(from_fn(no_store)),
+        long: long.layer(from_fn(no_store)),
+        streamed: streamed.layer(from_fn(no_store)),
+    }
 }
 
 /// Answers hold messages and secrets: no cache on the way may keep them.
@@ -324,6 +387,7 @@ async fn no_store(request: Request, next: axum::middleware::Next) -> Response {
     )),
     tags(
         (name = "messages", description = "Send, follow, withdraw."),
+        (name = "batches", description = "One text to many recipients."),
         (name = "templates", description = "Texts with variables, in versions."),
         (name = "webhooks", description = "Where events are posted, by Standard Webhooks 1.0."),
         (name = "opt-outs", description = "Who must not be written to."),

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::HostId;
 use protocol::api::{HoursPreset, ProviderKind, Tier};
+use protocol::{Class, HostId};
 use router_client::backoff::DELAY_MAX_MS;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
@@ -213,6 +213,18 @@ pub struct Messages {
     pub otp_life_s: u32,
     /// Longest life, and how far ahead a message may be scheduled, in seconds.
     pub ahead_s_max: u32,
+    /// Messages of one batch that may wait in the queue to be sent.
+    pub batch_queued: u32,
+}
+
+impl Messages {
+    /// Life of a message of this class that names none, in seconds.
+    pub fn life_s_of(&self, class: Class) -> u32 {
+        match class {
+            Class::Otp => self.otp_life_s,
+            Class::Transactional | Class::Conversational | Class::Marketing => self.life_s,
+        }
+    }
 }
 
 /// Dispatch.
@@ -396,7 +408,7 @@ impl Default for Limits {
 
 impl Default for Messages {
     fn default() -> Self {
-        Self { life_s: 12 * 3_600, otp_life_s: 600, ahead_s_max: 35 * 86_400 }
+        Self { life_s: 12 * 3_600, otp_life_s: 600, ahead_s_max: 35 * 86_400, batch_queued: 10_000 }
     }
 }
 
@@ -679,6 +691,7 @@ impl Check<'_> {
         self.range("messages.ahead_s_max", messages.ahead_s_max, 60, 400 * 86_400)?;
         self.range("messages.life_s", messages.life_s, 1, messages.ahead_s_max)?;
         self.range("messages.otp_life_s", messages.otp_life_s, 1, messages.ahead_s_max)?;
+        self.range("messages.batch_queued", messages.batch_queued, 1_000, 1_000_000)?;
         self.range("dispatch.in_flight_per_phone", dispatch.in_flight_per_phone, 1, 10_000)?;
         self.range("dispatch.daily_cap", dispatch.daily_cap, 1, 1_000_000)?;
         self.range("dispatch.claim_batch", dispatch.claim_batch, 1, 1_000)?;
@@ -1080,7 +1093,7 @@ mod tests {
         let shipped: toml::Table = toml::from_str(DEFAULT).unwrap();
         for (table, keys) in [
             ("limits", 5),
-            ("messages", 3),
+            ("messages", 4),
             ("dispatch", 10),
             ("warming", 4),
             ("lease", 4),

@@ -34,6 +34,10 @@ const UNAVAILABLE_RETRY_S: u64 = 2;
 pub enum Code {
     /// The body is not JSON.
     MalformedJson,
+    /// The body is not what it is announced as.
+    MalformedBody,
+    /// The batch stands where this cannot be done.
+    BatchState,
     /// Fields, parameters or headers are wrong; `errors` names each.
     InvalidRequest,
     /// The `Idempotency-Key` header cannot be used.
@@ -100,6 +104,12 @@ impl Code {
         match self {
             Self::MalformedJson => {
                 (StatusCode::BAD_REQUEST, "malformed_json", "The body is not JSON")
+            }
+            Self::MalformedBody => {
+                (StatusCode::BAD_REQUEST, "malformed_body", "The body cannot be read")
+            }
+            Self::BatchState => {
+                (StatusCode::CONFLICT, "batch_state", "The batch stands where this cannot be done")
             }
             Self::InvalidRequest => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "invalid_request", "The request is not valid")
@@ -295,6 +305,20 @@ impl ApiError {
         self.code
     }
 
+    /// The first field that is wrong.
+    pub(crate) fn first(&self) -> Option<&FieldError> {
+        self.errors.first()
+    }
+
+    /// Every field that is wrong, as a part of a body that begins at `above`.
+    pub(crate) fn into_errors(self, above: &str) -> Vec<FieldError> {
+        let below = |error: FieldError| FieldError {
+            pointer: format!("{above}{}", error.pointer),
+            ..error
+        };
+        self.errors.into_iter().map(below).collect()
+    }
+
     fn problem(&self, request_id: &str) -> Problem {
         let (status, code, title) = self.code.parts();
         Problem {
@@ -359,7 +383,8 @@ pub async fn answer(State(app): State<AppState>, mut request: Request, next: Nex
     let span = tracing::info_span!("request", %request_id, method, route);
 
     let began = tokio::time::Instant::now();
-    let limit = Duration::from_millis(app.config.limits.request_timeout_ms);
+    let limit = Duration::from_millis(app.config.limits.request_timeout_ms)
+        + crate::api::longer(method, &route);
     let handled = AssertUnwindSafe(next.run(request)).catch_unwind().instrument(span.clone());
     let response = match tokio::time::timeout(limit, handled).await {
         Ok(Ok(response)) => response,

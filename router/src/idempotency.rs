@@ -9,15 +9,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use protocol::limits;
+use protocol::{UnixMs, limits};
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::auth::sha256;
 use crate::error::{ApiError, Code};
 use crate::server::AppState;
-use crate::store::Tx;
 use crate::store::idempotency::{self, Kept, Slot};
+use crate::store::{StoreError, Tx};
 
 /// How long an answer is kept: two days, twice what callers may rely on.
 pub const KEPT_MS: i64 = 2 * 86_400_000;
@@ -45,6 +45,12 @@ impl InFlight {
             return Ok(Held { in_flight: self.clone(), slot: slot.clone() });
         }
         Err(ApiError::new(Code::IdempotencyKeyInUse).retry_after(1))
+    }
+
+    /// Held by one at a time; `None` where another holds it.
+    pub(crate) fn alone(&self, what: &str) -> Option<impl Drop + use<>> {
+        let none = String::new();
+        self.hold(&Slot { scope: none.clone(), route: what.to_owned(), key: none }).ok()
     }
 }
 
@@ -122,7 +128,7 @@ where
     let Some(Keyed { slot, fingerprint }) = post.keyed else {
         let checked = checked?;
         let reply = app.store.transact(move |tx| work(tx, checked)).await?;
-        return Ok(respond(reply.status, first_body(reply.body, reply.once), false));
+        return Ok(whole(reply.status, first_body(reply.body, reply.once), false));
     };
     let checked = match checked {
         Ok(checked) => checked,
@@ -131,7 +137,7 @@ where
             let kept = app.store.read(move |tx| idempotency::get(tx, &slot, since)).await?;
             let Some(kept) = kept else { return Err(refusal) };
             let (status, body, replayed) = replay(kept, fingerprint)?;
-            return Ok(respond(status, body, replayed));
+            return Ok(whole(status, body, replayed));
         }
     };
     // Held until the answer is on its way: a second request meanwhile is told so instead of waiting behind this one.
@@ -152,7 +158,66 @@ where
         })
         .await?;
     let (status, body, replayed) = answer;
-    Ok(respond(status, body, replayed))
+    Ok(whole(status, body, replayed))
+}
+
+/// A POST whose body is read as it comes: which one it is, is known at its end.
+#[derive(Debug)]
+pub(crate) struct Streamed {
+    keyed: Option<(Slot, Held)>,
+}
+
+/// An answer that was given, for a body that has still to be compared.
+#[derive(Debug)]
+pub(crate) struct Given(Kept);
+
+impl Given {
+    /// The answer, where the body was the same.
+    pub(crate) fn answer(self, fingerprint: [u8; 32]) -> Result<Response, ApiError> {
+        let (status, body, replayed) = replay(self.0, fingerprint)?;
+        Ok(whole(status, body, replayed))
+    }
+}
+
+impl Streamed {
+    /// As [`Post::new`]. The slot is held until this is dropped.
+    pub(crate) fn new(
+        app: &AppState,
+        scope: String,
+        route: String,
+        headers: &HeaderMap,
+    ) -> Result<Self, ApiError> {
+        let Some(key) = key_of(headers)? else { return Ok(Self { keyed: None }) };
+        let slot = Slot { scope, route, key };
+        let held = app.in_flight.hold(&slot)?;
+        Ok(Self { keyed: Some((slot, held)) })
+    }
+
+    /// The answer that was given under this key.
+    pub(crate) async fn kept(&self, app: &AppState) -> Result<Option<Given>, ApiError> {
+        let Some((slot, _held)) = &self.keyed else { return Ok(None) };
+        let (slot, since) = (slot.clone(), app.clock.now().plus_ms(-KEPT_MS));
+        let kept = app.store.read(move |tx| idempotency::get(tx, &slot, since)).await?;
+        Ok(kept.map(Given))
+    }
+
+    /// Keeps the answer, in the transaction of the work.
+    pub(crate) fn keep(
+        &self,
+        tx: &mut Tx<'_>,
+        reply: &Reply,
+        fingerprint: [u8; 32],
+        now: UnixMs,
+    ) -> Result<(), StoreError> {
+        let Some((slot, _held)) = &self.keyed else { return Ok(()) };
+        let kept = Kept { fingerprint, status: reply.status.as_u16(), body: reply.body.clone() };
+        idempotency::keep(tx, slot, &kept, now)
+    }
+}
+
+/// The first answer.
+pub(crate) fn respond(reply: Reply) -> Response {
+    whole(reply.status, first_body(reply.body, reply.once), false)
 }
 
 /// The answer was kept from an earlier request; nothing was done for this one.
@@ -177,7 +242,7 @@ fn first_body(body: String, once: Option<(&'static str, String)>) -> String {
     format!("{open}{comma}{}:{}}}", Value::from(field), Value::from(secret))
 }
 
-fn respond(status: StatusCode, body: String, replayed: bool) -> Response {
+fn whole(status: StatusCode, body: String, replayed: bool) -> Response {
     let mut response = (status, Body::from(body)).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -26,6 +26,7 @@
 
 pub mod api;
 pub mod auth;
+pub mod batches;
 pub mod billing;
 pub mod clock;
 pub mod config;

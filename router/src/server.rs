@@ -29,7 +29,7 @@ use crate::providers::{self, Providers};
 use crate::steady::Steady;
 use crate::store::queue::Turns;
 use crate::store::{Store, StoreError, retention, tally};
-use crate::{api, dispatch, error, idempotency, link, store, webhooks};
+use crate::{api, batches, dispatch, error, idempotency, link, store, webhooks};
 
 /// What every part of the router holds; shared as [`AppState`].
 #[derive(Debug)]
@@ -73,6 +73,8 @@ pub struct Bells {
     pub dispatch: Notify,
     /// Webhook jobs were enqueued.
     pub webhooks: Notify,
+    /// A batch was started, resumed or canceled.
+    pub batches: Notify,
 }
 
 /// Idle time between two rounds of the janitor.
@@ -156,12 +158,16 @@ fn own_key(file: &Path) -> Result<HostKey, StoreError> {
 
 /// Every route, with what stands around all of them.
 pub fn router(app: &AppState) -> Router {
-    api::routes(app)
-        .merge(link::routes())
-        .layer(DefaultBodyLimit::disable())
-        // By the announced length where there is one: before a byte of the body is read, or asked for by 100 Continue.
-        .layer(RequestBodyLimitLayer::new(app.config.limits.body_bytes))
+    let api::Routes { ordinary, long, streamed } = api::routes(app);
+    // By the announced length where there is one: before a byte of the body is read, or asked for by 100 Continue.
+    let limited = |routes: Router<AppState>, bytes| {
+        routes.layer(DefaultBodyLimit::disable()).layer(RequestBodyLimitLayer::new(bytes))
+    };
+    let body_bytes = app.config.limits.body_bytes;
+    limited(ordinary.merge(link::routes()), body_bytes)
         .layer(from_fn_with_state(AppState::clone(app), api::read_away))
+        .merge(limited(long, body_bytes.max(api::LONG_BODY_BYTES)))
+        .merge(limited(streamed, api::STREAMED_BODY_BYTES))
         .layer(from_fn_with_state(AppState::clone(app), error::answer))
         .with_state(AppState::clone(app))
 }
@@ -172,6 +178,7 @@ pub async fn serve(app: &AppState, listener: TcpListener) -> std::io::Result<()>
     dispatch::start(app);
     webhooks::start(app);
     providers::start(app);
+    batches::start(app);
     link::start(app);
     app.tasks.spawn(janitor(AppState::clone(app)));
     app.tasks.spawn(prune(AppState::clone(app)));

@@ -21,6 +21,7 @@ mod value;
 pub mod accounts;
 pub mod admin;
 pub mod audit;
+pub mod batches;
 pub mod capabilities;
 pub mod contacts;
 pub mod credit;

@@ -76,6 +76,18 @@ pub enum Lack {
     Blank,
 }
 
+impl Lack {
+    /// The stable code.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Unknown(_) => "unknown_variable",
+            Self::Missing(_) => "missing_variable",
+            Self::TooLong(_) => "too_long",
+            Self::Blank => "blank",
+        }
+    }
+}
+
 /// Whether this can be the name of a variable.
 pub fn is_name(name: &str) -> bool {
     let good = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';

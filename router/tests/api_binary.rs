@@ -377,3 +377,130 @@ fn an_address_that_is_taken_is_named() {
     assert_eq!(code, Some(1), "{output}");
     assert!(output.contains(&format!("cannot listen on {address}: Address already")), "{output}");
 }
+
+/// Starts the program until it listens, and the tenant's requests to it.
+struct Tenant {
+    client: reqwest::Client,
+    key: String,
+}
+
+impl Tenant {
+    async fn make(serving: &Serving) -> Self {
+        let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+        let ask = async |path: &str, body: Value| -> Value {
+            let request = client.post(format!("{}{path}", serving.url)).bearer_auth(ADMIN);
+            let answer = request.json(&body).send().await.expect("it answers");
+            answer.json().await.expect("JSON")
+        };
+        let tenant = ask("/v1/admin/tenants", json!({"name": "Acme"})).await;
+        // The sandbox's story ends at once: no phone is needed.
+        let key = ask("/v1/admin/keys", json!({"tenant": tenant["id"], "name": "k", "test": true}));
+        let key = key.await["secret"].as_str().expect("a secret").to_owned();
+        Self { client, key }
+    }
+
+    fn post(&self, serving: &Serving, path: &str) -> reqwest::RequestBuilder {
+        self.client.post(format!("{}{path}", serving.url)).bearer_auth(&self.key)
+    }
+
+    async fn get(&self, serving: &Serving, path: &str) -> String {
+        let request = self.client.get(format!("{}{path}", serving.url)).bearer_auth(&self.key);
+        request.send().await.expect("it answers").text().await.expect("text")
+    }
+
+    async fn batch(&self, serving: &Serving, path: &str) -> Value {
+        serde_json::from_str(&self.get(serving, path).await).expect("JSON")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_goes_on_after_kills_with_nobody_lost_and_nobody_written_to_twice() {
+    const RECIPIENTS: usize = 12_000;
+    const KILLS: usize = 6;
+    drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+    let folder = tempfile::tempdir().unwrap();
+    let path = config(
+        folder.path(),
+        &format!(
+            "listen = \"127.0.0.1:0\"\nadmin_token = \"{ADMIN}\"\n\
+             [limits]\ngrowth = {{ per_second = 100000, burst = 100000 }}\n"
+        ),
+    );
+    let mut serving = Serving::start(&path);
+    let tenant = Tenant::make(&serving).await;
+    let made = tenant.post(&serving, "/v1/batches").json(&json!({"name": "a", "text": "Hello"}));
+    let made: Value = made.send().await.unwrap().json().await.unwrap();
+    let batch = format!("/v1/batches/{}", made["id"].as_str().unwrap());
+    let numbers = (0..RECIPIENTS).map(|n| format!("+1202{:07}", 2_000_000 + n));
+    let csv = numbers.clone().fold("to\n".to_owned(), |csv, number| csv + &number + "\n");
+
+    // Killed while a chunk comes in: its first rows are written, its last never came.
+    let half = csv.get(..csv.len() / 2).unwrap();
+    let address = serving.url.strip_prefix("http://").unwrap();
+    let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
+    let head = format!(
+        "POST {batch}/recipients HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: text/csv\r\n\
+         idempotency-key: chunk\r\ncontent-length: {}\r\n\r\n{half}",
+        tenant.key,
+        csv.len()
+    );
+    tokio::io::AsyncWriteExt::write_all(&mut socket, head.as_bytes()).await.unwrap();
+    let store = rusqlite::Connection::open(folder.path().join("switchboard.db")).unwrap();
+    let rows = || store.query_row("SELECT COUNT(*) FROM batch_recipients", [], |row| row.get(0));
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while rows().unwrap_or(0) < 2_000 {
+        assert!(tokio::time::Instant::now() < deadline, "no row was written");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    drop(store);
+    serving.signal(Signal::SIGKILL);
+    serving.wait();
+    serving = Serving::start(&path);
+    assert_eq!(tenant.batch(&serving, &batch).await["recipients"], 0);
+    let again = tenant.post(&serving, &format!("{batch}/recipients")).body(csv);
+    let again = again.header("content-type", "text/csv").header("idempotency-key", "chunk");
+    let added: Value = again.send().await.unwrap().json().await.unwrap();
+    assert_eq!(
+        (&added["added"], &added["duplicates"]),
+        (&json!(RECIPIENTS), &json!(0)),
+        "nothing of the first try is left: {added}"
+    );
+
+    let started = tenant.post(&serving, &format!("{batch}/start")).send().await.unwrap();
+    assert_eq!(started.status(), 200);
+    let all = u64::try_from(RECIPIENTS).unwrap();
+    let mut killed_in_the_middle = 0;
+    let mut before = 0;
+    for _ in 0..KILLS {
+        let deadline = tokio::time::Instant::now() + Duration::from_mins(1);
+        loop {
+            let now = tenant.batch(&serving, &batch).await["expanded"].as_u64().unwrap();
+            if now > before || now == all {
+                before = now;
+                break;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "it has not gone on");
+        }
+        serving.signal(Signal::SIGKILL);
+        serving.wait();
+        serving = Serving::start(&path);
+        let now = tenant.batch(&serving, &batch).await["expanded"].as_u64().unwrap();
+        assert!(now >= before, "what was told is there");
+        killed_in_the_middle += usize::from(now < all);
+    }
+    assert!(killed_in_the_middle >= 2, "too fast to be hit: {killed_in_the_middle}");
+    let deadline = tokio::time::Instant::now() + Duration::from_mins(1);
+    while tenant.batch(&serving, &batch).await["state"] != "completed" {
+        assert!(tokio::time::Instant::now() < deadline, "it does not come to its end");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let done = tenant.batch(&serving, &batch).await;
+    assert_eq!(done["outcomes"], json!({"delivered": RECIPIENTS}), "one message each: {done}");
+    let export = tenant.get(&serving, &format!("{batch}/export?format=ndjson")).await;
+    let rows: Vec<Value> = export.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told: Vec<String> = rows.iter().map(|row| row["to"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(told, numbers.collect::<Vec<_>>());
+    let ids: std::collections::BTreeSet<&str> =
+        rows.iter().map(|row| row["message"].as_str().unwrap()).collect();
+    assert_eq!(ids.len(), RECIPIENTS);
+}

@@ -40,6 +40,8 @@ async fn belongings(router: &Router, tenant: &Tenant) -> BTreeMap<&'static str, 
     let request = router.client.put(format!("{}/v1/contacts/+12025550145", router.url));
     let put = router.send(request.bearer_auth(key).json(&contact)).await;
     assert!((200..300).contains(&put.status), "{put:?}");
+    let batch = json!({"name": "a", "text": "a"});
+    let batch = id(&router.post("/v1/batches", key, &batch).await);
     let template = json!({"name": "a", "text": "a"});
     let template = id(&router.post("/v1/templates", key, &template).await);
     let history = router.get("/v1/opt_outs/history", key).await.body;
@@ -63,6 +65,7 @@ async fn belongings(router: &Router, tenant: &Tenant) -> BTreeMap<&'static str, 
         ("contacts", "+12025550145".to_owned()),
         ("templates", template),
         ("capabilities", "+12025550146".to_owned()),
+        ("batches", batch),
     ])
 }
 
@@ -140,6 +143,7 @@ async fn a_foreign_id_is_not_found_on_any_route_of_the_document() {
         ("contacts", "/v1/contacts"),
         ("templates", "/v1/templates"),
         ("capabilities", "/v1/capabilities"),
+        ("batches", "/v1/batches"),
     ] {
         let id = own[kind].as_str();
         let has = |page: &Value| page["data"].to_string().contains(id);
@@ -376,6 +380,7 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     ("audit.rs end", "ends the entry that was begun by the same request"),
     ("audit.rs list", "the operator's list of everybody's"),
     ("capabilities.rs answered", "who has asked a phone that answers now"),
+    ("batches.rs AT_WORK", "the worker looks after all tenants' batches"),
     ("dead_letters.rs OF_ALL", "the operator's list of everybody's"),
     ("dead_letters.rs owner", "asks whose it is, for the operator"),
     ("dispatch.rs OVERDUE", "the dispatcher looks after all tenants' queue"),

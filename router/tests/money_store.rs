@@ -159,6 +159,7 @@ fn new(now: UnixMs) -> NewMessage {
         class: Class::Transactional,
         text: "x".repeat(200),
         template: None,
+        batch: None,
         metadata: None,
         send_at: None,
         expires_at: now.plus_ms(3_600_000),

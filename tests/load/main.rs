@@ -10,6 +10,7 @@ use clap::{Parser, ValueEnum};
 use comfy_table::{ContentArrangement, Table, presets};
 
 mod accept;
+mod batch;
 mod crash;
 mod export;
 mod fair;
@@ -41,6 +42,9 @@ struct Args {
     /// Messages to post in `accept`.
     #[arg(long, default_value_t = 20_000)]
     accept_messages: u32,
+    /// Recipients of `batch`.
+    #[arg(long, default_value_t = 1_000_000)]
+    batch_recipients: u32,
     /// Messages to send in `through`.
     #[arg(long, default_value_t = 600)]
     through_messages: u64,
@@ -94,6 +98,8 @@ struct Args {
 enum Load {
     /// POST /v1/messages with fsync, over 64 connections.
     Accept,
+    /// Very many recipients as CSV, taken in and turned into messages.
+    Batch,
     /// Accepted → osascript → sent recorded, three phones without pacing.
     Through,
     /// Accepted → stand-in phones → webhook, beside Kannel.
@@ -156,6 +162,10 @@ async fn main() -> Result<()> {
     if wanted(Load::Accept) {
         progress("accept")?;
         figures.extend(accept::measure(args.accept_messages).await.context("accept")?);
+    }
+    if wanted(Load::Batch) {
+        progress("batch")?;
+        figures.extend(batch::measure(args.batch_recipients).await.context("batch")?);
     }
     if wanted(Load::Through) {
         progress("through")?;

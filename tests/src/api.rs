@@ -84,6 +84,24 @@ impl Api {
         Ok(Err(Refused { status, problem: serde_json::from_str(&text).ok() }))
     }
 
+    /// Sends CSV.
+    pub async fn upload<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        csv: String,
+        within: Duration,
+    ) -> Result<T> {
+        let request = self.http.post(format!("{}{path}", self.base)).bearer_auth(&self.token);
+        let request = request.header("Content-Type", "text/csv").timeout(within).body(csv);
+        let answer = request.send().await.with_context(|| format!("calling {path}"))?;
+        let status = answer.status();
+        let text = answer.text().await.context("reading the answer")?;
+        if !status.is_success() {
+            bail!("{path}: {status}: {text}");
+        }
+        serde_json::from_str(&text).context("the answer")
+    }
+
     /// What is at a path, as it stands.
     pub async fn text(&self, path: &str) -> Result<String> {
         let request = self.http.get(format!("{}{path}", self.base)).bearer_auth(&self.token);

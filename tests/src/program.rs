@@ -333,8 +333,8 @@ pub fn time_and_memory(path: &Path, args: &[&str]) -> Result<(Duration, u64)> {
     }
 }
 
-/// Resident memory of a process; 0 when it has ended.
-fn resident_kib(id: u32) -> u64 {
+/// The most that a process had resident, in KiB, or what it has now where the system does not say; 0 when it has ended.
+pub fn resident_kib(id: u32) -> u64 {
     let number = |text: &str| text.trim().trim_end_matches("kB").trim().parse().ok();
     let seen = match std::fs::read_to_string(format!("/proc/{id}/status")) {
         Ok(status) => status.lines().find_map(|line| line.strip_prefix("VmHWM:")).and_then(number),

@@ -44,6 +44,8 @@ pub(crate) struct Request {
     path: String,
     query: Vec<(&'static str, String)>,
     body: Option<Value>,
+    /// A body that is no JSON, with its media type.
+    raw: Option<(&'static str, Vec<u8>)>,
     idempotency_key: Option<String>,
     /// Asks once, and waits so long for what takes its time.
     patience: Option<Duration>,
@@ -77,6 +79,7 @@ impl Request {
             path,
             query: Vec::new(),
             body: None,
+            raw: None,
             idempotency_key: None,
             patience: None,
         }
@@ -93,6 +96,12 @@ impl Request {
         })?;
         self.body = Some(body);
         Ok(self)
+    }
+
+    /// A body as it is, of this media type.
+    pub(crate) fn raw(mut self, media_type: &'static str, body: Vec<u8>) -> Self {
+        self.raw = Some((media_type, body));
+        self
     }
 
     /// With a key the router does it once, however often it is asked: such a request is repeated on network errors.
@@ -258,11 +267,39 @@ impl Client {
         Ok(Page { data: all, next_cursor: cursor, has_more: true })
     }
 
-    async fn attempt(&self, request: &Request) -> Tried {
-        let url = match self.url(request) {
-            Ok(url) => url,
-            Err(failure) => return Tried::No(failure),
+    /// An answer that may be long, bit by bit as it comes. Asked once: what was written down is not taken back.
+    pub(crate) async fn download(
+        &self,
+        request: &Request,
+        mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let mut response = match self.send(request).await {
+            Ok(response) if response.status().is_success() => response,
+            Ok(response) => match self.judge(request, response).await {
+                Tried::No(failure) | Tried::Again(failure) => return Err(failure),
+                Tried::Answer(_) => return Ok(()),
+            },
+            Err(Tried::No(failure) | Tried::Again(failure)) => return Err(failure),
+            Err(Tried::Answer(_)) => return Ok(()),
         };
+        loop {
+            match response.chunk().await {
+                Ok(Some(bytes)) => take(&bytes)?,
+                Ok(None) => return Ok(()),
+                Err(error) => return Err(self.unreachable(&error)),
+            }
+        }
+    }
+
+    async fn attempt(&self, request: &Request) -> Tried {
+        match self.send(request).await {
+            Ok(response) => self.judge(request, response).await,
+            Err(tried) => tried,
+        }
+    }
+
+    async fn send(&self, request: &Request) -> Result<Response, Tried> {
+        let url = self.url(request).map_err(Tried::No)?;
         let mut building = self.http.request(request.method.clone(), url);
         match (request.who, &self.admin_token, &self.api_key) {
             (Who::Anybody, _, _) => {}
@@ -270,7 +307,7 @@ impl Client {
                 building = building.bearer_auth(token.expose_secret());
             }
             (who @ (Who::Operator | Who::Tenant | Who::TenantOrOperator), _, _) => {
-                return Tried::No(missing(who));
+                return Err(Tried::No(missing(who)));
             }
         }
         if let Some(patience) = request.patience {
@@ -282,18 +319,19 @@ impl Client {
         if let Some(body) = &request.body {
             building = building.json(body);
         }
-        let response = match building.send().await {
-            Ok(response) => response,
-            Err(error) if error.is_builder() => {
+        if let Some((media_type, body)) = &request.raw {
+            building = building.header(header::CONTENT_TYPE, *media_type).body(body.clone());
+        }
+        building.send().await.map_err(|error| {
+            if error.is_builder() {
                 // Nothing was sent: the only part that comes unchecked from outside is the secret or the key.
                 return Tried::No(Failure::usage(
                     "the token, API key or idempotency key has characters that no header can carry",
                     "look for a newline or a control character in it",
                 ));
             }
-            Err(error) => return Tried::Again(self.unreachable(&error)),
-        };
-        self.judge(request, response).await
+            Tried::Again(self.unreachable(&error))
+        })
     }
 
     async fn judge(&self, request: &Request, response: Response) -> Tried {

@@ -110,7 +110,7 @@ async fn bytes_of(request: Request, app: &AppState) -> Result<Bytes, ApiError> {
     })
 }
 
-fn parse(bytes: &[u8]) -> Result<Value, ApiError> {
+pub(super) fn parse(bytes: &[u8]) -> Result<Value, ApiError> {
     let mut repeated = Vec::new();
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let value = Once { place: &Place::Top, repeated: &mut repeated }

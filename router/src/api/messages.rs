@@ -3,7 +3,10 @@
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
-use protocol::api::{CreateMessage, Direction, Media, Message, MessageEvent, Page, Problem};
+use protocol::api::{
+    CreateMessage, CreateMessages, CreatedMessages, CreatedOne, Direction, Media, Message,
+    MessageEvent, Page, Problem,
+};
 use protocol::{
     Channel, ChannelChoice, Class, E164, MessageId, Recipient, Status, TenantId, UnixMs, limits,
 };
@@ -62,6 +65,86 @@ pub(super) async fn create(
         app.bells.webhooks.notify_one();
     }
     Ok(response)
+}
+
+/// Messages of one request.
+const MESSAGES_MAX: usize = 1_000;
+
+/// Send several messages
+///
+/// Up to 1,000, in a body of up to 4 MiB. Each is accepted or refused by itself, as if it had come alone; all that are
+/// accepted are on disk when this is answered.
+#[utoipa::path(post, path = "/v1/messages/batch", tag = "messages", request_body = CreateMessages,
+    security(("api_key" = [])),
+    responses(
+        (status = 200, description = "What has come of each, in their order.", body = CreatedMessages),
+        (status = 401, description = "No valid key.", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "The key may not send.", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "The body is too long.", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "There is no list of 1 to 1,000 messages; nothing was accepted.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn create_many(
+    State(app): State<AppState>,
+    caller: Caller,
+    headers: HeaderMap,
+    JsonBody(body): JsonBody,
+) -> Result<Response, ApiError> {
+    caller.needs(Scope::MessagesWrite)?;
+    let now = app.clock.now();
+    let post = Post::new(caller.idempotency_scope(), "POST /v1/messages/batch", &headers, &body)?;
+    let drafts = each(body, caller.test, &app.config.messages, now);
+    let tenant = caller.tenant;
+    let response = idempotency::post(&app, post, drafts, move |tx, drafts| {
+        let mut made = CreatedMessages { accepted: 0, refused: 0, results: Vec::new() };
+        for (index, draft) in drafts.into_iter().enumerate() {
+            let message = draft.and_then(|draft| {
+                let new = draft.written(tx, &tenant)?;
+                accept(tx, &tenant, &new)
+            });
+            made.results.push(match message {
+                Ok(message) => {
+                    made.accepted += 1;
+                    let message = Some(Box::new(message));
+                    let status = StatusCode::ACCEPTED.as_u16();
+                    CreatedOne { status, message, code: None, errors: Vec::new() }
+                }
+                // Not about this one: none is accepted.
+                Err(error) if error.code().parts().0.is_server_error() => return Err(error),
+                Err(error) => {
+                    made.refused += 1;
+                    let (status, code, _title) = error.code().parts();
+                    CreatedOne {
+                        status: status.as_u16(),
+                        message: None,
+                        code: Some(code.to_owned()),
+                        errors: error.into_errors(&format!("/messages/{index}")),
+                    }
+                }
+            });
+        }
+        Reply::new(StatusCode::OK, &made)
+    })
+    .await?;
+    app.bells.dispatch.notify_one();
+    app.bells.webhooks.notify_one();
+    Ok(response)
+}
+
+/// Each of several messages, or what is wrong with it.
+fn each(
+    body: Value,
+    test: bool,
+    lives: &config::Messages,
+    now: UnixMs,
+) -> Result<Vec<Result<Draft, ApiError>>, ApiError> {
+    let mut fields = Fields::new(body)?;
+    fields.require("messages");
+    let all = fields.list("messages", MESSAGES_MAX, |_fields, _index, one| Some(one));
+    if all.as_ref().is_some_and(Vec::is_empty) {
+        fields.wrong("messages", "too_few", "It has no entry; 1 to 1000 are allowed.");
+    }
+    let Some(all) = all else { return Err(fields.refuse()) };
+    fields.finish()?;
+    Ok(all.into_iter().map(|one| checked(one, test, lives, now)).collect())
 }
 
 fn accept(tx: &mut Tx<'_>, tenant: &TenantId, new: &NewMessage) -> Result<Message, ApiError> {
@@ -128,10 +211,8 @@ pub(super) fn checked(
     let class = fields.one_of("class", "unknown_class", Class::ALL).unwrap_or(Class::Marketing);
     let from: Option<E164> = fields.parsed("from", "invalid_number");
     let metadata = fields.text_map("metadata", limits::METADATA_BYTES_MAX);
-    if let (Some(Recipient::Email(_)), Some(Channel::Rcs | Channel::Sms)) =
-        (&recipient, channel.only())
-    {
-        fields.wrong("channel", "channel_needs_number", "E-mail addresses have iMessage only.");
+    if let Some((code, detail)) = recipient.as_ref().and_then(|to| misfit(to, channel)) {
+        fields.wrong("channel", code, detail);
     }
     if let (Some(Recipient::Email(_)), Some(fallback)) = (&recipient, &fallback)
         && fallback.iter().any(|channel| *channel != Channel::Imessage)
@@ -152,6 +233,7 @@ pub(super) fn checked(
         text: text.unwrap_or_default(),
         template: None,
         media: media.unwrap_or_default(),
+        batch: None,
         metadata,
         send_at,
         expires_at,
@@ -223,21 +305,35 @@ fn fallback(fields: &mut Fields) -> Option<Vec<Channel>> {
 
 pub(super) fn recipient(fields: &mut Fields) -> Option<Recipient> {
     let recipient: Recipient = fields.required_parsed("to", "invalid_recipient")?;
-    if let Some(number) = recipient.number()
-        && !is_possible(number)
-    {
-        fields.wrong("to", "impossible_number", "No numbering plan has a number of this length.");
-        return None;
-    }
-    if matches!(recipient, Recipient::Service(_)) {
-        fields.wrong(
-            "to",
-            "service_recipient",
-            "Messages come from services; none is sent to them.",
-        );
+    if let Some((code, detail)) = nobody(&recipient) {
+        fields.wrong("to", code, detail);
         return None;
     }
     Some(recipient)
+}
+
+/// Why nobody can be written to under this address: code and detail.
+fn nobody(recipient: &Recipient) -> Option<(&'static str, &'static str)> {
+    if recipient.number().is_some_and(|number| !is_possible(number)) {
+        return Some(("impossible_number", "No numbering plan has a number of this length."));
+    }
+    let service = matches!(recipient, Recipient::Service(_));
+    service.then_some(("service_recipient", "Messages come from services; none is sent to them."))
+}
+
+/// Why this channel does not lead there: code and detail.
+fn misfit(recipient: &Recipient, channel: ChannelChoice) -> Option<(&'static str, &'static str)> {
+    let email = matches!(recipient, Recipient::Email(_));
+    let by_number = matches!(channel.only(), Some(Channel::Rcs | Channel::Sms));
+    (email && by_number).then_some(("channel_needs_number", "E-mail addresses have iMessage only."))
+}
+
+/// Why nothing that is sent by this channel can reach this recipient: code and detail.
+pub(super) fn unreachable(
+    recipient: &Recipient,
+    channel: ChannelChoice,
+) -> Option<(&'static str, &'static str)> {
+    nobody(recipient).or_else(|| misfit(recipient, channel))
 }
 
 /// A number of this country code can have this many digits. Whether it is assigned is not asked: plans move faster
@@ -280,11 +376,7 @@ fn life(
             fields.wrong("expires_at", "too_far", too_far);
         }
     }
-    let default_s = match class {
-        Class::Otp => lives.otp_life_s,
-        Class::Transactional | Class::Conversational | Class::Marketing => lives.life_s,
-    };
-    let life_ms = i64::from(ttl_s.unwrap_or(default_s)) * 1_000;
+    let life_ms = i64::from(ttl_s.unwrap_or_else(|| lives.life_s_of(class))) * 1_000;
     (send_at, explicit.unwrap_or_else(|| starts.plus_ms(life_ms)))
 }
 

@@ -416,20 +416,17 @@ pub(super) fn written(
 
 /// What is said of a lack; `above` is the pointer to where the variables are.
 pub(super) fn told(lack: &Lack, names: &[String], above: &str) -> FieldError {
-    let (pointer, code, detail) = match lack {
+    let (pointer, detail) = match lack {
         Lack::Unknown(name) => (
             format!("{above}/variables/{}", escaped(name)),
-            "unknown_variable",
             format!("The template has no variable of this name; it has {}.", listed(names)),
         ),
         Lack::Missing(name) => (
             format!("{above}/variables/{}", escaped(name)),
-            "missing_variable",
             format!("The variable `{name}` is neither given nor has it a default."),
         ),
         Lack::TooLong(chars) => (
             format!("{above}/variables"),
-            "too_long",
             format!(
                 "The whole text would have {chars} characters or more; {} are allowed.",
                 limits::TEXT_CHARS_MAX
@@ -437,9 +434,8 @@ pub(super) fn told(lack: &Lack, names: &[String], above: &str) -> FieldError {
         ),
         Lack::Blank => (
             format!("{above}/variables"),
-            "blank",
             "The whole text would be nothing but white space.".to_owned(),
         ),
     };
-    FieldError { pointer, code: code.to_owned(), detail }
+    FieldError { pointer, code: lack.code().to_owned(), detail }
 }

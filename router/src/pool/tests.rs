@@ -185,6 +185,7 @@ impl World {
             class: Class::Otp,
             text: String::new(),
             template: None,
+            batch: None,
             metadata: None,
             send_at: None,
             expires_at: now.plus_ms(DAY_MS),

@@ -136,6 +136,7 @@ pub fn retry(
         text: old.text,
         template: old.template,
         media: old.media,
+        batch: None,
         metadata: metadata.map(|json| json.0),
         send_at: None,
         expires_at: now.plus_ms(life_ms),

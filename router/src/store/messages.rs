@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use protocol::api::{Direction, Media, Message, UsedTemplate, WebhookData};
 use protocol::{
-    Channel, ChannelChoice, Class, E164, MessageId, PhoneId, Reason, Recipient, Status, TenantId,
-    UnixMs,
+    BatchId, Channel, ChannelChoice, Class, E164, MessageId, PhoneId, Reason, Recipient, Status,
+    TenantId, UnixMs,
 };
 
 use super::credit::{self, Reservation};
@@ -38,6 +38,8 @@ pub struct NewMessage {
     pub template: Option<UsedTemplate>,
     /// Files that go with it.
     pub media: Vec<Media>,
+    /// The batch that it is one of.
+    pub batch: Option<BatchId>,
     /// What the tenant keeps with it.
     pub metadata: Option<BTreeMap<String, String>>,
     /// Not before; `scheduled` until then.
@@ -105,9 +107,9 @@ pub fn accept(
     tx.execute(
         "INSERT INTO messages (id, tenant_id, direction, kind, test, recipient, asked_from, channel_asked, class,
             text, metadata, status, next_at, send_at, expires_at, attempts, sequence, cancel_asked, created_at,
-            updated_at, template_id, template_version, fallback, media)
+            updated_at, template_id, template_version, fallback, media, batch_id)
          VALUES (?1, ?2, 'outbound', 'tenant', ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?11, ?12, 0, 1, 0, ?13, ?13,
-            ?14, ?15, ?16, ?17)",
+            ?14, ?15, ?16, ?17, ?18)",
         params![
             new.id,
             tenant,
@@ -125,7 +127,8 @@ pub fn accept(
             new.template.as_ref().map(|used| &used.id),
             new.template.as_ref().map(|used| used.version),
             new.fallback.as_ref().map(Json),
-            (!new.media.is_empty()).then_some(Json(&new.media))
+            (!new.media.is_empty()).then_some(Json(&new.media)),
+            new.batch
         ],
     )?;
     events::insert(tx, tenant, &new.id, 1, &NewEvent::new(status.as_str(), new.now))?;
@@ -147,6 +150,7 @@ pub fn accept(
         text: new.text.clone(),
         template: new.template.clone(),
         media: new.media.clone(),
+        batch: new.batch.clone(),
         channel: new.channel,
         fallback: new.fallback.clone(),
         channel_used: None,
@@ -232,7 +236,7 @@ fn tell(
 const COLUMNS: &str = "m.id, m.direction, m.status, m.reason, m.held_reason, m.next_at, m.recipient, m.asked_from, \
      p.number, m.phone_id, m.text, m.channel_asked, m.channel_used, m.class, m.attempts, m.sequence, m.created_at, \
      m.updated_at, m.send_at, m.expires_at, m.metadata, m.tenant_id, m.template_id, m.template_version, \
-     m.fallback, m.media";
+     m.fallback, m.media, m.batch_id";
 const FROM: &str = "FROM messages m LEFT JOIN phones p ON p.id = m.phone_id";
 
 /// One message, or `None` where the tenant has no such message.
@@ -417,6 +421,7 @@ fn read(row: &Row<'_>) -> Result<Message, StoreError> {
             _ => None,
         },
         media: media.map(|json| json.0).unwrap_or_default(),
+        batch: row.get(26)?,
         channel: row.get(11)?,
         fallback: fallback.map(|json| json.0),
         channel_used: row.get(12)?,

@@ -80,6 +80,11 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "providers",
         sql: include_str!("../../migrations/0015_providers.sql"),
     },
+    Migration {
+        version: 16,
+        name: "batches",
+        sql: include_str!("../../migrations/0016_batches.sql"),
+    },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

@@ -237,6 +237,7 @@ words!(
     protocol::EventId,
     protocol::DeliveryId,
     protocol::TemplateId,
+    protocol::BatchId,
     protocol::E164,
     protocol::Channel,
     protocol::ChannelChoice,
@@ -244,6 +245,7 @@ words!(
     protocol::Status,
     protocol::Reason,
     protocol::api::Direction,
+    protocol::api::BatchState,
     protocol::link::PhoneState,
 );
 
@@ -273,6 +275,7 @@ parsed!(
     protocol::EventId,
     protocol::DeliveryId,
     protocol::TemplateId,
+    protocol::BatchId,
     protocol::E164,
     protocol::Recipient,
     protocol::Channel,

@@ -137,9 +137,9 @@ impl Router {
 
     /// Waits until the condition holds; a test that waits longer has failed.
     pub(crate) async fn until(&self, condition: impl AsyncFn() -> bool) {
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
         while !condition().await {
-            assert!(tokio::time::Instant::now() < deadline, "it did not happen within 10 s");
+            assert!(tokio::time::Instant::now() < deadline, "it did not happen within 30 s");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

@@ -465,6 +465,7 @@ pub(crate) async fn accept(
         class: Class::Marketing,
         text: "Hello".to_owned(),
         template: None,
+        batch: None,
         metadata: None,
         send_at: None,
         expires_at: now.plus_ms(3_600_000),

@@ -1,0 +1,86 @@
+//! Turns batches into messages, page by page, behind everything else.
+//!
+//! A page is one transaction with the place that the batch has come to ([`batches::step`]), so that a router that is
+//! ended anywhere goes on from there. Between two pages everybody else writes. The batches of all tenants take turns,
+//! and none has more than `messages.batch_queued` messages in the queue that could be sent: what is not there yet can
+//! still be paused, and does not grow old there.
+
+use std::time::Duration;
+
+use protocol::api::BatchState;
+
+use crate::server::{App, AppState};
+use crate::store::StoreError;
+use crate::store::batches::{self, Measure, Step};
+
+/// Recipients of a page.
+pub const PAGE_ROWS: u32 = 1_000;
+
+/// How long the loop sleeps where there is nothing to do, or nothing that can be done yet.
+const SLEEP: Duration = Duration::from_millis(500);
+/// How long it waits after the store has failed it.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Starts the loop.
+pub fn start(app: &AppState) {
+    let app = AppState::clone(app);
+    app.tasks.clone().spawn(async move { run(&app).await });
+}
+
+async fn run(app: &App) {
+    loop {
+        let sleep = match turn(app).await {
+            Ok(true) => Duration::ZERO,
+            Ok(false) => SLEEP,
+            Err(error) => {
+                tracing::warn!(error = %error, "batches: the store does not answer");
+                STORE_PAUSE
+            }
+        };
+        tokio::select! {
+            () = app.stop.cancelled() => return,
+            () = app.bells.batches.notified() => {}
+            () = tokio::time::sleep(sleep) => {}
+        }
+    }
+}
+
+/// One page of every batch that has one; whether anything was done.
+pub async fn turn(app: &App) -> Result<bool, StoreError> {
+    let measure = Measure { page: PAGE_ROWS, lives: app.config.messages };
+    let mut done = false;
+    for (tenant, id) in app.store.read(batches::at_work).await? {
+        if app.stop.is_cancelled() {
+            return Ok(false);
+        }
+        let now = app.clock.now();
+        let batch = id.clone();
+        let stepped =
+            app.store.write(move |tx| batches::step(tx, &tenant, &batch, &measure, now)).await;
+        match stepped {
+            Ok(Step::Waits) => continue,
+            Ok(Step::Expanded(messages)) => {
+                metrics::counter!("switchboard_messages_accepted_total")
+                    .increment(messages.try_into().unwrap_or(0));
+                app.bells.dispatch.notify_one();
+            }
+            Ok(Step::Canceled(messages)) => {
+                for message in &messages {
+                    crate::dispatch::recall(app, message).await;
+                }
+            }
+            Ok(Step::Turned(state)) => {
+                tracing::info!(batch = %id, state = BatchState::as_str(state), "batches: one has come further");
+            }
+            Err(error) if error.is_unavailable() => return Err(error),
+            Err(error) => {
+                // One that cannot be read must not keep the others back.
+                tracing::error!(batch = %id, error = %error, "batches: a step failed");
+                continue;
+            }
+        }
+        done = true;
+        app.bells.webhooks.notify_one();
+    }
+    Ok(done)
+}
