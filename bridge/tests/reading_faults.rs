@@ -247,7 +247,16 @@ fn by_polling_alone_nothing_is_missed_and_nothing_repeated() {
 #[expect(clippy::disallowed_methods, reason = "the bridge is to sleep for a while")]
 fn a_machine_that_was_asleep_reads_what_came_meanwhile() {
     let mut phone = Phone::new(15);
-    phone.signal(Signal::SIGSTOP);
+    // In the middle of a read it would keep its lock for as long as it sleeps, and no WAL could be made anew.
+    wait_for("a sleep between two reads", || {
+        phone.signal(Signal::SIGSTOP);
+        let between = phone.try_fault("recreate-wal", &[]);
+        if !between {
+            phone.signal(Signal::SIGCONT);
+        }
+        between
+    });
+    phone.reopen();
     phone.receive_some("asleep", 10);
     recreate_wal(&mut phone);
     phone.receive_some("still asleep", 10);
