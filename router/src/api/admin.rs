@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::messages::Whose;
-use super::pages::{Query, foreign_cursor, page, window};
+use super::pages::{Query, page, window};
 use super::{PathId, json};
 use crate::error::ApiError;
 use crate::idempotency::Post;
@@ -134,11 +134,7 @@ pub(super) async fn unplaced_events(
     RawQuery(raw): RawQuery,
 ) -> Result<Response, ApiError> {
     let asked = window(raw.as_deref())?;
-    let before = match asked.after.as_deref().map(str::parse::<Place>) {
-        None => None,
-        Some(Ok(place)) => Some(place),
-        Some(Err(_)) => return Err(foreign_cursor()),
-    };
+    let before = asked.after_parsed::<Place>()?;
     let limit = asked.limit;
     let rows = app.store.read(move |tx| unplaced::list(tx, before.as_ref(), limit)).await?;
     Ok(json(StatusCode::OK, &page(rows, limit, |event| Place::of(event).to_string())))

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::fields::Fields;
 use super::messages::text;
-use super::pages::{foreign_cursor, page, window};
+use super::pages::{page, window};
 use super::templates::{self, Asked};
 use super::{JsonBody, PathId, json};
 use crate::auth::{Caller, Scope};
@@ -343,11 +343,7 @@ pub(super) async fn recipients(
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::MessagesRead)?;
     let asked = window(raw.as_deref())?;
-    let after = match asked.after.as_deref().map(str::parse::<u64>) {
-        None => 0,
-        Some(Ok(after)) => after,
-        Some(Err(_)) => return Err(foreign_cursor()),
-    };
+    let after = asked.after_parsed::<u64>()?.unwrap_or(0);
     let limit = asked.limit;
     let rows = app
         .store

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use protocol::UnixMs;
 use protocol::api::FieldError;
+use protocol::{Channel, UnixMs};
 use serde_json::{Map, Value};
 
 use crate::error::ApiError;
@@ -262,6 +262,17 @@ impl Fields {
         }
         self.pointer = pointer;
         Some(out)
+    }
+
+    /// A list of channels; detail for those that are none.
+    pub(crate) fn channels(&mut self, field: &str, detail: &str) -> Option<Vec<Channel>> {
+        self.list(field, Channel::ALL.len(), |fields, index, item| {
+            let channel = item.as_str().and_then(|word| word.parse().ok());
+            if channel.is_none() {
+                fields.wrong(index, "unknown_channel", detail);
+            }
+            channel
+        })
     }
 
     /// A list of words of a closed list; code and detail for those that are none of them.

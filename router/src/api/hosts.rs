@@ -6,7 +6,7 @@ use axum::response::Response;
 use data_encoding::{BASE32_DNSSEC, BASE64URL_NOPAD};
 use protocol::api::{EnrolmentToken, FieldError, Host, Page, Phone, Problem};
 use protocol::link::{EnrolPhone, EnrolRequest, EnrolResponse};
-use protocol::{Channel, E164, HostId, PhoneId, limits};
+use protocol::{E164, HostId, PhoneId, limits};
 use serde_json::Value;
 
 use super::fields::Fields;
@@ -147,13 +147,7 @@ fn phones_of(fields: &mut Fields) -> Option<Vec<EnrolPhone>> {
         given += 1;
         let number: Option<E164> = phone.required_parsed("number", "invalid_number");
         let label = phone.line("label", 1..=NAME_CHARS_MAX);
-        let channels = phone.list("channels", Channel::ALL.len(), |phone, index, item| {
-            let channel = item.as_str().and_then(|text| text.parse::<Channel>().ok());
-            if channel.is_none() {
-                phone.wrong(index, "unknown_channel", "There is no such channel.");
-            }
-            channel
-        });
+        let channels = phone.channels("channels", "There is no such channel.");
         let standby = phone.boolean("standby").unwrap_or(false);
         let sandbox = phone.boolean("sandbox").unwrap_or(false);
         Some(EnrolPhone { number: number?, label, channels, standby, sandbox })

@@ -13,7 +13,7 @@ use protocol::{
 use serde_json::Value;
 
 use super::fields::Fields;
-use super::pages::{Query, foreign_cursor, page};
+use super::pages::{Query, page};
 use super::templates::{self, Asked};
 use super::{JsonBody, PathId, json};
 use crate::auth::{Caller, Scope};
@@ -207,7 +207,7 @@ pub(super) fn checked(
     let channel = fields
         .one_of("channel", "unknown_channel", ChannelChoice::ALL)
         .unwrap_or(ChannelChoice::Auto);
-    let fallback = fallback(&mut fields);
+    let fallback = fields.channels("fallback", "It must be imessage, rcs or sms.");
     let class = fields.one_of("class", "unknown_class", Class::ALL).unwrap_or(Class::Marketing);
     let from: Option<E164> = fields.parsed("from", "invalid_number");
     let metadata = fields.text_map("metadata", limits::METADATA_BYTES_MAX);
@@ -288,19 +288,6 @@ fn media_url(url: &str) -> Result<(), &'static str> {
         return Err("It must not hold a user's name or password.");
     }
     Ok(())
-}
-
-fn fallback(fields: &mut Fields) -> Option<Vec<Channel>> {
-    let refused = "It must be imessage, rcs or sms.";
-    fields.list("fallback", Channel::ALL.len(), |fields, index, item| {
-        let channel = item
-            .as_str()
-            .and_then(|word| Channel::ALL.iter().copied().find(|channel| channel.as_str() == word));
-        if channel.is_none() {
-            fields.wrong(index, "unknown_channel", refused);
-        }
-        channel
-    })
 }
 
 pub(super) fn recipient(fields: &mut Fields) -> Option<Recipient> {
@@ -527,11 +514,7 @@ pub(super) async fn story(
     raw: Option<&str>,
 ) -> Result<Response, ApiError> {
     let asked = super::pages::window(raw)?;
-    let after = match asked.after.as_deref().map(str::parse::<u64>) {
-        None => 0,
-        Some(Ok(after)) => after,
-        Some(Err(_)) => return Err(foreign_cursor()),
-    };
+    let after = asked.after_parsed::<u64>()?.unwrap_or(0);
     let limit = asked.limit;
     let rows = app
         .store

@@ -120,10 +120,16 @@ impl Window {
             Some(Ok(_)) | None => Ok(self.after.clone()),
         }
     }
+
+    /// The cursor of a list that is ordered by something else, as that; one of another list is refused.
+    pub(crate) fn after_parsed<T: FromStr>(&self) -> Result<Option<T>, ApiError> {
+        let place = self.after.as_deref().map(str::parse::<T>).transpose();
+        place.map_err(|_of_another_list| foreign_cursor())
+    }
 }
 
 /// The cursor is none that this list gave.
-pub(crate) fn foreign_cursor() -> ApiError {
+fn foreign_cursor() -> ApiError {
     ApiError::invalid(vec![FieldError {
         pointer: "cursor".to_owned(),
         code: "invalid_cursor".to_owned(),

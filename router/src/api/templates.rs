@@ -13,7 +13,7 @@ use protocol::{TemplateId, TenantId, UnixMs, limits};
 use serde_json::Value;
 
 use super::fields::{Fields, escaped};
-use super::pages::{foreign_cursor, page, window};
+use super::pages::{page, window};
 use super::{JsonBody, OptionalJsonBody, PathId, json};
 use crate::auth::{Caller, Scope};
 use crate::clock;
@@ -179,11 +179,7 @@ pub(super) async fn versions(
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::MessagesRead)?;
     let asked = window(raw.as_deref())?;
-    let before = match asked.after.as_deref().map(str::parse::<u32>) {
-        None => u32::MAX,
-        Some(Ok(before)) => before,
-        Some(Err(_)) => return Err(foreign_cursor()),
-    };
+    let before = asked.after_parsed::<u32>()?.unwrap_or(u32::MAX);
     let limit = asked.limit;
     let rows = app
         .store

@@ -7,7 +7,7 @@ use protocol::api::{Page, Problem, UsagePeriod, UsageRow};
 use protocol::{TenantId, UnixMs};
 
 use super::json;
-use super::pages::{Query, foreign_cursor, page};
+use super::pages::{Query, page};
 use crate::auth::{Caller, Scope};
 use crate::billing::{Day, Month};
 use crate::error::ApiError;
@@ -76,11 +76,10 @@ fn asked(mut query: Query, now: UnixMs) -> Result<Asked, ApiError> {
     let from = query.parsed::<Day>("from", "invalid_day");
     let to = query.parsed::<Day>("to", "invalid_day");
     let window = query.finish()?;
-    let after = window.after.as_deref().map(str::parse::<Cursor>).transpose();
     Ok(Asked {
         period: period.unwrap_or(UsagePeriod::Month),
         days: (from.unwrap_or_else(|| Month::of(now).first()), to.unwrap_or_else(|| Day::of(now))),
-        after: after.map_err(|()| foreign_cursor())?,
+        after: window.after_parsed()?,
         limit: window.limit,
     })
 }

@@ -103,9 +103,7 @@ pub(crate) fn message(
     store::store_received(tx, &tenant, (&id, phone), message, now)?;
     // What iCloud brings late was not written just now: an answer to it is none any more.
     let heard = if message.late { message.at.min(now) } else { now };
-    let sandbox = rows::is_of_sandbox(tx, phone)?;
-    let shown = (message.service, true);
-    capabilities::learn(tx, (&tenant, sandbox), &message.from, shown, message.at.min(now))?;
+    capabilities::learn_from(tx, &tenant, &id, (message.service, true), message.at.min(now))?;
     rows::bind(tx, &tenant, (&message.from, phone), Direction::Inbound, heard)
 }
 

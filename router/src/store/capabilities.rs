@@ -43,7 +43,7 @@ pub fn learn(
     Ok(())
 }
 
-/// The same, from what became of a message: of its recipient, for its tenant.
+/// The same, from a message and what became of it: of its other side, for its tenant.
 pub fn learn_from(
     tx: &mut Tx<'_>,
     tenant: &TenantId,
@@ -51,14 +51,14 @@ pub fn learn_from(
     (channel, able): (Channel, bool),
     at: UnixMs,
 ) -> Result<(), StoreError> {
-    // Groups are no one's number: what their service is says nothing of a member.
+    // As above: what a group's service is says nothing of a member, and to services nothing is sent.
     tx.execute(
         &format!(
             "INSERT INTO capabilities (tenant_id, test, recipient, channel, able, at)
              SELECT tenant_id, test, recipient, ?3, ?4, ?5 FROM messages
-             WHERE id = ?1 AND tenant_id = ?2 AND recipient NOT LIKE ?6 {LEARN}"
+             WHERE id = ?1 AND tenant_id = ?2 AND recipient NOT LIKE ?6 AND recipient NOT LIKE ?8 {LEARN}"
         ),
-        params![message, tenant, channel, able, at, "group:%", SAME_AGAIN_MS],
+        params![message, tenant, channel, able, at, "group:%", SAME_AGAIN_MS, "service:%"],
     )?;
     Ok(())
 }

@@ -253,13 +253,6 @@ pub fn block_unread(
     drop_job(tx, tenant, id)
 }
 
-/// Whether a phone is of the sandbox.
-pub fn is_of_sandbox(tx: &mut Tx<'_>, phone: &PhoneId) -> Result<bool, StoreError> {
-    let found =
-        tx.query_opt("SELECT sandbox FROM phones WHERE id = ?1", params![phone], |row| row.get(0))?;
-    Ok(found.unwrap_or(false))
-}
-
 /// A phone's number.
 pub fn number_of(tx: &mut Tx<'_>, phone: &PhoneId) -> Result<Option<E164>, StoreError> {
     tx.query_opt("SELECT number FROM phones WHERE id = ?1", params![phone], |row| row.get(0))
