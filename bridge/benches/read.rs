@@ -1,6 +1,6 @@
 //! How fast a chat.db is read: `cargo bench -p bridge --bench read`.
 
-#[path = "../tests/read_support/archive.rs"]
+#[path = "../tests/it/archive.rs"]
 mod archive;
 
 use std::io::sink;

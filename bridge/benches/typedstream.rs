@@ -1,6 +1,6 @@
 //! How fast bodies are decoded: `cargo bench -p bridge --bench typedstream`.
 
-#[path = "../tests/read_support/archive.rs"]
+#[path = "../tests/it/archive.rs"]
 mod archive;
 
 use archive::{Value, archive};

@@ -1,0 +1,319 @@
+//! The rules at work: over the real API, a real store, a real socket and a scripted phone.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::wildcard_enum_match_arm,
+    reason = "a script that meets something else than it expects has failed, and says where"
+)]
+
+use crate::link_support::*;
+use protocol::pipe::{Event, Received};
+use protocol::{Class, Reason, Recipient, Status};
+use router::store::{contacts, opt_outs, rules};
+use router::{params, server};
+use serde_json::{Value, json};
+
+const ONE: &str = "+15550100190";
+/// In New York.
+const TO: &str = "+12125550143";
+/// Whatever the hour is, it is none of this tenant's: a window of one minute that is not now.
+const NOT_NOW: &str = "[compliance]\nhours = \"default\"\n";
+
+/// A window of the tenant's own that is over, or has not begun, in New York at this moment.
+fn closed_window(now: protocol::UnixMs) -> String {
+    let local =
+        jiff::Timestamp::from_millisecond(now.0).unwrap().in_tz("America/New_York").unwrap();
+    if local.hour() < 12 { "15:00-16:00".to_owned() } else { "08:30-09:30".to_owned() }
+}
+
+async fn set_rules(app: &server::App, tenant: &protocol::TenantId, body: Value) {
+    let (tenant, now) = (tenant.clone(), app.clock.now());
+    let new: protocol::api::TenantRules = serde_json::from_value(body).unwrap();
+    assert!(app.store.write(move |tx| rules::set(tx, &tenant, &new, now)).await.unwrap());
+    app.bells.dispatch.notify_one();
+}
+
+async fn texts(app: &server::App, sql: &'static str) -> Vec<String> {
+    app.store.read(move |tx| tx.query(sql, params![], |row| row.text(0))).await.unwrap()
+}
+
+#[tokio::test]
+async fn marketing_is_held_at_night_and_goes_when_the_tenant_knows_better() {
+    let router = router(NOT_NOW).await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let host = host(app, &[ONE]).await;
+    let mut bridge = Bridge::connect(&router, &host).await;
+    set_rules(app, &tenant, json!({"hours_window": closed_window(app.clock.now())})).await;
+    let id = accept(app, &tenant, TO, |new| new.class = Class::Marketing).await;
+    eventually("it is held", || async {
+        message(app, &tenant, &id).await.held_reason == Some(Reason::QuietHours)
+    })
+    .await;
+    let held = message(app, &tenant, &id).await;
+    assert_eq!(held.status, Status::Queued);
+    assert!(held.next_at.unwrap() > app.clock.now(), "{held:?}");
+    // A one-time code does not wait.
+    let code = accept(app, &tenant, TO, |new| {
+        new.class = Class::Otp;
+        new.expires_at = new.now.plus_ms(300_000);
+    })
+    .await;
+    assert_eq!(bridge.wire.send_command().await.message, code);
+    // The hours are given up by the operator: it goes at once.
+    set_rules(app, &tenant, json!({"hours": "off"})).await;
+    let send = bridge.wire.send_command().await;
+    assert_eq!(send.message, id);
+    assert_eq!(
+        texts(app, "SELECT verdict || ' ' || COALESCE(reason, '-') || ' ' || class FROM decisions ORDER BY message_id, number").await,
+        ["hold quiet_hours marketing", "send - marketing", "send - otp"],
+        "each decision stands in the ledger once"
+    );
+    let hashes = texts(app, "SELECT hex(text_hash) FROM decisions").await;
+    assert!(hashes.iter().all(|hash| hash.len() == 64), "{hashes:?}");
+}
+
+#[tokio::test]
+async fn what_is_on_its_way_when_the_hour_is_over_is_not_started() {
+    let router = router(NOT_NOW).await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let host = host(app, &[ONE]).await;
+    let mut bridge = Bridge::connect(&router, &host).await;
+    // They wrote an hour ago less ten seconds: the answer may come at night for ten seconds more.
+    set_rules(app, &tenant, json!({"hours_window": closed_window(app.clock.now())})).await;
+    let (whose, now) = (tenant.clone(), app.clock.now());
+    let (phone, asked) = (host.phones[0].clone(), now.plus_ms(-3_590_000));
+    app.store
+        .write(move |tx| {
+            tx.execute(
+                "INSERT INTO bindings (tenant_id, recipient, phone_id, last_at, last_direction, last_inbound_at)
+                 VALUES (?1, ?2, ?3, ?4, 'inbound', ?4)",
+                params![whose, TO, phone, asked],
+            )
+        })
+        .await
+        .unwrap();
+    accept(app, &tenant, TO, |new| new.class = Class::Conversational).await;
+    let send = bridge.wire.send_command().await;
+    assert_eq!(send.start_before, asked.plus_ms(3_600_000));
+}
+
+#[tokio::test]
+async fn a_claim_that_is_not_proven_is_judged_as_marketing() {
+    let router = router(NOT_NOW).await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let host = host(app, &[ONE]).await;
+    let _bridge = Bridge::connect(&router, &host).await;
+    set_rules(app, &tenant, json!({"hours_window": closed_window(app.clock.now())})).await;
+    let long_code = accept(app, &tenant, TO, |new| {
+        new.class = Class::Otp;
+        new.expires_at = new.now.plus_ms(700_000);
+    })
+    .await;
+    let no_answer = accept(app, &tenant, TO, |new| new.class = Class::Conversational).await;
+    for id in [long_code, no_answer] {
+        eventually("it is held", || async {
+            message(app, &tenant, &id).await.held_reason == Some(Reason::QuietHours)
+        })
+        .await;
+    }
+    assert_eq!(texts(app, "SELECT DISTINCT class FROM decisions").await, ["marketing"]);
+}
+
+#[tokio::test]
+async fn what_icloud_brings_late_is_no_question_of_now() {
+    let router = router(NOT_NOW).await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let host = host(app, &[ONE]).await;
+    let mut bridge = Bridge::connect(&router, &host).await;
+    set_rules(app, &tenant, json!({"hours_window": closed_window(app.clock.now())})).await;
+    let yesterday = app.clock.now().plus_ms(-25 * 3_600_000);
+    let Event::Received(late) = received(TO, "late", "Are you there?", yesterday) else { panic!() };
+    bridge.event(Event::Received(Received { late: true, ..late })).await;
+    let answer = accept(app, &tenant, TO, |new| new.class = Class::Conversational).await;
+    eventually("it is held", || async {
+        message(app, &tenant, &answer).await.held_reason == Some(Reason::QuietHours)
+    })
+    .await;
+    // What they write now is one; the late copy of an older one takes nothing from it.
+    bridge.event(received(TO, "now", "Hello?", app.clock.now())).await;
+    let Event::Received(late) = received(TO, "later", "And now?", yesterday) else { panic!() };
+    bridge.event(Event::Received(Received { late: true, ..late })).await;
+    let answer = accept(app, &tenant, TO, |new| new.class = Class::Conversational).await;
+    assert_eq!(bridge.wire.send_command().await.message, answer);
+}
+
+#[tokio::test]
+async fn content_is_blocked_by_its_rule_and_the_text_is_not_repeated() {
+    let router = router("[compliance]\nhours = \"off\"\nblocked_words = [\"casino\"]\n").await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    set_rules(
+        app,
+        &tenant,
+        json!({"blocked_words": ["free money"], "first_message_links": false, "segments_max": 2}),
+    )
+    .await;
+    for (text, detail) in [
+        ("Come to the CASINO", "blocked_words_for_all"),
+        ("free   Money", "blocked_words"),
+        ("see https://shop.example", "link_in_first_message"),
+        ("ê".repeat(140).as_str(), "too_many_segments"),
+    ] {
+        let id = accept(app, &tenant, TO, |new| new.text = text.to_owned()).await;
+        let end = reaches(app, &tenant, &id, Status::Blocked).await;
+        assert_eq!(end.reason, Some(Reason::Content), "{text}");
+        let which = id.to_string();
+        let said: Option<String> = app
+            .store
+            .read(move |tx| {
+                tx.query_row("SELECT detail FROM messages WHERE id = ?1", params![which], |row| {
+                    row.opt_text(0)
+                })
+            })
+            .await
+            .unwrap();
+        assert_eq!(said.as_deref(), Some(detail), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn words_in_every_dress_opt_out_before_the_tenant_hears_of_them() {
+    let router = router("").await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let host = host(app, &[ONE]).await;
+    let mut bridge = Bridge::connect(&router, &host).await;
+    set_rules(
+        app,
+        &tenant,
+        json!({"stop_words": ["alto"], "help_text": "This is Acme, 1-800-ACME."}),
+    )
+    .await;
+    let now = app.clock.now();
+    for (from, text, state) in [
+        ("+12125550151", "please stop texting me", Some("inferred")),
+        ("+12125550152", "ALTO!", Some("keyword")),
+        ("+12125550153", "ＳＴＯＰ", Some("keyword")),
+        ("+12125550154", "cancel my appointment", None),
+        ("+12125550155", "Liked “Reply STOP to opt out”", None),
+        ("+12125550156", "STOP 12345", None),
+    ] {
+        bridge.event(received(from, &format!("guid{from}"), text, now)).await;
+        let (whose, who): (_, Recipient) = (tenant.clone(), from.parse().unwrap());
+        let found = app
+            .store
+            .read(move |tx| opt_outs::list(tx, &whose, "", 100))
+            .await
+            .unwrap()
+            .into_iter()
+            .find(|row| row.recipient == who);
+        assert_eq!(found.map(|row| row.method).as_deref(), state, "{text}");
+    }
+    // What was inferred, and what may have been meant, waits for a person.
+    let whose = tenant.clone();
+    let open = opt_outs::Steps { to_review: true, recipient: None };
+    let steps =
+        app.store.read(move |tx| opt_outs::history(tx, &whose, &open, None, 100)).await.unwrap();
+    let shown: Vec<_> =
+        steps.iter().map(|step| (step.action.as_str(), step.text.as_deref().unwrap())).collect();
+    assert_eq!(
+        shown,
+        [("possible", "cancel my appointment"), ("opted_out", "please stop texting me")]
+    );
+    assert!(steps.iter().all(|step| !step.rules.is_empty() && step.phone.is_some()));
+    // HELP is answered once in a while, and never to who has opted out.
+    for (from, guid) in [("+12125550157", "h1"), ("+12125550157", "h2"), ("+12125550153", "h3")] {
+        bridge.event(received(from, guid, "Help", now)).await;
+    }
+    let answers =
+        texts(app, "SELECT text FROM messages WHERE kind = 'confirmation' AND text LIKE '%1-800%'")
+            .await;
+    assert_eq!(answers, ["Acme: This is Acme, 1-800-ACME. Reply STOP to unsubscribe."]);
+}
+
+#[tokio::test]
+async fn the_operators_opt_out_holds_for_every_tenant() {
+    let router = router("").await;
+    let app = &router.app;
+    let (left, right) = (tenant(app, "Left").await, tenant(app, "Right").await);
+    let nobody = router::store::inbound::nobody();
+    let (who, now): (Recipient, _) = (TO.parse().unwrap(), app.clock.now());
+    app.store
+        .write(move |tx| {
+            let wish = opt_outs::Wish {
+                action: "opted_out",
+                method: opt_outs::Method::Operator,
+                message: None,
+                text: None,
+                evidence: None,
+                rules: "t",
+                at: now,
+            };
+            opt_outs::turn(tx, (&nobody, &who), &wish, &protocol::EventId::new(now.0, [7; 10]))
+        })
+        .await
+        .unwrap();
+    for tenant in [left, right] {
+        let id = accept(app, &tenant, TO, |_| {}).await;
+        assert_eq!(
+            reaches(app, &tenant, &id, Status::Blocked).await.reason,
+            Some(Reason::OptedOut)
+        );
+        let other = accept(app, &tenant, "+12125550144", |_| {}).await;
+        eventually("it waits for a phone only", || async {
+            message(app, &tenant, &other).await.held_reason == Some(Reason::NoPhoneAvailable)
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_contacts_zone_counts_before_the_number() {
+    let router = router(NOT_NOW).await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let host = host(app, &[ONE]).await;
+    let mut bridge = Bridge::connect(&router, &host).await;
+    // The tenant writes between one and three in the afternoon. Somebody who lives where it is one o'clock now is written
+    // to, whatever hour the area code suggests.
+    let local = jiff::Timestamp::from_millisecond(app.clock.now().0).unwrap().in_tz("UTC").unwrap();
+    let shift = 13 - i32::from(local.hour());
+    let zone = match shift {
+        0 => "Etc/GMT".to_owned(),
+        // The signs of these names are the other way round.
+        1.. => format!("Etc/GMT-{shift}"),
+        _ => format!("Etc/GMT+{}", -shift),
+    };
+    set_rules(app, &tenant, json!({"hours_window": "13:00-15:00"})).await;
+    let (whose, who, now): (_, Recipient, _) =
+        (tenant.clone(), TO.parse().unwrap(), app.clock.now());
+    app.store
+        .write(move |tx| contacts::put(tx, &whose, &who, (Some(&zone), None), now))
+        .await
+        .unwrap();
+    let id = accept(app, &tenant, TO, |new| new.class = Class::Marketing).await;
+    assert_eq!(bridge.wire.send_command().await.message, id);
+}
+
+#[tokio::test]
+async fn rules_that_cannot_be_read_stop_everything_but_a_stop() {
+    let router = router("").await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let host = host(app, &[ONE]).await;
+    let mut bridge = Bridge::connect(&router, &host).await;
+    app.store
+        .write(|tx| tx.execute("UPDATE tenants SET rules = '{\"hours\": 7}'", params![]))
+        .await
+        .unwrap();
+    let id = accept(app, &tenant, TO, |_| {}).await;
+    assert_eq!(reaches(app, &tenant, &id, Status::Blocked).await.reason, Some(Reason::CheckFailed));
+    bridge.event(received(TO, "g1", "STOP", app.clock.now())).await;
+    assert_eq!(count(app, "SELECT COUNT(*) FROM opt_outs WHERE state = 'opted_out'").await, 1);
+}

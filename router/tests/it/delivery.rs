@@ -1,0 +1,309 @@
+//! What keeps messages from going, or makes them go in another order than they came: caps of phones, contacts who do not
+//! answer.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::wildcard_enum_match_arm,
+    reason = "a script that meets something else than it expects has failed, and says where"
+)]
+
+use crate::link_support::*;
+use protocol::api::Message;
+use protocol::pipe::{Attempt, Event};
+use protocol::{Class, MessageId, Reason, Status, TenantId};
+use router::server::App;
+use router::warming::DAY_MS;
+
+const ONE: &str = "+15550100190";
+const TWO: &str = "+15550100191";
+
+fn stranger(n: u8) -> String {
+    format!("+120255501{n:02}")
+}
+
+/// A message that is held for a reason, as it then stands.
+async fn held(app: &App, tenant: &TenantId, id: &MessageId, reason: Reason) -> Message {
+    eventually("it is held for that reason", || async {
+        message(app, tenant, id).await.held_reason == Some(reason)
+    })
+    .await;
+    message(app, tenant, id).await
+}
+
+const TWO_STRANGERS: &str = "[warming]\nnew_contacts = [{ from_day = 0, per_day = 2 }]\n";
+
+#[tokio::test]
+async fn a_phone_writes_to_no_more_strangers_than_its_age_allows() {
+    let router = router(TWO_STRANGERS).await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let host = host(app, &[ONE]).await;
+    let mut bridge = Bridge::connect(&router, &host).await;
+    for n in 1..=2 {
+        accept(app, &tenant, &stranger(n), |_| {}).await;
+        let send = bridge.wire.send_command().await;
+        bridge.sends(&send).await;
+    }
+    let third = accept(app, &tenant, &stranger(3), |_| {}).await;
+    let waits = held(app, &tenant, &third, Reason::WarmingCap).await;
+    let first = count(app, "SELECT MIN(since) FROM phone_contacts").await;
+    // Its life is an hour, the place is free in a day.
+    assert_eq!(waits.next_at, waits.expires_at);
+    let long = accept(app, &tenant, &stranger(4), |new| {
+        new.expires_at = new.now.plus_ms(2 * DAY_MS);
+    })
+    .await;
+    let waits = held(app, &tenant, &long, Reason::WarmingCap).await;
+    assert_eq!(waits.next_at.unwrap().0, first + DAY_MS);
+    // Whom it has met is no stranger, and who writes first is none either.
+    let known = accept(app, &tenant, &stranger(1), |_| {}).await;
+    let send = bridge.wire.send_command().await;
+    assert_eq!(send.message, known);
+    bridge.sends(&send).await;
+    bridge.event(received(&stranger(5), "guid-in", "Hello?", app.clock.now())).await;
+    let answer = accept(app, &tenant, &stranger(5), |_| {}).await;
+    let send = bridge.wire.send_command().await;
+    assert_eq!(send.message, answer);
+    bridge.sends(&send).await;
+    // Another phone has places of its own.
+    let other = crate::link_support::host(app, &[TWO]).await;
+    let mut second = Bridge::connect(&router, &other).await;
+    let mut went =
+        [second.wire.send_command().await.message, second.wire.send_command().await.message];
+    went.sort();
+    assert_eq!(went, [third, long]);
+}
+
+#[tokio::test]
+async fn a_place_that_was_not_used_is_given_back() {
+    let router = router("[warming]\nnew_contacts = [{ from_day = 0, per_day = 1 }]\n").await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let host = host(app, &[ONE]).await;
+    let mut bridge = Bridge::connect(&router, &host).await;
+    let first = accept(app, &tenant, &stranger(1), |_| {}).await;
+    let send = bridge.wire.send_command().await;
+    let second = accept(app, &tenant, &stranger(2), |_| {}).await;
+    held(app, &tenant, &second, Reason::WarmingCap).await;
+    assert_eq!(count(app, "SELECT messages_today FROM phones").await, 1);
+    bridge.event(Event::Refused(about(&send, Reason::BadAddress, false))).await;
+    assert_eq!(message(app, &tenant, &first).await.status, Status::Failed);
+    let send = bridge.wire.send_command().await;
+    assert_eq!(send.message, second);
+    assert_eq!(count(app, "SELECT messages_today FROM phones").await, 1);
+    assert_eq!(count(app, "SELECT COUNT(*) FROM phone_contacts").await, 1);
+    assert_eq!(count(app, "SELECT SUM(unanswered) FROM bindings").await, 1);
+    // What was tried and failed was seen by Apple: its place stays taken.
+    bridge.event(Event::Failed(about(&send, Reason::NotRegistered, false))).await;
+    let third = accept(app, &tenant, &stranger(3), |_| {}).await;
+    held(app, &tenant, &third, Reason::WarmingCap).await;
+    // An answer that is repeated gives nothing back a second time.
+    let attempt = Attempt { message: first, attempt: 1 };
+    bridge.event(Event::Expired(attempt)).await;
+    assert_eq!(count(app, "SELECT messages_today FROM phones").await, 1);
+    assert_eq!(count(app, "SELECT COUNT(*) FROM phone_contacts").await, 1);
+}
+
+#[tokio::test]
+async fn when_every_phone_has_sent_its_day_a_message_fails() {
+    let router = router("[dispatch]\ndaily_cap = 1\n").await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let first = host(app, &[ONE]).await;
+    let mut bridge = Bridge::connect(&router, &first).await;
+    accept(app, &tenant, &stranger(1), |_| {}).await;
+    let send = bridge.wire.send_command().await;
+    bridge.sends(&send).await;
+    let second = accept(app, &tenant, &stranger(1), |_| {}).await;
+    let end = reaches(app, &tenant, &second, Status::Failed).await;
+    assert_eq!(end.reason, Some(Reason::NoPhoneAvailable));
+    // A phone that is away may still come back today.
+    host(app, &[TWO]).await;
+    let third = accept(app, &tenant, &stranger(1), |_| {}).await;
+    held(app, &tenant, &third, Reason::NoPhoneAvailable).await;
+    // A phone may have a cap of its own.
+    app.store
+        .write(|tx| tx.execute("UPDATE phones SET daily_cap = 2 WHERE messages_today = 1", &[]))
+        .await
+        .unwrap();
+    router::dispatch::phone_became_able(app).await.unwrap();
+    assert_eq!(bridge.wire.send_command().await.message, third);
+}
+
+#[tokio::test]
+async fn who_does_not_answer_is_left_alone_until_they_do() {
+    let router = router("[warming]\nunanswered = 2\n").await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let other = crate::link_support::tenant(app, "Other").await;
+    let host = host(app, &[ONE]).await;
+    let mut bridge = Bridge::connect(&router, &host).await;
+    for _ in 0..2 {
+        accept(app, &tenant, &stranger(1), |_| {}).await;
+        let send = bridge.wire.send_command().await;
+        bridge.sends(&send).await;
+    }
+    let third = accept(app, &tenant, &stranger(1), |_| {}).await;
+    let waits = held(app, &tenant, &third, Reason::Unanswered).await;
+    assert_eq!(waits.next_at, waits.expires_at);
+    // A code is asked for, and another tenant has asked nothing yet.
+    let code = accept(app, &tenant, &stranger(1), |new| new.class = Class::Otp).await;
+    let send = bridge.wire.send_command().await;
+    assert_eq!(send.message, code);
+    bridge.sends(&send).await;
+    let others = accept(app, &other, &stranger(1), |_| {}).await;
+    let send = bridge.wire.send_command().await;
+    assert_eq!(send.message, others);
+    // The phone talked with both; exclusive to one, the answer is that one's.
+    let whose = tenant.clone();
+    app.store
+        .write(move |tx| {
+            tx.execute("UPDATE phones SET exclusive_tenant_id = ?1", router::params![whose])
+        })
+        .await
+        .unwrap();
+    bridge.event(received(&stranger(1), "guid-in", "Yes?", app.clock.now())).await;
+    assert_eq!(bridge.wire.send_command().await.message, third);
+}
+
+#[tokio::test]
+async fn a_scheduled_message_is_queued_when_its_time_comes_and_not_before() {
+    let router = router("").await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let later = app.clock.now().plus_ms(300);
+    let id = accept(app, &tenant, &stranger(1), |new| new.send_at = Some(later)).await;
+    let never = accept(app, &tenant, &stranger(2), |new| new.send_at = Some(later)).await;
+    assert_eq!(message(app, &tenant, &id).await.status, Status::Scheduled);
+    let (whose, which, now) = (tenant.clone(), never.clone(), app.clock.now());
+    app.store
+        .write(move |tx| router::store::messages::cancel(tx, &whose, &which, now))
+        .await
+        .unwrap();
+    // There is no phone: what happens by its time alone.
+    reaches(app, &tenant, &id, Status::Queued).await;
+    assert!(app.clock.now() >= later);
+    held(app, &tenant, &id, Reason::NoPhoneAvailable).await;
+    assert_eq!(kinds(app, &tenant, &id).await, ["scheduled", "queued", "held"]);
+    assert_eq!(kinds(app, &tenant, &never).await, ["scheduled", "canceled"]);
+}
+
+#[tokio::test]
+async fn what_ends_the_router_again_and_again_is_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let app = open(folder.path(), "").await;
+    let tenant = tenant(&app, "Acme").await;
+    let bad = accept(&app, &tenant, &stranger(1), |_| {}).await;
+    let good = accept(&app, &tenant, &stranger(2), |_| {}).await;
+    // Claimed five times, and each time the router ended.
+    for claims in 2..=5 {
+        let which = bad.clone();
+        app.store
+            .write(move |tx| {
+                let sql = "UPDATE jobs SET claims = ?2 WHERE message_id = ?1";
+                tx.execute(sql, router::params![which, claims])
+            })
+            .await
+            .unwrap();
+        if claims < 5 {
+            // It is looked at alone, found to be harmless this time, and waits like any other.
+            let ran = router::dispatch::run_once(&app).await.unwrap();
+            assert_eq!((ran.held, ran.ended, ran.more), (1, 0, true));
+            assert_eq!(count(&app, "SELECT SUM(claims) FROM jobs").await, 0);
+            let sql = "UPDATE jobs SET ready = 1, run_at = 0";
+            app.store.write(move |tx| tx.execute(sql, &[])).await.unwrap();
+        }
+    }
+    let ran = router::dispatch::run_once(&app).await.unwrap();
+    assert_eq!((ran.held, ran.ended), (0, 1));
+    let end = message(&app, &tenant, &bad).await;
+    assert_eq!((end.status, end.reason), (Status::Failed, Some(Reason::Poisoned)));
+    assert_eq!(kinds(&app, &tenant, &bad).await, ["queued", "held", "failed", "dead_letter"]);
+    router::dispatch::run_once(&app).await.unwrap();
+    assert_eq!(message(&app, &tenant, &good).await.status, Status::Queued);
+}
+
+/// Asks the operator's route for a phone, with a change; answers status and body.
+async fn set_phone(
+    router: &Router,
+    phone: &str,
+    change: serde_json::Value,
+) -> (u16, serde_json::Value) {
+    let request = reqwest::Client::new()
+        .patch(format!("http://{}/v1/admin/phones/{phone}", router.address))
+        .bearer_auth("an-admin-token-for-tests")
+        .json(&change);
+    let answer = tokio::time::timeout(DEADLINE, request.send()).await.unwrap().unwrap();
+    (answer.status().as_u16(), answer.json().await.unwrap())
+}
+
+#[tokio::test]
+async fn the_operator_says_whom_a_phone_is_for_how_old_it_is_and_how_much_it_sends() {
+    let router = router("[warming]\nnew_contacts = [{ from_day = 0, per_day = 1 }, { from_day = 30, per_day = 50 }]\n").await;
+    let app = &router.app;
+    let (one, other) = (tenant(app, "One").await, tenant(app, "Other").await);
+    let host = host(app, &[ONE]).await;
+    let phone = host.phones[0].to_string();
+    let mut bridge = Bridge::connect(&router, &host).await;
+    for (change, pointer, code) in [
+        (serde_json::json!({"exclusive_to": "ten_1"}), "/exclusive_to", "invalid_id"),
+        (
+            serde_json::json!({"exclusive_to": "ten_00000000000000000000000000"}),
+            "/exclusive_to",
+            "unknown_tenant",
+        ),
+        (serde_json::json!({"daily_cap": 1_000_001}), "/daily_cap", "out_of_range"),
+        (
+            serde_json::json!({"in_service_at": "2126-01-01T00:00:00Z"}),
+            "/in_service_at",
+            "in_the_future",
+        ),
+        (serde_json::json!({"cap": 1}), "/cap", "unknown_field"),
+    ] {
+        let (status, body) = set_phone(&router, &phone, change).await;
+        assert_eq!(status, 422, "{body}");
+        assert_eq!(
+            (&body["errors"][0]["pointer"], &body["errors"][0]["code"]),
+            (&pointer.into(), &code.into())
+        );
+    }
+    let nobodys = set_phone(&router, "pho_00000000000000000000000000", serde_json::json!({})).await;
+    assert_eq!(nobodys.0, 404, "{nobodys:?}");
+
+    let change = serde_json::json!({"exclusive_to": one.to_string(), "label": "Shop"});
+    let (status, body) = set_phone(&router, &phone, change).await;
+    assert_eq!((status, &body["exclusive_to"]), (200, &one.to_string().into()), "{body}");
+    let waits = accept(app, &other, &stranger(1), |_| {}).await;
+    held(app, &other, &waits, Reason::NoPhoneAvailable).await;
+    let goes = accept(app, &one, &stranger(2), |_| {}).await;
+    let send = bridge.wire.send_command().await;
+    assert_eq!(send.message, goes);
+    bridge.sends(&send).await;
+
+    // Everybody's again: what waited for a phone may have it, but for the one stranger that it has met today.
+    let (status, body) =
+        set_phone(&router, &phone, serde_json::json!({"exclusive_to": "everybody"})).await;
+    assert_eq!((status, body.get("exclusive_to")), (200, None), "{body}");
+    assert_eq!(body["label"], "Shop", "what is left out stays");
+    held(app, &other, &waits, Reason::WarmingCap).await;
+    // Its number is older than its enrolment.
+    let (status, body) =
+        set_phone(&router, &phone, serde_json::json!({"in_service_at": "2024-05-01T00:00:00Z"}))
+            .await;
+    assert_eq!(status, 200, "{body}");
+    let send = bridge.wire.send_command().await;
+    assert_eq!(send.message, waits);
+    bridge.sends(&send).await;
+
+    let (status, body) = set_phone(&router, &phone, serde_json::json!({"daily_cap": 2})).await;
+    assert_eq!((status, &body["messages_today"]), (200, &2.into()), "{body}");
+    let over = accept(app, &one, &stranger(2), |_| {}).await;
+    let end = reaches(app, &one, &over, Status::Failed).await;
+    assert_eq!(end.reason, Some(Reason::NoPhoneAvailable), "all are at their cap");
+    let (_, body) = set_phone(&router, &phone, serde_json::json!({"daily_cap": 0})).await;
+    assert_eq!(body.get("daily_cap"), None, "as configured for all");
+    accept(app, &one, &stranger(2), |_| {}).await;
+    bridge.wire.send_command().await;
+}

@@ -1,0 +1,726 @@
+//! The delivery worker against endpoints on this machine that answer as told.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::wildcard_enum_match_arm,
+    reason = "a script that meets something else than it expects has failed, and says where"
+)]
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::process::{Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::link_support::*;
+use aws_lc_rs::hmac;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::IntoResponse as _;
+use data_encoding::BASE64;
+use protocol::api::WebhookData;
+use protocol::{EndpointId, Status, TenantId};
+use router::params;
+use router::server::App;
+use router::store::webhook_jobs;
+use tokio::net::TcpListener;
+
+const SECRET: &str = "whsec_c2VjcmV0LW9mLXRoZS10ZXN0cw==";
+const OPEN: &str = "[webhooks]\nallow_private = true\ntimeout_ms = 1000\nper_endpoint = 2\n";
+
+/// A request, as it came.
+#[derive(Debug, Clone)]
+struct Hook {
+    path: String,
+    id: String,
+    timestamp: String,
+    signature: String,
+    body: String,
+}
+
+#[derive(Clone, Default)]
+struct Sink {
+    hooks: Arc<Mutex<Vec<Hook>>>,
+}
+
+impl Sink {
+    fn hooks(&self) -> Vec<Hook> {
+        self.hooks.lock().unwrap().clone()
+    }
+
+    fn at(&self, path: &str) -> Vec<Hook> {
+        self.hooks().into_iter().filter(|hook| hook.path == path).collect()
+    }
+
+    async fn wait_for(&self, path: &str, count: usize) -> Vec<Hook> {
+        eventually(&format!("{count} at {path}"), || async { self.at(path).len() >= count }).await;
+        self.at(path)
+    }
+}
+
+/// Answers by path: `/ok`, `/status/500`, `/slow`, `/redirect`, `/retry`.
+async fn answer(
+    State(sink): State<Sink>,
+    headers: HeaderMap,
+    request: axum::extract::Request,
+) -> axum::response::Response {
+    let path = request.uri().path().to_owned();
+    let body = axum::body::to_bytes(request.into_body(), 1 << 20).await.unwrap();
+    let header = |name: &str| headers.get(name).unwrap().to_str().unwrap().to_owned();
+    assert_eq!(header("content-type"), "application/json");
+    sink.hooks.lock().unwrap().push(Hook {
+        path: path.clone(),
+        id: header("webhook-id"),
+        timestamp: header("webhook-timestamp"),
+        signature: header("webhook-signature"),
+        body: String::from_utf8(body.to_vec()).unwrap(),
+    });
+    match path.as_str() {
+        "/ok" => StatusCode::NO_CONTENT.into_response(),
+        "/talks" => {
+            (StatusCode::BAD_GATEWAY, "no\0 upstream\u{1b}[31m ".repeat(20_000)).into_response()
+        }
+        "/slow" => {
+            tokio::time::sleep(Duration::from_mins(1)).await;
+            StatusCode::OK.into_response()
+        }
+        "/redirect" => (StatusCode::TEMPORARY_REDIRECT, [("location", "/ok")]).into_response(),
+        "/retry" => (StatusCode::TOO_MANY_REQUESTS, [("retry-after", "3600")]).into_response(),
+        other => {
+            let code = other.strip_prefix("/status/").unwrap().parse().unwrap();
+            StatusCode::from_u16(code).unwrap().into_response()
+        }
+    }
+}
+
+async fn sink(router: &Router) -> (Sink, SocketAddr) {
+    let sink = Sink::default();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let routes = axum::Router::new().fallback(answer).with_state(sink.clone());
+    let stop = router.app.stop.clone();
+    router.app.tasks.spawn(async move {
+        let gone = stop.clone();
+        tokio::select! {
+            served = async { axum::serve(listener, routes).await } => served.unwrap(),
+            () = gone.cancelled() => {}
+        }
+    });
+    (sink, address)
+}
+
+async fn enqueue(app: &App, tenant: &TenantId, kind: &'static str) -> usize {
+    let (tenant, now) = (tenant.clone(), app.clock.now());
+    let count = app
+        .store
+        .write(move |tx| {
+            let data = WebhookData {
+                tenant: Some(tenant.clone()),
+                sequence: Some(7),
+                ..WebhookData::default()
+            };
+            webhook_jobs::enqueue(tx, &tenant, kind, &data, now)
+        })
+        .await
+        .unwrap();
+    app.bells.webhooks.notify_one();
+    count
+}
+
+/// State of the endpoint's only job, attempts, and how far ahead the next is, in milliseconds.
+async fn job(app: &App, endpoint: &EndpointId) -> (String, i64, i64) {
+    let (endpoint, now) = (endpoint.clone(), app.clock.now().0);
+    app.store
+        .read(move |tx| {
+            tx.query_row(
+                "SELECT state, attempts, run_at FROM webhook_jobs WHERE endpoint_id = ?1 ORDER BY id DESC",
+                params![endpoint],
+                |row| Ok((row.text(0)?, row.int(1)?, row.int(2)? - now)),
+            )
+        })
+        .await
+        .unwrap()
+}
+
+async fn tried(app: &App, endpoint: &EndpointId, attempts: i64) -> (String, i64, i64) {
+    eventually("it was tried", || async { job(app, endpoint).await.1 >= attempts }).await;
+    job(app, endpoint).await
+}
+
+async fn error_of(app: &App) -> (Option<i64>, String) {
+    app.store
+        .read(|tx| {
+            tx.query_row(
+                "SELECT status, error FROM webhook_attempts ORDER BY at DESC",
+                params![],
+                |row| Ok((row.get(0)?, row.opt_text(1)?.unwrap_or_default())),
+            )
+        })
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_webhook_is_signed_and_delivered_once() {
+    let router = router(OPEN).await;
+    let app = &router.app;
+    let (sink, address) = sink(&router).await;
+    let tenant = tenant(app, "Acme").await;
+    let endpoint = endpoint(app, &tenant, &format!("http://{address}/ok"), SECRET).await;
+    assert_eq!(enqueue(app, &tenant, "message.sent").await, 1);
+    let hook = sink.wait_for("/ok", 1).await.remove(0);
+    let key = hmac::Key::new(hmac::HMAC_SHA256, &BASE64.decode(&SECRET.as_bytes()[6..]).unwrap());
+    let signed = format!("{}.{}.{}", hook.id, hook.timestamp, hook.body);
+    let signature = BASE64.decode(hook.signature.strip_prefix("v1,").unwrap().as_bytes()).unwrap();
+    hmac::verify(&key, signed.as_bytes(), &signature).unwrap();
+    let age = app.clock.now().0 / 1_000 - hook.timestamp.parse::<i64>().unwrap();
+    assert!((0..=5).contains(&age), "{age}");
+    assert!(hook.id.starts_with("evt_"), "{}", hook.id);
+    let body: serde_json::Value = serde_json::from_str(&hook.body).unwrap();
+    assert_eq!(body["type"], "message.sent");
+    assert_eq!(body["data"]["sequence"], 7);
+    assert_eq!(body["data"]["tenant"], tenant.as_str());
+    assert_eq!(tried(app, &endpoint, 1).await.0, "delivered");
+    // Nothing more comes of it.
+    enqueue(app, &tenant, "message.delivered").await;
+    assert_eq!(sink.wait_for("/ok", 2).await.len(), 2);
+    eventually("both attempts are written down", || async {
+        count(app, "SELECT COUNT(*) FROM webhook_attempts WHERE status = 204 AND error IS NULL")
+            .await
+            == 2
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_failure_is_tried_again_on_schedule_under_the_same_id() {
+    let router = router(OPEN).await;
+    let app = &router.app;
+    let (sink, address) = sink(&router).await;
+    let tenant = tenant(app, "Acme").await;
+    let endpoint = endpoint(app, &tenant, &format!("http://{address}/status/500"), SECRET).await;
+    enqueue(app, &tenant, "message.sent").await;
+    let (state, attempts, wait) = tried(app, &endpoint, 1).await;
+    assert_eq!((state.as_str(), attempts), ("pending", 1));
+    assert!((3_500..=6_100).contains(&wait), "{wait}");
+    assert_eq!(error_of(app).await, (Some(500), "answered 500".to_owned()));
+    // Its time comes.
+    app.store
+        .write(|tx| tx.execute("UPDATE webhook_jobs SET run_at = 0", params![]))
+        .await
+        .unwrap();
+    app.bells.webhooks.notify_one();
+    let (_, _, wait) = tried(app, &endpoint, 2).await;
+    assert!((230_000..=360_100).contains(&wait), "{wait}");
+    let hooks = sink.wait_for("/status/500", 2).await;
+    assert_eq!(hooks[0].id, hooks[1].id);
+    assert_eq!(hooks[0].body, hooks[1].body);
+    assert_eq!(count(app, "SELECT COUNT(*) FROM webhook_attempts").await, 2);
+    assert_eq!(
+        count(app, "SELECT COUNT(*) FROM webhook_endpoints WHERE failing_since IS NOT NULL").await,
+        1
+    );
+}
+
+#[tokio::test]
+async fn the_tenth_failure_is_the_last() {
+    let router = router(OPEN).await;
+    let app = &router.app;
+    let (_sink, address) = sink(&router).await;
+    let tenant = tenant(app, "Acme").await;
+    let endpoint = endpoint(app, &tenant, &format!("http://{address}/status/503"), SECRET).await;
+    enqueue(app, &tenant, "message.sent").await;
+    tried(app, &endpoint, 1).await;
+    app.store
+        .write(|tx| tx.execute("UPDATE webhook_jobs SET run_at = 0, attempts = 9", params![]))
+        .await
+        .unwrap();
+    app.bells.webhooks.notify_one();
+    assert_eq!(tried(app, &endpoint, 10).await.0, "failed");
+}
+
+#[tokio::test]
+async fn an_endpoint_may_ask_for_patience() {
+    let router = router(OPEN).await;
+    let app = &router.app;
+    let (_sink, address) = sink(&router).await;
+    let tenant = tenant(app, "Acme").await;
+    let endpoint = endpoint(app, &tenant, &format!("http://{address}/retry"), SECRET).await;
+    enqueue(app, &tenant, "message.sent").await;
+    let (_, _, wait) = tried(app, &endpoint, 1).await;
+    assert!((3_590_000..=3_600_000).contains(&wait), "{wait}");
+}
+
+#[tokio::test]
+async fn a_redirect_is_a_failure_and_is_not_followed() {
+    let router = router(OPEN).await;
+    let app = &router.app;
+    let (sink, address) = sink(&router).await;
+    let tenant = tenant(app, "Acme").await;
+    let endpoint = endpoint(app, &tenant, &format!("http://{address}/redirect"), SECRET).await;
+    enqueue(app, &tenant, "message.sent").await;
+    assert_eq!(tried(app, &endpoint, 1).await.0, "pending");
+    assert!(sink.at("/ok").is_empty());
+    assert_eq!(error_of(app).await, (Some(307), "redirects are not followed".to_owned()));
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_gone_is_switched_off_and_the_others_are_told() {
+    let router = router(OPEN).await;
+    let app = &router.app;
+    let (sink, address) = sink(&router).await;
+    let tenant = tenant(app, "Acme").await;
+    let gone = endpoint(app, &tenant, &format!("http://{address}/status/410"), SECRET).await;
+    endpoint(app, &tenant, &format!("http://{address}/ok"), SECRET).await;
+    enqueue(app, &tenant, "message.sent").await;
+    let hooks = sink.wait_for("/ok", 2).await;
+    assert!(hooks[1].body.contains("webhook_endpoint.disabled"), "{}", hooks[1].body);
+    assert!(hooks[1].body.contains(gone.as_str()));
+    assert_eq!(job(app, &gone).await.0, "failed");
+    assert_eq!(
+        count(app, "SELECT COUNT(*) FROM webhook_endpoints WHERE disabled_reason = 'gone'").await,
+        1
+    );
+    assert_eq!(enqueue(app, &tenant, "message.read").await, 1, "the one that is left");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_has_failed_for_five_days_is_switched_off() {
+    let router = router(OPEN).await;
+    let app = &router.app;
+    let (_sink, address) = sink(&router).await;
+    let tenant = tenant(app, "Acme").await;
+    let endpoint = endpoint(app, &tenant, &format!("http://{address}/status/500"), SECRET).await;
+    let five_days = app.clock.now().plus_ms(-5 * 24 * 3_600 * 1_000);
+    app.store
+        .write(move |tx| {
+            tx.execute("UPDATE webhook_endpoints SET failing_since = ?1", params![five_days])
+        })
+        .await
+        .unwrap();
+    enqueue(app, &tenant, "message.sent").await;
+    tried(app, &endpoint, 1).await;
+    assert_eq!(
+        count(app, "SELECT COUNT(*) FROM webhook_endpoints WHERE disabled_reason = 'failing'")
+            .await,
+        1
+    );
+    assert_eq!(job(app, &endpoint).await.0, "failed");
+}
+
+#[tokio::test]
+async fn a_slow_endpoint_delays_nobody_and_gets_no_more_than_its_share() {
+    let router = router(OPEN).await;
+    let app = &router.app;
+    let (sink, address) = sink(&router).await;
+    let slow = tenant(app, "Slow").await;
+    let quick = tenant(app, "Quick").await;
+    endpoint(app, &slow, &format!("http://{address}/slow"), SECRET).await;
+    endpoint(app, &quick, &format!("http://{address}/ok"), SECRET).await;
+    for _ in 0..20 {
+        enqueue(app, &slow, "message.sent").await;
+    }
+    sink.wait_for("/slow", 2).await;
+    let since = tokio::time::Instant::now();
+    for _ in 0..50 {
+        enqueue(app, &quick, "message.sent").await;
+    }
+    sink.wait_for("/ok", 50).await;
+    assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
+    // The places of the slow one turn over only as its deadlines pass.
+    let turns = usize::try_from(since.elapsed().as_secs()).unwrap() + 3;
+    assert!(sink.at("/slow").len() <= 2 * turns, "{}", sink.at("/slow").len());
+    eventually("a slow answer is a failure", || async {
+        count(app, "SELECT COUNT(*) FROM webhook_attempts WHERE error = 'no answer in time'").await
+            > 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn private_addresses_are_not_called() {
+    let router = router("").await;
+    let app = &router.app;
+    let (sink, address) = sink(&router).await;
+    let tenant = tenant(app, "Acme").await;
+    let port = address.port();
+    let cases = [
+        (format!("https://127.0.0.1:{port}/ok"), "its address is not public"),
+        (format!("https://[::ffff:127.0.0.1]:{port}/ok"), "its address is not public"),
+        (format!("https://169.254.169.254:{port}/ok"), "its address is not public"),
+        (format!("https://10.0.0.1:{port}/ok"), "its address is not public"),
+        (format!("https://localhost:{port}/ok"), "its name has no public address"),
+        (format!("http://127.0.0.1:{port}/ok"), "not https"),
+        ("file:///etc/passwd".to_owned(), "not an http or https URL with a host"),
+    ];
+    for (url, why) in cases {
+        let endpoint = endpoint(app, &tenant, &url, SECRET).await;
+        enqueue(app, &tenant, "message.sent").await;
+        tried(app, &endpoint, 1).await;
+        assert_eq!(error_of(app).await, (None, why.to_owned()), "{url}");
+        app.store
+            .write(|tx| tx.execute("UPDATE webhook_endpoints SET disabled_at = 1", params![]))
+            .await
+            .unwrap();
+    }
+    assert!(sink.hooks().is_empty());
+}
+
+#[tokio::test]
+async fn nobody_there_is_a_failure_with_a_reason() {
+    let router = router(OPEN).await;
+    let app = &router.app;
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let tenant = tenant(app, "Acme").await;
+    let endpoint = endpoint(app, &tenant, &format!("http://{closed}/?token=hidden"), SECRET).await;
+    enqueue(app, &tenant, "message.sent").await;
+    tried(app, &endpoint, 1).await;
+    let (status, error) = error_of(app).await;
+    assert_eq!(status, None);
+    assert!(error.starts_with("could not connect"), "{error}");
+    assert!(!error.contains("hidden"), "{error}");
+}
+
+#[tokio::test]
+async fn what_a_dead_router_had_claimed_is_delivered_by_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let app = open(folder.path(), OPEN).await;
+    let tenant = tenant(&app, "Acme").await;
+    let endpoint_id = endpoint(&app, &tenant, "http://127.0.0.1:1/ok", SECRET).await;
+    enqueue(&app, &tenant, "message.sent").await;
+    let (whose, now) = (endpoint_id.clone(), app.clock.now());
+    let claimed = app
+        .store
+        .write(move |tx| webhook_jobs::claim(tx, &whose, now, now.plus_ms(700), 10))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(claimed.1.len(), 1);
+    drop(app);
+    let router = router_in(folder, OPEN).await;
+    let (sink, address) = sink(&router).await;
+    let url = format!("http://{address}/ok");
+    router
+        .app
+        .store
+        .write(move |tx| tx.execute("UPDATE webhook_endpoints SET url = ?1", params![url]))
+        .await
+        .unwrap();
+    let hooks = sink.wait_for("/ok", 1).await;
+    assert_eq!(hooks[0].id, claimed.1[0].event.as_str());
+}
+
+#[tokio::test]
+async fn an_endpoint_gets_only_what_it_asked_for() {
+    let router = router(OPEN).await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let stranger = crate::link_support::tenant(app, "Other").await;
+    endpoint(app, &tenant, "http://127.0.0.1:1/", SECRET).await;
+    app.store
+        .write(|tx| {
+            tx.execute("UPDATE webhook_endpoints SET events = '[\"message.failed\"]'", params![])
+        })
+        .await
+        .unwrap();
+    assert_eq!(enqueue(app, &tenant, "message.sent").await, 0);
+    assert_eq!(enqueue(app, &tenant, "message.failed").await, 1);
+    assert_eq!(enqueue(app, &stranger, "message.failed").await, 0);
+}
+
+#[tokio::test]
+async fn a_messages_life_is_told_in_sequence() {
+    let router = router(OPEN).await;
+    let app = &router.app;
+    let (sink, address) = sink(&router).await;
+    let tenant = tenant(app, "Acme").await;
+    endpoint(app, &tenant, &format!("http://{address}/ok"), SECRET).await;
+    let id = accept(app, &tenant, "+12025550143", |_| {}).await;
+    sink.wait_for("/ok", 2).await;
+    let host = host(app, &["+15550100190"]).await;
+    let mut bridge = Bridge::connect(&router, &host).await;
+    let send = bridge.wire.send_command().await;
+    bridge.sends(&send).await;
+    bridge.event(received("+12025550143", "guid-1", "STOP", app.clock.now())).await;
+    let confirmation = bridge.wire.send_command().await;
+    bridge.sends(&confirmation).await;
+    reaches(app, &tenant, &id, Status::Sent).await;
+    let hooks = sink.wait_for("/ok", 5).await;
+    let mut told: Vec<(String, u64)> = hooks
+        .iter()
+        .map(|hook| {
+            let body: serde_json::Value = serde_json::from_str(&hook.body).unwrap();
+            (
+                body["type"].as_str().unwrap().to_owned(),
+                body["data"]["sequence"].as_u64().unwrap_or(0),
+            )
+        })
+        .collect();
+    told.sort();
+    let told: Vec<(&str, u64)> = told.iter().map(|(kind, n)| (kind.as_str(), *n)).collect();
+    // Our own confirmation is not among them.
+    assert_eq!(
+        told,
+        [
+            ("contact.opted_out", 0),
+            ("message.held", 2),
+            ("message.queued", 1),
+            ("message.received", 1),
+            ("message.sent", 6),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn how_the_answer_began_is_kept_and_no_more_of_it() {
+    let router = router(OPEN).await;
+    let app = &router.app;
+    let (_sink, address) = sink(&router).await;
+    let tenant = tenant(app, "Acme").await;
+    let endpoint = endpoint(app, &tenant, &format!("http://{address}/talks"), SECRET).await;
+    enqueue(app, &tenant, "message.sent").await;
+    tried(app, &endpoint, 1).await;
+    let kept = app
+        .store
+        .read(|tx| {
+            tx.query_row("SELECT response FROM webhook_attempts", params![], |row| row.text(0))
+        })
+        .await
+        .unwrap();
+    assert!(kept.starts_with("no  upstream [31m no"), "{kept}");
+    assert_eq!(kept.len(), 1_024);
+    assert_eq!(error_of(app).await, (Some(502), "answered 502".to_owned()));
+}
+
+#[tokio::test]
+async fn an_endpoint_that_fails_again_and_again_is_left_alone_and_nothing_is_used_up_meanwhile() {
+    let router = router(OPEN).await;
+    let app = &router.app;
+    let (sink, address) = sink(&router).await;
+    let tenant = tenant(app, "Acme").await;
+    endpoint(app, &tenant, &format!("http://{address}/status/500"), SECRET).await;
+    for _ in 0..20 {
+        enqueue(app, &tenant, "message.sent").await;
+    }
+    let paused = "SELECT COUNT(*) FROM webhook_endpoints WHERE paused_until IS NOT NULL";
+    eventually("it is left alone", || async { count(app, paused).await == 1 }).await;
+    // Two at a time at first, then one: the fifth failure may have one beside it.
+    let tried = sink.at("/status/500").len();
+    assert!((5..=6).contains(&tried), "{tried}");
+    let untouched = "SELECT COUNT(*) FROM webhook_jobs WHERE attempts = 0 AND state = 'pending'";
+    eventually("all is written down", || async {
+        count(app, "SELECT SUM(attempts) FROM webhook_jobs").await
+            == i64::try_from(sink.at("/status/500").len()).unwrap()
+    })
+    .await;
+    assert_eq!(count(app, untouched).await, 20 - i64::try_from(tried).unwrap());
+    let ends = app
+        .store
+        .read(|tx| {
+            tx.query_row("SELECT paused_until FROM webhook_endpoints", params![], |row| row.int(0))
+        })
+        .await
+        .unwrap()
+        - app.clock.now().0;
+    assert!((5_000..=24_000).contains(&ends), "{ends}");
+
+    // It works again; the pause ends: one shows it, and the others follow.
+    let url = format!("http://{address}/ok");
+    app.store
+        .write(move |tx| {
+            tx.execute("UPDATE webhook_endpoints SET url = ?1, paused_until = 1", params![url])
+        })
+        .await
+        .unwrap();
+    app.bells.webhooks.notify_one();
+    sink.wait_for("/ok", 20 - tried).await;
+    eventually("it counts as sound", || async {
+        count(
+            app,
+            "SELECT COUNT(*) FROM webhook_endpoints
+             WHERE failures = 0 AND paused_until IS NULL AND failing_since IS NULL",
+        )
+        .await
+            == 1
+    })
+    .await;
+    let delivered = "SELECT COUNT(*) FROM webhook_jobs WHERE state = 'delivered' AND attempts = 1";
+    eventually("the others have followed", || async {
+        count(app, delivered).await == 20 - i64::try_from(tried).unwrap()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_replayed_has_its_whole_schedule_before_it_again() {
+    let router = router(OPEN).await;
+    let app = &router.app;
+    let (sink, address) = sink(&router).await;
+    let tenant = tenant(app, "Acme").await;
+    let whose = endpoint(app, &tenant, &format!("http://{address}/status/503"), SECRET).await;
+    enqueue(app, &tenant, "message.sent").await;
+    tried(app, &whose, 1).await;
+    app.store
+        .write(|tx| tx.execute("UPDATE webhook_jobs SET run_at = 0, attempts = 9", params![]))
+        .await
+        .unwrap();
+    app.bells.webhooks.notify_one();
+    assert_eq!(tried(app, &whose, 10).await.0, "failed");
+    let (owner, endpoint, now) = (tenant.clone(), whose.clone(), app.clock.now());
+    let replayed = app
+        .store
+        .write(move |tx| {
+            use router::store::webhook_endpoints::{self as rows, Range};
+            let range = Range {
+                since: now.plus_ms(-60_000),
+                until: now.plus_ms(1),
+                delivered: false,
+                after: None,
+            };
+            rows::replay_range(tx, &owner, &endpoint, &range, (now, 10))
+        })
+        .await
+        .unwrap();
+    assert_eq!(replayed, (1, None));
+    app.bells.webhooks.notify_one();
+    let (state, attempts, wait) = tried(app, &whose, 11).await;
+    assert_eq!((state.as_str(), attempts), ("pending", 11));
+    assert!((3_500..=6_100).contains(&wait), "{wait}");
+    // The log has them all, under one id.
+    assert_eq!(count(app, "SELECT COUNT(*) FROM webhook_attempts").await, 3);
+    let hooks = sink.at("/status/503");
+    assert!(hooks.iter().all(|hook| hook.id == hooks[0].id));
+}
+
+#[tokio::test]
+async fn a_range_is_replayed_in_steps_that_meet_each_delivery_once() {
+    let router = router(OPEN).await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let stranger = crate::link_support::tenant(app, "Other").await;
+    let whose = endpoint(app, &tenant, "http://127.0.0.1:1/", SECRET).await;
+    let of_stranger = endpoint(app, &stranger, "http://127.0.0.1:1/", SECRET).await;
+    for _ in 0..5 {
+        enqueue(app, &tenant, "message.sent").await;
+        enqueue(app, &stranger, "message.sent").await;
+    }
+    let end = "UPDATE webhook_jobs SET state = 'delivered', claimed_until = NULL";
+    eventually("all have been tried", || async {
+        count(app, "SELECT COUNT(*) FROM webhook_jobs WHERE claimed_until IS NOT NULL").await == 0
+    })
+    .await;
+    app.store
+        .write(move |tx| {
+            tx.execute("UPDATE webhook_endpoints SET disabled_at = 1", params![])?;
+            tx.execute(end, params![])
+        })
+        .await
+        .unwrap();
+    let now = app.clock.now();
+    let replay = |delivered, endpoint: &EndpointId, after| {
+        let (tenant, endpoint) = (tenant.clone(), endpoint.clone());
+        app.store.write(move |tx| {
+            use router::store::webhook_endpoints::{self as rows, Range};
+            let until = now.plus_ms(1);
+            let range = Range { since: now.plus_ms(-60_000), until, delivered, after };
+            let done = rows::replay_range(tx, &tenant, &endpoint, &range, (now, 2))?;
+            // As if each were delivered at once.
+            tx.execute(end, params![])?;
+            Ok(done)
+        })
+    };
+    assert_eq!(replay(false, &whose, None).await.unwrap(), (0, None));
+    assert_eq!(replay(true, &of_stranger, None).await.unwrap(), (0, None), "another tenant's");
+    let (mut after, mut counts) = (None, Vec::new());
+    loop {
+        let (count, next) = replay(true, &whose, after).await.unwrap();
+        counts.push(count);
+        after = next;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(counts, [2, 2, 1]);
+}
+
+/// Checks requests as a tenant's program in another language does, with the library that the specification comes with.
+const VERIFY: &str = "
+import json, sys
+from standardwebhooks import Webhook, WebhookVerificationError
+for case in json.load(sys.stdin):
+    try:
+        Webhook(case['secret']).verify(case['body'], case['headers'])
+        print('good')
+    except WebhookVerificationError:
+        print('bad')
+";
+
+/// Runs a script with something on its standard input.
+fn run_script(script: &str, input: &str) -> Output {
+    let mut child = crate::python_support::program("python")
+        .args(["-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[tokio::test]
+async fn a_library_of_another_language_believes_the_signatures_of_both_secrets_and_no_others() {
+    let router = router(OPEN).await;
+    let app = &router.app;
+    let (sink, address) = sink(&router).await;
+    let tenant = tenant(app, "Acme").await;
+    let whose = endpoint(app, &tenant, &format!("http://{address}/ok"), SECRET).await;
+    enqueue(app, &tenant, "message.sent").await;
+    sink.wait_for("/ok", 1).await;
+    let new = "whsec_YW5vdGhlci1zZWNyZXQtb2YtdGhlLXRlc3Rz";
+    let rotate = |secret: &'static str, overlap_ms: i64| {
+        let (tenant, whose, now) = (tenant.clone(), whose.clone(), app.clock.now());
+        app.store.write(move |tx| {
+            use router::store::webhook_endpoints as rows;
+            rows::rotate(tx, &tenant, (&whose, secret), now.plus_ms(overlap_ms))
+        })
+    };
+    assert!(rotate(new, 3_600_000).await.unwrap());
+    enqueue(app, &tenant, "message.sent").await;
+    sink.wait_for("/ok", 2).await;
+    // A rotation without an overlap: the secret before it is worth nothing at once.
+    let newest = "whsec_dGhlLW5ld2VzdC1vZi10aGUtc2VjcmV0cw==";
+    assert!(rotate(newest, 0).await.unwrap());
+    enqueue(app, &tenant, "message.sent").await;
+    let hooks = sink.wait_for("/ok", 3).await;
+    let case = |hook: &Hook, secret: &str, change: &dyn Fn(&mut Hook)| {
+        let mut hook = hook.clone();
+        change(&mut hook);
+        serde_json::json!({"secret": secret, "body": hook.body, "headers": {
+            "webhook-id": hook.id, "webhook-timestamp": hook.timestamp, "webhook-signature": hook.signature}})
+    };
+    let as_it_is: &dyn Fn(&mut Hook) = &|_| {};
+    let cases = [
+        (case(&hooks[0], SECRET, as_it_is), "good"),
+        (case(&hooks[0], new, as_it_is), "bad"),
+        (case(&hooks[1], SECRET, as_it_is), "good"),
+        (case(&hooks[1], new, as_it_is), "good"),
+        (case(&hooks[1], newest, as_it_is), "bad"),
+        (case(&hooks[1], new, &|hook| hook.body.push(' ')), "bad"),
+        (case(&hooks[1], new, &|hook| hook.id.push('x')), "bad"),
+        (case(&hooks[1], new, &|hook| hook.timestamp = "1".to_owned()), "bad"),
+        (case(&hooks[2], newest, as_it_is), "good"),
+        (case(&hooks[2], new, as_it_is), "bad"),
+        (case(&hooks[2], SECRET, as_it_is), "bad"),
+    ];
+    let input: Vec<_> = cases.iter().map(|(case, _)| case).collect();
+    let input = serde_json::to_string(&input).unwrap();
+    let ran = tokio::task::spawn_blocking(move || run_script(VERIFY, &input));
+    let ran = ran.await.unwrap();
+    let said = String::from_utf8(ran.stdout).unwrap();
+    let said: Vec<&str> = said.lines().collect();
+    let expected: Vec<&str> = cases.iter().map(|(_, expected)| *expected).collect();
+    assert_eq!(said, expected, "{}", String::from_utf8_lossy(&ran.stderr));
+}
