@@ -76,20 +76,10 @@ pub(crate) fn outcome(
     let whose = (tenant, about, phone);
     match outcome {
         Outcome::Accepted { id } => {
-            rows::known_as(tx, tenant, about, id)?;
-            let open =
-                phones::attempt(tx, about.0, about.1)?.is_some_and(|row| row.state != "done");
-            // A report may have come before the answer: then it is known already how it went on. From here on it costs.
-            if open {
-                let step = Change {
-                    phone: Some(phone),
-                    attempt: Some(about.1),
-                    channel: Some(Channel::Sms),
-                    detail: Some(id),
-                    ..Change::step("started", now)
-                };
-                phones::change(tx, tenant, about.0, &step)?;
-                rows::look_again(tx, tenant, about, (next_look(true, 0, now), 0))?;
+            // A report may have come before the answer: then all this is known already.
+            if !is_known(tx, whose)? {
+                let known = rows::known_as(tx, tenant, about, id)?;
+                taken(tx, whose, (id, known), now)?;
             }
         }
         Outcome::Unknown { detail } => {
@@ -97,6 +87,8 @@ pub(crate) fn outcome(
             attempts::told(tx, rules, whose, told, now, &mut effects)?;
             rows::look_again(tx, tenant, about, (next_look(false, 0, now), 0))?;
         }
+        // A report has come before the answer: it was taken, whatever the answer says, and is not sent by another.
+        Outcome::NotSent(_) if is_known(tx, whose)? => {}
         Outcome::NotSent(refusal) => {
             let (reason, detail) = (refusal.reason, refusal.detail.as_str());
             let told = match refusal.fault {
@@ -112,6 +104,33 @@ pub(crate) fn outcome(
         }
     }
     Ok(effects)
+}
+
+/// Whether the provider has said by which id it knows an attempt.
+fn is_known(
+    tx: &mut Tx<'_>,
+    (tenant, about, _phone): attempts::Whose<'_>,
+) -> Result<bool, StoreError> {
+    Ok(rows::attempt(tx, tenant, about)?.is_some_and(|row| row.id.is_some()))
+}
+
+/// The provider has an attempt, by its answer or by a report that came before it or in its place. From here on it costs,
+/// however it ends, and is looked for where no report of its end comes.
+fn taken(
+    tx: &mut Tx<'_>,
+    (tenant, about, phone): attempts::Whose<'_>,
+    (id, known): (&str, bool),
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    let step = Change {
+        phone: Some(phone),
+        attempt: Some(about.1),
+        channel: Some(Channel::Sms),
+        detail: Some(id),
+        ..Change::step("started", now)
+    };
+    phones::change(tx, tenant, about.0, &step)?;
+    rows::look_again(tx, tenant, about, (next_look(known, 0, now), 0))
 }
 
 /// The recipient has told the provider to be left alone: that counts here, too, for everybody who has written to them
@@ -144,6 +163,7 @@ pub(crate) fn report(
             if !rows::known_as(tx, &tenant, hint, &report.id)? {
                 return Ok(None);
             }
+            taken(tx, (&tenant, hint, phone), (&report.id, true), now)?;
             (tenant, hint.0.clone(), hint.1)
         }
         (None, None) => return Ok(None),

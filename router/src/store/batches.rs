@@ -497,6 +497,12 @@ fn expand(
         tx.query(PAGE, params![batch.id, tenant, batch.expanded, batch.recipients, page], |row| {
             Ok((row.get(0)?, row.get(1)?, row.get(2)?))
         })?;
+    let made = u32::try_from(rows.len()).unwrap_or(u32::MAX);
+    if made == 0 && page > 0 {
+        // Nobody may be charged, page after page, for recipients who are not there.
+        return Err(StoreError::corrupt("batches.recipients", "more than there are"));
+    }
+    credit::release(tx, reservation, page.saturating_sub(made), now)?;
     let life_s = batch.ttl_seconds.unwrap_or_else(|| lives.life_s_of(batch.class));
     let expires_at = now.plus_ms(i64::from(life_s) * 1_000);
     let mut last = batch.expanded;

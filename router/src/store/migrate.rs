@@ -85,6 +85,11 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "batches",
         sql: include_str!("../../migrations/0016_batches.sql"),
     },
+    Migration {
+        version: 17,
+        name: "stripe_credits",
+        sql: include_str!("../../migrations/0017_stripe_credits.sql"),
+    },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

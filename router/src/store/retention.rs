@@ -41,7 +41,9 @@ pub fn prune(tx: &mut Tx<'_>, before: UnixMs) -> Result<Pruned, StoreError> {
     tx.execute(ATTEMPTS, step)?;
     let deliveries = tx.execute(DELIVERIES, step)?;
     let dead_letters = tx.execute(DEAD_LETTERS, step)?;
-    let stripe = tx.execute(STRIPE_EVENTS, step)? + tx.execute(STRIPE_WAITING, step)?;
+    let stripe = tx.execute(STRIPE_EVENTS, step)?
+        + tx.execute(STRIPE_WAITING, step)?
+        + tx.execute(STRIPE_CREDITS, step)?;
     Ok(Pruned { unplaced, guids, deliveries, dead_letters, stripe })
 }
 
@@ -52,6 +54,9 @@ const STRIPE_EVENTS: &str = "DELETE FROM stripe_events WHERE id IN
      (SELECT id FROM stripe_events WHERE at < ?1 ORDER BY at LIMIT ?2)";
 const STRIPE_WAITING: &str = "DELETE FROM stripe_waiting WHERE customer IN
      (SELECT customer FROM stripe_waiting WHERE at < ?1 ORDER BY at LIMIT ?2)";
+
+const STRIPE_CREDITS: &str = "DELETE FROM stripe_waiting_credits WHERE (customer, reference) IN
+     (SELECT customer, reference FROM stripe_waiting_credits WHERE at < ?1 ORDER BY at LIMIT ?2)";
 
 const DEAD_LETTERS: &str = "DELETE FROM dead_letters WHERE message_id IN
      (SELECT message_id FROM dead_letters WHERE at < ?1 ORDER BY at LIMIT ?2)";

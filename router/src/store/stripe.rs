@@ -22,7 +22,7 @@ pub enum Outcome {
     Repeated,
     /// Newer news came before it.
     Outdated,
-    /// No tenant is this customer.
+    /// No tenant is this customer; what it gives is kept until one is.
     UnknownCustomer,
     /// The tenant that it names is another customer, or there is none such.
     UnknownTenant,
@@ -52,7 +52,8 @@ impl Outcome {
     }
 }
 
-/// Takes an event. The same one again changes nothing.
+/// Takes an event. The same one again changes nothing, unless it had to be left undone: whoever sets up what was missing
+/// has it sent again from Stripe's dashboard.
 pub fn take(
     tx: &mut Tx<'_>,
     event: &Event,
@@ -61,7 +62,8 @@ pub fn take(
 ) -> Result<Outcome, StoreError> {
     let new = tx.execute(
         "INSERT INTO stripe_events (id, type, created, at, outcome) VALUES (?1, ?2, ?3, ?4, '')
-         ON CONFLICT (id) DO NOTHING",
+         ON CONFLICT (id) DO UPDATE SET at = excluded.at
+         WHERE stripe_events.outcome IN ('unknown_customer', 'unknown_tenant', 'unknown_price', 'too_much')",
         params![event.id, event.kind, event.created, now],
     )?;
     if new == 0 {
@@ -112,15 +114,16 @@ fn act(tx: &mut Tx<'_>, event: &Event, plans: &Plans, now: UnixMs) -> Result<Out
                 (None, None) => Ok(Outcome::UnknownCustomer),
             }
         }
+        (News::Paid { credits, reference }, None) if *credits > 0 => {
+            if let Some(customer) = &event.customer {
+                wait_with(tx, customer, (reference, *credits, &event.kind), now)?;
+            }
+            Ok(Outcome::UnknownCustomer)
+        }
         (_, None) => Ok(Outcome::UnknownCustomer),
         (News::Paid { credits, reference }, Some(tenant)) if *credits > 0 => {
-            let new = NewEntry {
-                amount: (*credits).min(ledger::AMOUNT_MAX),
-                source: CreditSource::Stripe,
-                reason: event.kind.clone(),
-                reference: Some(reference.clone()),
-            };
-            Ok(match ledger::book(tx, &tenant, &new, plans, now)? {
+            let bought = (reference.clone(), *credits, event.kind.clone());
+            Ok(match add(tx, &tenant, bought, plans, now)? {
                 Booked::New(_) => Outcome::CreditAdded,
                 Booked::Before(_) => Outcome::Repeated,
                 Booked::TooMuch => Outcome::TooMuch,
@@ -130,6 +133,23 @@ fn act(tx: &mut Tx<'_>, event: &Event, plans: &Plans, now: UnixMs) -> Result<Out
             Ok(if bound { Outcome::Bound } else { Outcome::Ignored })
         }
     }
+}
+
+/// Books what was paid for: the reference, the credits, and the type of the event.
+fn add(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    (reference, credits, reason): (String, i64, String),
+    plans: &Plans,
+    now: UnixMs,
+) -> Result<Booked, StoreError> {
+    let new = NewEntry {
+        amount: credits.min(ledger::AMOUNT_MAX),
+        source: CreditSource::Stripe,
+        reason,
+        reference: Some(reference),
+    };
+    ledger::book(tx, tenant, &new, plans, now)
 }
 
 /// The tenant that is this customer.
@@ -183,6 +203,31 @@ pub fn bind(
     if let Some((subscription, at, plan)) = waited {
         move_plan(tx, tenant, (&subscription, at), plan.as_deref(), plans, now)?;
     }
+    let bought = tx.query(
+        "DELETE FROM stripe_waiting_credits WHERE customer = ?1 RETURNING reference, credits, reason",
+        params![customer],
+        |row| Ok((row.text(0)?, row.int(1)?, row.text(2)?)),
+    )?;
+    for bought in bought {
+        if add(tx, tenant, bought.clone(), plans, now)? == Booked::TooMuch {
+            tracing::error!(tenant = %tenant, reference = bought.0, credits = bought.1, "stripe: credits that were paid for are more than an account can have");
+        }
+    }
+    Ok(())
+}
+
+/// Keeps what nobody's customer has paid for.
+fn wait_with(
+    tx: &mut Tx<'_>,
+    customer: &str,
+    (reference, credits, reason): (&str, i64, &str),
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT INTO stripe_waiting_credits (customer, reference, credits, reason, at) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT (customer, reference) DO NOTHING",
+        params![customer, reference, credits, reason, now],
+    )?;
     Ok(())
 }
 
@@ -228,13 +273,30 @@ fn move_plan(
     if !moves(last.as_ref(), subscription, at, plan.is_none()) {
         return Ok(Outcome::Outdated);
     }
+    if last.is_none() && plan.is_none() {
+        // It never gave the plan that the tenant has: a first payment that was never made, say. That it has ended is
+        // kept, so that what is told late of it counts for nothing.
+        accounts::open(tx, tenant, plans, now)?;
+        note(tx, tenant, (subscription, at))?;
+        return Ok(Outcome::Ignored);
+    }
     if !accounts::set_plan(tx, tenant, plan, plans, now)? {
         // It waited for its tenant since a configuration that had this plan.
         return Ok(Outcome::UnknownPrice);
     }
+    note(tx, tenant, (subscription, at))?;
+    Ok(Outcome::PlanSet)
+}
+
+/// Notes which word of which subscription was the newest.
+fn note(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    (subscription, at): (&str, (i64, i64)),
+) -> Result<(), StoreError> {
     tx.execute(
         "UPDATE billing_accounts SET stripe_subscription = ?2, stripe_at = ?3, stripe_rank = ?4 WHERE tenant_id = ?1",
         params![tenant, subscription, at.0, at.1],
     )?;
-    Ok(Outcome::PlanSet)
+    Ok(())
 }

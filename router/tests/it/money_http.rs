@@ -330,6 +330,50 @@ async fn stripe_moves_plans_forwards_and_never_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_paid_before_it_was_told_by_whom_is_not_lost() {
+    let router = with_stripe().await;
+    let tenant = router.tenant("Acme").await;
+    let outcome = async |event: &Value| told(&router, event).await.body["outcome"].clone();
+    let invoice = |event: &str, id: &str, price: &str| {
+        json!({"id": event, "type": "invoice.paid", "created": 310, "data": {"object": {"id": id,
+            "customer": "cus_1", "lines": {"data": [{"quantity": 2, "amount": 900,
+                "pricing": {"price_details": {"price": price}}}]}}}})
+    };
+    assert_eq!(outcome(&invoice("evt_1", "in_1", "price_credit")).await, "unknown_customer");
+    // Sent again, and told of by another event, it still counts once.
+    assert_eq!(outcome(&invoice("evt_1", "in_1", "price_credit")).await, "unknown_customer");
+    assert_eq!(outcome(&invoice("evt_2", "in_1", "price_credit")).await, "unknown_customer");
+    assert_eq!(outcome(&invoice("evt_3", "in_2", "price_credit")).await, "unknown_customer");
+    let session = json!({"id": "evt_4", "type": "checkout.session.completed", "created": 311,
+        "data": {"object": {"id": "cs_1", "mode": "subscription", "payment_status": "paid", "customer": "cus_1",
+            "client_reference_id": tenant.id}}});
+    assert_eq!(outcome(&session).await, "bound");
+    assert_eq!(billing(&router, &tenant).await["credit"], 2_000);
+    // What was left undone then is found to be done when it is sent again.
+    assert_eq!(outcome(&invoice("evt_3", "in_2", "price_credit")).await, "repeated");
+    assert_eq!(billing(&router, &tenant).await["credit"], 2_000);
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_that_never_gave_the_plan_takes_none_away() {
+    let router = with_stripe().await;
+    let tenant = router.tenant("Acme").await;
+    let own = json!({"plan": "paid", "stripe_customer_id": "cus_1"});
+    assert_eq!(put(&router, &tenant, own).await.status, 200);
+    // A first payment that was never made.
+    let mut lapsed = subscription("evt_1", "updated", 200, "cus_1", "price_small");
+    lapsed["data"]["object"]["status"] = json!("incomplete_expired");
+    assert_eq!(told(&router, &lapsed).await.body["outcome"], "ignored");
+    assert_eq!(billing(&router, &tenant).await["plan"], "paid");
+    // What is told of it late gives nothing either.
+    let late = subscription("evt_2", "created", 199, "cus_1", "price_small");
+    assert_eq!(told(&router, &late).await.body["outcome"], "outdated");
+    assert_eq!(billing(&router, &tenant).await["plan"], "paid");
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_stripe_has_not_signed_changes_nothing() {
     let router = with_stripe().await;
     let tenant = router.tenant("Acme").await;

@@ -40,11 +40,15 @@ fn key_file(folder: &Path, keys: &[u8]) -> String {
 
 impl Scene {
     async fn start() -> Self {
+        Self::start_with("").await
+    }
+
+    async fn start_with(more: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (twilio, telnyx) = (StandIn::twilio().await, StandIn::telnyx().await);
         let text = format!(
             "[dispatch]\nretry_first_ms = 50\n[providers]\npublic_url = \"{PUBLIC}\"\nkey_file = \"{}\"\n\
-             connect_ms = 500\ntimeout_ms = 1000\nallow_private = true\ntwilio_url = \"{}\"\ntelnyx_url = \"{}\"\n",
+             connect_ms = 500\ntimeout_ms = 1000\nallow_private = true\ntwilio_url = \"{}\"\ntelnyx_url = \"{}\"\n{more}",
             key_file(folder.path(), &[1]),
             twilio.url,
             telnyx.url,
@@ -443,6 +447,77 @@ async fn what_was_not_answered_is_unknown_until_it_is_reported_and_never_sent_ag
     assert_eq!(scene.message(&id).await["status"], "delivered");
     assert_eq!(scene.telnyx.asked().len(), 1);
     assert_eq!(scene.message(&id).await["attempts"], 1);
+    scene.router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_provider_has_taken_is_paid_for_whatever_it_says_before_its_answer() {
+    let scene = Scene::start_with("[billing.plans.paid]\ncredits_per_message = 2\n").await;
+    scene.with_telnyx().await;
+    let tenant = format!("/v1/admin/tenants/{}", scene.tenant.id);
+    let plan = scene.put(&format!("{tenant}/billing"), &json!({"plan": "paid"})).await;
+    assert_eq!(plan.status, 200, "{plan:?}");
+    let paid = json!({"amount": 100, "reason": "bought"});
+    let paid = scene.router.post(&format!("{tenant}/credits"), ADMIN, &paid).await;
+    assert_eq!(paid.status, 201, "{paid:?}");
+    let credit =
+        async || scene.router.get(&format!("{tenant}/billing"), ADMIN).await.body["credit"].clone();
+    let query_of = |taken: &crate::provider_support::Taken| {
+        let to = taken.field("webhook_url");
+        to.strip_prefix(&format!("{PUBLIC}/v1/providers/telnyx/telnyx-1")).unwrap().to_owned()
+    };
+    // It fails before the answer to the request has come.
+    scene.telnyx.next(Do::TakeAndHang);
+    let early = scene.send(json!({})).await;
+    scene.router.until(async || scene.telnyx.taken().len() == 1).await;
+    let taken = scene.telnyx.taken()[0].clone();
+    let failed = report(&taken.id, "message.finalized", "delivery_failed");
+    assert_eq!(scene.telnyx_calls(&query_of(&taken), &failed, OWN).await.status, 200);
+    scene.reaches(&early, "failed").await;
+    assert_eq!(credit().await, 98);
+    // And after the answer was given up.
+    scene.telnyx.next(Do::TakeAndHang);
+    let late = scene.send(json!({"to": "+12025550144"})).await;
+    scene.reaches(&late, "unknown").await;
+    let taken = scene.telnyx.taken()[1].clone();
+    let failed = report(&taken.id, "message.finalized", "delivery_failed");
+    assert_eq!(scene.telnyx_calls(&query_of(&taken), &failed, OWN).await.status, 200);
+    scene.reaches(&late, "failed").await;
+    assert_eq!(credit().await, 96);
+    // What it has turned away unread is given back.
+    scene.telnyx.next(Do::Answer(400, json!({"errors": [{"code": "40310", "title": "to"}]})));
+    let refused = scene.send(json!({"to": "+12025550145"})).await;
+    scene.reaches(&refused, "failed").await;
+    assert_eq!(credit().await, 96);
+    scene.router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_told_of_before_its_answer_is_looked_for_even_if_nothing_more_is_told() {
+    let scene = Scene::start().await;
+    scene.with_telnyx().await;
+    scene.telnyx.next(Do::TakeAndHang);
+    let id = scene.send(json!({})).await;
+    scene.router.until(async || scene.telnyx.taken().len() == 1).await;
+    let taken = scene.telnyx.taken()[0].clone();
+    let to = taken.field("webhook_url").to_owned();
+    let query = to.strip_prefix(&format!("{PUBLIC}/v1/providers/telnyx/telnyx-1")).unwrap();
+    let waits = report(&taken.id, "message.sent", "queued");
+    assert_eq!(scene.telnyx_calls(query, &waits, OWN).await.status, 200);
+    // Should the router end here, nothing but this row remembers that an end is still to come.
+    let due = scene
+        .router
+        .app
+        .store
+        .read(|tx| {
+            tx.query_row("SELECT look_at IS NOT NULL FROM provider_attempts", &[], |row| {
+                row.get::<bool>(0)
+            })
+        })
+        .await
+        .unwrap();
+    assert!(due);
+    assert_eq!(scene.kinds(&id).await, ["queued", "dispatching", "started"]);
     scene.router.stop().await;
 }
 
