@@ -605,6 +605,9 @@ pub struct WebhookEndpoint {
     /// What its owner has written down about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
+    /// It was made with a test key: it is told what happens in the sandbox, and nothing else.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub test: bool,
     /// Since when every attempt has failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failing_since: Option<UnixMs>,

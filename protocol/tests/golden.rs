@@ -863,6 +863,7 @@ fn batches() {
             updated_at: NOON,
             started_at: Some(NOON),
             ended_at: None,
+            forgotten_at: None,
         },
     );
     golden("api/create_recipient", &CreateRecipient { to: anna(), variables: Some(values) });
@@ -1163,6 +1164,7 @@ fn webhooks() {
             disabled_at: None,
             disabled_reason: None,
             description: Some("the shop".to_owned()),
+            test: false,
             failing_since: Some(NOON),
             failures: 5,
             paused_until: Some(NOON),

@@ -125,6 +125,7 @@ fn choose(pool: &Pool) -> PhoneId {
         text: &"Your table is ready. ".repeat(7),
         class: Class::Marketing,
         internal: false,
+        test: false,
         from: NOW,
         expires_at: UnixMs(i64::MAX),
     };

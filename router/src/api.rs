@@ -313,7 +313,7 @@ fn documented(app: Option<&AppState>) -> Documented {
         .routes(routes!(hosts::list))
         .routes(routes!(hosts::phones))
         .routes(routes!(providers::list))
-        .routes(routes!(providers::set))
+        .routes(routes!(providers::set, providers::delete))
         .routes(routes!(providers::enable))
         .routes(routes!(providers::disable))
         .routes(routes!(providers::test))

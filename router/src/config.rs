@@ -52,6 +52,8 @@ pub struct Config {
     pub limits: Limits,
     /// Lives of messages.
     pub messages: Messages,
+    /// How long things are kept.
+    pub retention: Retention,
     /// Dispatch.
     pub dispatch: Dispatch,
     /// Whom phones may write to first, and how often without an answer.
@@ -224,6 +226,25 @@ impl Messages {
             Class::Otp => self.otp_life_s,
             Class::Transactional | Class::Conversational | Class::Marketing => self.life_s,
         }
+    }
+}
+
+/// How long things are kept that nobody needs any more, in days; 0: for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[expect(clippy::struct_field_names, reason = "each says its unit, and all are days")]
+pub struct Retention {
+    /// Who was in a batch, after its end.
+    pub recipients_days: u32,
+    /// What a message was charged, once it cannot be given back any more.
+    pub charges_days: u32,
+    /// What the operator has read or changed of tenants' data.
+    pub audit_days: u32,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { recipients_days: 90, charges_days: 400, audit_days: 400 }
     }
 }
 
@@ -489,6 +510,7 @@ struct Raw {
     trusted_proxies: Vec<Network>,
     limits: Limits,
     messages: Messages,
+    retention: Retention,
     dispatch: Dispatch,
     warming: Warming,
     lease: Lease,
@@ -514,6 +536,7 @@ impl Default for Raw {
                 .to_vec(),
             limits: Limits::default(),
             messages: Messages::default(),
+            retention: Retention::default(),
             dispatch: Dispatch::default(),
             warming: Warming::default(),
             lease: Lease::default(),
@@ -624,6 +647,7 @@ impl Config {
             trusted_proxies: raw.trusted_proxies,
             limits: raw.limits,
             messages: raw.messages,
+            retention: raw.retention,
             dispatch: raw.dispatch,
             warming: raw.warming.into(),
             lease: raw.lease,
@@ -636,6 +660,8 @@ impl Config {
 
 /// Requests a second, and at once, of a key: more than a router answers.
 pub const RATE_MAX: u32 = 1_000_000;
+/// Longest that something is kept which is not kept for ever: a century.
+const DAYS_MAX: u32 = 36_500;
 /// Steps of a phone's growth: far more than anybody would keep in mind.
 const STEPS_MAX: usize = 32;
 /// New contacts of a phone in a day. The times of so many are looked at for each choice; Apple blocks far below.
@@ -692,6 +718,13 @@ impl Check<'_> {
         self.range("messages.life_s", messages.life_s, 1, messages.ahead_s_max)?;
         self.range("messages.otp_life_s", messages.otp_life_s, 1, messages.ahead_s_max)?;
         self.range("messages.batch_queued", messages.batch_queued, 1_000, 1_000_000)?;
+        for (field, days) in [
+            ("retention.recipients_days", raw.retention.recipients_days),
+            ("retention.charges_days", raw.retention.charges_days),
+            ("retention.audit_days", raw.retention.audit_days),
+        ] {
+            self.range(field, days, 0, DAYS_MAX)?;
+        }
         self.range("dispatch.in_flight_per_phone", dispatch.in_flight_per_phone, 1, 10_000)?;
         self.range("dispatch.daily_cap", dispatch.daily_cap, 1, 1_000_000)?;
         self.range("dispatch.claim_batch", dispatch.claim_batch, 1, 1_000)?;

@@ -323,6 +323,7 @@ fn decide_and_record(
         text: &message.text,
         class: message.class,
         internal: message.internal,
+        test: message.test,
         from: message.from_time,
         expires_at: message.expires_at,
     };
@@ -334,7 +335,7 @@ fn decide_and_record(
         }
         Verdict::Send { until_ms } => UnixMs(until_ms),
     };
-    let relations = rows::relations(tx, tenant, &message.recipient)?;
+    let relations = rows::relations(tx, (tenant, message.test), &message.recipient)?;
     // Our own confirmation answers them.
     if !message.internal && !desk.warming.may_follow_up(message.class, relations.unanswered) {
         return hold(tx, job, &message, message.expires_at, Reason::Unanswered, now);
@@ -483,7 +484,7 @@ pub fn preview(
     now: UnixMs,
 ) -> Result<Preview, StoreError> {
     let desk = Desk::of(app);
-    let relations = rows::relations(tx, tenant, &new.recipient)?;
+    let relations = rows::relations(tx, (tenant, new.test), &new.recipient)?;
     let wait = |reason, until_ms| Verdict::Hold { until_ms, reason };
     if !desk.warming.may_follow_up(new.class, relations.unanswered) {
         let phone = Err(wait(Reason::Unanswered, i64::MAX));
@@ -564,7 +565,7 @@ pub fn whom_to_ask(
     recipient: &Recipient,
     now: UnixMs,
 ) -> Result<Option<Question>, StoreError> {
-    let relations = rows::relations(tx, who.0, recipient)?;
+    let relations = rows::relations(tx, who, recipient)?;
     let asked = route::asked(protocol::ChannelChoice::Auto, None);
     let wanted = route::possible(asked, recipient);
     let mut pool = lock(&app.pool);

@@ -23,6 +23,8 @@ pub struct Subject<'a> {
     pub class: Class,
     /// A confirmation of ours.
     pub internal: bool,
+    /// Of the sandbox.
+    pub test: bool,
     /// When it was accepted, or is to be sent.
     pub from: UnixMs,
     /// Not after.
@@ -36,7 +38,7 @@ pub fn gather(
     tenant: &TenantId,
     subject: &Subject<'_>,
 ) -> Result<Facts, StoreError> {
-    let known = rules::known(tx, tenant, subject.recipient)?;
+    let known = rules::known(tx, (tenant, subject.test), subject.recipient)?;
     Ok(of(settings, &known, subject))
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
+use protocol::{MessageId, UnixMs};
 use router_client::key::HostKey;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
@@ -240,21 +241,80 @@ async fn prune(app: AppState) {
             () = app.stop.cancelled() => return,
             _tick = every.tick() => {}
         }
-        let before = app.clock.now().plus_ms(-retention::KEPT_MS);
-        loop {
-            match app.store.write(move |tx| retention::prune(tx, before)).await {
-                Ok(pruned) if pruned.rows() == 0 => break,
-                Ok(pruned) => tracing::debug!(?pruned, "old rows were deleted"),
-                Err(error) => {
-                    tracing::warn!(%error, "old rows were not deleted");
-                    break;
-                }
-            }
-            tokio::select! {
-                () = app.stop.cancelled() => return,
-                () = tokio::time::sleep(PRUNE_REST) => {}
+        let now = app.clock.now();
+        for old in [Old::Records, Old::Recipients, Old::Charges, Old::Audit] {
+            delete(&app, old, now).await;
+        }
+    }
+}
+
+/// What is kept for a while.
+#[derive(Debug, Clone, Copy)]
+enum Old {
+    /// Proofs and records of work that is over.
+    Records,
+    /// Who was in a batch.
+    Recipients,
+    /// What messages were charged.
+    Charges,
+    /// What the operator did.
+    Audit,
+}
+
+/// So many days ago; `None` for what is kept for ever.
+fn days_before(now: UnixMs, days: u32) -> Option<UnixMs> {
+    (days > 0).then(|| now.plus_ms(-i64::from(days) * 86_400_000))
+}
+
+/// Deletes what has been kept long enough, with a rest after each step, until there is nothing more or the router stops.
+async fn delete(app: &App, old: Old, now: UnixMs) {
+    let mut place = None;
+    loop {
+        match step(app, old, now, &mut place).await {
+            Ok(0) => return,
+            Ok(rows) => tracing::debug!(?old, rows, "what was kept long enough was deleted"),
+            Err(error) => {
+                tracing::warn!(?old, %error, "what was kept long enough was not deleted");
+                return;
             }
         }
+        tokio::select! {
+            () = app.stop.cancelled() => return,
+            () = tokio::time::sleep(PRUNE_REST) => {}
+        }
+    }
+}
+
+/// Deletes some; answers 0 when there is nothing more. `place` is what was looked at last.
+async fn step(
+    app: &App,
+    old: Old,
+    now: UnixMs,
+    place: &mut Option<MessageId>,
+) -> Result<usize, StoreError> {
+    let kept = app.config.retention;
+    let store = &app.store;
+    match old {
+        Old::Records => {
+            let before = now.plus_ms(-retention::KEPT_MS);
+            Ok(store.write(move |tx| retention::prune(tx, before)).await?.rows())
+        }
+        Old::Recipients => match days_before(now, kept.recipients_days) {
+            Some(before) => store.write(move |tx| retention::recipients(tx, before, now)).await,
+            None => Ok(0),
+        },
+        Old::Charges => {
+            let Some(before) = days_before(now, kept.charges_days) else { return Ok(0) };
+            let after = place.take();
+            let (_deleted, last) =
+                store.write(move |tx| retention::charges(tx, before, after.as_ref())).await?;
+            *place = last;
+            Ok(usize::from(place.is_some()))
+        }
+        Old::Audit => match days_before(now, kept.audit_days) {
+            Some(before) => store.write(move |tx| retention::audit(tx, before)).await,
+            None => Ok(0),
+        },
     }
 }
 

@@ -401,7 +401,8 @@ fn switch_off(
         detail: Some(format!("{} was switched off: {reason}", target.endpoint)),
         ..WebhookData::default()
     };
-    Ok(jobs::enqueue(tx, &target.tenant, "webhook_endpoint.disabled", &data, now)? > 0)
+    let test = crate::store::webhook_endpoints::is_test(tx, &target.tenant, &target.endpoint)?;
+    Ok(jobs::enqueue(tx, (&target.tenant, test), "webhook_endpoint.disabled", &data, now)? > 0)
 }
 
 /// The one client of all deliveries: no redirects, no proxy from the environment (it would see every URL and stand

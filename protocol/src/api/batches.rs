@@ -120,6 +120,9 @@ pub struct Batch {
     /// When it was completed or canceled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<UnixMs>,
+    /// When the list of its recipients was deleted, long after its end. Their messages stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forgotten_at: Option<UnixMs>,
 }
 
 /// One row of `POST /v1/batches/{id}/recipients`.

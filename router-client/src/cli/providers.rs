@@ -40,6 +40,17 @@ pub(crate) enum Command {
         /// Which one
         name: String,
     },
+    /// Deletes one that is disabled, with its credentials
+    ///
+    /// Refused while it has still to report on messages: what waited for it was given back when it was disabled, and what it
+    /// has taken ends by its reports.
+    Delete {
+        /// Which one
+        name: String,
+        /// Whatever it has under way: those messages are `unknown`, and never sent again by themselves
+        #[arg(long)]
+        force: bool,
+    },
     /// Asks it something that needs its credentials and sends nothing
     Test {
         /// Which one
@@ -123,6 +134,17 @@ pub(crate) async fn run(
         }
         Command::Enable { name } => post(screen, client, &name, "enable").await,
         Command::Disable { name } => post(screen, client, &name, "disable").await,
+        Command::Delete { name, force } => {
+            let mut request = Request::delete(Who::Operator, format!("{PATH}/{name}"));
+            if force {
+                request = request.query("force", "true".to_owned());
+            }
+            client.call(&request).await?;
+            if screen.is_json() {
+                return screen.json(&serde_json::json!({ "deleted": name }));
+            }
+            screen.line(&format!("deleted {name}"))
+        }
         Command::Test { name } => {
             let path = format!("{PATH}/{name}/test");
             let answer = client.call(&Request::post(Who::Operator, path)).await?;

@@ -4,12 +4,12 @@ use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use protocol::api::{Batch, BatchRecipient, BatchState, CreateBatch, FieldError, Page, Problem};
-use protocol::{BatchId, ChannelChoice, Class, E164, UnixMs, limits};
+use protocol::{BatchId, ChannelChoice, Class, E164, Status, UnixMs, limits};
 use serde_json::Value;
 
 use super::fields::Fields;
 use super::messages::text;
-use super::pages::{page, window};
+use super::pages::{Query, cursor, page, window};
 use super::templates::{self, Asked};
 use super::{JsonBody, PathId, json};
 use crate::auth::{Caller, Scope};
@@ -145,6 +145,7 @@ fn checked(
         updated_at: now,
         started_at: None,
         ended_at: None,
+        forgotten_at: None,
     };
     Ok((batch, template))
 }
@@ -326,15 +327,20 @@ async fn turn(
 }
 
 /// The recipients of a batch and what has come of each, in their order
+///
+/// With `status` only those whose message stands there. A page looks at 5,000 recipients at most: it may have fewer rows than
+/// asked for, or none, and `has_more` all the same.
 #[utoipa::path(get, path = "/v1/batches/{id}/recipients", tag = "batches", security(("api_key" = [])),
     params(
         ("id" = String, Path, description = "The batch's id."),
         ("limit" = Option<u32>, Query, description = "Rows, 1 to 100; 50 when left out."),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before.")),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before."),
+        ("status" = Option<Status>, Query, description = "Only those whose message has this status.")),
     responses(
         (status = 200, description = "A page.", body = Page<BatchRecipient>),
         (status = 401, description = "No valid key.", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "No such batch.", body = Problem, content_type = "application/problem+json")))]
+        (status = 404, description = "No such batch.", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "Parameters are wrong.", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn recipients(
     State(app): State<AppState>,
     caller: Caller,
@@ -342,19 +348,43 @@ pub(super) async fn recipients(
     RawQuery(raw): RawQuery,
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::MessagesRead)?;
-    let asked = window(raw.as_deref())?;
+    let mut query = Query::new(raw.as_deref());
+    let status = query.one_of("status", "unknown_status", Status::ALL);
+    let asked = query.finish()?;
     let after = asked.after_parsed::<u64>()?.unwrap_or(0);
     let limit = asked.limit;
+    let looked_at = status.map_or(limit.saturating_add(1), |_| batches::LOOKED_AT_ROWS);
     let rows = app
         .store
         .read(move |tx| {
             if visible(tx, &caller, &id)?.is_none() {
                 return Ok(None);
             }
-            let more = limit.saturating_add(1);
-            batches::recipients(tx, &caller.tenant, &id, after, more).map(Some)
+            batches::recipients(tx, &caller.tenant, &id, after, looked_at).map(Some)
         })
         .await?
         .ok_or_else(ApiError::not_found)?;
-    Ok(json(StatusCode::OK, &page(rows, limit, |row| row.number.to_string())))
+    let place = |row: &BatchRecipient| row.number.to_string();
+    let page = match status {
+        Some(status) => of_status(rows, status, (limit, looked_at)),
+        None => page(rows, limit, place),
+    };
+    Ok(json(StatusCode::OK, &page))
+}
+
+/// Those of `rows` that stand there, up to `limit`; the next page begins behind what was looked at.
+fn of_status(
+    rows: Vec<BatchRecipient>,
+    status: Status,
+    (limit, looked_at): (u32, u32),
+) -> Page<BatchRecipient> {
+    let full = u32::try_from(rows.len()).unwrap_or(u32::MAX) >= looked_at;
+    let last = rows.last().map(|row| row.number.to_string());
+    let wanted = rows.into_iter().filter(|row| row.status == Some(status)).collect();
+    let mut page = page(wanted, limit, |row: &BatchRecipient| row.number.to_string());
+    if !page.has_more && full {
+        page.next_cursor = last.map(|last| cursor(&last));
+        page.has_more = true;
+    }
+    page
 }

@@ -48,6 +48,7 @@ pub(super) async fn check(
                 text: &new.text,
                 class: new.class,
                 internal: false,
+                test: new.test,
                 from: at,
                 expires_at: new.expires_at,
             };

@@ -43,7 +43,7 @@ pub(super) async fn list(
     RawQuery(raw): RawQuery,
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::OptOutsRead)?;
-    list_of(&app, caller.tenant, raw.as_deref()).await
+    list_of(&app, (caller.tenant, caller.test), raw.as_deref()).await
 }
 
 /// List a tenant's opt-outs, by recipient
@@ -62,19 +62,19 @@ pub(super) async fn list_as_operator(
     RawQuery(raw): RawQuery,
 ) -> Result<Response, ApiError> {
     let tenant = whose.tenant(&app).await?;
-    list_of(&app, tenant, raw.as_deref()).await
+    list_of(&app, (tenant, false), raw.as_deref()).await
 }
 
 async fn list_of(
     app: &AppState,
-    tenant: TenantId,
+    (tenant, test): (TenantId, bool),
     raw: Option<&str>,
 ) -> Result<Response, ApiError> {
     let asked = window(raw)?;
     let (after, limit) = (asked.after_id::<Recipient>()?, asked.limit);
     let rows = app
         .store
-        .read(move |tx| opt_outs::list(tx, &tenant, after.as_deref().unwrap_or(""), limit))
+        .read(move |tx| opt_outs::list(tx, (&tenant, test), after.as_deref().unwrap_or(""), limit))
         .await?;
     Ok(json(StatusCode::OK, &page(rows, limit, |row| row.recipient.to_string())))
 }
@@ -111,7 +111,7 @@ impl Whose {
 /// Opt recipients out
 ///
 /// By their word on another way (a call, a mail, a letter), or from a list that was kept elsewhere. What waits to go to
-/// them is blocked in the same step.
+/// them is blocked in the same step. A test key sees and changes the sandbox's opt-outs alone.
 #[utoipa::path(post, path = "/v1/opt_outs", tag = "opt-outs", request_body = CreateOptOuts,
     security(("api_key" = [])),
     responses(
@@ -127,7 +127,7 @@ pub(super) async fn create(
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::OptOutsWrite)?;
     let post = Post::new(caller.idempotency_scope(), "POST /v1/opt_outs", &headers, &body)?;
-    add(&app, caller.tenant, Method::Api, post, body).await
+    add(&app, (caller.tenant, caller.test), Method::Api, post, body).await
 }
 
 /// Opt recipients out of a tenant's messages, or of everybody's
@@ -148,7 +148,7 @@ pub(super) async fn create_as_operator(
     let tenant = whose.tenant(&app).await?;
     let route = format!("POST /v1/admin/tenants/{tenant}/opt_outs");
     let post = Post::new("operator".to_owned(), route, &headers, &body)?;
-    add(&app, tenant, Method::Operator, post, body).await
+    add(&app, (tenant, false), Method::Operator, post, body).await
 }
 
 /// Who is to be opted out, and where that is known from.
@@ -159,7 +159,7 @@ struct New {
 
 async fn add(
     app: &AppState,
-    tenant: TenantId,
+    (tenant, test): (TenantId, bool),
     method: Method,
     post: Post,
     body: Value,
@@ -170,7 +170,7 @@ async fn add(
     let response = idempotency::post(app, post, checked(body), move |tx, new: New| {
         let mut done = CreatedOptOuts { added: 0, already: 0, stopped: 0 };
         for recipient in &new.recipients {
-            let about = (&tenant, recipient);
+            let about = ((&tenant, test), recipient);
             let Some((waiting, with_phones)) =
                 opt_out(tx, about, method, new.source.as_deref(), now)?
             else {
@@ -200,7 +200,7 @@ async fn add(
 /// Opts one recipient out; how many messages that stops and which of them a phone has. `None` when they were out already.
 fn opt_out(
     tx: &mut Tx<'_>,
-    (tenant, recipient): (&TenantId, &Recipient),
+    (who, recipient): opt_outs::About<'_>,
     method: Method,
     source: Option<&str>,
     now: UnixMs,
@@ -215,15 +215,15 @@ fn opt_out(
         at: now,
     };
     let event = EventId::new(now.0, clock::random());
-    if opt_outs::turn(tx, (tenant, recipient), &wish, &event)? == Turned::Nothing {
+    if opt_outs::turn(tx, (who, recipient), &wish, &event)? == Turned::Nothing {
         return Ok(None);
     }
-    if *tenant == nobody() {
+    if *who.0 == nobody() {
         // Each tenant's messages are stopped when they are due: the rule is asked again then.
         return Ok(Some((0, Vec::new())));
     }
-    let (waiting, with_phones) = block_waiting(tx, tenant, recipient, now)?;
-    tell_opt_out(tx, tenant, "contact.opted_out", recipient, now)?;
+    let (waiting, with_phones) = block_waiting(tx, who, recipient, now)?;
+    tell_opt_out(tx, who, "contact.opted_out", recipient, now)?;
     Ok(Some((waiting, with_phones)))
 }
 
@@ -266,7 +266,7 @@ pub(super) async fn lift(
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::OptOutsWrite)?;
-    lifted(&app, caller.tenant, Method::Api, recipient, body).await
+    lifted(&app, (caller.tenant, caller.test), Method::Api, recipient, body).await
 }
 
 /// Lift an opt-out of a tenant's messages, or of everybody's
@@ -288,12 +288,12 @@ pub(super) async fn lift_as_operator(
     let whose: Whose = whose.parse().map_err(|_no_id| ApiError::not_found())?;
     let recipient = recipient.parse().map_err(|_nobody| ApiError::not_found())?;
     let tenant = whose.tenant(&app).await?;
-    lifted(&app, tenant, Method::Operator, recipient, body).await
+    lifted(&app, (tenant, false), Method::Operator, recipient, body).await
 }
 
 async fn lifted(
     app: &AppState,
-    tenant: TenantId,
+    (tenant, test): (TenantId, bool),
     method: Method,
     recipient: Recipient,
     body: Value,
@@ -324,9 +324,9 @@ async fn lifted(
                 at: now,
             };
             let event = EventId::new(now.0, clock::random());
-            let turned = opt_outs::turn(tx, (&tenant, &recipient), &wish, &event)?;
+            let turned = opt_outs::turn(tx, ((&tenant, test), &recipient), &wish, &event)?;
             if turned == Turned::Over && tenant != nobody() {
-                tell_opt_out(tx, &tenant, "contact.opted_in", &recipient, now)?;
+                tell_opt_out(tx, (&tenant, test), "contact.opted_in", &recipient, now)?;
             }
             Ok(turned)
         })
@@ -366,7 +366,10 @@ pub(super) async fn history(
     let (before, limit) = (asked.after_id::<EventId>()?, asked.limit);
     let rows = app
         .store
-        .read(move |tx| opt_outs::history(tx, &caller.tenant, &steps, before.as_deref(), limit))
+        .read(move |tx| {
+            let who = (&caller.tenant, caller.test);
+            opt_outs::history(tx, who, &steps, before.as_deref(), limit)
+        })
         .await?;
     Ok(json(StatusCode::OK, &page(rows, limit, |row| row.id.to_string())))
 }
@@ -385,7 +388,11 @@ pub(super) async fn review(
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::OptOutsWrite)?;
     let now = app.clock.now();
-    if app.store.write(move |tx| opt_outs::review(tx, &caller.tenant, &id, now)).await? {
+    if app
+        .store
+        .write(move |tx| opt_outs::review(tx, (&caller.tenant, caller.test), &id, now))
+        .await?
+    {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     Err(ApiError::not_found())

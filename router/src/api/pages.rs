@@ -154,9 +154,13 @@ pub(crate) fn page<T>(mut rows: Vec<T>, limit: u32, place: impl Fn(&T) -> String
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let has_more = rows.len() > limit;
     rows.truncate(limit);
-    let next_cursor =
-        rows.last().filter(|_| has_more).map(|row| BASE64URL_NOPAD.encode(place(row).as_bytes()));
+    let next_cursor = rows.last().filter(|_| has_more).map(|row| cursor(&place(row)));
     Page { data: rows, next_cursor, has_more }
+}
+
+/// A place as it stands in a cursor.
+pub(crate) fn cursor(place: &str) -> String {
+    BASE64URL_NOPAD.encode(place.as_bytes())
 }
 
 fn decoded(cursor: &str) -> Option<String> {

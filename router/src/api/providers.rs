@@ -1,7 +1,7 @@
 //! Providers of SMS: set up by the operator, called by themselves.
 
 use axum::body::Bytes;
-use axum::extract::{Path, State};
+use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
 use protocol::api::{
@@ -12,6 +12,7 @@ use protocol::{MessageId, PhoneId};
 use serde_json::Value;
 
 use super::fields::Fields;
+use super::pages::Query;
 use super::{JsonBody, PathId, json};
 use crate::clock;
 use crate::error::{ApiError, Code};
@@ -224,6 +225,67 @@ async fn turn(
     }
     changed(app).await?;
     Ok(response)
+}
+
+/// Attempts of a provider that are given up in one transaction.
+const GIVEN_UP_ROWS: usize = 256;
+
+/// Delete a provider of SMS
+///
+/// With its credentials. It has to be disabled, and to have nothing under way: what waited for it is given back when it is
+/// disabled, and what it has taken ends by its reports. With `force=true` that is not waited for: nobody will hear of it any
+/// more, it is `unknown` (`provider_silent`), and never sent again by itself. Its number stays known to conversations and
+/// stories; who sets up a provider with it goes on with them.
+#[utoipa::path(delete, path = "/v1/admin/providers/{name}", tag = "operator", security(("admin_token" = [])),
+    params(
+        ("name" = String, Path, description = "Its name."),
+        ("force" = Option<bool>, Query, description = "Whatever it has under way.")),
+    responses(
+        (status = 204, description = "Deleted."),
+        (status = 401, description = "Not the operator's token.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such provider.", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "It is enabled, or has messages under way.", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "Parameters are wrong.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn delete(
+    State(app): State<AppState>,
+    PathId(Name(name)): PathId<Name>,
+    RawQuery(raw): RawQuery,
+) -> Result<Response, ApiError> {
+    let mut query = Query::new(raw.as_deref());
+    let force = query.one_of("force", "unknown_word", &[true, false]).unwrap_or(false);
+    query.finish()?;
+    let rules = worker::rules(&app);
+    loop {
+        let (wanted, now) = (name.clone(), app.clock.now());
+        let (left, effects) = app
+            .store
+            .transact(move |tx| {
+                let found = rows::get(tx, &wanted)?.ok_or_else(ApiError::not_found)?;
+                let refused = |detail: &'static str| ApiError::new(Code::ProviderNotReady).detail(detail);
+                if found.enabled {
+                    return Err(refused("It is enabled: disable it first."));
+                }
+                if !force && !rows::under_way(tx, &found.phone, 1)?.is_empty() {
+                    return Err(refused(
+                        "It has messages under way, of which it has still to report: wait, or delete it with `force=true`; they are `unknown` then.",
+                    ));
+                }
+                let (left, effects) =
+                    record::given_up(tx, rules, &found.phone, GIVEN_UP_ROWS, now)?;
+                if left < GIVEN_UP_ROWS {
+                    rows::delete(tx, &wanted)?;
+                }
+                Ok((left, effects))
+            })
+            .await?;
+        worker::follow(&app, &effects).await;
+        if left < GIVEN_UP_ROWS {
+            break;
+        }
+    }
+    tracing::warn!(provider = %name, force, "the operator has deleted a provider of SMS");
+    app.providers.load(&app.store).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 /// What is set has changed: it is read anew, and what waits for a phone is looked at again.

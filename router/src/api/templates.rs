@@ -49,14 +49,14 @@ pub(super) async fn create(
     caller.needs(Scope::MessagesWrite)?;
     let now = app.clock.now();
     let post = Post::new(caller.idempotency_scope(), "POST /v1/templates", &headers, &body)?;
-    let tenant = caller.tenant;
+    let (tenant, test) = (caller.tenant, caller.test);
     idempotency::post(&app, post, checked(body, now), move |tx, new| {
         if templates::count(tx, &tenant)? >= TEMPLATES_MAX {
             let detail = format!("A tenant has at most {TEMPLATES_MAX} templates; delete some.");
             return Err(ApiError::new(Code::LimitReached).detail(detail));
         }
         not_taken(tx, &tenant, &new)?;
-        templates::insert(tx, &tenant, &new)?;
+        templates::insert(tx, (&tenant, test), &new)?;
         Reply::new(StatusCode::CREATED, &new)
     })
     .await
@@ -215,10 +215,11 @@ pub(super) async fn update(
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::MessagesWrite)?;
-    let (tenant, now) = (caller.tenant, app.clock.now());
+    let (tenant, test, now) = (caller.tenant, caller.test, app.clock.now());
     let changed = app
         .store
         .transact(move |tx| {
+            may_change(tx, (&tenant, test), &id)?;
             let before = templates::get(tx, &tenant, &id)?.ok_or_else(ApiError::not_found)?;
             let after = changed(&before, body, now)?;
             let is_new = after.version != before.version;
@@ -236,6 +237,19 @@ pub(super) async fn update(
         })
         .await?;
     Ok(json(StatusCode::OK, &changed))
+}
+
+/// A test key changes nothing that live messages are made from.
+fn may_change(
+    tx: &mut Tx<'_>,
+    (tenant, test): (&TenantId, bool),
+    id: &TemplateId,
+) -> Result<(), ApiError> {
+    if test && templates::is_test(tx, tenant, id)? == Some(false) {
+        return Err(ApiError::new(Code::Forbidden)
+            .detail("It was made with a live key; a test key may use it and not change it."));
+    }
+    Ok(())
 }
 
 fn changed(before: &Template, body: Value, now: UnixMs) -> Result<Template, ApiError> {
@@ -277,8 +291,14 @@ pub(super) async fn delete(
     PathId(id): PathId<TemplateId>,
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::MessagesWrite)?;
-    let (tenant, now) = (caller.tenant, app.clock.now());
-    let found = app.store.write(move |tx| templates::delete(tx, &tenant, &id, now)).await?;
+    let (tenant, test, now) = (caller.tenant, caller.test, app.clock.now());
+    let found = app
+        .store
+        .transact(move |tx| {
+            may_change(tx, (&tenant, test), &id)?;
+            templates::delete(tx, &tenant, &id, now).map_err(ApiError::from)
+        })
+        .await?;
     if !found {
         return Err(ApiError::not_found());
     }

@@ -7,7 +7,7 @@ use protocol::api::{Page, Problem, UsagePeriod, UsageRow};
 use protocol::{TenantId, UnixMs};
 
 use super::json;
-use super::pages::{Query, page};
+use super::pages::{Query, cursor, page};
 use crate::auth::{Caller, Scope};
 use crate::billing::{Day, Month};
 use crate::error::ApiError;
@@ -39,6 +39,8 @@ pub(super) async fn own(
 }
 
 /// Everybody's usage, or one tenant's
+///
+/// A page looks at 500 tenants without any at most: it may have fewer rows than asked for, or none, and `has_more` all the same.
 #[utoipa::path(get, path = "/v1/admin/usage", tag = "operator", security(("admin_token" = [])),
     params(
         ("limit" = Option<u32>, Query, description = "Rows, 1 to 100; 50 when left out."),
@@ -67,8 +69,19 @@ async fn list(
 ) -> Result<Response, ApiError> {
     let asked = asked(query, app.clock.now())?;
     let limit = asked.limit;
-    let rows = app.store.read(move |tx| usage::list(tx, tenant.as_ref(), &asked)).await?;
-    Ok(json(StatusCode::OK, &page(rows, limit, Cursor::of)))
+    let (rows, last) = app
+        .store
+        .read(move |tx| match &tenant {
+            Some(tenant) => Ok((usage::of_tenant(tx, tenant, &asked)?, None)),
+            None => usage::of_all(tx, &asked),
+        })
+        .await?;
+    let mut page = page(rows, limit, Cursor::of);
+    if let Some(last) = last {
+        page.next_cursor = Some(cursor(&Cursor::behind(&last)));
+        page.has_more = true;
+    }
+    Ok(json(StatusCode::OK, &page))
 }
 
 fn asked(mut query: Query, now: UnixMs) -> Result<Asked, ApiError> {

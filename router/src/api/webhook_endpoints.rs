@@ -34,6 +34,9 @@ const OVERLAP_S_MAX: u32 = 7 * 86_400;
 const REPLAY_ROWS: usize = 5_000;
 
 /// Make a webhook endpoint
+///
+/// One that is made with a test key is told what happens in the sandbox, and the others are told everything else. A test key
+/// sees and changes those of the sandbox alone.
 #[utoipa::path(post, path = "/v1/webhook_endpoints", tag = "webhooks", request_body = CreateWebhookEndpoint,
     security(("api_key" = [])),
     responses(
@@ -52,7 +55,7 @@ pub(super) async fn create(
         (app.config.webhooks.allow_private, app.config.webhooks.endpoints_per_tenant);
     let route = "POST /v1/webhook_endpoints";
     let post = Post::new(caller.idempotency_scope(), route, &headers, &body)?;
-    let endpoint = checked(body, private, app.clock.now());
+    let endpoint = checked(body, private, caller.test, app.clock.now());
     let secret = fresh_secret();
     let tenant = caller.tenant;
     idempotency::post(&app, post, endpoint, move |tx, endpoint| {
@@ -71,7 +74,12 @@ fn fresh_secret() -> String {
     format!("whsec_{}", BASE64.encode(&clock::random::<24>()))
 }
 
-fn checked(body: Value, allow_private: bool, now: UnixMs) -> Result<WebhookEndpoint, ApiError> {
+fn checked(
+    body: Value,
+    allow_private: bool,
+    test: bool,
+    now: UnixMs,
+) -> Result<WebhookEndpoint, ApiError> {
     let mut fields = Fields::new(body)?;
     fields.require("url");
     let url = url(&mut fields, allow_private);
@@ -86,6 +94,7 @@ fn checked(body: Value, allow_private: bool, now: UnixMs) -> Result<WebhookEndpo
         disabled_at: None,
         disabled_reason: None,
         description,
+        test,
         failing_since: None,
         failures: 0,
         paused_until: None,
@@ -134,7 +143,10 @@ pub(super) async fn list(
     let (after, limit) = (asked.after_id::<EndpointId>()?, asked.limit);
     let rows = app
         .store
-        .read(move |tx| webhook_endpoints::list(tx, &caller.tenant, after.as_deref(), limit))
+        .read(move |tx| {
+            let who = (&caller.tenant, caller.test);
+            webhook_endpoints::list(tx, who, after.as_deref(), limit)
+        })
         .await?;
     Ok(json(StatusCode::OK, &page(rows, limit, |endpoint| endpoint.id.to_string())))
 }
@@ -152,7 +164,10 @@ pub(super) async fn get(
     PathId(id): PathId<EndpointId>,
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::Webhooks)?;
-    let found = app.store.read(move |tx| webhook_endpoints::get(tx, &caller.tenant, &id)).await?;
+    let found = app
+        .store
+        .read(move |tx| webhook_endpoints::get(tx, (&caller.tenant, caller.test), &id))
+        .await?;
     Ok(json(StatusCode::OK, &found.ok_or_else(ApiError::not_found)?))
 }
 
@@ -176,11 +191,13 @@ pub(super) async fn update(
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::Webhooks)?;
     let change = changes(body, app.config.webhooks.allow_private)?;
-    let (tenant, now) = (caller.tenant, app.clock.now());
+    let (tenant, test, now) = (caller.tenant, caller.test, app.clock.now());
     let changed = app
         .store
         .write(move |tx| {
-            let Some(before) = webhook_endpoints::get(tx, &tenant, &id)? else { return Ok(None) };
+            let Some(before) = webhook_endpoints::get(tx, (&tenant, test), &id)? else {
+                return Ok(None);
+            };
             let after = changed(before, change, now);
             webhook_endpoints::update(tx, &tenant, &after)?;
             Ok(Some(after))
@@ -249,11 +266,15 @@ pub(super) async fn rotate_secret(
     caller.needs(Scope::Webhooks)?;
     let route = format!("POST /v1/webhook_endpoints/{id}/rotate_secret");
     let post = Post::new(caller.idempotency_scope(), route, &headers, &body)?;
-    let (tenant, now, secret) = (caller.tenant, app.clock.now(), fresh_secret());
+    let (tenant, test) = (caller.tenant, caller.test);
+    let (now, secret) = (app.clock.now(), fresh_secret());
     idempotency::post(&app, post, overlap::asked(body, OVERLAP_S_MAX), move |tx, overlap_s| {
         let old_until = now.plus_ms(i64::from(overlap_s) * 1_000);
+        if webhook_endpoints::get(tx, (&tenant, test), &id)?.is_none() {
+            return Err(ApiError::not_found());
+        }
         webhook_endpoints::rotate(tx, &tenant, (&id, &secret), old_until)?;
-        let found = webhook_endpoints::get(tx, &tenant, &id)?;
+        let found = webhook_endpoints::get(tx, (&tenant, test), &id)?;
         let endpoint = found.ok_or_else(ApiError::not_found)?;
         Ok(Reply::new(StatusCode::OK, &endpoint)?.with_once("secret", secret))
     })
@@ -263,10 +284,10 @@ pub(super) async fn rotate_secret(
 /// The endpoint, where the tenant has it and it is on.
 fn enabled(
     tx: &mut Tx<'_>,
-    tenant: &TenantId,
+    who: (&TenantId, bool),
     id: &EndpointId,
 ) -> Result<WebhookEndpoint, ApiError> {
-    let endpoint = webhook_endpoints::get(tx, tenant, id)?.ok_or_else(ApiError::not_found)?;
+    let endpoint = webhook_endpoints::get(tx, who, id)?.ok_or_else(ApiError::not_found)?;
     if endpoint.disabled_at.is_some() {
         return Err(ApiError::new(Code::EndpointDisabled).detail("Switch it on first."));
     }
@@ -292,11 +313,11 @@ pub(super) async fn test(
     caller.needs(Scope::Webhooks)?;
     let route = format!("POST /v1/webhook_endpoints/{id}/test");
     let post = Post::new(caller.idempotency_scope(), route, &headers, &Value::Null)?;
-    let (tenant, now) = (caller.tenant, app.clock.now());
+    let (tenant, test, now) = (caller.tenant, caller.test, app.clock.now());
     let response = idempotency::post(&app, post, Ok(id), move |tx, id| {
-        enabled(tx, &tenant, &id)?;
+        enabled(tx, (&tenant, test), &id)?;
         let delivery = webhook_jobs::enqueue_test(tx, &tenant, &id, now)?;
-        let made = webhook_endpoints::delivery(tx, &tenant, &delivery)?;
+        let made = webhook_endpoints::delivery(tx, (&tenant, test), &delivery)?;
         Reply::new(StatusCode::ACCEPTED, &made.ok_or_else(ApiError::not_found)?)
     })
     .await?;
@@ -327,9 +348,9 @@ pub(super) async fn replay(
     caller.needs(Scope::Webhooks)?;
     let route = format!("POST /v1/webhook_endpoints/{id}/replay");
     let post = Post::new(caller.idempotency_scope(), route, &headers, &body)?;
-    let (tenant, now) = (caller.tenant, app.clock.now());
+    let (tenant, test, now) = (caller.tenant, caller.test, app.clock.now());
     let response = idempotency::post(&app, post, range(body, now), move |tx, range| {
-        enabled(tx, &tenant, &id)?;
+        enabled(tx, (&tenant, test), &id)?;
         let (replayed, next) =
             webhook_endpoints::replay_range(tx, &tenant, &id, &range, (now, REPLAY_ROWS))?;
         let replayed = u64::try_from(replayed).unwrap_or(u64::MAX);
@@ -370,8 +391,10 @@ pub(super) async fn delivery(
     PathId(id): PathId<DeliveryId>,
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::Webhooks)?;
-    let found =
-        app.store.read(move |tx| webhook_endpoints::delivery(tx, &caller.tenant, &id)).await?;
+    let found = app
+        .store
+        .read(move |tx| webhook_endpoints::delivery(tx, (&caller.tenant, caller.test), &id))
+        .await?;
     Ok(json(StatusCode::OK, &found.ok_or_else(ApiError::not_found)?))
 }
 
@@ -394,13 +417,13 @@ pub(super) async fn replay_delivery(
     caller.needs(Scope::Webhooks)?;
     let route = format!("POST /v1/webhook_deliveries/{id}/replay");
     let post = Post::new(caller.idempotency_scope(), route, &headers, &Value::Null)?;
-    let (tenant, now) = (caller.tenant, app.clock.now());
+    let (tenant, test, now) = (caller.tenant, caller.test, app.clock.now());
     let response = idempotency::post(&app, post, Ok(id), move |tx, id| {
-        let found = webhook_endpoints::delivery(tx, &tenant, &id)?;
+        let found = webhook_endpoints::delivery(tx, (&tenant, test), &id)?;
         let delivery = found.ok_or_else(ApiError::not_found)?;
-        enabled(tx, &tenant, &delivery.endpoint)?;
+        enabled(tx, (&tenant, test), &delivery.endpoint)?;
         webhook_endpoints::replay(tx, &tenant, &id, now)?;
-        let again = webhook_endpoints::delivery(tx, &tenant, &id)?;
+        let again = webhook_endpoints::delivery(tx, (&tenant, test), &id)?;
         Reply::new(StatusCode::ACCEPTED, &again.ok_or_else(ApiError::not_found)?)
     })
     .await?;
@@ -421,8 +444,10 @@ pub(super) async fn delete(
     PathId(id): PathId<EndpointId>,
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::Webhooks)?;
-    let found =
-        app.store.write(move |tx| webhook_endpoints::delete(tx, &caller.tenant, &id)).await?;
+    let found = app
+        .store
+        .write(move |tx| webhook_endpoints::delete(tx, (&caller.tenant, caller.test), &id))
+        .await?;
     if !found {
         return Err(ApiError::not_found());
     }
@@ -451,7 +476,7 @@ pub(super) async fn deliveries(
     let rows = app
         .store
         .read(move |tx| {
-            if webhook_endpoints::get(tx, &caller.tenant, &id)?.is_none() {
+            if webhook_endpoints::get(tx, (&caller.tenant, caller.test), &id)?.is_none() {
                 return Ok(None);
             }
             let before = after.as_deref();

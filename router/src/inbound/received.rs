@@ -127,11 +127,14 @@ pub(super) fn salvage(
         store::store_received(tx, &owner, (&id, phone), message, now)?;
         id
     };
+    let sandbox = store::is_sandbox(tx, phone)?;
     if let Some(tenant) = tenant {
         for tenant in reach(&tenant, &talked, now) {
             let (asks, _rules) = asked(tx, &tenant, message)?;
-            if let Some(asks) = asks.filter(|asks| asks.is_stop()) {
-                record(tx, &tenant, (phone, &id), message, asks, now)?;
+            for asks in asks.into_iter().filter(|asks| asks.is_stop()) {
+                for test in modes(asks, sandbox) {
+                    record(tx, (&tenant, test), (phone, &id), message, asks, now)?;
+                }
             }
         }
     }
@@ -241,26 +244,37 @@ fn honour(
 ) -> Result<Effects, StoreError> {
     let mut effects = Effects::default();
     let recipient = &message.from;
+    let sandbox = store::is_sandbox(tx, phone)?;
     if asks == Asks::Help {
-        return help(tx, (tenant, rules), (phone, id), message, now);
+        return help(tx, (tenant, rules, sandbox), (phone, id), message, now);
     }
-    if record(tx, tenant, (phone, id), message, asks, now)? == Turned::Nothing {
-        return Ok(effects);
-    }
-    // What we would have confirmed before this is no longer true.
-    store::drop_confirmations(tx, tenant, recipient, now)?;
-    let (kind, wording) = if asks.is_stop() {
-        effects.recall.extend(store::block_waiting(tx, tenant, recipient, now)?.1);
-        ("contact.opted_out", CONFIRM_STOP)
-    } else {
-        ("contact.opted_in", CONFIRM_START)
-    };
-    metrics::counter!("switchboard_opt_outs_total", "type" => kind).increment(1);
-    store::tell_contact(tx, tenant, kind, (recipient, phone, id), now)?;
-    if rules.confirm_opt_out {
-        effects.merge(confirm(tx, tenant, (phone, message), wording, now)?);
+    for test in modes(asks, sandbox) {
+        let who = (tenant, test);
+        if record(tx, who, (phone, id), message, asks, now)? == Turned::Nothing {
+            continue;
+        }
+        // What we would have confirmed before this is no longer true.
+        store::drop_confirmations(tx, who, recipient, now)?;
+        let (kind, wording) = if asks.is_stop() {
+            effects.recall.extend(store::block_waiting(tx, who, recipient, now)?.1);
+            ("contact.opted_out", CONFIRM_STOP)
+        } else {
+            ("contact.opted_in", CONFIRM_START)
+        };
+        metrics::counter!("switchboard_opt_outs_total", "type" => kind).increment(1);
+        store::tell_contact(tx, who, kind, (recipient, phone, id), now)?;
+        if rules.confirm_opt_out && test == sandbox {
+            effects.merge(confirm(tx, tenant, (phone, message), wording, now)?);
+        }
     }
     Ok(effects)
+}
+
+/// Whose messages a wish concerns: those of the sandbox (`true`), or the others. A phone of the sandbox may be written to by
+/// a real person all the same: a STOP there counts for both, and everything else for the sandbox alone.
+fn modes(asks: Asks, sandbox: bool) -> impl Iterator<Item = bool> {
+    let both = sandbox && asks.is_stop();
+    [Some(sandbox), both.then_some(false)].into_iter().flatten()
 }
 
 /// A provider of SMS says that a recipient has told it to be left alone by this number. It counts for everybody whom a
@@ -285,13 +299,14 @@ pub(crate) fn opted_out_at_provider(
             at: now,
         };
         let event = EventId::new(now.0, clock::random());
-        if opt_outs::turn(tx, (&reached, recipient), &wish, &event)? == Turned::Nothing {
+        if opt_outs::turn(tx, ((&reached, false), recipient), &wish, &event)? == Turned::Nothing {
             continue;
         }
-        store::drop_confirmations(tx, &reached, recipient, now)?;
-        effects.recall.extend(store::block_waiting(tx, &reached, recipient, now)?.1);
+        let who = (&reached, false);
+        store::drop_confirmations(tx, who, recipient, now)?;
+        effects.recall.extend(store::block_waiting(tx, who, recipient, now)?.1);
         metrics::counter!("switchboard_opt_outs_total", "type" => "contact.opted_out").increment(1);
-        store::tell_opt_out(tx, &reached, "contact.opted_out", recipient, now)?;
+        store::tell_opt_out(tx, who, "contact.opted_out", recipient, now)?;
     }
     Ok(effects)
 }
@@ -316,14 +331,14 @@ fn confirm(
 /// Answers HELP in the tenant's words: not to who has opted out, and not again within minutes.
 fn help(
     tx: &mut Tx<'_>,
-    (tenant, rules): (&TenantId, &TenantRules),
+    (tenant, rules, sandbox): (&TenantId, &TenantRules, bool),
     (phone, id): (&PhoneId, &MessageId),
     message: &Received,
     now: UnixMs,
 ) -> Result<Effects, StoreError> {
     let Some(text) = &rules.help_text else { return Ok(Effects::default()) };
-    let about = (tenant, &message.from);
-    let out = rules::known(tx, tenant, &message.from)?.opt_out != OptOut::Clear;
+    let about = ((tenant, sandbox), &message.from);
+    let out = rules::known(tx, about.0, about.1)?.opt_out != OptOut::Clear;
     if out || opt_outs::helped_since(tx, about, now.plus_ms(-HELP_EVERY_MS))? {
         return Ok(Effects::default());
     }
@@ -345,7 +360,7 @@ fn help(
 /// the newest wish there is, whatever it says of its time. Only what iCloud brings late is as old as it says.
 fn record(
     tx: &mut Tx<'_>,
-    tenant: &TenantId,
+    who: (&TenantId, bool),
     (phone, id): (&PhoneId, &MessageId),
     message: &Received,
     asks: Asks,
@@ -369,13 +384,8 @@ fn record(
         rules: facts::versions().0,
         at,
     };
-    let (about, event) = ((tenant, &message.from), EventId::new(now.0, clock::random()));
+    let (about, event) = ((who, &message.from), EventId::new(now.0, clock::random()));
     match asks {
-        // What is said to a phone of the sandbox brings nobody back: it may be a real person's number that says so there.
-        Asks::Start if store::is_sandbox(tx, phone)? => {
-            opt_outs::note(tx, about, &wish, &event)?;
-            Ok(Turned::Nothing)
-        }
         Asks::Stop | Asks::StopInferred | Asks::Start => opt_outs::turn(tx, about, &wish, &event),
         Asks::PerhapsStop | Asks::Help => {
             opt_outs::note(tx, about, &wish, &event)?;

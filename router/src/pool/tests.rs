@@ -167,7 +167,7 @@ impl World {
         let (tenant, now) = (tenant(whose), self.now);
         let recipient: Recipient = format!("+1202555010{}", to % 5).parse().unwrap();
         let mut tx = Tx::after(&self.connection, self.losses);
-        let relations = rows::relations(&mut tx, &tenant, &recipient).unwrap();
+        let relations = rows::relations(&mut tx, (&tenant, false), &recipient).unwrap();
         self.pool.catch_up(&mut tx, &self.links, now, false).unwrap();
         let Ok((choice, phone)) = self.pool.pick((&tenant, false), None, &relations, &ALL, now)
         else {

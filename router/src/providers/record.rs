@@ -228,6 +228,30 @@ pub(crate) fn looked(
     Ok(effects)
 }
 
+/// The provider is to be deleted: what waits for it is given back, and of what it was asked for nobody will hear any more.
+/// Answers how many attempts that were.
+pub(crate) fn given_up(
+    tx: &mut Tx<'_>,
+    rules: Rules,
+    phone: &PhoneId,
+    limit: usize,
+    now: UnixMs,
+) -> Result<(usize, Effects), StoreError> {
+    let mut effects = Effects::default();
+    let all = rows::under_way(tx, phone, limit)?;
+    for ordered in &all {
+        let about = (&ordered.message, ordered.attempt);
+        let told = if ordered.asked_at.is_none() {
+            Told::NotStarted { reason: Reason::ProviderRefused }
+        } else {
+            Told::Unknown { reason: Reason::ProviderSilent, detail: "the provider was deleted" }
+        };
+        attempts::told(tx, rules, (&ordered.tenant, about, phone), told, now, &mut effects)?;
+    }
+    rows::look_no_more(tx, phone, limit)?;
+    Ok((all.len(), effects))
+}
+
 /// What was being asked for when the router ended is unknown: it may have been sent, and is not sent again.
 pub(crate) fn orphaned(
     tx: &mut Tx<'_>,

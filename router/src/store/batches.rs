@@ -55,7 +55,7 @@ pub fn insert(
 
 const COLUMNS: &str = "SELECT id, name, state, reason, text, template_id, template_version, variables, channel_asked, \
      class, asked_from, send_at, ttl_s, metadata, recipients, duplicates, invalid, expanded, created_at, updated_at, \
-     started_at, ended_at, test FROM batches";
+     started_at, ended_at, test, forgotten_at FROM batches";
 
 fn read(row: &Row<'_>) -> Result<Batch, StoreError> {
     let metadata: Option<Json<BTreeMap<String, String>>> = row.get(13)?;
@@ -85,6 +85,7 @@ fn read(row: &Row<'_>) -> Result<Batch, StoreError> {
         updated_at: row.get(19)?,
         started_at: row.get(20)?,
         ended_at: row.get(21)?,
+        forgotten_at: row.get(23)?,
     })
 }
 
@@ -216,6 +217,10 @@ pub fn sweep(tx: &mut Tx<'_>, tenant: &TenantId, id: &BatchId) -> Result<usize, 
         params![id, tenant, SWEEP_ROWS],
     )
 }
+
+/// Recipients that one page looks at where only some of them are asked for: what it costs must not grow with how rare those
+/// are.
+pub const LOOKED_AT_ROWS: u32 = 5_000;
 
 /// Recipients behind `after`, in their order, with what has come of them. Answers at most `limit`.
 pub fn recipients(
@@ -371,7 +376,7 @@ pub fn step(
     let Some((batch, test)) = get(tx, tenant, id)? else { return Ok(Step::Waits) };
     let turned = |tx: &mut Tx<'_>, state, reason| {
         set_state(tx, tenant, id, (state, reason), now)?;
-        tell(tx, tenant, &batch, (state, reason), now)?;
+        tell(tx, (tenant, test), &batch, (state, reason), now)?;
         Ok(Step::Turned(state))
     };
     match batch.state {
@@ -412,7 +417,7 @@ pub fn step(
 /// Puts the end of a batch into the tenant's outbox.
 fn tell(
     tx: &mut Tx<'_>,
-    tenant: &TenantId,
+    (tenant, test): (&TenantId, bool),
     batch: &Batch,
     (state, reason): (BatchState, Option<Reason>),
     now: UnixMs,
@@ -428,7 +433,7 @@ fn tell(
         metadata: batch.metadata.clone(),
         ..WebhookData::default()
     };
-    webhook_jobs::enqueue(tx, tenant, &format!("batch.{state}"), &data, now)?;
+    webhook_jobs::enqueue(tx, (tenant, test), &format!("batch.{state}"), &data, now)?;
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! What tenants know of the people they write to.
+//! What tenants know of the people they write to; what test keys say of them, messages of the sandbox alone obey.
 
 use protocol::api::Contact;
 use protocol::{Reason, Recipient, TenantId, UnixMs};
@@ -10,17 +10,17 @@ use crate::params;
 /// again.
 pub fn put(
     tx: &mut Tx<'_>,
-    tenant: &TenantId,
+    (tenant, test): (&TenantId, bool),
     recipient: &Recipient,
     (time_zone, state): (Option<&str>, Option<&str>),
     now: UnixMs,
 ) -> Result<(), StoreError> {
     tx.execute(
-        "INSERT INTO contacts (tenant_id, recipient, time_zone, state, created_at, updated_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?5)
-         ON CONFLICT (tenant_id, recipient) DO UPDATE SET time_zone = excluded.time_zone,
+        "INSERT INTO contacts (tenant_id, recipient, time_zone, state, created_at, updated_at, test)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?5, ?6)
+         ON CONFLICT (tenant_id, test, recipient) DO UPDATE SET time_zone = excluded.time_zone,
              state = excluded.state, updated_at = excluded.updated_at",
-        params![tenant, recipient, time_zone, state, now],
+        params![tenant, recipient, time_zone, state, now, test],
     )?;
     dispatch::wake_for(tx, (tenant, recipient), Reason::QuietHours, now)
 }
@@ -28,13 +28,13 @@ pub fn put(
 /// One contact.
 pub fn get(
     tx: &mut Tx<'_>,
-    tenant: &TenantId,
+    (tenant, test): (&TenantId, bool),
     recipient: &Recipient,
 ) -> Result<Option<Contact>, StoreError> {
     tx.query_opt(
         "SELECT recipient, time_zone, state, created_at, updated_at FROM contacts
-         WHERE tenant_id = ?1 AND recipient = ?2",
-        params![tenant, recipient],
+         WHERE tenant_id = ?1 AND test = ?3 AND recipient = ?2",
+        params![tenant, recipient, test],
         contact,
     )
 }
@@ -42,14 +42,14 @@ pub fn get(
 /// A tenant's contacts by recipient, after `after`. Answers one row more than `limit` where there is more.
 pub fn list(
     tx: &mut Tx<'_>,
-    tenant: &TenantId,
+    (tenant, test): (&TenantId, bool),
     after: &str,
     limit: u32,
 ) -> Result<Vec<Contact>, StoreError> {
     tx.query(
         "SELECT recipient, time_zone, state, created_at, updated_at FROM contacts
-         WHERE tenant_id = ?1 AND recipient > ?2 ORDER BY recipient LIMIT ?3",
-        params![tenant, after, limit.saturating_add(1)],
+         WHERE tenant_id = ?1 AND test = ?4 AND recipient > ?2 ORDER BY recipient LIMIT ?3",
+        params![tenant, after, limit.saturating_add(1), test],
         contact,
     )
 }
@@ -57,12 +57,12 @@ pub fn list(
 /// Forgets what was known of somebody; false when nothing was.
 pub fn delete(
     tx: &mut Tx<'_>,
-    tenant: &TenantId,
+    (tenant, test): (&TenantId, bool),
     recipient: &Recipient,
 ) -> Result<bool, StoreError> {
     let deleted = tx.execute(
-        "DELETE FROM contacts WHERE tenant_id = ?1 AND recipient = ?2",
-        params![tenant, recipient],
+        "DELETE FROM contacts WHERE tenant_id = ?1 AND test = ?3 AND recipient = ?2",
+        params![tenant, recipient, test],
     )?;
     Ok(deleted > 0)
 }

@@ -128,7 +128,7 @@ fn warn(
         QuotaWarning { percent, used, quota, month: month.to_string(), resets_at: month.ends_at() };
     let data =
         WebhookData { tenant: Some(payer.clone()), quota: Some(warning), ..WebhookData::default() };
-    webhook_jobs::enqueue(tx, payer, "usage.quota_warning", &data, now)?;
+    webhook_jobs::enqueue(tx, (payer, false), "usage.quota_warning", &data, now)?;
     let percent = percent.to_string();
     metrics::counter!("switchboard_quota_warnings_total", "percent" => percent).increment(1);
     Ok(())

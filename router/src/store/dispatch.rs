@@ -102,7 +102,7 @@ pub fn change(
         },
         None => before.status,
     };
-    let (sequence, ours) = if change.status.is_some() {
+    let (sequence, (ours, test)) = if change.status.is_some() {
         let held = (status == Status::Queued).then_some(change.reason).flatten();
         let reason = status.is_final().then_some(change.reason).flatten();
         let (sequence, ours, test) = tx.query_row(
@@ -129,12 +129,12 @@ pub fn change(
         if !ours && !test {
             settle(tx, tenant, &before, change, status)?;
         }
-        (sequence, ours)
+        (sequence, (ours, test))
     } else {
         (events::append(tx, tenant, id, &event)?, is_ours(tx, tenant, id)?)
     };
     if change.tell && !ours {
-        tell(tx, tenant, &before, change, status, sequence)?;
+        tell(tx, (tenant, test), &before, change, (status, sequence))?;
     }
     Ok(true)
 }
@@ -186,23 +186,22 @@ fn settle(
     }
 }
 
-/// It is a confirmation of ours.
-fn is_ours(tx: &mut Tx<'_>, tenant: &TenantId, id: &MessageId) -> Result<bool, StoreError> {
+/// It is a confirmation of ours; it is of the sandbox.
+fn is_ours(tx: &mut Tx<'_>, tenant: &TenantId, id: &MessageId) -> Result<(bool, bool), StoreError> {
     tx.query_row(
-        "SELECT kind = 'confirmation' FROM messages WHERE id = ?1 AND tenant_id = ?2",
+        "SELECT kind = 'confirmation', test FROM messages WHERE id = ?1 AND tenant_id = ?2",
         params![id, tenant],
-        |row| row.get(0),
+        |row| Ok((row.get(0)?, row.get(1)?)),
     )
 }
 
 /// Puts the change into the tenant's outbox.
 fn tell(
     tx: &mut Tx<'_>,
-    tenant: &TenantId,
+    (tenant, test): (&TenantId, bool),
     before: &Message,
     change: &Change<'_>,
-    status: Status,
-    sequence: u64,
+    (status, sequence): (Status, u64),
 ) -> Result<(), StoreError> {
     let phone = change.phone.cloned().or_else(|| before.phone.clone());
     let number = match &phone {
@@ -227,7 +226,7 @@ fn tell(
         ..WebhookData::default()
     };
     let kind = format!("message.{}", change.kind);
-    webhook_jobs::enqueue_at(tx, tenant, &kind, &data, (change.at, change.now))?;
+    webhook_jobs::enqueue_at(tx, (tenant, test), &kind, &data, (change.at, change.now))?;
     Ok(())
 }
 
@@ -631,14 +630,15 @@ const RELATIONS_MAX: usize = 256;
 /// What a recipient is to a tenant and to the phones.
 pub fn relations(
     tx: &mut Tx<'_>,
-    tenant: &TenantId,
+    (tenant, test): (&TenantId, bool),
     recipient: &Recipient,
 ) -> Result<Relations, StoreError> {
     let mut relations = Relations::default();
     tx.query(
-        "SELECT phone_id, last_at, unanswered FROM bindings WHERE tenant_id = ?1 AND recipient = ?2
-         ORDER BY last_at DESC, phone_id LIMIT ?3",
-        params![tenant, recipient, RELATIONS_MAX],
+        "SELECT b.phone_id, b.last_at, b.unanswered FROM bindings b CROSS JOIN phones p
+         WHERE b.tenant_id = ?1 AND b.recipient = ?2 AND p.id = b.phone_id AND p.sandbox = ?4
+         ORDER BY b.last_at DESC, b.phone_id LIMIT ?3",
+        params![tenant, recipient, RELATIONS_MAX, test],
         |row| {
             relations.sticky.push((row.get(0)?, row.int(1)?));
             relations.unanswered = relations.unanswered.saturating_add(row.get(2)?);
@@ -755,8 +755,10 @@ pub fn bind(
     )?;
     if direction == Direction::Inbound {
         let answered = tx.execute(
-            "UPDATE bindings SET unanswered = 0 WHERE tenant_id = ?1 AND recipient = ?2 AND unanswered > 0",
-            params![tenant, recipient],
+            "UPDATE bindings SET unanswered = 0 WHERE tenant_id = ?1 AND recipient = ?2 AND unanswered > 0
+                 AND EXISTS (SELECT 1 FROM phones p JOIN phones here ON here.sandbox = p.sandbox
+                             WHERE p.id = bindings.phone_id AND here.id = ?3)",
+            params![tenant, recipient, phone],
         )?;
         if answered > 0 {
             wake_for(tx, (tenant, recipient), Reason::Unanswered, at)?;

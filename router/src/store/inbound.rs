@@ -272,7 +272,8 @@ pub fn store_received(
         late: message.late,
         ..WebhookData::default()
     };
-    webhook_jobs::enqueue(tx, tenant, "message.received", &data, now)?;
+    let test = is_sandbox(tx, phone)?;
+    webhook_jobs::enqueue(tx, (tenant, test), "message.received", &data, now)?;
     Ok(())
 }
 
@@ -289,11 +290,11 @@ fn choice(channel: protocol::Channel) -> ChannelChoice {
 /// both are, and the latter.
 pub fn block_waiting(
     tx: &mut Tx<'_>,
-    tenant: &TenantId,
+    (tenant, test): (&TenantId, bool),
     recipient: &Recipient,
     now: UnixMs,
 ) -> Result<(u32, Vec<MessageId>), StoreError> {
-    let waiting = on_the_way(tx, tenant, recipient, "tenant")?;
+    let waiting = on_the_way(tx, (tenant, test), recipient, "tenant")?;
     let stopped = u32::try_from(waiting.len()).unwrap_or(u32::MAX);
     let mut with_phones = Vec::new();
     for (id, status) in waiting {
@@ -319,11 +320,11 @@ pub fn block_waiting(
 /// Withdraws the confirmations of ours that still wait to go to `recipient`: there will be a newer one.
 pub fn drop_confirmations(
     tx: &mut Tx<'_>,
-    tenant: &TenantId,
+    (tenant, test): (&TenantId, bool),
     recipient: &Recipient,
     now: UnixMs,
 ) -> Result<(), StoreError> {
-    for (id, status) in on_the_way(tx, tenant, recipient, "confirmation")? {
+    for (id, status) in on_the_way(tx, (tenant, test), recipient, "confirmation")? {
         if status == Status::Dispatching {
             continue;
         }
@@ -337,52 +338,54 @@ pub fn drop_confirmations(
 /// The messages of a kind that are on their way to `recipient`, in the order of their acceptance.
 fn on_the_way(
     tx: &mut Tx<'_>,
-    tenant: &TenantId,
+    (tenant, test): (&TenantId, bool),
     recipient: &Recipient,
     kind: &str,
 ) -> Result<Vec<(MessageId, Status)>, StoreError> {
-    tx.query(ON_THE_WAY, params![tenant, recipient, kind], |row| Ok((row.get(0)?, row.get(1)?)))
+    tx.query(ON_THE_WAY, params![tenant, recipient, kind, test], |row| {
+        Ok((row.get(0)?, row.get(1)?))
+    })
 }
 
 /// The condition on the status is the index's own, word for word, so that the recipient's history is not read.
 pub(super) const ON_THE_WAY: &str = "SELECT id, status FROM messages
      WHERE tenant_id = ?1 AND recipient = ?2 AND status IN ('queued', 'scheduled', 'dispatching')
-         AND kind = ?3 AND direction = 'outbound' ORDER BY id";
+         AND kind = ?3 AND test = ?4 AND direction = 'outbound' ORDER BY id";
 
 /// Tells the tenant that a contact has opted out or in again.
 pub fn tell_contact(
     tx: &mut Tx<'_>,
-    tenant: &TenantId,
+    who: (&TenantId, bool),
     kind: &str,
     (recipient, phone, message): (&Recipient, &PhoneId, &MessageId),
     at: UnixMs,
 ) -> Result<(), StoreError> {
     let data = WebhookData {
-        tenant: Some(tenant.clone()),
+        tenant: Some(who.0.clone()),
         message: Some(message.clone()),
         recipient: Some(recipient.clone()),
         number: rows::number_of(tx, phone)?,
         phone: Some(phone.clone()),
         ..WebhookData::default()
     };
-    webhook_jobs::enqueue(tx, tenant, kind, &data, at)?;
+    webhook_jobs::enqueue(tx, who, kind, &data, at)?;
     Ok(())
 }
 
 /// Tells the tenant that it, or the operator, has opted a recipient out or in again.
 pub fn tell_opt_out(
     tx: &mut Tx<'_>,
-    tenant: &TenantId,
+    who: (&TenantId, bool),
     kind: &str,
     recipient: &Recipient,
     at: UnixMs,
 ) -> Result<(), StoreError> {
     let data = WebhookData {
-        tenant: Some(tenant.clone()),
+        tenant: Some(who.0.clone()),
         recipient: Some(recipient.clone()),
         ..WebhookData::default()
     };
-    webhook_jobs::enqueue(tx, tenant, kind, &data, at)?;
+    webhook_jobs::enqueue(tx, who, kind, &data, at)?;
     Ok(())
 }
 
@@ -476,6 +479,8 @@ pub fn happened_to(
         change: Some(change),
         ..WebhookData::default()
     };
-    webhook_jobs::enqueue_at(tx, tenant, &format!("message.{kind}"), &data, (at, now))?;
+    let test = super::messages::is_test(tx, tenant, id)?.unwrap_or(false);
+    let kind = format!("message.{kind}");
+    webhook_jobs::enqueue_at(tx, (tenant, test), &kind, &data, (at, now))?;
     Ok(())
 }

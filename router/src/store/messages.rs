@@ -163,7 +163,7 @@ pub fn accept(
         expires_at: Some(new.expires_at),
         metadata: new.metadata.clone(),
     };
-    tell(tx, tenant, &message, Status::Queued, new.now)?;
+    tell(tx, (tenant, new.test), &message, Status::Queued, new.now)?;
     // Where there is no sandbox, a story is played, so that an integration can be tried out on any router.
     if new.test && !has_sandbox(tx, tenant)? {
         return simulate(tx, tenant, message, new.now);
@@ -196,7 +196,7 @@ fn simulate(
         message.sequence = events::append(tx, tenant, &message.id, &event)?;
         message.status = status;
         message.next_at = None;
-        tell(tx, tenant, &message, status, now)?;
+        tell(tx, (tenant, true), &message, status, now)?;
     }
     tx.execute(
         "UPDATE messages SET status = ?3, next_at = NULL WHERE id = ?1 AND tenant_id = ?2",
@@ -208,7 +208,7 @@ fn simulate(
 /// Puts a status into the tenant's outbox.
 fn tell(
     tx: &mut Tx<'_>,
-    tenant: &TenantId,
+    (tenant, test): (&TenantId, bool),
     message: &Message,
     news: Status,
     at: UnixMs,
@@ -228,7 +228,7 @@ fn tell(
         metadata: message.metadata.clone(),
         ..WebhookData::default()
     };
-    webhook_jobs::enqueue(tx, tenant, &format!("message.{news}"), &data, at)?;
+    webhook_jobs::enqueue(tx, (tenant, test), &format!("message.{news}"), &data, at)?;
     Ok(())
 }
 
@@ -381,7 +381,8 @@ pub fn cancel(
     message.held_reason = None;
     message.next_at = None;
     message.updated_at = now;
-    tell(tx, tenant, &message, Status::Canceled, now)?;
+    let test = is_test(tx, tenant, id)?.unwrap_or(false);
+    tell(tx, (tenant, test), &message, Status::Canceled, now)?;
     Ok(Some(Canceled::Now(Box::new(message))))
 }
 
@@ -393,7 +394,8 @@ pub fn may_send_from(
 ) -> Result<Option<PhoneId>, StoreError> {
     tx.query_opt(
         "SELECT id FROM phones
-         WHERE number = ?1 AND sandbox = ?3 AND (exclusive_tenant_id IS NULL OR exclusive_tenant_id = ?2)",
+         WHERE number = ?1 AND sandbox = ?3 AND (exclusive_tenant_id IS NULL OR exclusive_tenant_id = ?2)
+             AND (provider IS NULL OR EXISTS (SELECT 1 FROM providers v WHERE v.phone_id = phones.id))",
         params![number, tenant, sandbox],
         |row| row.get(0),
     )

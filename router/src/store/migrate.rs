@@ -90,6 +90,12 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "stripe_credits",
         sql: include_str!("../../migrations/0017_stripe_credits.sql"),
     },
+    Migration {
+        version: 18,
+        name: "sandbox",
+        sql: include_str!("../../migrations/0018_sandbox.sql"),
+    },
+    Migration { version: 19, name: "ends", sql: include_str!("../../migrations/0019_ends.sql") },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

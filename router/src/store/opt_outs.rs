@@ -65,17 +65,21 @@ pub enum Turned {
     Over,
 }
 
+/// Whose wish it is, and towards whom: a tenant, with `true` for what its messages of the sandbox alone obey, and the
+/// recipient.
+pub type About<'a> = ((&'a TenantId, bool), &'a Recipient);
+
 /// Adds a step to the history, whatever it changed.
 pub fn note(
     tx: &mut Tx<'_>,
-    (tenant, recipient): (&TenantId, &Recipient),
+    ((tenant, test), recipient): About<'_>,
     wish: &Wish<'_>,
     id: &EventId,
 ) -> Result<(), StoreError> {
     tx.execute(
         "INSERT INTO opt_out_events
-             (id, tenant_id, recipient, action, method, at, message_id, phone_id, text, evidence, rules)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+             (id, tenant_id, recipient, action, method, at, message_id, phone_id, text, evidence, rules, test)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
         params![
             id,
             tenant,
@@ -87,7 +91,8 @@ pub fn note(
             wish.message.map(|(_, phone)| phone.clone()),
             wish.text,
             wish.evidence.as_ref().map(Json),
-            wish.rules
+            wish.rules,
+            test
         ],
     )?;
     Ok(())
@@ -97,13 +102,13 @@ pub fn note(
 /// counts as one, and only that is kept: whoever says STOP twice has said it once.
 pub fn turn(
     tx: &mut Tx<'_>,
-    (tenant, recipient): (&TenantId, &Recipient),
+    ((tenant, test), recipient): About<'_>,
     wish: &Wish<'_>,
     id: &EventId,
 ) -> Result<Turned, StoreError> {
     let before = tx.query_opt(
-        "SELECT state, at FROM opt_outs WHERE tenant_id = ?1 AND recipient = ?2",
-        params![tenant, recipient],
+        "SELECT state, at FROM opt_outs WHERE tenant_id = ?1 AND test = ?3 AND recipient = ?2",
+        params![tenant, recipient, test],
         |row| Ok((row.text(0)?, row.get::<UnixMs>(1)?)),
     )?;
     match before {
@@ -115,9 +120,9 @@ pub fn turn(
         None | Some(_) => {}
     }
     tx.execute(
-        "INSERT INTO opt_outs (tenant_id, recipient, state, method, keyword, message_id, at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
-         ON CONFLICT (tenant_id, recipient) DO UPDATE SET state = excluded.state, method = excluded.method,
+        "INSERT INTO opt_outs (tenant_id, recipient, state, method, keyword, message_id, at, test)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+         ON CONFLICT (tenant_id, test, recipient) DO UPDATE SET state = excluded.state, method = excluded.method,
              keyword = excluded.keyword, message_id = excluded.message_id, at = excluded.at",
         params![
             tenant,
@@ -126,23 +131,24 @@ pub fn turn(
             wish.method.as_str(),
             wish.text,
             wish.message.map(|(message, _)| message.clone()),
-            wish.at
+            wish.at,
+            test
         ],
     )?;
-    note(tx, (tenant, recipient), wish, id)?;
+    note(tx, ((tenant, test), recipient), wish, id)?;
     Ok(Turned::Over)
 }
 
 /// Whether HELP was answered for this recipient since `since`.
 pub fn helped_since(
     tx: &mut Tx<'_>,
-    (tenant, recipient): (&TenantId, &Recipient),
+    ((tenant, test), recipient): About<'_>,
     since: UnixMs,
 ) -> Result<bool, StoreError> {
     let newest = tx.query_opt(
-        "SELECT at FROM opt_out_events WHERE tenant_id = ?1 AND recipient = ?2 AND action = 'help'
+        "SELECT at FROM opt_out_events WHERE tenant_id = ?1 AND recipient = ?2 AND action = 'help' AND test = ?3
          ORDER BY id DESC LIMIT 1",
-        params![tenant, recipient],
+        params![tenant, recipient, test],
         |row| row.get::<UnixMs>(0),
     )?;
     Ok(newest.is_some_and(|at| at >= since))
@@ -151,14 +157,14 @@ pub fn helped_since(
 /// A tenant's opt-outs by recipient, after `after`. Answers one row more than `limit` where there is more.
 pub fn list(
     tx: &mut Tx<'_>,
-    tenant: &TenantId,
+    (tenant, test): (&TenantId, bool),
     after: &str,
     limit: u32,
 ) -> Result<Vec<OptOut>, StoreError> {
     tx.query(
         "SELECT recipient, method, at, message_id FROM opt_outs
-         WHERE tenant_id = ?1 AND recipient > ?2 AND state = 'opted_out' ORDER BY recipient LIMIT ?3",
-        params![tenant, after, limit.saturating_add(1)],
+         WHERE tenant_id = ?1 AND test = ?4 AND recipient > ?2 AND state = 'opted_out' ORDER BY recipient LIMIT ?3",
+        params![tenant, after, limit.saturating_add(1), test],
         |row| {
             Ok(OptOut {
                 recipient: row.get(0)?,
@@ -182,22 +188,23 @@ pub struct Steps {
 /// A tenant's history of opt-outs, newest first, before `before`. Answers one row more than `limit` where there is more.
 pub fn history(
     tx: &mut Tx<'_>,
-    tenant: &TenantId,
+    (tenant, test): (&TenantId, bool),
     steps: &Steps,
     before: Option<&str>,
     limit: u32,
 ) -> Result<Vec<OptOutEvent>, StoreError> {
     let of_whom = if steps.recipient.is_some() { "recipient = ?4" } else { "?4 IS NULL" };
-    // The condition of the index, word for word, so that what was reviewed is not read.
+    // The conditions of the indexes, word for word, so that what was reviewed is not read.
     let which = if steps.to_review {
         "reviewed_at IS NULL AND (method = 'inferred' OR action = 'possible')"
     } else {
         "1 = 1"
     };
+    let mode = if test { "test = 1" } else { "test = 0" };
     tx.query(
         &format!(
             "SELECT id, recipient, action, method, at, message_id, phone_id, text, evidence, rules, reviewed_at
-             FROM opt_out_events WHERE tenant_id = ?1 AND (?2 IS NULL OR id < ?2) AND {of_whom} AND {which}
+             FROM opt_out_events WHERE tenant_id = ?1 AND (?2 IS NULL OR id < ?2) AND {of_whom} AND {which} AND {mode}
              ORDER BY id DESC LIMIT ?3"
         ),
         params![tenant, before, limit.saturating_add(1), steps.recipient],
@@ -225,13 +232,14 @@ fn step(row: &Row<'_>) -> Result<OptOutEvent, StoreError> {
 /// Notes that a person has looked at a step; false when there is no such step.
 pub fn review(
     tx: &mut Tx<'_>,
-    tenant: &TenantId,
+    (tenant, test): (&TenantId, bool),
     id: &EventId,
     now: UnixMs,
 ) -> Result<bool, StoreError> {
     let changed = tx.execute(
-        "UPDATE opt_out_events SET reviewed_at = COALESCE(reviewed_at, ?3) WHERE id = ?1 AND tenant_id = ?2",
-        params![id, tenant, now],
+        "UPDATE opt_out_events SET reviewed_at = COALESCE(reviewed_at, ?3)
+         WHERE id = ?1 AND tenant_id = ?2 AND test = ?4",
+        params![id, tenant, now, test],
     )?;
     Ok(changed > 0)
 }

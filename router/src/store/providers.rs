@@ -113,7 +113,11 @@ pub fn set(
     if before.is_none() && count >= PROVIDERS_MAX {
         return Ok(Err(CannotSet::TooMany));
     }
-    let phone = before.map_or_else(|| new.phone.clone(), |before| before.phone);
+    let phone = match before {
+        Some(before) => before.phone,
+        // The conversations of a provider that was deleted go on with whoever has its number next.
+        None => of_nobody(tx, &new.number)?.unwrap_or_else(|| new.phone.clone()),
+    };
     let taken = tx.query_opt(
         "SELECT 1 FROM phones WHERE number = ?1 AND id <> ?2",
         params![new.number, phone],
@@ -126,7 +130,8 @@ pub fn set(
         "INSERT INTO phones (id, number, host_id, label, state, reasons, channels, warming_priority,
              messages_today, day, created_at, updated_at, sandbox, provider)
          VALUES (?1, ?2, NULL, ?3, 'stopped', '[]', '[\"sms\"]', 0, 0, ?4, ?5, ?5, 0, ?3)
-         ON CONFLICT (id) DO UPDATE SET number = excluded.number, updated_at = excluded.updated_at",
+         ON CONFLICT (id) DO UPDATE SET number = excluded.number, label = excluded.label,
+             provider = excluded.provider, updated_at = excluded.updated_at",
         params![phone, new.number, new.name, now.0.div_euclid(DAY_MS), now],
     )?;
     tx.execute(
@@ -147,6 +152,48 @@ pub fn set(
         ],
     )?;
     Ok(Ok(()))
+}
+
+/// Where the number of a deleted provider stands among the phones.
+fn of_nobody(tx: &mut Tx<'_>, number: &E164) -> Result<Option<PhoneId>, StoreError> {
+    tx.query_opt(
+        "SELECT p.id FROM phones p WHERE p.number = ?1 AND p.provider IS NOT NULL
+             AND NOT EXISTS (SELECT 1 FROM providers v WHERE v.phone_id = p.id)",
+        params![number],
+        |row| row.get(0),
+    )
+}
+
+/// Deletes a provider with its credentials; its number stays among the phones, where conversations and stories know it, and
+/// nothing is sent from it. False when there is none of this name.
+pub fn delete(tx: &mut Tx<'_>, name: &str) -> Result<bool, StoreError> {
+    tx.execute(
+        "UPDATE provider_choices SET switched_to = NULL WHERE switched_to = ?1",
+        params![name],
+    )?;
+    Ok(tx.execute("DELETE FROM providers WHERE name = ?1", params![name])? > 0)
+}
+
+/// What a provider has that has not ended, up to `limit`: attempts that wait for it or that it has been asked for.
+pub fn under_way(
+    tx: &mut Tx<'_>,
+    phone: &PhoneId,
+    limit: usize,
+) -> Result<Vec<Ordered>, StoreError> {
+    tx.query(
+        &format!("{ORDERED} WHERE a.phone_id = ?1 AND a.state <> 'done' LIMIT ?2"),
+        params![phone, limit],
+        read_ordered,
+    )
+}
+
+/// Nothing of a provider's is looked for any more; answers how many were, at most `limit`.
+pub fn look_no_more(tx: &mut Tx<'_>, phone: &PhoneId, limit: usize) -> Result<usize, StoreError> {
+    tx.execute(
+        "UPDATE provider_attempts SET look_at = NULL WHERE (message_id, attempt) IN (
+             SELECT message_id, attempt FROM provider_attempts WHERE phone_id = ?1 AND look_at IS NOT NULL LIMIT ?2)",
+        params![phone, limit],
+    )
 }
 
 /// Enables a provider or disables it; false when there is none of this name.

@@ -1,6 +1,7 @@
-//! What is kept for a while only: proofs and records of work that is over. Messages and their stories are not among it.
+//! What is kept for a while only: proofs and records of work that is over. Messages and their stories are not among it, nor
+//! is the ledger of credits.
 
-use protocol::UnixMs;
+use protocol::{BatchId, EventId, MessageId, UnixMs};
 
 use super::{StoreError, Tx};
 use crate::params;
@@ -46,6 +47,58 @@ pub fn prune(tx: &mut Tx<'_>, before: UnixMs) -> Result<Pruned, StoreError> {
         + tx.execute(STRIPE_CREDITS, step)?;
     Ok(Pruned { unplaced, guids, deliveries, dead_letters, stripe })
 }
+
+/// Deletes some of the recipients of batches that ended before `before`, the batch that ended first at first; answers how
+/// many rows it has changed. What they have become stays, and so do the batch and its counts.
+pub fn recipients(tx: &mut Tx<'_>, before: UnixMs, now: UnixMs) -> Result<usize, StoreError> {
+    let over: Option<BatchId> = tx.query_opt(BATCHES_OVER, params![before], |row| row.get(0))?;
+    let Some(batch) = over else { return Ok(0) };
+    let deleted = tx.execute(RECIPIENTS, params![batch, STEP_ROWS])?;
+    if deleted < STEP_ROWS {
+        tx.execute(FORGOTTEN, params![batch, now])?;
+        return Ok(deleted.saturating_add(1));
+    }
+    Ok(deleted)
+}
+
+const BATCHES_OVER: &str = "SELECT id FROM batches
+     WHERE ended_at IS NOT NULL AND forgotten_at IS NULL AND ended_at < ?1 ORDER BY ended_at LIMIT 1";
+const RECIPIENTS: &str = "DELETE FROM batch_recipients WHERE batch_id = ?1 AND position IN
+     (SELECT position FROM batch_recipients WHERE batch_id = ?1 ORDER BY position LIMIT ?2)";
+const FORGOTTEN: &str = "UPDATE batches SET forgotten_at = ?2 WHERE id = ?1";
+
+/// Looks through some of the charges of messages that were accepted before `before`, those behind `after`, and deletes
+/// what can no longer be given back: whatever a phone or a provider has begun is paid for, and a message that nobody knows
+/// the end of is not among it. Answers how many, and the last that was looked at; `None` where there are no more.
+pub fn charges(
+    tx: &mut Tx<'_>,
+    before: UnixMs,
+    after: Option<&MessageId>,
+) -> Result<(usize, Option<MessageId>), StoreError> {
+    // Ids sort by time: the least one of an instant stands before all of them.
+    let end = MessageId::new(before.0, [0; 10]);
+    let after = after.map_or("", MessageId::as_str);
+    let page: Vec<MessageId> =
+        tx.query(OLD_CHARGES, params![after, end, STEP_ROWS], |row| row.get(0))?;
+    let Some(last) = page.into_iter().next_back() else { return Ok((0, None)) };
+    let deleted = tx.execute(CHARGES, params![after, last])?;
+    Ok((deleted, Some(last)))
+}
+
+const OLD_CHARGES: &str = "SELECT message_id FROM charges WHERE message_id > ?1 AND message_id < ?2
+     ORDER BY message_id LIMIT ?3";
+/// The condition under which nothing is ever given back, as [`super::credit::give_back`] has it: its opposite.
+const CHARGES: &str = "DELETE FROM charges WHERE message_id > ?1 AND message_id <= ?2 AND EXISTS (
+         SELECT 1 FROM message_events e WHERE e.message_id = charges.message_id AND e.tenant_id = charges.tenant_id
+             AND e.type IN ('started', 'fallback', 'sent', 'delivered', 'read'))";
+
+/// Deletes some of what the operator did before `before`; answers how many rows.
+pub fn audit(tx: &mut Tx<'_>, before: UnixMs) -> Result<usize, StoreError> {
+    tx.execute(AUDIT, params![EventId::new(before.0, [0; 10]), STEP_ROWS])
+}
+
+const AUDIT: &str = "DELETE FROM audit_log WHERE id IN
+     (SELECT id FROM audit_log WHERE id < ?1 ORDER BY id LIMIT ?2)";
 
 const UNPLACED: &str = "DELETE FROM unplaced_events WHERE (phone_id, journal, seq) IN
      (SELECT phone_id, journal, seq FROM unplaced_events WHERE at < ?1 ORDER BY at LIMIT ?2)";
@@ -196,6 +249,109 @@ mod tests {
     }
 
     #[test]
+    fn the_recipients_of_a_batch_go_when_it_is_long_over() {
+        let connection = store();
+        let mut tx = Tx::sqlite(&connection);
+        for (batch, state, ended) in [
+            ("bat_a", "completed", Some(days_ago(91))),
+            ("bat_b", "canceled", Some(days_ago(92))),
+            ("bat_c", "completed", Some(days_ago(89))),
+            ("bat_d", "paused", None),
+        ] {
+            let id = BatchId::new(ended.map_or(0, |at| at.0), [batch.as_bytes()[4]; 10]);
+            tx.execute(
+                "INSERT INTO batches (id, tenant_id, test, name, state, variables, channel_asked, class, recipients,
+                     duplicates, invalid, expanded, created_at, updated_at, ended_at)
+                 VALUES (?1, 'ten', 0, ?2, ?3, '{}', 'auto', 'otp', 501, 0, 0, 501, 0, 0, ?4)",
+                params![id, batch, state, ended],
+            )
+            .unwrap();
+            for position in 0..=STEP_ROWS {
+                tx.execute(
+                    "INSERT INTO batch_recipients (batch_id, position, tenant_id, recipient) VALUES (?1, ?2, 'ten', ?3)",
+                    params![id, position, format!("r{position}")],
+                )
+                .unwrap();
+            }
+        }
+        let before = days_ago(90);
+        let step = |tx: &mut Tx<'_>| recipients(tx, before, NOW).unwrap();
+        // Each batch in two steps, the second of which notes that it is done.
+        let steps: Vec<usize> = (0..5).map(|_| step(&mut tx)).collect();
+        assert_eq!(steps, [STEP_ROWS, 2, STEP_ROWS, 2, 0]);
+        let left = "SELECT DISTINCT b.name FROM batch_recipients r JOIN batches b ON b.id = r.batch_id ORDER BY 1";
+        assert_eq!(all(&mut tx, left), ["bat_c", "bat_d"]);
+        let forgotten = "SELECT name FROM batches WHERE forgotten_at IS NOT NULL ORDER BY 1";
+        assert_eq!(all(&mut tx, forgotten), ["bat_a", "bat_b"]);
+    }
+
+    #[test]
+    fn a_charge_goes_only_when_nothing_can_be_given_back() {
+        let connection = store();
+        let mut tx = Tx::sqlite(&connection);
+        let charge = |tx: &mut Tx<'_>, at: UnixMs, number: u8, step: &str| {
+            let id = MessageId::new(at.0, [number; 10]);
+            tx.execute(
+                "INSERT INTO messages (id, tenant_id, direction, kind, test, recipient, channel_asked, class, status,
+                    expires_at, attempts, sequence, cancel_asked, created_at, updated_at)
+                 VALUES (?1, 'ten', 'outbound', 'tenant', 0, 'r', 'auto', 'otp', 'unknown', ?2, 0, 1, 0, ?2, ?2)",
+                params![id, at],
+            )
+            .unwrap();
+            tx.execute(
+                "INSERT INTO message_events (id, message_id, tenant_id, sequence, type, at)
+                 VALUES (?1, ?1, 'ten', 1, ?2, ?3)",
+                params![id, step, at],
+            )
+            .unwrap();
+            tx.execute(
+                "INSERT INTO charges (message_id, tenant_id, payer_id, month, credits) VALUES (?1, 'ten', 'ten', 202311, 1)",
+                params![id],
+            )
+            .unwrap();
+            id.to_string()
+        };
+        // More than a page of old ones that may still be given back, before one that may not.
+        let mut kept: Vec<String> = (0..=STEP_ROWS)
+            .map(|number| {
+                let at = days_ago(500).plus_ms(i64::try_from(number).unwrap());
+                charge(&mut tx, at, 1, "dispatching")
+            })
+            .collect();
+        charge(&mut tx, days_ago(450), 1, "started");
+        charge(&mut tx, days_ago(450), 2, "delivered");
+        kept.push(charge(&mut tx, days_ago(399), 3, "delivered"));
+        let (mut after, mut deleted) = (None, 0);
+        loop {
+            let (some, last) = charges(&mut tx, days_ago(400), after.as_ref()).unwrap();
+            deleted += some;
+            after = last;
+            if after.is_none() {
+                break;
+            }
+        }
+        assert_eq!(deleted, 2);
+        assert_eq!(all(&mut tx, "SELECT message_id FROM charges ORDER BY 1"), kept);
+    }
+
+    #[test]
+    fn the_operators_log_has_an_end() {
+        let connection = store();
+        let mut tx = Tx::sqlite(&connection);
+        for days in [401, 399] {
+            let id = EventId::new(days_ago(days).0, [1; 10]);
+            tx.execute(
+                "INSERT INTO audit_log (id, at, action, target, request_id) VALUES (?1, ?2, 'a', ?3, 'r')",
+                params![id, days_ago(days), format!("{days}")],
+            )
+            .unwrap();
+        }
+        assert_eq!(audit(&mut tx, days_ago(400)).unwrap(), 1);
+        assert_eq!(all(&mut tx, "SELECT target FROM audit_log"), ["399"]);
+        assert_eq!(audit(&mut tx, days_ago(400)).unwrap(), 0);
+    }
+
+    #[test]
     fn a_step_reads_only_what_it_deletes() {
         let connection = store();
         for (sql, index) in [
@@ -203,11 +359,15 @@ mod tests {
             (GUIDS, "received_guids_by_age (at<?)"),
             (ATTEMPTS, "webhook_jobs_over (run_at<?)"),
             (DELIVERIES, "webhook_jobs_over (run_at<?)"),
+            (BATCHES_OVER, "batches_over (ended_at>? AND ended_at<?)"),
+            (RECIPIENTS, "(batch_id=?)"),
+            (OLD_CHARGES, "(message_id>? AND message_id<?)"),
+            (CHARGES, "(message_id>? AND message_id<?)"),
+            (AUDIT, "(id<?)"),
         ] {
+            let values = vec![Value::Null; connection.prepare(sql).unwrap().parameter_count()];
             let plan = Tx::sqlite(&connection)
-                .query(&format!("EXPLAIN QUERY PLAN {sql}"), &[Value::Null, Value::Null], |row| {
-                    row.text(3)
-                })
+                .query(&format!("EXPLAIN QUERY PLAN {sql}"), &values, |row| row.text(3))
                 .unwrap()
                 .join("; ");
             assert!(plan.contains(index), "{sql}: {plan}");

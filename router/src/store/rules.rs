@@ -59,13 +59,14 @@ pub struct Known {
     pub first_message: bool,
 }
 
-/// Everything that is known, in one look. An error where there is no such tenant, or a row cannot be read.
+/// Everything that is known, in one look: of the sandbox what its own phones and test keys have learnt, of the others what
+/// they have. An error where there is no such tenant, or a row cannot be read.
 pub fn known(
     tx: &mut Tx<'_>,
-    tenant: &TenantId,
+    (tenant, test): (&TenantId, bool),
     recipient: &Recipient,
 ) -> Result<Known, StoreError> {
-    let found = tx.query_opt(KNOWN, params![tenant, recipient, nobody()], |row| {
+    let found = tx.query_opt(KNOWN, params![tenant, recipient, nobody(), test], |row| {
         Ok(Known {
             rules: parse(&row.text(0)?)?,
             opt_out: opt_out(row.opt_text(1)?.as_deref(), row.opt_text(2)?.as_deref()),
@@ -78,12 +79,14 @@ pub fn known(
 }
 
 pub(super) const KNOWN: &str = "SELECT t.rules, o.state, everybody.state, c.time_zone, c.state,
-         (SELECT MAX(b.last_inbound_at) FROM bindings b WHERE b.tenant_id = ?1 AND b.recipient = ?2),
-         EXISTS (SELECT 1 FROM bindings b WHERE b.tenant_id = ?1 AND b.recipient = ?2)
+         (SELECT MAX(b.last_inbound_at) FROM bindings b CROSS JOIN phones p
+          WHERE b.tenant_id = ?1 AND b.recipient = ?2 AND p.id = b.phone_id AND p.sandbox = ?4),
+         EXISTS (SELECT 1 FROM bindings b CROSS JOIN phones p
+                 WHERE b.tenant_id = ?1 AND b.recipient = ?2 AND p.id = b.phone_id AND p.sandbox = ?4)
      FROM tenants t
-     LEFT JOIN opt_outs o ON o.tenant_id = ?1 AND o.recipient = ?2
-     LEFT JOIN opt_outs everybody ON everybody.tenant_id = ?3 AND everybody.recipient = ?2
-     LEFT JOIN contacts c ON c.tenant_id = ?1 AND c.recipient = ?2
+     LEFT JOIN opt_outs o ON o.tenant_id = ?1 AND o.test = ?4 AND o.recipient = ?2
+     LEFT JOIN opt_outs everybody ON everybody.tenant_id = ?3 AND everybody.test = 0 AND everybody.recipient = ?2
+     LEFT JOIN contacts c ON c.tenant_id = ?1 AND c.test = ?4 AND c.recipient = ?2
      WHERE t.id = ?1";
 
 /// The stricter of the tenant's own entry and everybody's.

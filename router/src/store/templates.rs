@@ -10,11 +10,15 @@ use crate::params;
 use crate::template;
 
 /// Makes a template with its first version.
-pub fn insert(tx: &mut Tx<'_>, tenant: &TenantId, new: &Template) -> Result<(), StoreError> {
+pub fn insert(
+    tx: &mut Tx<'_>,
+    (tenant, test): (&TenantId, bool),
+    new: &Template,
+) -> Result<(), StoreError> {
     tx.execute(
-        "INSERT INTO templates (id, tenant_id, name, version, created_at, updated_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-        params![new.id, tenant, new.name, new.version, new.created_at, new.updated_at],
+        "INSERT INTO templates (id, tenant_id, name, version, created_at, updated_at, test)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        params![new.id, tenant, new.name, new.version, new.created_at, new.updated_at, test],
     )?;
     insert_version(tx, tenant, new)
 }
@@ -132,6 +136,19 @@ pub fn count(tx: &mut Tx<'_>, tenant: &TenantId) -> Result<u32, StoreError> {
     tx.query_row(
         "SELECT COUNT(*) FROM templates WHERE tenant_id = ?1 AND deleted_at IS NULL",
         params![tenant],
+        |row| row.get(0),
+    )
+}
+
+/// Whether a template was made with a test key; `None` where the tenant has none such.
+pub fn is_test(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    id: &TemplateId,
+) -> Result<Option<bool>, StoreError> {
+    tx.query_opt(
+        "SELECT test FROM templates WHERE id = ?1 AND tenant_id = ?2 AND deleted_at IS NULL",
+        params![id, tenant],
         |row| row.get(0),
     )
 }

@@ -133,16 +133,17 @@ pub struct Asked {
     pub limit: u32,
 }
 
-/// The last row of a page.
+/// How far a page has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor {
-    /// Whose; empty where one tenant's rows are listed.
+    /// Whose row was the last; empty where one tenant's rows are listed.
     tenant: String,
-    /// Its period, as the store has it.
-    period: i64,
-    class: String,
-    channel: String,
+    /// Which row of that tenant's; `None`: all of them.
+    row: Option<OfTenant>,
 }
+
+/// A row of one tenant's: its period, as the store has it, class and channel.
+type OfTenant = (i64, String, String);
 
 impl Cursor {
     /// As it stands in a cursor of the API.
@@ -151,12 +152,21 @@ impl Cursor {
         let tenant = row.tenant.as_ref().map_or("", TenantId::as_str);
         format!("{tenant}/{period}/{}/{}", row.class, row.channel)
     }
+
+    /// Behind everything of a tenant's.
+    pub fn behind(tenant: &str) -> String {
+        tenant.to_owned()
+    }
 }
 
 impl std::str::FromStr for Cursor {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
+        if !text.contains('/') {
+            let tenant: TenantId = text.parse().map_err(|_no_id| ())?;
+            return Ok(Self { tenant: tenant.to_string(), row: None });
+        }
         let mut parts = text.split('/');
         let mut next = || parts.next().ok_or(());
         let (tenant, period, class, channel) = (next()?, next()?, next()?, next()?);
@@ -165,63 +175,89 @@ impl std::str::FromStr for Cursor {
         if !known || parts.next().is_some() {
             return Err(());
         }
-        let (tenant, class, channel) = (tenant.to_owned(), class.to_owned(), channel.to_owned());
-        Ok(Self { tenant, period, class, channel })
+        let row = Some((period, class.to_owned(), channel.to_owned()));
+        Ok(Self { tenant: tenant.to_owned(), row })
     }
 }
 
-/// The usage of a tenant, newest first; or of everybody, by tenant and then newest first.
-pub fn list(
+/// The usage of a tenant, newest first. Answers one row more than asked for where there is more.
+pub fn of_tenant(
     tx: &mut Tx<'_>,
-    tenant: Option<&TenantId>,
+    tenant: &TenantId,
     asked: &Asked,
+) -> Result<Vec<UsageRow>, StoreError> {
+    let after = asked.after.as_ref().and_then(|after| after.row.as_ref());
+    rows(tx, tenant.as_str(), asked, (after, asked.limit.saturating_add(1)), false)
+}
+
+/// Tenants that one page looks at: most of them have used nothing in the days that are asked for, where those are few.
+const LOOKED_AT: usize = 500;
+
+/// The usage of everybody, by tenant, the newest first, and of each the newest row first. Answers one row more than asked
+/// for where there is more. What is summed up is that of the tenants of the page, and of so many without any; where there may
+/// be more behind those, the last of them.
+pub fn of_all(
+    tx: &mut Tx<'_>,
+    asked: &Asked,
+) -> Result<(Vec<UsageRow>, Option<String>), StoreError> {
+    let wanted = usize::try_from(asked.limit.saturating_add(1)).unwrap_or(usize::MAX);
+    let mut all = Vec::new();
+    let mut last: Option<String> = None;
+    if let Some(Cursor { tenant, row }) = &asked.after {
+        if row.is_some() {
+            all = rows(tx, tenant, asked, (row.as_ref(), asked.limit.saturating_add(1)), true)?;
+        }
+        last = Some(tenant.clone());
+    }
+    for _ in 0..LOOKED_AT {
+        let left = wanted.saturating_sub(all.len());
+        if left == 0 {
+            return Ok((all, None));
+        }
+        let before = last.as_deref().unwrap_or("~");
+        let next = tx.query_row(BEFORE, params![before], |row| row.opt_text(0))?;
+        let Some(next) = next else { return Ok((all, None)) };
+        let left = u32::try_from(left).unwrap_or(u32::MAX);
+        all.extend(rows(tx, &next, asked, (None, left), true)?);
+        last = Some(next);
+    }
+    let last = last.filter(|_| all.len() < wanted);
+    Ok((all, last))
+}
+
+/// The next tenant that has used anything, by the primary key.
+const BEFORE: &str = "SELECT MAX(tenant_id) FROM usage WHERE tenant_id < ?1";
+
+fn rows(
+    tx: &mut Tx<'_>,
+    tenant: &str,
+    asked: &Asked,
+    (after, limit): (Option<&OfTenant>, u32),
+    named: bool,
 ) -> Result<Vec<UsageRow>, StoreError> {
     let divisor: i64 = match asked.period {
         UsagePeriod::Day => 1,
         UsagePeriod::Month => 100,
     };
-    let (whose, period, class, channel) = match &asked.after {
-        Some(after) => {
-            (after.tenant.as_str(), after.period, after.class.as_str(), after.channel.as_str())
-        }
-        // Behind whatever any row has.
-        None => ("~", i64::MAX, "~", "~"),
+    // Behind whatever any row has.
+    let (period, class, channel) = match after {
+        Some((period, class, channel)) => (*period, class.as_str(), channel.as_str()),
+        None => (i64::MAX, "~", "~"),
     };
     let (from, to) = (asked.days.0.number(), asked.days.1.number());
-    let limit = asked.limit.saturating_add(1);
-    match tenant {
-        Some(tenant) => tx.query(
-            OF_TENANT,
-            params![tenant, from, to, divisor, period, class, channel, limit],
-            |row| read(row, asked.period, false),
-        ),
-        None => tx.query(
-            OF_ALL,
-            params![whose, from, to, divisor, period, class, channel, limit],
-            |row| read(row, asked.period, true),
-        ),
-    }
+    tx.query(OF_TENANT, params![tenant, from, to, divisor, period, class, channel, limit], |row| {
+        read(row, asked.period, named)
+    })
 }
 
-macro_rules! list_sql {
-    ($whose:literal, $after:literal) => {
-        concat!(
-            "SELECT tenant_id, period, class, channel, CAST(SUM(accepted) AS BIGINT), CAST(SUM(segments) AS BIGINT),
-                 CAST(SUM(sent) AS BIGINT), CAST(SUM(returned) AS BIGINT), CAST(SUM(credits) AS BIGINT),
-                 CAST(SUM(credits_returned) AS BIGINT)
-             FROM (SELECT tenant_id, day / ?4 AS period, class, channel, accepted, segments, sent, returned, credits,
-                       credits_returned FROM usage WHERE ",
-            $whose,
-            " day BETWEEN ?2 AND ?3) AS counted WHERE ",
-            $after,
-            " GROUP BY tenant_id, period, class, channel
-             ORDER BY tenant_id DESC, period DESC, class DESC, channel DESC LIMIT ?8"
-        )
-    };
-}
-const OF_TENANT: &str = list_sql!("tenant_id = ?1 AND", "(period, class, channel) < (?5, ?6, ?7)");
-const OF_ALL: &str =
-    list_sql!("tenant_id <= ?1 AND", "(tenant_id, period, class, channel) < (?1, ?5, ?6, ?7)");
+const OF_TENANT: &str = "SELECT tenant_id, period, class, channel, CAST(SUM(accepted) AS BIGINT),
+         CAST(SUM(segments) AS BIGINT), CAST(SUM(sent) AS BIGINT), CAST(SUM(returned) AS BIGINT),
+         CAST(SUM(credits) AS BIGINT), CAST(SUM(credits_returned) AS BIGINT)
+     FROM (SELECT tenant_id, day / ?4 AS period, class, channel, accepted, segments, sent, returned, credits,
+               credits_returned FROM usage WHERE tenant_id = ?1 AND day BETWEEN ?2 AND ?3) AS counted
+     WHERE (period, class, channel) < (?5, ?6, ?7)
+     GROUP BY tenant_id, period, class, channel
+     ORDER BY period DESC, class DESC, channel DESC LIMIT ?8";
 
 fn read(row: &Row<'_>, by: UsagePeriod, of_all: bool) -> Result<UsageRow, StoreError> {
     let period = row.int(1)?;

@@ -14,8 +14,8 @@ pub fn insert(
     secret: &str,
 ) -> Result<(), StoreError> {
     tx.execute(
-        "INSERT INTO webhook_endpoints (id, tenant_id, url, secret, events, created_at, description)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        "INSERT INTO webhook_endpoints (id, tenant_id, url, secret, events, created_at, description, test)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
         params![
             endpoint.id,
             tenant,
@@ -23,7 +23,8 @@ pub fn insert(
             secret,
             Json(&endpoint.events),
             endpoint.created_at,
-            endpoint.description
+            endpoint.description,
+            endpoint.test
         ],
     )?;
     Ok(())
@@ -39,27 +40,39 @@ pub fn count(tx: &mut Tx<'_>, tenant: &TenantId) -> Result<u32, StoreError> {
 }
 
 const COLUMNS: &str = "SELECT id, url, events, disabled_at, disabled_reason, created_at, description, \
-     failing_since, failures, paused_until, previous_until FROM webhook_endpoints";
+     failing_since, failures, paused_until, previous_until, test FROM webhook_endpoints";
 
-/// One endpoint, or `None` where the tenant has no such endpoint.
+/// One endpoint, or `None` where the tenant has no such endpoint; with `true` only of the sandbox.
 pub fn get(
     tx: &mut Tx<'_>,
-    tenant: &TenantId,
+    (tenant, test): (&TenantId, bool),
     id: &EndpointId,
 ) -> Result<Option<WebhookEndpoint>, StoreError> {
-    tx.query_opt(&format!("{COLUMNS} WHERE id = ?1 AND tenant_id = ?2"), params![id, tenant], read)
+    tx.query_opt(
+        &format!("{COLUMNS} WHERE id = ?1 AND tenant_id = ?2 AND test >= ?3"),
+        params![id, tenant, test],
+        read,
+    )
 }
 
-/// The tenant's endpoints, newest first. One row more than `limit` where there is more.
+/// Whether an endpoint is one of the sandbox.
+pub fn is_test(tx: &mut Tx<'_>, tenant: &TenantId, id: &EndpointId) -> Result<bool, StoreError> {
+    Ok(get(tx, (tenant, false), id)?.is_some_and(|endpoint| endpoint.test))
+}
+
+/// The tenant's endpoints, newest first, with `true` only those of the sandbox. One row more than `limit` where there is
+/// more.
 pub fn list(
     tx: &mut Tx<'_>,
-    tenant: &TenantId,
+    (tenant, test): (&TenantId, bool),
     before: Option<&str>,
     limit: u32,
 ) -> Result<Vec<WebhookEndpoint>, StoreError> {
     tx.query(
-        &format!("{COLUMNS} WHERE tenant_id = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3"),
-        params![tenant, before.unwrap_or("~"), limit.saturating_add(1)],
+        &format!(
+            "{COLUMNS} WHERE tenant_id = ?1 AND id < ?2 AND test >= ?4 ORDER BY id DESC LIMIT ?3"
+        ),
+        params![tenant, before.unwrap_or("~"), limit.saturating_add(1), test],
         read,
     )
 }
@@ -77,6 +90,7 @@ fn read(row: &Row<'_>) -> Result<WebhookEndpoint, StoreError> {
         failures: row.get(8)?,
         paused_until: row.get(9)?,
         old_secret_until: row.get(10)?,
+        test: row.get(11)?,
     })
 }
 
@@ -125,8 +139,12 @@ pub fn rotate(
 }
 
 /// Deletes an endpoint and all that was or is to be delivered to it; false where the tenant has no such endpoint.
-pub fn delete(tx: &mut Tx<'_>, tenant: &TenantId, id: &EndpointId) -> Result<bool, StoreError> {
-    if get(tx, tenant, id)?.is_none() {
+pub fn delete(
+    tx: &mut Tx<'_>,
+    (tenant, test): (&TenantId, bool),
+    id: &EndpointId,
+) -> Result<bool, StoreError> {
+    if get(tx, (tenant, test), id)?.is_none() {
         return Ok(false);
     }
     tx.execute(
@@ -183,10 +201,11 @@ fn read_delivery(row: &Row<'_>) -> Result<WebhookDelivery, StoreError> {
     })
 }
 
-/// One delivery with every attempt, or `None` where the tenant has no such delivery.
+/// One delivery with every attempt, or `None` where the tenant has no such delivery; with `true` only to an endpoint of the
+/// sandbox.
 pub fn delivery(
     tx: &mut Tx<'_>,
-    tenant: &TenantId,
+    (tenant, test): (&TenantId, bool),
     id: &DeliveryId,
 ) -> Result<Option<WebhookDelivery>, StoreError> {
     let found = tx.query_opt(
@@ -195,6 +214,9 @@ pub fn delivery(
         read_delivery,
     )?;
     let Some(mut delivery) = found else { return Ok(None) };
+    if get(tx, (tenant, test), &delivery.endpoint)?.is_none() {
+        return Ok(None);
+    }
     delivery.attempts = attempts(tx, tenant, id)?;
     Ok(Some(delivery))
 }

@@ -78,31 +78,33 @@ pub enum After {
     GiveUp,
 }
 
-/// Puts an event into the outbox of every endpoint of the tenant that wants its type; answers how many those are.
+/// Puts an event into the outbox of every endpoint of the tenant that wants its type; answers how many those are. What
+/// happens in the sandbox (`true`) is told to the sandbox's endpoints alone, and nothing else is.
 ///
 /// Call it in the transaction that makes the change: either both are on disk or neither.
 pub fn enqueue(
     tx: &mut Tx<'_>,
-    tenant: &TenantId,
+    who: (&TenantId, bool),
     kind: &str,
     data: &WebhookData,
     at: UnixMs,
 ) -> Result<usize, StoreError> {
-    enqueue_at(tx, tenant, kind, data, (at, at))
+    enqueue_at(tx, who, kind, data, (at, at))
 }
 
 /// [`enqueue`] for what happened at another time than now, or by another clock than ours: a phone whose clock is wrong
 /// must not put off the delivery.
 pub fn enqueue_at(
     tx: &mut Tx<'_>,
-    tenant: &TenantId,
+    (tenant, test): (&TenantId, bool),
     kind: &str,
     data: &WebhookData,
     (happened, at): (UnixMs, UnixMs),
 ) -> Result<usize, StoreError> {
     let endpoints = tx.query(
-        "SELECT id, events FROM webhook_endpoints WHERE tenant_id = ?1 AND disabled_at IS NULL ORDER BY id",
-        params![tenant.as_str()],
+        "SELECT id, events FROM webhook_endpoints WHERE tenant_id = ?1 AND test = ?2 AND disabled_at IS NULL
+         ORDER BY id",
+        params![tenant.as_str(), test],
         |row| Ok((row.text(0)?, row.text(1)?)),
     )?;
     let mut wanted = Vec::with_capacity(endpoints.len());

@@ -1,5 +1,7 @@
 //! The API over a real socket: what goes in, and exactly what comes out.
 
+use std::collections::BTreeSet;
+
 use crate::api_support::{ADMIN, Router};
 use serde_json::{Value, json};
 
@@ -513,6 +515,99 @@ async fn a_test_key_sees_and_withdraws_nothing_but_the_sandboxs_messages() {
         router.get("/v1/messages", &tenant.live).await.body["data"].as_array().unwrap().len(),
         2
     );
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_test_key_changes_nothing_that_live_messages_obey() {
+    let router = Router::start_with("[webhooks]\nallow_private = true\n").await;
+    let tenant = router.tenant("Acme").await;
+    let (live, test) = (&tenant.live, &tenant.test);
+    let put = async |key: &str, zone: &str| {
+        let request = router.client.put(format!("{}/v1/contacts/+12025550143", router.url));
+        router.send(request.bearer_auth(key).json(&json!({"time_zone": zone}))).await.status
+    };
+    // Opt-outs: neither is the other's to see, to make or to lift.
+    let out = |who: &str| json!({"recipients": [who]});
+    assert_eq!(router.post("/v1/opt_outs", live, &out("+12025550143")).await.body["added"], 1);
+    assert_eq!(router.post("/v1/opt_outs", test, &out("+12025550144")).await.body["added"], 1);
+    let evidence = json!({"source": "a form", "at": "2026-01-01T00:00:00Z", "text": "yes"});
+    let lift = "/v1/opt_outs/+12025550143/lift";
+    assert_eq!(router.post(lift, test, &evidence).await.status, 404);
+    for (key, whom) in [(live, "+12025550143"), (test, "+12025550144")] {
+        let page = router.get("/v1/opt_outs", key).await.body;
+        let all: Vec<&Value> = page["data"].as_array().unwrap().iter().collect();
+        assert_eq!((all.len(), &all[0]["recipient"]), (1, &json!(whom)));
+        let steps = router.get("/v1/opt_outs/history", key).await.body;
+        assert_eq!(steps["data"].as_array().unwrap().len(), 1);
+        let verdict = async |to: &str| {
+            let body = json!({"to": to, "text": "a", "class": "otp"});
+            router.post("/v1/messages:check", key, &body).await.body["verdict"].clone()
+        };
+        assert_eq!(verdict(whom).await, "block");
+        let other = if whom == "+12025550143" { "+12025550144" } else { "+12025550143" };
+        assert_ne!(verdict(other).await, "block");
+    }
+    // Contacts.
+    assert_eq!((put(live, "America/New_York").await, put(test, "Asia/Tokyo").await), (200, 200));
+    let zone = router.get("/v1/contacts/+12025550143", live).await.body["time_zone"].clone();
+    assert_eq!(zone, "America/New_York");
+    assert_eq!(router.delete("/v1/contacts/+12025550143", test).await.status, 204);
+    assert_eq!(router.get("/v1/contacts/+12025550143", live).await.status, 200);
+    // Endpoints: each is told of its own world.
+    let hook = json!({"url": "http://127.0.0.1:1/"});
+    let made = async |key: &str| {
+        let made = router.post("/v1/webhook_endpoints", key, &hook).await;
+        assert_eq!(made.status, 201, "{made:?}");
+        made.body["id"].as_str().unwrap().to_owned()
+    };
+    let (of_live, of_test) = (made(live).await, made(test).await);
+    let path = format!("/v1/webhook_endpoints/{of_live}");
+    for method in [reqwest::Method::GET, reqwest::Method::PATCH, reqwest::Method::DELETE] {
+        let request = router.client.request(method.clone(), format!("{}{path}", router.url));
+        let answer = router.send(request.bearer_auth(test).json(&json!({}))).await;
+        assert_eq!(answer.status, 404, "{method}");
+    }
+    for verb in ["rotate_secret", "test"] {
+        let answer = router.post(&format!("{path}/{verb}"), test, &json!({})).await;
+        assert_eq!(answer.status, 404, "{verb}");
+    }
+    let listed = router.get("/v1/webhook_endpoints", test).await.body;
+    assert_eq!(listed["data"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        (&listed["data"][0]["id"], &listed["data"][0]["test"]),
+        (&json!(of_test), &json!(true))
+    );
+    for key in [live, test] {
+        let body = json!({"to": "+12025550145", "text": "a", "class": "otp"});
+        assert_eq!(router.post("/v1/messages", key, &body).await.status, 202);
+    }
+    let told = async |endpoint: &str| {
+        let path = format!("/v1/webhook_endpoints/{endpoint}/deliveries");
+        let page = router.get(&path, live).await.body;
+        let all = page["data"].as_array().unwrap();
+        all.iter().map(|one| one["type"].as_str().unwrap().to_owned()).collect::<BTreeSet<_>>()
+    };
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+    let of_sandbox: BTreeSet<String> =
+        words(&["message.queued", "message.sent", "message.delivered"]);
+    assert_eq!(told(&of_test).await, of_sandbox);
+    router.until(async || told(&of_live).await.contains("message.held")).await;
+    assert!(!told(&of_live).await.contains("message.delivered"));
+    let page = router.get(&format!("{path}/deliveries"), live).await.body;
+    let delivery = format!("/v1/webhook_deliveries/{}", page["data"][0]["id"].as_str().unwrap());
+    assert_eq!(router.get(&delivery, live).await.status, 200);
+    assert_eq!(router.get(&delivery, test).await.status, 404);
+    assert_eq!(router.post(&format!("{delivery}/replay"), test, &json!({})).await.status, 404);
+    // Templates: used, and not changed.
+    let template = json!({"name": "a", "text": "a"});
+    let template = router.post("/v1/templates", live, &template).await.body["id"].clone();
+    let path = format!("/v1/templates/{}", template.as_str().unwrap());
+    assert_eq!(router.get(&path, test).await.status, 200);
+    let request = router.client.patch(format!("{}{path}", router.url)).bearer_auth(test);
+    assert_eq!(router.send(request.json(&json!({"text": "b"}))).await.status, 403);
+    assert_eq!(router.delete(&path, test).await.status, 403);
+    assert_eq!(router.delete(&path, live).await.status, 204);
     router.stop().await;
 }
 

@@ -439,6 +439,49 @@ async fn several_messages_are_accepted_or_refused_each_by_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn recipients_are_listed_by_what_came_of_them_in_pages_that_look_at_so_many() {
+    let router = Router::start().await;
+    let key = router.tenant("Acme").await.test;
+    let (_, path) = batch(&router, &key, text()).await;
+    // More than one page looks at, and of these only the last one has failed.
+    assert_eq!(add_csv(&router, &key, &path, csv(0, 5_100)).await.status, 200);
+    let started = router.post(&format!("{path}/start"), &key, &Value::Null).await;
+    assert_eq!(started.status, 200, "{started:?}");
+    router.until(async || router.get(&path, &key).await.body["state"] == "completed").await;
+    router
+        .app
+        .store
+        .write(|tx| {
+            tx.execute(
+                "UPDATE messages SET status = 'failed' WHERE id = (
+                     SELECT message_id FROM batch_recipients WHERE position = 5100)",
+                router::params![],
+            )
+        })
+        .await
+        .unwrap();
+    let list = async |query: &str| {
+        let page = router.get(&format!("{path}/recipients?{query}"), &key).await;
+        assert_eq!(page.status, 200, "{page:?}");
+        page.body
+    };
+    let first = list("status=failed").await;
+    assert_eq!((&first["data"], &first["has_more"]), (&json!([]), &json!(true)));
+    let rest =
+        list(&format!("status=failed&cursor={}", first["next_cursor"].as_str().unwrap())).await;
+    assert_eq!((&rest["data"][0]["number"], &rest["has_more"]), (&json!(5_100), &json!(false)));
+    let few = list("status=delivered&limit=2").await;
+    assert_eq!((few["data"].as_array().unwrap().len(), &few["has_more"]), (2, &json!(true)));
+    let next =
+        list(&format!("status=delivered&limit=2&cursor={}", few["next_cursor"].as_str().unwrap()))
+            .await;
+    assert_eq!(next["data"][0]["number"], 3);
+    let wrong = router.get(&format!("{path}/recipients?status=lost"), &key).await;
+    assert_eq!((wrong.status, wrong.problem()), (422, "invalid_request"));
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn test_keys_see_and_send_what_is_of_the_sandbox_alone() {
     let router = Router::start().await;
     let tenant = router.tenant("Acme").await;

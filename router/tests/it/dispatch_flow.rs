@@ -1,9 +1,6 @@
 //! From an accepted message to its end, with a real store, a real socket and a scripted phone.
 
 #![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
     clippy::wildcard_enum_match_arm,
     reason = "a script that meets something else than it expects has failed, and says where"
 )]
@@ -13,8 +10,8 @@ use std::time::Duration;
 use crate::link_support::*;
 use protocol::link::{HostFrame, HostHealth, PhoneState};
 use protocol::pipe::{Attempt, Event, Receipt};
-use protocol::{Channel, ChannelChoice, Class, Reason, Status};
-use router::store::messages;
+use protocol::{Channel, ChannelChoice, Class, Reason, Recipient, Status};
+use router::store::{messages, rules};
 
 const ONE: &str = "+15550100190";
 const TWO: &str = "+15550100191";
@@ -433,7 +430,8 @@ async fn what_cannot_be_checked_is_not_sent() {
     app.store
         .write(move |tx| {
             tx.execute(
-                "INSERT INTO opt_outs (tenant_id, recipient, state, method, at) VALUES (?1, ?2, 'perhaps', 'api', 1)",
+                "INSERT INTO opt_outs (tenant_id, test, recipient, state, method, at)
+                 VALUES (?1, 0, ?2, 'perhaps', 'api', 1)",
                 router::params![whose, TO],
             )
         })
@@ -567,6 +565,14 @@ async fn what_is_said_to_the_sandbox_is_answered_there_and_lifts_no_opt_out() {
     assert!(confirmation.text.contains("unsubscribed"), "{}", confirmation.text);
     sandbox.sends(&confirmation).await;
     sandbox.event(received(TO, "guid-2", "START", app.clock.now())).await;
+    let confirmation = sandbox.wire.send_command().await;
+    assert!(confirmation.text.contains("subscribed again"), "{}", confirmation.text);
+    sandbox.sends(&confirmation).await;
+    // The sandbox may write again, and nobody else.
+    let again = accept(app, &tenant, TO, |new| new.test = true).await;
+    let send = sandbox.wire.send_command().await;
+    assert_eq!(send.message, again);
+    sandbox.sends(&send).await;
     let blocked = accept(app, &tenant, TO, |_| {}).await;
     let end = reaches(app, &tenant, &blocked, Status::Blocked).await;
     assert_eq!(end.reason, Some(Reason::OptedOut));
@@ -574,6 +580,12 @@ async fn what_is_said_to_the_sandbox_is_answered_there_and_lifts_no_opt_out() {
         count(app, "SELECT COUNT(*) FROM messages WHERE direction = 'inbound' AND test = 1").await,
         2
     );
+    // Nor has it made them a contact of the tenant's, who is written to as one that has answered.
+    for (test, knows) in [(true, true), (false, false)] {
+        let (whose, who) = (tenant.clone(), TO.parse::<Recipient>().unwrap());
+        let known = app.store.read(move |tx| rules::known(tx, (&whose, test), &who)).await.unwrap();
+        assert_eq!((known.last_inbound_ms.is_some(), known.first_message), (knows, !knows));
+    }
     // On a real phone it counts.
     real.event(received(TO, "guid-3", "START", app.clock.now())).await;
     let confirmation = real.wire.send_command().await;

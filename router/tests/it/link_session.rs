@@ -2,8 +2,6 @@
 
 #![expect(
     clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
     clippy::wildcard_enum_match_arm,
     reason = "a script that meets something else than it expects has failed, and says where"
 )]

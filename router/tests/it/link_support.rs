@@ -1,5 +1,12 @@
 //! What the tests of link, dispatch and webhooks share: a router on a real socket with a store in a temporary folder,
 //! a host that does what its script says, and a tenant's endpoint that answers as told.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::wildcard_enum_match_arm,
+    reason = "a script that meets something else than it expects has failed, and says where"
+)]
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -119,6 +126,7 @@ pub(crate) async fn endpoint(app: &App, tenant: &TenantId, url: &str, secret: &s
         disabled_at: None,
         disabled_reason: None,
         description: None,
+        test: false,
         failing_since: None,
         failures: 0,
         paused_until: None,

@@ -8,6 +8,7 @@ mod batches;
 mod compliance_flow;
 mod delivery;
 mod dispatch_flow;
+mod docs_page;
 mod isolation;
 mod link_session;
 mod link_support;

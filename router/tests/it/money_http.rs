@@ -225,6 +225,26 @@ async fn usage_is_read_page_by_page_by_day_and_by_month() {
     let all = pages("/v1/admin/usage?from=2025-01-01", ADMIN).await;
     assert_eq!(all.len(), 10);
     assert_eq!(all.iter().filter(|row| row["tenant"] == json!(one.id)).count(), 5);
+    // Tenants without any in these days are looked past, and only so many on one page.
+    router
+        .app
+        .store
+        .write(|tx| {
+            for number in 0..600_i64 {
+                tx.execute(
+                    "INSERT INTO usage (tenant_id, day, class, channel, accepted, segments, sent, returned, credits,
+                         credits_returned) VALUES (?1, 20240101, 'otp', 'sms', 1, 1, 1, 0, 0, 0)",
+                    // Behind every id of ours.
+                    router::params![format!("ten_v{number:025}")],
+                )?;
+            }
+            Ok(())
+        })
+        .await
+        .unwrap();
+    let first = router.get("/v1/admin/usage?from=2025-01-01", ADMIN).await.body;
+    assert_eq!((&first["data"], &first["has_more"]), (&json!([]), &json!(true)));
+    assert_eq!(pages("/v1/admin/usage?from=2025-01-01", ADMIN).await, all);
     let path = format!("/v1/admin/usage?tenant={}", one.id);
     assert_eq!(pages(&path, ADMIN).await.len(), 3);
     for bad in ["period=week", "from=2025-13-01", "to=yesterday", "cursor=AAAA", "tenant=x"] {

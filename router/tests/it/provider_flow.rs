@@ -522,6 +522,46 @@ async fn what_was_told_of_before_its_answer_is_looked_for_even_if_nothing_more_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_provider_is_deleted_when_it_has_nothing_under_way_or_by_force() {
+    let scene = Scene::start().await;
+    scene.with_telnyx().await;
+    let path = "/v1/admin/providers/telnyx-1";
+    let delete = async |query: &str| {
+        let request = scene.router.client.delete(format!("{}{path}{query}", scene.router.url));
+        scene.router.send(request.bearer_auth(ADMIN)).await
+    };
+    let id = scene.send(json!({})).await;
+    scene.router.until(async || scene.kinds(&id).await.contains(&"started".to_owned())).await;
+    let enabled = delete("?force=true").await;
+    assert_eq!((enabled.status, enabled.problem()), (409, "provider_not_ready"));
+    let disabled = scene.router.post(&format!("{path}/disable"), ADMIN, &Value::Null).await;
+    assert_eq!(disabled.status, 200);
+    let busy = delete("").await;
+    assert_eq!((busy.status, busy.problem()), (409, "provider_not_ready"));
+    // What it has is still followed, until it is deleted all the same.
+    let theirs = scene.telnyx.taken()[0].id.clone();
+    assert_eq!(delete("?force=true").await.status, 204);
+    assert_eq!(scene.message(&id).await["status"], "unknown");
+    assert_eq!(delete("").await.status, 404);
+    let delivered = report(&theirs, "message.finalized", "delivered");
+    assert_eq!(scene.telnyx_calls("", &delivered, OWN).await.status, 404);
+    let list = scene.router.get("/v1/admin/providers", ADMIN).await;
+    assert_eq!(list.body["data"], json!([]));
+    // Nobody sends from its number any more.
+    let from = json!({"to": TO, "text": "a", "from": TELNYX});
+    let refused = scene.router.post("/v1/messages", &scene.tenant.live, &from).await;
+    assert_eq!((refused.status, refused.problem()), (422, "invalid_request"));
+    // Whoever has the number next goes on with its conversations; the report comes after all.
+    scene.with_telnyx().await;
+    assert_eq!(scene.telnyx_calls("", &delivered, OWN).await.status, 200);
+    assert_eq!(scene.message(&id).await["status"], "delivered");
+    let again = scene.send(json!({"from": TELNYX})).await;
+    scene.router.until(async || scene.kinds(&again).await.contains(&"started".to_owned())).await;
+    assert_eq!(scene.telnyx.taken().len(), 2);
+    scene.router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_provider_that_fails_is_left_alone_and_messages_wait() {
     let scene = Scene::start().await;
     scene.with_telnyx().await;

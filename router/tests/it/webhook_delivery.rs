@@ -2,9 +2,6 @@
 
 #![expect(
     clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::wildcard_enum_match_arm,
     reason = "a script that meets something else than it expects has failed, and says where"
 )]
 
@@ -121,7 +118,7 @@ async fn enqueue(app: &App, tenant: &TenantId, kind: &'static str) -> usize {
                 sequence: Some(7),
                 ..WebhookData::default()
             };
-            webhook_jobs::enqueue(tx, &tenant, kind, &data, now)
+            webhook_jobs::enqueue(tx, (&tenant, false), kind, &data, now)
         })
         .await
         .unwrap();
