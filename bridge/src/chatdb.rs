@@ -69,6 +69,9 @@ const STATEMENTS: usize = 32;
 /// Most own rows above the mark that are looked at for one send, the newest ones. Sends are serial,
 /// so there are one or two; only for a send in doubt there are those of all later sends.
 const SENT_CANDIDATES: usize = 500;
+/// Most own rows of the time of a lost send that are looked at. That time is some minutes, and a phone sends about one a
+/// second: where there are more, the answer would be a guess.
+const DATED_CANDIDATES: usize = 1_000;
 /// How far back from the newest row unjoined rows are looked for.
 const UNJOINED_ROWS: i64 = 500;
 /// Rows below a cursor whose dates give the running maximum for `late`. Backfills come in blocks of
@@ -442,6 +445,37 @@ impl ChatDb {
             rows.into_iter().filter_map(|row| sent_row(row, query)).collect();
         found.sort_by_key(|row| (!row.exact, !row.placed, row.rowid));
         Ok(found)
+    }
+
+    /// Own rows of this time that hold this text for this recipient, whoever of the account's devices has sent them,
+    /// oldest first. None where they cannot be told without reading the whole table, or are too many to be looked at.
+    pub fn find_dated(
+        &self,
+        (since, until): (UnixMs, UnixMs),
+        to: &Recipient,
+        text: &str,
+    ) -> Result<Option<Vec<SentRow>>, NotReady> {
+        if self.schema.own_dated.is_empty() {
+            return Ok(None);
+        }
+        let (from, _) = rows::apple_dates(since);
+        let (to_date, _) = rows::apple_dates(until);
+        let limit = i64::try_from(DATED_CANDIDATES).unwrap_or(i64::MAX);
+        let mut rows = self.read(|connection, book| {
+            let params = params![from, to_date, limit];
+            let mut rows = RawRows::default();
+            read_rows(connection, book, &self.schema.own_dated, params, &mut rows)?;
+            self.complete_some(connection, book, &mut rows)?;
+            Ok(rows)
+        })?;
+        if rows.rowids().count() >= DATED_CANDIDATES {
+            return Ok(None);
+        }
+        let query = SentQuery { above_rowid: 0, to, content: Sought::Text(text), channel: None };
+        let mut found: Vec<SentRow> =
+            rows.decode().into_iter().filter_map(|row| sent_row(row, &query)).collect();
+        found.sort_by_key(|row| (row.at, row.rowid));
+        Ok(Some(found))
     }
 
     /// Ghost rows: own, above the mark, without text, files or chat, to this recipient. macOS 26

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use protocol::pipe::{
     AccountState, Attempt, Capability, ChannelCapability, Command, Event as Fact, Heartbeat, Hello,
-    Up, parse_command,
+    NotReady, Seek, Up, parse_command,
 };
 use protocol::{PROTOCOL, Reason, Recipient, WireError};
 use tokio::sync::mpsc;
@@ -36,7 +36,7 @@ use crate::journal::{Journal, JournalError};
 use crate::osascript::{
     Disposition, Failure, Osascript, PROBE, PrepareError, Prepared, SEND, is_about_messages,
 };
-use crate::outbound::{Change, Content, Effect, Event, NotPrepared, Outbound, Policy, Turn};
+use crate::outbound::{Change, Content, Dated, Effect, Event, NotPrepared, Outbound, Policy, Turn};
 use crate::window::Window;
 use files::Fetched;
 pub(crate) use lock::Lock;
@@ -516,6 +516,13 @@ impl<E: Evidence> Daemon<E> {
                 let known = self.known(&attempt)?;
                 Event::Cancel { attempt, known }
             }
+            Command::Seek(seek) => {
+                let mut known = Vec::new();
+                for attempt in &seek.attempts {
+                    known.extend(self.known(attempt)?.map(|told| (attempt.clone(), told)));
+                }
+                Event::Seek { seek: Box::new(seek), known }
+            }
             Command::Lease { epoch, ttl_ms, issued_ms } => {
                 Event::Lease { epoch, ttl_ms, issued_ms }
             }
@@ -806,6 +813,13 @@ impl<E: Evidence> Daemon<E> {
                     }
                 }
             }
+            Effect::Seek(seek) => match self.sought(&seek) {
+                Ok(Some((rows, missing))) => {
+                    self.outbound.step(Event::Sought { seek, rows, missing }, now, turn);
+                }
+                Ok(None) => tracing::info!("what another bridge had in hand cannot be looked for"),
+                Err(why) => self.saw_database(Err(why)),
+            },
             Effect::CheckOrphan => match self.osascript.orphan_runs() {
                 Ok(runs) => {
                     self.health.orphan(runs);
@@ -823,6 +837,24 @@ impl<E: Evidence> Daemon<E> {
                 }
             }
         }
+    }
+
+    /// The rows that a lost bridge's sends may have, and how many of those that are known to have been sent have none.
+    fn sought(&mut self, seek: &Seek) -> Result<Option<(Vec<Dated>, usize)>, NotReady> {
+        let between = (seek.since, seek.until);
+        let Some(rows) = self.evidence.dated(between, &seek.to, &seek.text)? else {
+            return Ok(None);
+        };
+        let elsewhere: Vec<String> = seek
+            .known
+            .iter()
+            .filter(|guid| !self.outbound.has_claimed(guid))
+            .filter(|guid| !rows.iter().any(|dated| dated.row.guid == **guid))
+            .cloned()
+            .collect();
+        // A row of another time is accounted for as well.
+        let there = if elsewhere.is_empty() { 0 } else { self.evidence.numbers(&elsewhere)?.len() };
+        Ok(Some((rows, elsewhere.len().saturating_sub(there))))
     }
 
     /// Starts a child that waits for its script, then reads the newest row: whatever this send

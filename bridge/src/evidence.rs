@@ -7,11 +7,13 @@ use protocol::pipe::{Event as Fact, NotReady};
 use protocol::{Channel, Recipient, UnixMs};
 use tokio::sync::mpsc;
 
-use crate::chatdb::{ChatDb, Contact, PULSE_ROWS, Pulse, SendState, SentQuery, StatusBits, Watch};
+use crate::chatdb::{
+    ChatDb, Contact, PULSE_ROWS, Pulse, SendState, SentQuery, SentRow, StatusBits, Watch,
+};
 use crate::clock::Now;
 use crate::inbound::{Seen, Told};
 use crate::journal::{Heard, JournalError};
-use crate::outbound::{Content, RowState};
+use crate::outbound::{Content, Dated, RowState};
 use crate::reading::{Memory, Read, ReadError, Reading};
 
 /// Rows of chat.db read in one turn for what came in.
@@ -70,6 +72,14 @@ pub(crate) trait Evidence {
         to: &Recipient,
         content: &Content,
     ) -> Result<Vec<RowState>, NotReady>;
+    /// Own rows dated within this time that hold this text for this recipient, whichever device has sent them. `None`
+    /// where that cannot be told.
+    fn dated(
+        &mut self,
+        between: (UnixMs, UnixMs),
+        to: &Recipient,
+        text: &str,
+    ) -> Result<Option<Vec<Dated>>, NotReady>;
     /// The present state of rows.
     fn states(&mut self, rowids: &[i64]) -> Result<Vec<RowState>, NotReady>;
     /// The numbers that rows with these guids have now, of those that are there.
@@ -204,6 +214,27 @@ impl Evidence for Database {
                 );
             }
             Ok(rows)
+        })
+    }
+
+    fn dated(
+        &mut self,
+        between: (UnixMs, UnixMs),
+        to: &Recipient,
+        text: &str,
+    ) -> Result<Option<Vec<Dated>>, NotReady> {
+        self.with(|database| {
+            let rows = database.find_dated(between, to, text)?;
+            // A row without a date is in no time at all.
+            Ok(rows.map(|rows| {
+                let dated = |row: SentRow| {
+                    let at = row.at?;
+                    let certain = row.certain;
+                    let state = state(row.rowid, row.guid, &row.status, false);
+                    Some(Dated { at, row: RowState { certain, ..state } })
+                };
+                rows.into_iter().filter_map(dated).collect()
+            }))
         })
     }
 

@@ -22,6 +22,7 @@ mod lane;
 mod model;
 mod parts;
 mod renumber;
+mod seek;
 mod settle;
 #[cfg(test)]
 mod storm;
@@ -41,8 +42,8 @@ use crate::osascript::Failure;
 use crate::pacing::Pace;
 
 pub(crate) use model::{
-    Body, Change, Content, Effect, Event, NotPrepared, Phase, RowState, SendRecord, Stage, Told,
-    Turn, Wanted, Work,
+    Body, Change, Content, Dated, Effect, Event, NotPrepared, Phase, RowState, SendRecord, Stage,
+    Told, Turn, Wanted, Work,
 };
 
 /// Sends waiting for their turn. At one a second this is a quarter of an hour, longer than any
@@ -241,6 +242,8 @@ impl Outbound {
         match event {
             Event::Send { send, known } => self.take(*send, known, now, turn),
             Event::Cancel { attempt, known } => self.cancel(attempt, known, now, turn),
+            Event::Seek { seek, known } => self.seek(*seek, known, now, turn),
+            Event::Sought { seek, rows, missing } => self.sought(&seek, rows, missing, now, turn),
             Event::Lease { epoch, ttl_ms, issued_ms } => {
                 self.see(epoch, turn);
                 if let Err(bad) = self.gate.grant(epoch, ttl_ms, issued_ms, now) {

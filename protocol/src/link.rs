@@ -427,7 +427,7 @@ pub enum RouterFrame {
         /// Up to and including.
         seq: u64,
     },
-    /// For a bridge: `send` or `cancel`.
+    /// For a bridge: `send`, `cancel`, `capability` or `seek`.
     Command {
         /// Which phone.
         phone: PhoneId,

@@ -68,6 +68,9 @@ pub enum Command {
         /// Which address.
         to: Recipient,
     },
+    /// Has Messages sent this, though another bridge of the account was asked to? Answered with [`Event::Sent`] where
+    /// chat.db proves it, and otherwise with nothing: the doubt stays.
+    Seek(Seek),
     /// Start no osascript, for a send or for a question, until this time is over: Messages is being
     /// restarted. What is queued stays queued. Said again while it lasts, so that a supervisor that
     /// dies leaves nobody waiting; 0 ends it. Answered with a heartbeat.
@@ -123,6 +126,26 @@ pub struct Send {
     /// The conversation that it belongs to, where one exists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conversation: Option<Conversation>,
+}
+
+/// Attempts that a lost bridge had in hand, which other devices of the account may have heard of. All of them have the
+/// same text for the same recipient: which row is whose can only be told by looking at them together.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seek {
+    /// Whom they went to.
+    pub to: Recipient,
+    /// Their text.
+    pub text: String,
+    /// They cannot have been sent before.
+    pub since: UnixMs,
+    /// They cannot have been sent after.
+    pub until: UnixMs,
+    /// The attempts, oldest first.
+    pub attempts: Vec<Attempt>,
+    /// Guids of what the phone has sent to the recipient in the same words, and is known to have sent: rows of these
+    /// prove nothing about the attempts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub known: Vec<String>,
 }
 
 fn least_urgent() -> Class {
@@ -520,6 +543,7 @@ const COMMANDS: &[&str] = &[
     "ack",
     "replay",
     "capability",
+    "seek",
     "pause",
     "block",
     "drain",

@@ -30,8 +30,8 @@ use protocol::pipe::{
     AccountState, App, AttachmentChange, Attempt, AttemptReason, Capability, ChannelCapability,
     Command, Conversation, ConversationKind, Details, Edited, Event, EventLine, GroupChange,
     Heartbeat, Hello, InboundAttachment, LinkPreview, NotReady, Notice, OutboundAttachment,
-    PreviewChange, Reaction, Receipt, Received, ReplyTo, Send, TextPart, TextRun, TransferState,
-    UnknownKind, Unsent, Up, Version,
+    PreviewChange, Reaction, Receipt, Received, ReplyTo, Seek, Send, TextPart, TextRun,
+    TransferState, UnknownKind, Unsent, Up, Version,
 };
 use protocol::{
     BatchId, Channel, ChannelChoice, Class, DeliveryId, E164, EndpointId, EventId, HostId, KeyId,
@@ -300,6 +300,17 @@ fn the_pipe_downwards() {
         ("ack", Command::Ack { journal: "j1".to_owned(), seq: 41 }),
         ("replay", Command::Replay),
         ("capability", Command::Capability { to: anna() }),
+        (
+            "seek",
+            Command::Seek(Seek {
+                to: anna(),
+                text: "Your table is ready".to_owned(),
+                since: NOON,
+                until: NOON.plus_ms(60_000),
+                attempts: vec![attempt()],
+                known: vec![guid()],
+            }),
+        ),
         ("pause", Command::Pause { for_ms: 20_000, end_after_ms: Some(15_000) }),
         ("block", Command::Block { blocked: true }),
         ("drain", Command::Drain { deadline_ms: 10_000 }),

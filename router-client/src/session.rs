@@ -557,12 +557,18 @@ impl Session {
             RouterFrame::Command { phone, epoch, command } => {
                 let ours = self.lines.contains_key(&phone);
                 match command {
-                    Command::Send(_) | Command::Cancel { .. } | Command::Capability { .. }
+                    Command::Send(_)
+                    | Command::Cancel { .. }
+                    | Command::Capability { .. }
+                    | Command::Seek(_)
                         if ours =>
                     {
                         out.push(Output::Deliver(LinkOutput::Command { phone, epoch, command }));
                     }
-                    Command::Send(_) | Command::Cancel { .. } | Command::Capability { .. } => {
+                    Command::Send(_)
+                    | Command::Cancel { .. }
+                    | Command::Capability { .. }
+                    | Command::Seek(_) => {
                         self.stray("command for a phone that is not here");
                     }
                     // Starting, stopping and leasing bridges is the supervisor's business alone.

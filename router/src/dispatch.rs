@@ -11,16 +11,18 @@
 //! The loop sleeps until a bell rings (a new message, a phone that became ready, an attempt that ended), the next job
 //! falls due, or a second is over.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use protocol::api::{CheckedProvider, Media};
 use protocol::link::RouterFrame;
-use protocol::pipe::{Command, OutboundAttachment, Send};
+use protocol::pipe::{Attempt, Command, OutboundAttachment, Send};
 use protocol::{Channel, HostId, MessageId, PhoneId, Reason, Recipient, Status, TenantId, UnixMs};
 
 use crate::compliance::Verdict;
 use crate::config::Compliance;
+use crate::doubt;
 use crate::facts::{self, Subject};
 use crate::link::Links;
 use crate::pool;
@@ -32,6 +34,7 @@ use crate::server::{App, AppState};
 use crate::store::capabilities;
 use crate::store::dead_letters;
 use crate::store::dispatch::{self as rows, Change, Former, Given, NewAttempt, Offer, Outbound};
+use crate::store::doubts;
 use crate::store::queue::{self, Claim, Claimed, Turns};
 use crate::store::{StoreError, Tx, providers as provider_rows};
 use crate::warming;
@@ -784,6 +787,53 @@ async fn offer_again(
     Ok(())
 }
 
+/// Asks about what nobody knows the end of: what is due, or, for a host that has just said which journals its bridges
+/// have, all that it can answer for.
+pub async fn ask_of_doubts(app: &App, host: Option<&HostId>) -> Result<(), StoreError> {
+    let now = app.clock.now();
+    let (after, all) = (now.plus_ms(-doubt::LOOKED_FOR_MS), host.is_some());
+    let doubts = app.store.read(move |tx| doubts::list(tx, (after, now), all, SWEEP_ROWS)).await?;
+    let mut told: BTreeSet<Vec<Attempt>> = BTreeSet::new();
+    for doubt in doubts {
+        let able = |of: &Option<HostId>| {
+            of.clone().filter(|of| host.is_none_or(|host| host == of) && app.links.is_online(of))
+        };
+        let journal_at = able(&doubt.journal_at);
+        let serving = able(&doubt.serving);
+        if journal_at.is_none() && serving.is_none() {
+            continue;
+        }
+        let copy = doubt.clone();
+        let twins = app
+            .store
+            .write(move |tx| {
+                doubts::asked(tx, (&copy.message, copy.attempt), now)?;
+                doubts::twins(tx, &copy.phone, &copy.recipient)
+            })
+            .await?;
+        let (phone, epoch) = (doubt.phone.clone(), doubt.epoch);
+        if let Some(host) = journal_at {
+            let command =
+                Command::Cancel { message: doubt.message.clone(), attempt: doubt.attempt };
+            put(app, &host, RouterFrame::Command { phone: phone.clone(), epoch, command });
+        }
+        // Those that cannot be told apart are one question.
+        if let Some(host) = serving
+            && let Some(seek) = doubt::question(&doubt, &twins)
+            && told.insert(seek.attempts.clone())
+        {
+            put(app, &host, RouterFrame::Command { phone, epoch, command: Command::Seek(seek) });
+        }
+    }
+    Ok(())
+}
+
+fn put(app: &App, host: &HostId, frame: RouterFrame) {
+    if let Err(why) = app.links.send(host, frame) {
+        tracing::debug!(host = %host, why = %why, "dispatch: not asked yet what became of a message");
+    }
+}
+
 /// A phone has become able: what waited for one is due. Rings the bell.
 pub async fn phone_became_able(app: &App) -> Result<(), StoreError> {
     let now = app.clock.now();
@@ -801,8 +851,8 @@ pub async fn phone_became_able(app: &App) -> Result<(), StoreError> {
     }
 }
 
-/// What has to be done from time to time: offers and recalls without an answer are repeated, lost attempts end,
-/// overdue messages expire.
+/// What has to be done from time to time: offers and recalls without an answer are repeated, lost attempts end and are
+/// asked about, overdue messages expire.
 pub async fn sweep(app: &App) -> Result<(), StoreError> {
     let settings = app.config.dispatch;
     let now = app.clock.now();
@@ -823,6 +873,7 @@ pub async fn sweep(app: &App) -> Result<(), StoreError> {
     for former in &former {
         give_back(app, former);
     }
+    ask_of_doubts(app, None).await?;
     let (unanswered, lost, overdue) = app
         .store
         .read(move |tx| {

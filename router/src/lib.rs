@@ -43,6 +43,7 @@ pub mod store;
 
 pub mod compliance;
 pub mod dispatch;
+pub mod doubt;
 pub mod inbound;
 pub mod lease;
 pub mod link;

@@ -27,6 +27,7 @@ pub mod contacts;
 pub mod credit;
 pub mod dead_letters;
 pub mod dispatch;
+pub mod doubts;
 pub mod events;
 pub mod idempotency;
 pub mod inbound;

@@ -643,6 +643,7 @@ impl Owner {
             | Command::Cancel { .. }
             | Command::Replay
             | Command::Capability { .. }
+            | Command::Seek(_)
             | Command::Pause { .. }
             | Command::Block { .. }
             | Command::Drain { .. }

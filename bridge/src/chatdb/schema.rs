@@ -24,6 +24,8 @@ pub(super) struct Schema {
     pub(super) rows_between: String,
     pub(super) rows_by_ids: String,
     pub(super) own_rows_after: String,
+    /// Own rows by their dates; empty without an index on them.
+    pub(super) own_dated: String,
     pub(super) states_by_ids: String,
     /// (message, chat) of a range of messages.
     pub(super) joins_between: String,
@@ -367,6 +369,15 @@ impl Schema {
                 format!(
                     "{select} WHERE m.ROWID IN (SELECT t.ROWID FROM message t \
                      WHERE t.date BETWEEN ?1 AND ?2 AND +t.ROWID < ?3 ORDER BY t.date LIMIT ?4 + 0) \
+                     ORDER BY m.ROWID"
+                )
+            } else {
+                String::new()
+            },
+            own_dated: if tables.dates_indexed {
+                format!(
+                    "{select} WHERE m.ROWID IN (SELECT t.ROWID FROM message t \
+                     WHERE t.date BETWEEN ?1 AND ?2 AND +t.is_from_me = 1 ORDER BY t.date LIMIT ?3 + 0) \
                      ORDER BY m.ROWID"
                 )
             } else {

@@ -16,7 +16,7 @@ use crate::attachments;
 use crate::chatdb::Contact;
 use crate::config::Pacing;
 use crate::evidence::{NewFact, News, NoNews};
-use crate::outbound::RowState;
+use crate::outbound::{Dated, RowState};
 
 /// What a test may change while the loop runs.
 #[derive(Debug, Default)]
@@ -34,22 +34,20 @@ struct Shelf {
 struct Fake(Arc<Mutex<Shelf>>);
 
 impl Fake {
-    fn shelf(&self) -> Result<std::sync::MutexGuard<'_, Shelf>, protocol::pipe::NotReady> {
+    fn shelf(&self) -> Result<std::sync::MutexGuard<'_, Shelf>, NotReady> {
         let shelf = self.0.lock().unwrap();
         match shelf.broken {
-            Some(reason) => {
-                Err(protocol::pipe::NotReady { reason, remedy: "repair it".to_owned() })
-            }
+            Some(reason) => Err(NotReady { reason, remedy: "repair it".to_owned() }),
             None => Ok(shelf),
         }
     }
 }
 
 impl Evidence for Fake {
-    fn refresh(&mut self) -> Result<(), protocol::pipe::NotReady> {
+    fn refresh(&mut self) -> Result<(), NotReady> {
         self.shelf().map(drop)
     }
-    fn mark(&mut self) -> Result<i64, protocol::pipe::NotReady> {
+    fn mark(&mut self) -> Result<i64, NotReady> {
         Ok(self.shelf()?.rows.iter().map(|row| row.0).max().unwrap_or(0))
     }
     fn rows(
@@ -58,7 +56,7 @@ impl Evidence for Fake {
         _since: UnixMs,
         _to: &Recipient,
         content: &Content,
-    ) -> Result<Vec<RowState>, protocol::pipe::NotReady> {
+    ) -> Result<Vec<RowState>, NotReady> {
         let text = match content {
             Content::Text(text) => text.as_str(),
             Content::File(path) => path.to_str().unwrap(),
@@ -71,7 +69,21 @@ impl Evidence for Fake {
         let fits = |row: &&(i64, String, RowState)| row.0 > mark && row.1 == text;
         Ok(shelf.rows.iter().filter(fits).map(|row| row.2.clone()).collect())
     }
-    fn states(&mut self, rowids: &[i64]) -> Result<Vec<RowState>, protocol::pipe::NotReady> {
+    fn dated(
+        &mut self,
+        _between: (UnixMs, UnixMs),
+        _to: &Recipient,
+        text: &str,
+    ) -> Result<Option<Vec<Dated>>, NotReady> {
+        let shelf = self.shelf()?;
+        let rows = shelf.rows.iter().filter(|row| row.1 == text);
+        let dated = |row: &(i64, String, RowState)| Dated {
+            at: UnixMs(row.0.saturating_mul(60_000)),
+            row: row.2.clone(),
+        };
+        Ok(Some(rows.map(dated).collect()))
+    }
+    fn states(&mut self, rowids: &[i64]) -> Result<Vec<RowState>, NotReady> {
         let shelf = self.shelf()?;
         Ok(shelf
             .rows
@@ -80,15 +92,12 @@ impl Evidence for Fake {
             .map(|row| row.2.clone())
             .collect())
     }
-    fn numbers(
-        &mut self,
-        guids: &[String],
-    ) -> Result<Vec<(String, i64)>, protocol::pipe::NotReady> {
+    fn numbers(&mut self, guids: &[String]) -> Result<Vec<(String, i64)>, NotReady> {
         let shelf = self.shelf()?;
         let rows = shelf.rows.iter().filter(|row| guids.contains(&row.2.guid));
         Ok(rows.map(|row| (row.2.guid.clone(), row.0)).collect())
     }
-    fn contacts(&mut self, _address: &str) -> Result<Vec<Contact>, protocol::pipe::NotReady> {
+    fn contacts(&mut self, _address: &str) -> Result<Vec<Contact>, NotReady> {
         let _readable = self.shelf()?;
         let contact = |channel, error| Contact {
             guid: format!("{channel}"),
@@ -104,7 +113,7 @@ impl Evidence for Fake {
         &mut self,
         _to: &Recipient,
         _channel: Channel,
-    ) -> Result<Option<String>, protocol::pipe::NotReady> {
+    ) -> Result<Option<String>, NotReady> {
         self.shelf().map(|_| None)
     }
     fn news(&mut self, _memory: &impl crate::reading::Memory, _now: Now) -> Result<News, NoNews> {
@@ -122,7 +131,7 @@ impl Evidence for Fake {
         let cursor = Some(format!("{{\"told\":{}}}", shelf.told));
         Ok(News { facts, cursor, ..News::default() })
     }
-    fn pulse(&mut self, _now: Now) -> Result<crate::chatdb::Pulse, protocol::pipe::NotReady> {
+    fn pulse(&mut self, _now: Now) -> Result<crate::chatdb::Pulse, NotReady> {
         self.shelf().map(|shelf| shelf.pulse)
     }
     fn longest_read_us(&self) -> u64 {
@@ -761,6 +770,89 @@ async fn a_blocked_account_stops_what_waits_and_is_kept_over_a_restart() {
     bridge.event("sent").await;
     assert_eq!(bridge.sends_of(1).await, ["text 1"]);
     bridge.end().await;
+}
+
+/// A question about attempts of another bridge with this text.
+fn seek(text: &str, attempts: &[u8], known: &[&str]) -> Command {
+    let attempts = attempts.iter().map(|n| MessageId::new(1, [*n; 10]));
+    Command::Seek(Seek {
+        to: "+12025550143".parse().map(Recipient::Number).unwrap(),
+        text: text.to_owned(),
+        since: UnixMs(1),
+        until: UnixMs(4_000_000_000_000),
+        attempts: attempts.map(|message| Attempt { message, attempt: 1 }).collect(),
+        known: known.iter().map(|guid| (*guid).to_owned()).collect(),
+    })
+}
+
+#[tokio::test]
+async fn what_another_bridge_has_sent_is_told_when_its_row_proves_it_and_never_sent_again() {
+    let dir = tempfile::tempdir().unwrap();
+    program(dir.path(), "");
+    let fake = Fake::default();
+    let elsewhere = |rowid| RowState { delivered: true, ..sent_row(rowid) };
+    let mut bridge = Bridge::start(dir, fake.clone());
+    bridge.ready().await;
+    bridge.lease().await;
+    // Nothing is there, then only what is known to be another message's: neither says anything.
+    bridge.say(&seek("text 1", &[1], &[])).await;
+    fake.0.lock().unwrap().rows.push((7, "text 1".to_owned(), elsewhere(7)));
+    bridge.say(&seek("text 1", &[1], &["GUID-7"])).await;
+    // One that is known and has not come: the row may be its.
+    bridge.say(&seek("text 1", &[1], &["GUID-99"])).await;
+    bridge.say(&Command::Capability { to: "+12025550143".parse().unwrap() }).await;
+    bridge.event("capability").await;
+    let told = |bridge: &Bridge| {
+        let mut kinds = Vec::new();
+        for up in &bridge.heard {
+            if let Up::Event(line) = up
+                && line.event.attempt().is_some()
+            {
+                kinds.push(line.event.kind());
+            }
+        }
+        kinds
+    };
+    assert_eq!(told(&bridge), Vec::<&str>::new());
+    bridge.say(&seek("text 1", &[1], &[])).await;
+    let sent = bridge.event("sent").await;
+    assert!(matches!(&sent.event, Fact::Sent { guid, .. } if guid == "GUID-7"), "{sent:?}");
+    // It is its own by now: the row proves nothing for the next one, and whoever asks for it to be sent hears the same.
+    bridge.say(&seek("text 1", &[2], &[])).await;
+    bridge.say(&Command::Ack { journal: bridge.journal.clone(), seq: sent.seq }).await;
+    bridge.say(&command(1)).await;
+    let again = bridge.event("sent").await;
+    assert_eq!(again.event, sent.event);
+    // It did not say when it was delivered, which the row of another device always looks like; now it does.
+    {
+        let mut shelf = fake.0.lock().unwrap();
+        shelf.rows[0].2.delivered_at = Some(UnixMs(9));
+    }
+    bridge.event("delivered").await;
+    assert_eq!(told(&bridge), ["sent", "sent", "delivered"]);
+    assert_eq!(bridge.sends(), Vec::<String>::new());
+    assert_eq!(bridge.end().await.0, Exit::Asked);
+}
+
+#[tokio::test]
+async fn a_row_is_nobodys_while_a_send_of_the_same_words_waits_for_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    program(dir.path(), "");
+    let fake = Fake::default();
+    let mut bridge = Bridge::start(dir, fake.clone());
+    bridge.ready().await;
+    bridge.lease().await;
+    bridge.say(&command(1)).await;
+    bridge.event("unknown").await;
+    // Whose it is, of the two, nobody can tell. It stands below the mark of the one in doubt.
+    fake.0.lock().unwrap().rows.push((0, "text 1".to_owned(), sent_row(0)));
+    bridge.say(&seek("text 1", &[2], &[])).await;
+    bridge.say(&Command::Capability { to: "+12025550143".parse().unwrap() }).await;
+    bridge.event("capability").await;
+    assert!(
+        !bridge.heard.iter().any(|up| matches!(up, Up::Event(line) if line.event.kind() == "sent"))
+    );
+    assert_eq!(bridge.end().await.0, Exit::Asked);
 }
 
 #[tokio::test]

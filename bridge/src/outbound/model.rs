@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use protocol::pipe::{Attempt, Event as Fact, EventLine, OutboundAttachment, Send};
+use protocol::pipe::{Attempt, Event as Fact, EventLine, OutboundAttachment, Seek, Send};
 use protocol::{Channel, Class, Recipient, UnixMs};
 
 use crate::chatdb::{Sought, fold};
@@ -57,6 +57,15 @@ pub(crate) struct Work {
 }
 
 impl Work {
+    /// The epoch of what another bridge has sent: leases begin with 1.
+    pub(crate) const ANOTHERS: u64 = 0;
+
+    /// It was sent from another device of the account. Such rows say "delivered" without a date as soon as they come,
+    /// which is no receipt of the recipient's.
+    pub(crate) fn is_anothers(&self) -> bool {
+        self.epoch == Self::ANOTHERS
+    }
+
     pub(crate) fn channel(&self) -> Option<Channel> {
         self.route.get(self.index).copied()
     }
@@ -250,6 +259,13 @@ pub(crate) struct RowState {
     pub(crate) certain: bool,
 }
 
+/// An own row and its date.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Dated {
+    pub(crate) at: UnixMs,
+    pub(crate) row: RowState,
+}
+
 /// Everything that can happen to the sends of a phone.
 #[derive(Debug, Clone)]
 pub(crate) enum Event {
@@ -261,6 +277,18 @@ pub(crate) enum Event {
     Cancel {
         attempt: Attempt,
         known: Option<Told>,
+    },
+    /// Attempts of another bridge are looked for; `known` is what the journal has about them, of those that it has.
+    Seek {
+        seek: Box<Seek>,
+        known: Vec<(Attempt, Told)>,
+    },
+    /// The answer to [`Effect::Seek`]: the own rows with that text of that time. `missing` of what is known to have been
+    /// sent in the same words are not in chat.db. Not said while it cannot be read, or cannot tell.
+    Sought {
+        seek: Box<Seek>,
+        rows: Vec<Dated>,
+        missing: usize,
     },
     Lease {
         epoch: u64,
@@ -425,6 +453,8 @@ pub(crate) enum Effect {
     ReadStates {
         rowids: Vec<i64>,
     },
+    /// Look for what another bridge of the account may have sent.
+    Seek(Box<Seek>),
     CheckOrphan,
     /// End an osascript of an earlier life that has outlived its deadline.
     EndOrphan {

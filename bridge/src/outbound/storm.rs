@@ -414,6 +414,8 @@ impl Mac {
                     self.step(Event::OrphanGone);
                 }
             }
+            // No lost bridge is asked about in this storm.
+            Effect::Seek(_) => {}
             Effect::EndOrphan { force } => {
                 if force {
                     self.orphan = None;

@@ -210,6 +210,7 @@ impl World {
                 | Effect::KillOsascript
                 | Effect::Find { .. }
                 | Effect::ReadStates { .. }
+                | Effect::Seek(_)
                 | Effect::CheckOrphan
                 | Effect::Fetch { .. }
                 | Effect::StopFetch { .. }
@@ -1034,7 +1035,8 @@ fn play(steps: Vec<Step>) -> Result<(), TestCaseError> {
                         | Effect::Abandon
                         | Effect::KillOsascript
                         | Effect::Find { .. }
-                        | Effect::ReadStates { .. } => {}
+                        | Effect::ReadStates { .. }
+                        | Effect::Seek(_) => {}
                     }
                 }
             }

@@ -109,7 +109,8 @@ impl Outbound {
             return;
         }
 
-        let delivered = row.delivered && !is_group && channel != Channel::Sms;
+        let receipt = row.delivered_at.is_some() || (row.delivered && !work.is_anothers());
+        let delivered = receipt && !is_group && channel != Channel::Sms;
         let read = row.read_at.filter(|_| !is_group && channel != Channel::Sms);
         let mut reached = stage;
         let mut facts = Vec::new();

@@ -389,6 +389,45 @@ fn a_send_is_found_by_chat_and_text_above_the_mark_only() {
 }
 
 #[test]
+fn what_the_account_sent_in_a_time_is_found_by_date_whoever_sent_it() {
+    let mut indexed = 0;
+    for version in VERSIONS {
+        let messages = Messages::new(version);
+        let at = |guid, minute: i64, handle| {
+            messages.write(&New {
+                guid,
+                from_me: true,
+                handle: Some(handle),
+                chat: (handle != ANNA)
+                    .then_some("any;-;+12025550102")
+                    .or(Some("any;-;+12025550101")),
+                at: NOON.plus_ms(minute * 60_000),
+                body: Some(body("hello")),
+                ..New::default()
+            })
+        };
+        // In an order that is not that of their dates, as iCloud puts them in.
+        at("LATER", 30, ANNA);
+        at("SECOND", 12, ANNA);
+        at("FIRST", 11, ANNA);
+        at("BEFORE", 2, ANNA);
+        at("TO BERT", 12, BERT);
+        messages.text("INBOUND", "hello");
+        let db = messages.open();
+        let anna = number(ANNA);
+        let between = (NOON.plus_ms(600_000), NOON.plus_ms(900_000));
+        // Some of the schemas were published without their indexes.
+        let Some(found) = db.find_dated(between, &anna, "hello").unwrap() else { continue };
+        indexed += 1;
+        let guids: Vec<&str> = found.iter().map(|row| row.guid.as_str()).collect();
+        assert_eq!(guids, ["FIRST", "SECOND"]);
+        assert!(found.iter().all(|row| row.certain));
+        assert_eq!(db.find_dated(between, &anna, "hell").unwrap().unwrap(), []);
+    }
+    assert!(indexed > 0);
+}
+
+#[test]
 fn reactions_scheduled_messages_and_empty_rows_are_not_sends() {
     let messages = Messages::new(27);
     let own = |guid, text: Option<&'static str>, more: &[(&str, rusqlite::types::Value)]| {

@@ -9,6 +9,7 @@ use crate::retry::{self, Ended, Next};
 use crate::store::capabilities;
 use crate::store::dead_letters;
 use crate::store::dispatch::{self as rows, AttemptRow, Change};
+use crate::store::doubts;
 use crate::store::inbound as store;
 use crate::store::{StoreError, Tx};
 
@@ -73,6 +74,15 @@ pub(super) fn apply(
         metrics::counter!("switchboard_inbound_strange_attempts_total").increment(1);
         tracing::warn!(phone = %frame.phone, message = %message, attempt, "inbound: another journal's attempt");
         return store::keep_unplaced(tx, frame, "another journal's attempt", now);
+    }
+    // A Mac that looks for what another one has sent judges by the words: a row that is known to be another message's is
+    // no proof, whatever it says.
+    let others = row.journal.as_ref().is_some_and(|journal| *journal != frame.journal);
+    if let (true, Event::Sent { guid, .. }) = (others, &frame.event)
+        && let Some(owner) = doubts::owner_of_guid(tx, &frame.phone, guid, message)?
+    {
+        tracing::error!(phone = %frame.phone, message = %message, owner = %owner, "inbound: the proof is another message's");
+        return store::keep_unplaced(tx, frame, "the proof is another message's", now);
     }
     let about = About {
         tenant: &row.tenant,
@@ -339,6 +349,12 @@ fn not_sent(
         // An answer that comes again must not end what is being tried again, and an attempt that fails beside one that
         // was proven says nothing: only the end that this very attempt brought about can change.
         if !was_open && message.status.is_final() && message.attempts == about.attempt {
+            // A lost host's journal was asked to give it up, and does: nobody wanted the message back.
+            let given_up = reason == Reason::Canceled
+                && message.status == Status::Unknown
+                && !message.cancel_asked;
+            let (status, reason) =
+                if given_up { (Status::Failed, Reason::HostLost) } else { (status, reason) };
             let change = Change { reason: Some(reason), detail, ..about.change(status) };
             rows::change(tx, about.tenant, about.message, &change)?;
         }

@@ -337,7 +337,15 @@ impl Session {
                 ready.push(phone);
             }
         }
-        self.phones_came(&ready, now).await
+        self.phones_came(&ready, now).await?;
+        self.ask_of_doubts().await
+    }
+
+    /// What was lost with this host, or with another one of its phones, it may know the end of.
+    async fn ask_of_doubts(&self) -> Result<(), End> {
+        dispatch::ask_of_doubts(&self.app, Some(&self.host))
+            .await
+            .map_err(|error| self.store_failed(&error))
     }
 
     /// What an answer to a question for a lease means beside the lease itself: a phone that goes to another host, one
@@ -676,6 +684,7 @@ impl Session {
         if let Some(journal) = report.journal {
             let phone = report.phone.clone();
             self.answer(RouterFrame::Ack { phone, journal, seq }).await?;
+            self.ask_of_doubts().await?;
         }
         if ready { self.phones_came(&[report.phone], now).await } else { Ok(()) }
     }

@@ -1266,7 +1266,7 @@ pub fn failures(tx: &mut Tx<'_>, tenant: &TenantId, id: &MessageId) -> Result<u3
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{inbound, migrate, rules, webhook_jobs};
+    use crate::store::{doubts, inbound, migrate, rules, webhook_jobs};
 
     fn plan(sql: &str) -> String {
         let mut connection = rusqlite::Connection::open_in_memory().unwrap();
@@ -1301,6 +1301,8 @@ mod tests {
             (open.as_str(), "(message_id=?)"),
             (of_others.as_str(), "attempts_open (phone_id=?)"),
             (FORMER_HOSTS, "attempts_open"),
+            (doubts::LIST, "messages_unknown (updated_at>?)"),
+            (doubts::TWINS, "messages_by_tenant_recipient (tenant_id=? AND recipient=?)"),
             (IN_FLIGHT, "attempts_open (phone_id=?)"),
             (inbound::ON_THE_WAY, "messages_on_the_way (tenant_id=? AND recipient=? AND kind=?)"),
             (rules::KNOWN, "(tenant_id=? AND recipient=?)"),

@@ -96,6 +96,11 @@ pub const MIGRATIONS: &[Migration] = &[
         sql: include_str!("../../migrations/0018_sandbox.sql"),
     },
     Migration { version: 19, name: "ends", sql: include_str!("../../migrations/0019_ends.sql") },
+    Migration {
+        version: 20,
+        name: "doubts",
+        sql: include_str!("../../migrations/0020_doubts.sql"),
+    },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

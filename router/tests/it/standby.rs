@@ -20,7 +20,7 @@ use protocol::link::{
     RouterFrame,
 };
 use protocol::pipe::{
-    Attempt, Command, Conversation, ConversationKind, Event, Reaction, Received, Send,
+    Attempt, Command, Conversation, ConversationKind, Event, Reaction, Received, Seek, Send,
 };
 use protocol::{Channel, PhoneId, Reason, Status, UnixMs};
 use router::clock::random;
@@ -115,6 +115,28 @@ impl Mac {
         let (epoch, renewal) = lease.await;
         self.epoch = Some(epoch);
         (epoch, renewal)
+    }
+
+    /// The next question for what another host had in hand.
+    async fn sought(&mut self) -> Seek {
+        self.wire
+            .until(|frame| match frame {
+                RouterFrame::Command { command: Command::Seek(seek), .. } => Some(seek.clone()),
+                _ => None,
+            })
+            .await
+    }
+
+    /// The next attempt that it is asked to give up.
+    async fn canceled(&mut self) -> Attempt {
+        self.wire
+            .until(|frame| match frame {
+                RouterFrame::Command { command: Command::Cancel { message, attempt }, .. } => {
+                    Some(Attempt { message: message.clone(), attempt: *attempt })
+                }
+                _ => None,
+            })
+            .await
     }
 
     async fn asked_to_release(&mut self) -> u64 {
@@ -223,6 +245,88 @@ async fn a_host_that_is_gone_is_replaced_and_settles_its_messages_when_it_return
     back.tell(Event::Refused(about(&unanswered, Reason::StaleEpoch, true))).await;
     reaches(app, &tenant, &offered, Status::Failed).await;
     assert_eq!(count(app, "SELECT COUNT(*) FROM attempts").await, 3, "nothing was sent again");
+}
+
+#[tokio::test]
+async fn what_was_lost_is_asked_of_the_standbys_chat_db_and_of_the_journal_that_returns() {
+    let router = router(SOON).await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let first = a_host(app, ONE, false).await;
+    let second = a_host(app, ONE, true).await;
+    let mut active = Mac::connect(&router, &first, "j-1", PhoneState::Ready).await;
+    let mut standby = Mac::connect(&router, &second, "j-2", PhoneState::Ready).await;
+    // The same words went out just before: whatever shows that must not be taken for what comes now.
+    accept(app, &tenant, TO, |_| {}).await;
+    let before = active.wire.send_command().await;
+    active.tell(sent(&before)).await;
+    let started = accept(app, &tenant, TO, |_| {}).await;
+    let running = active.wire.send_command().await;
+    active.tell(Event::Started { attempt: attempt(&running), channel: running.route[0] }).await;
+    let offered = accept(app, &tenant, "+12025550144", |_| {}).await;
+    let unanswered = active.wire.send_command().await;
+    standby.renew().await;
+    drop(active);
+    standby.leased().await;
+    for id in [&started, &offered] {
+        reaches(app, &tenant, id, Status::Unknown).await;
+    }
+    let seeks = [standby.sought().await, standby.sought().await];
+    let of = |send: &Send| seeks.iter().find(|seek| seek.to == send.to).unwrap();
+    assert_eq!(of(&running).attempts, [attempt(&running)]);
+    assert_eq!(
+        (&of(&running).text, &of(&running).known),
+        (&running.text, &vec![format!("g-{}", before.message)])
+    );
+    let asked = of(&unanswered);
+    assert_eq!((&asked.attempts, &asked.known), (&vec![attempt(&unanswered)], &vec![]));
+    assert!(asked.since < app.clock.now() && asked.since < asked.until);
+    // The row of another message proves nothing, whatever is said of it; nor is silence an answer.
+    let wrong = Event::Sent {
+        attempt: attempt(&unanswered),
+        channel: Channel::Imessage,
+        guid: format!("g-{}", before.message),
+    };
+    standby.tell(wrong).await;
+    assert_eq!(message(app, &tenant, &offered).await.status, Status::Unknown);
+    standby.tell(sent(&running)).await;
+    let settled = reaches(app, &tenant, &started, Status::Sent).await;
+    assert_eq!(settled.channel_used, Some(Channel::Imessage));
+    // It is asked about again, until something is known.
+    assert_eq!(standby.sought().await.attempts, [attempt(&unanswered)]);
+    // Its journal returns: what it was never given, it gives up for good.
+    let mut back = Mac::connect(&router, &first, "j-1", PhoneState::Ready).await;
+    let given_up = back.canceled().await;
+    assert_eq!(given_up, attempt(&unanswered));
+    back.tell(Event::Canceled(given_up)).await;
+    let end = reaches(app, &tenant, &offered, Status::Failed).await;
+    assert_eq!(end.reason, Some(Reason::HostLost));
+    assert_eq!(count(app, "SELECT COUNT(*) FROM attempts").await, 3, "nothing was sent again");
+}
+
+#[tokio::test]
+async fn a_lost_message_that_its_journal_proves_unsent_ends_as_failed() {
+    let router = router(SOON).await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let first = a_host(app, ONE, false).await;
+    let second = a_host(app, ONE, true).await;
+    let mut active = Mac::connect(&router, &first, "j-1", PhoneState::Ready).await;
+    let mut standby = Mac::connect(&router, &second, "j-2", PhoneState::Ready).await;
+    let lost = accept(app, &tenant, TO, |_| {}).await;
+    let send = active.wire.send_command().await;
+    active.tell(Event::Started { attempt: attempt(&send), channel: send.route[0] }).await;
+    standby.renew().await;
+    drop(active);
+    standby.leased().await;
+    reaches(app, &tenant, &lost, Status::Unknown).await;
+    let mut back = Mac::connect(&router, &first, "j-1", PhoneState::Ready).await;
+    back.tell(Event::Failed(about(&send, Reason::ServiceRejected, true))).await;
+    let end = reaches(app, &tenant, &lost, Status::Failed).await;
+    assert_eq!(end.reason, Some(Reason::ServiceRejected));
+    // Its sender was told that nobody knows and may have acted on it: it is not tried again, retryable or not.
+    assert_eq!(count(app, "SELECT COUNT(*) FROM attempts").await, 1);
+    assert_eq!(count(app, "SELECT COUNT(*) FROM jobs").await, 0);
 }
 
 #[tokio::test]

@@ -35,6 +35,7 @@ fn contents(world: &mut World) -> Vec<Content> {
             | Effect::KillOsascript
             | Effect::Find { .. }
             | Effect::ReadStates { .. }
+            | Effect::Seek(_)
             | Effect::CheckOrphan
             | Effect::EndOrphan { .. } => None,
         })
