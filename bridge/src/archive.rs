@@ -73,10 +73,8 @@ pub(crate) fn stream(
     let to = db.max_rowid()?;
     let mut rows = Rows::read(db, from, to)?;
     let mut lines = Vec::with_capacity(OUT_BYTES);
-    let mut batch = Vec::new();
-    while let Some(read) = rows.next(&mut batch) {
-        read?;
-        tell_each(&mut inbox, &batch, now, |heard| line::write(&mut lines, &heard.told))
+    while let Some(batch) = rows.next() {
+        tell_each(&mut inbox, batch?, now, |heard| line::write(&mut lines, &heard.told))
             .map_err(StreamError::Json)?;
         if lines.len() >= OUT_BYTES / 2 {
             out.write_all(&lines).map_err(StreamError::Out)?;

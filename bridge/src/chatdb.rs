@@ -178,11 +178,11 @@ impl ChatDb {
     }
 
     /// The same files over a connection of its own, for another thread of a reading that ends. Whoever
-    /// goes on reading must have no other: see [`Shared`].
+    /// goes on reading must have no other: see [`Shared`]. Refused where a file was replaced.
     pub(crate) fn another(&self) -> Result<Self, NotReady> {
         let shared = Shared::alone(&self.path);
         let generation = shared.open()?;
-        if shared.database() != self.shared.database() {
+        if shared.files() != self.shared.files() {
             let detail = "the file was replaced: open it again";
             return Err(NotReady::new(&self.path, Cause::Failing, detail));
         }
@@ -389,8 +389,8 @@ impl ChatDb {
     }
 
     /// The guid of an older row with the same content: conversation, sender, direction and text, and
-    /// the same date, or that date without its fraction of a second. Copies that iCloud puts in have all these in common, and new guids
-    /// and row numbers.
+    /// the same date, or that date without its fraction of a second. Copies that iCloud puts in have
+    /// all these in common, and new guids and row numbers.
     pub fn original_of(&self, row: &Row) -> Result<Option<String>, NotReady> {
         let Some(at) = row.at else { return Ok(None) };
         Ok(self
@@ -588,6 +588,7 @@ impl ChatDb {
             }
         }
         rows.add_participants(book)?;
+        rows.close(book);
         if files.is_empty() {
             return Ok(());
         }
@@ -668,6 +669,8 @@ pub(crate) fn connect(path: &Path) -> Result<Connection, NotReady> {
     // The last connection to close would otherwise fold the WAL into the database.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(sqlite)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true).map_err(sqlite)?;
+    // Statements are planned once: else SQLite plans each anew for other numbers bound to it.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map_err(sqlite)?;
     connection.pragma_update(None, "query_only", true).map_err(sqlite)?;
     connection.pragma_update(None, "cache_size", CACHE_KIB).map_err(sqlite)?;
     connection.pragma_update(None, "mmap_size", 0_i64).map_err(sqlite)?;

@@ -454,6 +454,10 @@ impl Inbox {
         let print = (self.patience.known_max > 0).then(|| print(row));
         self.known.learn(&row.guid, print);
         (telling.hear)(Heard { rowid: row.rowid, told, print });
+        // What it was told with is no change; and whoever reads once remembers nothing.
+        if self.patience.known_max == 0 && row.summary.is_empty() {
+            return;
+        }
         let mut seen = Seen::told(row);
         self.tell_changes(row, &mut seen, now, telling);
         self.remember(row, seen, telling);

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use protocol::pipe::{Attempt, EventLine};
 use protocol::{PhoneId, UnixMs};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 
 pub(crate) use inspect::{Inspection, inspect};
@@ -325,6 +326,8 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
     // In KiB, as SQLite takes it: rows are looked up one by one, a large cache holds memory for nothing.
     connection.pragma_update(None, "cache_size", -512_i64)?;
     connection.set_prepared_statement_cache_capacity(32);
+    // Statements are planned once: else SQLite plans each anew for other numbers bound to it.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     Ok(())
 }
 

@@ -321,17 +321,22 @@ fn decode_within(blob: &[u8], budget: &mut Budget) -> Result<Attributed, DecodeE
 
 /// Decodes the text alone and stops there, which is several times cheaper than [`decode`].
 pub fn decode_text(blob: &[u8]) -> Result<String, DecodeError> {
-    decode_text_counted(blob).0
+    text(blob).map(str::to_owned)
 }
 
-/// The same, and how many steps it took.
+/// The same, where it stands in the blob.
+pub(crate) fn text(blob: &[u8]) -> Result<&str, DecodeError> {
+    text_within(blob, &mut Budget::new())
+}
+
+/// The same as [`decode_text`], and how many steps it took.
 pub(crate) fn decode_text_counted(blob: &[u8]) -> (Result<String, DecodeError>, usize) {
     let mut budget = Budget::new();
-    let decoded = decode_text_within(blob, &mut budget);
+    let decoded = text_within(blob, &mut budget).map(str::to_owned);
     (decoded, budget.spent())
 }
 
-fn decode_text_within(blob: &[u8], budget: &mut Budget) -> Result<String, DecodeError> {
+fn text_within<'b>(blob: &'b [u8], budget: &mut Budget) -> Result<&'b str, DecodeError> {
     if let Some(bytes) = plain::text(blob) {
         return utf8(bytes);
     }
@@ -339,7 +344,7 @@ fn decode_text_within(blob: &[u8], budget: &mut Budget) -> Result<String, Decode
 }
 
 /// By the grammar alone, whatever form the blob has.
-fn parse_text_within(blob: &[u8], budget: &mut Budget) -> Result<String, DecodeError> {
+fn parse_text_within<'b>(blob: &'b [u8], budget: &mut Budget) -> Result<&'b str, DecodeError> {
     let mut arena = Arena::default();
     let fail = |at, problem| DecodeError { at, problem, salvaged: None };
     let parsed = reader::parse(blob, reader::Until::Text, &mut arena, budget);
@@ -352,15 +357,12 @@ fn parse_text_within(blob: &[u8], budget: &mut Budget) -> Result<String, DecodeE
     }
 }
 
-fn utf8(bytes: &[u8]) -> Result<String, DecodeError> {
-    match str::from_utf8(bytes) {
-        Ok(text) => Ok(text.to_owned()),
-        Err(_) => Err(DecodeError {
-            at: 0,
-            problem: Problem::NotUtf8,
-            salvaged: Some(String::from_utf8_lossy(bytes).into_owned()),
-        }),
-    }
+fn utf8(bytes: &[u8]) -> Result<&str, DecodeError> {
+    str::from_utf8(bytes).map_err(|_not_utf8| DecodeError {
+        at: 0,
+        problem: Problem::NotUtf8,
+        salvaged: Some(String::from_utf8_lossy(bytes).into_owned()),
+    })
 }
 
 /// Reads the attributed string at `root` out of the arena.
@@ -548,7 +550,7 @@ mod tests {
     ];
 
     fn parsed(blob: &[u8]) -> Result<String, DecodeError> {
-        parse_text_within(blob, &mut Budget::new())
+        parse_text_within(blob, &mut Budget::new()).map(str::to_owned)
     }
 
     /// A real blob whose text is another one.

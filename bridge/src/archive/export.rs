@@ -412,13 +412,12 @@ fn export(
     let mut text = TextWriter::local();
     let mut written = plan.bytes;
     let mut before = plan.from;
-    let mut batch = Vec::new();
-    while let Some(read) = rows.next(&mut batch) {
-        read?;
+    while let Some(batch) = rows.next() {
+        let batch = batch?;
         let newest_before = inbox.newest();
         let Some(last) = batch.last() else { break };
         let mut rows = batch.iter();
-        tell_each(&mut inbox, &batch, plan.now, |heard| {
+        tell_each(&mut inbox, batch, plan.now, |heard| {
             // It was written before, and was read for what it leaves open. Rows that went away since
             // the note was made let a batch reach further.
             if heard.rowid <= plan.write_from {

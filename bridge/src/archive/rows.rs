@@ -3,10 +3,14 @@
 //! A thread claims the next range of rowids, reads it over a connection of its own and hands it over
 //! with the number of its claim; whoever takes the batches puts them in order. Claims run only a few
 //! batches ahead of what was taken, so that memory stays bounded whatever the database is.
+//!
+//! Nobody waits while there is work. A thread that reads decodes its batch as well, unless it is the
+//! one that is taken next; and whoever takes batches reads one itself when none is there. So that a
+//! database of long blobs and one of short texts, and either format, keep all processors busy.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::StreamError;
@@ -18,68 +22,110 @@ const BATCH_ROWIDS: i64 = 400;
 /// Batches that are claimed before the first of them is taken. Rows are a few hundred bytes, so that
 /// this is about a megabyte.
 const CLAIMS_AHEAD: u64 = 4;
-/// Most threads that read: together they keep up with the one that writes.
+/// Most threads that only read and decode: together they keep up with the one that writes.
 const READERS_MAX: usize = 2;
-/// With fewer processors than this, one that reads and one that writes have them all.
-const PROCESSORS_FOR_TWO: usize = 3;
+
+/// A batch as it was read, or as somebody has decoded it.
+#[derive(Debug)]
+enum Batch {
+    Raw(RawRows),
+    Decoded(Vec<Row>, Decoder),
+}
+
+/// Which thread decoded rows, 0 for the one that takes them. Rows are written over by the thread that
+/// wrote them first: what one allocates and another frees, both wait for.
+type Decoder = usize;
+/// The thread that takes rows.
+const TAKER: Decoder = 0;
 
 /// A batch, and the number of its claim.
-type Read = (u64, Result<RawRows, NotReady>);
+type Read = (u64, Result<Batch, NotReady>);
 
 /// Rows in the order of their numbers.
 pub(super) struct Rows {
     claims: Arc<Claims>,
     batches: Receiver<Read>,
     /// Batches that came before their turn.
-    early: BTreeMap<u64, Result<RawRows, NotReady>>,
+    early: BTreeMap<u64, Result<Batch, NotReady>>,
+    /// Over which whoever takes reads, too.
+    db: ChatDb,
+    /// What was taken last, and who had decoded it.
+    last: Vec<Row>,
+    decoder: Decoder,
 }
 
 impl Rows {
     /// Rows above `from`, up to and including `to`.
     pub(super) fn read(db: ChatDb, from: i64, to: i64) -> Result<Self, StreamError> {
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let readers = if processors < PROCESSORS_FOR_TWO { 1 } else { READERS_MAX };
-        Self::read_by(readers, db, from, to)
+        // One processor is that of the thread which takes the rows.
+        Self::read_by(processors.saturating_sub(1).min(READERS_MAX), db, from, to)
     }
 
     fn read_by(readers: usize, db: ChatDb, from: i64, to: i64) -> Result<Self, StreamError> {
-        let claims = Arc::new(Claims::new(from, to));
         let (give, batches) = sync_channel(READERS_MAX);
-        let others = (1..readers).map(|_| db.another()).collect::<Result<Vec<_>, _>>()?;
-        for db in std::iter::once(db).chain(others) {
-            let reader = Reader { db, claims: Arc::clone(&claims), give: give.clone() };
+        // All are open before any of them reads. Where the files change meanwhile they are left out:
+        // whoever takes reads everything.
+        let others: Vec<ChatDb> = (0..readers).map_while(|_| db.another().ok()).collect();
+        let claims = Arc::new(Claims::new(from, to, others.len()));
+        for (decoder, db) in (TAKER + 1..).zip(others) {
+            let reader = Reader { db, claims: Arc::clone(&claims), give: give.clone(), decoder };
             std::thread::Builder::new()
                 .name("rows".to_owned())
                 .spawn(move || reader.run())
                 .map_err(StreamError::Thread)?;
         }
-        Ok(Self { claims, batches, early: BTreeMap::new() })
+        let (early, last) = (BTreeMap::new(), Vec::new());
+        Ok(Self { claims, batches, early, db, last, decoder: TAKER })
     }
 
-    /// Puts the next rows, never none, in place of what is there; nothing when all have been taken.
-    pub(super) fn next(&mut self, rows: &mut Vec<Row>) -> Option<Result<(), StreamError>> {
+    /// The next rows, never none; nothing when all have been taken.
+    pub(super) fn next(&mut self) -> Option<Result<&[Row], StreamError>> {
         loop {
             let next = self.claims.state().taken;
-            let mut batch = match self.early.remove(&next) {
-                Some(Ok(batch)) => batch,
-                Some(Err(why)) => return Some(Err(why.into())),
-                None => match self.batches.recv() {
-                    Ok((number, batch)) => {
-                        self.early.insert(number, batch);
-                        continue;
-                    }
-                    // Nobody reads any more: all is here, or a reader has died.
-                    Err(_) if next == self.claims.state().claimed => return None,
-                    Err(_) => {
-                        let died = io::Error::other("a thread that read has ended before its time");
-                        return Some(Err(StreamError::Thread(died)));
-                    }
-                },
+            let Some(batch) = self.early.remove(&next) else {
+                match self.more(next) {
+                    Ok(true) => continue,
+                    Ok(false) => return None,
+                    Err(why) => return Some(Err(why)),
+                }
             };
-            batch.decode_into(rows);
-            self.claims.taken(batch);
-            if !rows.is_empty() {
-                return Some(Ok(()));
+            let batch = match batch {
+                Ok(batch) => batch,
+                Err(why) => return Some(Err(why.into())),
+            };
+            self.claims.taken(std::mem::take(&mut self.last), self.decoder);
+            (self.last, self.decoder) = match batch {
+                Batch::Raw(raw) => (self.claims.decode(raw, TAKER), TAKER),
+                Batch::Decoded(rows, decoder) => (rows, decoder),
+            };
+            if !self.last.is_empty() {
+                return Some(Ok(&self.last));
+            }
+        }
+    }
+
+    /// Waits for a batch, or reads one; false when `next` is beyond the last.
+    fn more(&mut self, next: u64) -> Result<bool, StreamError> {
+        let read = match self.batches.try_recv() {
+            Ok(read) => Some(read),
+            // Reading is better than waiting, be it a batch after the one that is waited for. Where
+            // nobody else reads, this reads all.
+            Err(TryRecvError::Empty | TryRecvError::Disconnected) => match self.claims.try_next() {
+                Some(claim) => Some(claim.read(&self.db, &self.claims)),
+                None => self.batches.recv().ok(),
+            },
+        };
+        match read {
+            Some((number, batch)) => {
+                self.early.insert(number, batch);
+                Ok(true)
+            }
+            // Nobody reads any more: all is here, or a reader has died.
+            None if next == self.claims.state().claimed => Ok(false),
+            None => {
+                let died = io::Error::other("a thread that read has ended before its time");
+                Err(StreamError::Thread(died))
             }
         }
     }
@@ -105,8 +151,16 @@ struct State {
     claimed: u64,
     taken: u64,
     closed: bool,
-    /// Batches that were looked at, to be filled again.
+    /// Batches that were decoded, to be filled again.
     used: Vec<RawRows>,
+    /// Rows that were looked at, to be written over, for each thread that decodes.
+    free: Vec<Vec<Vec<Row>>>,
+}
+
+impl State {
+    fn is_far_ahead(&self) -> bool {
+        self.claimed.saturating_sub(self.taken) >= CLAIMS_AHEAD
+    }
 }
 
 /// A range of rowids, the first one not counted in.
@@ -114,12 +168,28 @@ struct Claim {
     number: u64,
     above: i64,
     to: i64,
-    batch: RawRows,
+    rows: RawRows,
+}
+
+impl Claim {
+    fn read(mut self, db: &ChatDb, claims: &Claims) -> Read {
+        let read = db.raw_rows_between(self.above, self.to, &mut self.rows);
+        let read = read.and_then(|()| {
+            // Numbers may have jumped: what is missing is not looked for range by range.
+            if self.rows.is_empty() && self.to < claims.to {
+                let next = db.next_rowid(self.to)?;
+                claims.skip_to(next.map_or(claims.to, |next| next.saturating_sub(1)));
+            }
+            Ok(Batch::Raw(self.rows))
+        });
+        (self.number, read)
+    }
 }
 
 impl Claims {
-    fn new(from: i64, to: i64) -> Self {
-        let state = State { at: from, claimed: 0, taken: 0, closed: false, used: Vec::new() };
+    fn new(from: i64, to: i64, readers: usize) -> Self {
+        let (used, free) = (Vec::new(), vec![Vec::new(); readers + 1]);
+        let state = State { at: from, claimed: 0, taken: 0, closed: false, used, free };
         Self { state: Mutex::new(state), changed: Condvar::new(), to }
     }
 
@@ -130,11 +200,18 @@ impl Claims {
 
     /// The next range, once it is near enough; none when all is claimed, or nobody wants more.
     fn next(&self) -> Option<Claim> {
-        let is_early = |state: &mut State| {
-            !state.closed && state.claimed.saturating_sub(state.taken) >= CLAIMS_AHEAD
-        };
+        let is_early = |state: &mut State| !state.closed && state.is_far_ahead();
         let state = self.changed.wait_while(self.state(), is_early);
-        let mut state = state.unwrap_or_else(PoisonError::into_inner);
+        self.claim(state.unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The same without waiting for it to be near enough.
+    fn try_next(&self) -> Option<Claim> {
+        let state = self.state();
+        if state.is_far_ahead() { None } else { self.claim(state) }
+    }
+
+    fn claim(&self, mut state: MutexGuard<'_, State>) -> Option<Claim> {
         if state.closed || state.at >= self.to {
             return None;
         }
@@ -143,7 +220,7 @@ impl Claims {
         let number = state.claimed;
         state.at = to;
         state.claimed += 1;
-        Some(Claim { number, above, to, batch: state.used.pop().unwrap_or_default() })
+        Some(Claim { number, above, to, rows: state.used.pop().unwrap_or_default() })
     }
 
     /// There is nothing between what is claimed and this.
@@ -152,13 +229,28 @@ impl Claims {
         state.at = state.at.max(rowid);
     }
 
-    /// The next batch has been taken, and may be filled again.
-    fn taken(&self, used: RawRows) {
+    /// The next batch has been taken; the rows before it are not needed any more.
+    fn taken(&self, before: Vec<Row>, decoder: Decoder) {
         let mut state = self.state();
         state.taken += 1;
-        state.used.push(used);
+        if let Some(free) = state.free.get_mut(decoder) {
+            free.push(before);
+        }
         drop(state);
         self.changed.notify_all();
+    }
+
+    fn decode(&self, mut raw: RawRows, decoder: Decoder) -> Vec<Row> {
+        let free = self.state().free.get_mut(decoder).and_then(Vec::pop);
+        let mut rows = free.unwrap_or_default();
+        raw.decode_into(&mut rows);
+        self.state().used.push(raw);
+        rows
+    }
+
+    /// Whether this is the batch that is taken next.
+    fn is_next(&self, number: u64) -> bool {
+        self.state().taken == number
     }
 
     /// Nothing more is claimed.
@@ -173,20 +265,21 @@ struct Reader {
     db: ChatDb,
     claims: Arc<Claims>,
     give: SyncSender<Read>,
+    decoder: Decoder,
 }
 
 impl Reader {
     fn run(self) {
-        while let Some(Claim { number, above, to, mut batch }) = self.claims.next() {
-            let read = self.db.raw_rows_between(above, to, &mut batch);
-            let read = read.and_then(|()| {
-                // Numbers may have jumped: what is missing is not looked for range by range.
-                if batch.is_empty() && to < self.claims.to {
-                    let next = self.db.next_rowid(to)?;
-                    self.claims.skip_to(next.map_or(self.claims.to, |next| next.saturating_sub(1)));
+        while let Some(claim) = self.claims.next() {
+            let (number, read) = claim.read(&self.db, &self.claims);
+            let read = match read {
+                // Whoever takes it next may be waiting for it already.
+                Ok(Batch::Raw(raw)) if !self.claims.is_next(number) => {
+                    let rows = self.claims.decode(raw, self.decoder);
+                    Ok(Batch::Decoded(rows, self.decoder))
                 }
-                Ok(batch)
-            });
+                read => read,
+            };
             let failed = read.is_err();
             // Nobody takes any more when the output is closed.
             if self.give.send((number, read)).is_err() || failed {
@@ -233,10 +326,9 @@ mod tests {
 
     fn rowids(readers: usize, db: ChatDb, from: i64, to: i64) -> Vec<i64> {
         let mut rows = Rows::read_by(readers, db, from, to).unwrap();
-        let (mut batch, mut all) = (Vec::new(), Vec::new());
-        while let Some(read) = rows.next(&mut batch) {
-            read.unwrap();
-            all.extend(batch.iter().map(|row| row.rowid));
+        let mut all = Vec::new();
+        while let Some(read) = rows.next() {
+            all.extend(read.unwrap().iter().map(|row| row.rowid));
         }
         all
     }
@@ -244,7 +336,7 @@ mod tests {
     #[test]
     fn all_rows_come_once_and_in_order_from_several_threads() {
         let (_dir, db) = database(5_000, "");
-        for readers in [1, 2, 4] {
+        for readers in [0, 1, 2, 4] {
             let db = db.another().unwrap();
             assert_eq!(rowids(readers, db, 17, 4_990), (18..=4_990).collect::<Vec<_>>());
         }
@@ -262,20 +354,22 @@ mod tests {
 
     #[test]
     fn a_reader_that_dies_is_no_end_of_the_rows() {
-        let claims = Arc::new(Claims::new(0, 1_000));
+        let claims = Arc::new(Claims::new(0, 1_000, 1));
         let (give, batches) = sync_channel(READERS_MAX);
         let claimed = claims.next().unwrap();
         assert_eq!((claimed.number, claimed.above, claimed.to), (0, 0, BATCH_ROWIDS));
         let (_dir, db) = database(10, "");
-        drop(Reader { db, claims: Arc::clone(&claims), give });
+        let another = db.another().unwrap();
+        drop(Reader { db: another, claims: Arc::clone(&claims), give, decoder: TAKER + 1 });
         assert!(claims.next().is_none(), "nobody may go on without it");
-        let mut rows = Rows { claims, batches, early: BTreeMap::new() };
-        assert!(matches!(rows.next(&mut Vec::new()), Some(Err(StreamError::Thread(_)))));
+        let (early, none) = (BTreeMap::new(), Vec::new());
+        let mut rows = Rows { claims, batches, early, db, last: none, decoder: TAKER };
+        assert!(matches!(rows.next(), Some(Err(StreamError::Thread(_)))));
     }
 
     #[test]
     fn claims_wait_until_batches_are_taken() {
-        let claims = Arc::new(Claims::new(0, i64::MAX));
+        let claims = Arc::new(Claims::new(0, i64::MAX, 1));
         for number in 0..CLAIMS_AHEAD {
             assert_eq!(claims.next().unwrap().number, number);
         }
@@ -283,7 +377,7 @@ mod tests {
             let claims = Arc::clone(&claims);
             move || claims.next().unwrap().number
         });
-        claims.taken(RawRows::default());
+        claims.taken(Vec::new(), TAKER);
         assert_eq!(waiting.join().unwrap(), CLAIMS_AHEAD);
     }
 }

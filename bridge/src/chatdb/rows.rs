@@ -1,14 +1,14 @@
 //! Rows of Apple's database as our own types.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use protocol::pipe::{App, Conversation, ConversationKind, LinkPreview, TransferState};
 use protocol::{Channel, UnixMs};
 use rusqlite::types::ValueRef;
-use rustc_hash::FxHashMap;
 
-use super::book::{Book, Chat};
-use super::schema::{at, bit};
+use super::book::{Book, Chat, Pages};
+use super::schema::{at, bit, flag};
 use crate::payload::{self, LINK_BALLOON};
 use crate::summary::{self, Summary};
 use crate::typedstream::{self, Run};
@@ -85,7 +85,7 @@ impl<'r, 's> Cells<'r, 's> {
 
     pub(super) fn text(&self, at: usize) -> Option<String> {
         match self.value(at) {
-            ValueRef::Text(bytes) => Some(text_of(bytes)),
+            ValueRef::Text(bytes) => Some(text_of(bytes).into_owned()),
             ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_) | ValueRef::Blob(_) => None,
         }
     }
@@ -127,19 +127,20 @@ impl<'r, 's> Cells<'r, 's> {
 
 /// A text, with U+FFFD for what is not UTF-8. Looking at all of it first is several times faster than
 /// looking for what does not fit.
-fn text_of(bytes: &[u8]) -> String {
+fn text_of(bytes: &[u8]) -> Cow<'_, str> {
     match str::from_utf8(bytes) {
-        Ok(text) => text.to_owned(),
-        Err(_) => String::from_utf8_lossy(bytes).into_owned(),
+        Ok(text) => Cow::Borrowed(text),
+        Err(_) => String::from_utf8_lossy(bytes),
     }
 }
 
 /// The chat that a row belongs to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Place {
     /// Known.
     In(Arc<Chat>),
     /// The row is in no chat: its join has not been written yet, or was deleted, or it is a ghost.
+    #[default]
     Pending,
 }
 
@@ -297,7 +298,7 @@ pub struct Flags {
 }
 
 /// A message.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Row {
     /// Number of the row.
     pub rowid: i64,
@@ -377,51 +378,8 @@ pub struct RawRows {
     rares: Vec<RawRare>,
     bytes: Vec<u8>,
     files: Vec<(i64, Attachment)>,
-    handles: Each<Arc<str>>,
-    /// With their numbers.
-    chats: Each<(i64, Arc<Chat>)>,
-}
-
-/// Things that many rows share, each once a batch. Were they counted for every row, by two threads,
-/// each would wait for the other's counter longer than reading the row takes.
-#[derive(Debug)]
-struct Each<T> {
-    places: FxHashMap<i64, Option<usize>>,
-    things: Vec<T>,
-}
-
-impl<T> Default for Each<T> {
-    fn default() -> Self {
-        Self { places: FxHashMap::default(), things: Vec::new() }
-    }
-}
-
-impl<T> Each<T> {
-    /// The place of what has this row number; what is not known yet is looked for.
-    fn place(
-        &mut self,
-        rowid: i64,
-        look: impl FnOnce() -> rusqlite::Result<Option<T>>,
-    ) -> rusqlite::Result<Option<usize>> {
-        if let Some(place) = self.places.get(&rowid) {
-            return Ok(*place);
-        }
-        let place = look()?.map(|thing| {
-            self.things.push(thing);
-            self.things.len() - 1
-        });
-        self.places.insert(rowid, place);
-        Ok(place)
-    }
-
-    fn get(&self, place: Option<usize>) -> Option<&T> {
-        self.things.get(place?)
-    }
-
-    fn clear(&mut self) {
-        self.places.clear();
-        self.things.clear();
-    }
+    /// Whose places the rows have.
+    pages: Option<Pages>,
 }
 
 /// A stretch of a batch's bytes; an empty one is none.
@@ -436,7 +394,7 @@ struct RawRow {
     rowid: i64,
     from_me: bool,
     at: Option<UnixMs>,
-    /// Places among the batch's addresses and chats.
+    /// Places in the book.
     handle: Option<usize>,
     chat: Option<usize>,
     part_count: Option<i64>,
@@ -453,7 +411,7 @@ struct RawRow {
 /// What most rows do not have.
 #[derive(Debug, Default)]
 struct RawRare {
-    /// Place among the batch's addresses.
+    /// Place among the book's addresses.
     other_handle: Option<usize>,
     participants: Vec<Arc<str>>,
     item_type: i64,
@@ -485,8 +443,7 @@ impl RawRows {
         self.rares.clear();
         self.bytes.clear();
         self.files.clear();
-        self.handles.clear();
-        self.chats.clear();
+        self.pages = None;
     }
 
     /// How many rows there are.
@@ -524,13 +481,6 @@ impl RawRows {
         span
     }
 
-    fn handle(&mut self, rowid: i64, book: &mut Book<'_>) -> rusqlite::Result<Option<usize>> {
-        if rowid <= 0 {
-            return Ok(None);
-        }
-        self.handles.place(rowid, || book.handle(rowid))
-    }
-
     pub(super) fn push(
         &mut self,
         cells: &Cells<'_, '_>,
@@ -545,8 +495,8 @@ impl RawRows {
             ),
             None => (None, false),
         };
-        let handle = self.handle(cells.integer(at::HANDLE), book)?;
-        let to_self = match (self.handles.get(handle), cells.bytes(at::CALLER)) {
+        let handle = book.handle(cells.integer(at::HANDLE))?;
+        let to_self = match (book.pages().handle(handle), cells.bytes(at::CALLER)) {
             (Some(handle), Some(caller)) => handle.as_bytes() == caller,
             (Some(_) | None, _) => false,
         };
@@ -593,21 +543,21 @@ impl RawRows {
         cells: &Cells<'_, '_>,
         book: &mut Book<'_>,
     ) -> rusqlite::Result<()> {
+        let bits = cells.integer(at::FLAGS);
+        let says = |flag: i64| bits & flag != 0;
         row.status.error = cells.integer(at::ERROR);
-        row.status.was_downgraded = cells.flag(at::WAS_DOWNGRADED);
+        row.status.was_downgraded = says(flag::WAS_DOWNGRADED);
         let flags = &mut row.flags;
-        flags.empty = cells.flag(at::IS_EMPTY);
-        flags.system = cells.flag(at::IS_SYSTEM);
-        flags.audio = cells.flag(at::IS_AUDIO);
-        flags.satellite |= cells.flag(at::IS_STEWIE)
-            || cells.flag(at::OFF_GRID)
-            || cells.flag(at::PENDING_SATELLITE);
-        flags.sos = cells.flag(at::IS_SOS);
-        flags.critical = cells.flag(at::IS_CRITICAL) || cells.flag(at::TIME_SENSITIVE);
-        flags.spam = cells.flag(at::IS_SPAM);
-        flags.auto_reply = cells.flag(at::AUTO_REPLY);
+        flags.empty = says(flag::IS_EMPTY);
+        flags.system = says(flag::IS_SYSTEM);
+        flags.audio = says(flag::IS_AUDIO);
+        flags.satellite |= says(flag::IS_STEWIE | flag::OFF_GRID | flag::PENDING_SATELLITE);
+        flags.sos = says(flag::IS_SOS);
+        flags.critical = says(flag::IS_CRITICAL | flag::TIME_SENSITIVE);
+        flags.spam = says(flag::IS_SPAM);
+        flags.auto_reply = says(flag::AUTO_REPLY);
         let rare = RawRare {
-            other_handle: self.handle(cells.integer(at::OTHER_HANDLE), book)?,
+            other_handle: book.handle(cells.integer(at::OTHER_HANDLE))?,
             participants: Vec::new(),
             item_type: cells.integer(at::ITEM_TYPE),
             group_action: cells.integer(at::GROUP_ACTION),
@@ -617,7 +567,7 @@ impl RawRows {
             edited_at: apple_ms(cells.integer(at::DATE_EDITED)),
             filter_action: cells.integer(at::FILTER_ACTION),
             // 2 is Send Later, and 1 was seen on such rows: neither is sent before its date.
-            schedule: cells.flag(at::SCHEDULE_TYPE).then(|| cells.integer(at::SCHEDULE_STATE)),
+            schedule: says(flag::SCHEDULE_TYPE).then(|| cells.integer(at::SCHEDULE_STATE)),
             subject: self.keep(cells.bytes(at::SUBJECT)),
             group_title: self.keep(cells.bytes(at::GROUP_TITLE)),
             associated_guid: self.keep(cells.bytes(at::ASSOCIATED_GUID)),
@@ -628,6 +578,7 @@ impl RawRows {
             thread_part: self.keep(cells.bytes(at::THREAD_PART)),
             effect: self.keep(cells.bytes(at::EFFECT)),
         };
+        row.flags.payload = rare.balloon.length > 0 && rare.payload.length > 0;
         self.rares.push(rare);
         Ok(())
     }
@@ -653,8 +604,7 @@ impl RawRows {
             if let Some(row) = self.rows.get_mut(place)
                 && row.chat.is_none()
             {
-                let look = || Ok(book.chat(chat)?.map(|found| (chat, found)));
-                row.chat = self.chats.place(chat, look)?;
+                row.chat = book.chat(chat)?;
                 row.flags.deleted = deleted && row.chat.is_some();
             }
         }
@@ -671,12 +621,17 @@ impl RawRows {
         for row in &self.rows {
             if let Some(rare) = row.rare.and_then(|place| self.rares.get_mut(place))
                 && rare.item_type != 0
-                && let Some((chat, _)) = self.chats.get(row.chat)
+                && let Some(chat) = row.chat
             {
-                rare.participants = book.participants(*chat)?;
+                rare.participants = book.participants(chat)?;
             }
         }
         Ok(())
+    }
+
+    /// Nothing more is looked up for these rows.
+    pub(super) fn close(&mut self, book: &Book<'_>) {
+        self.pages = Some(book.pages().clone());
     }
 
     /// A file, in the order of the rows.
@@ -708,103 +663,115 @@ impl RawRows {
 
     /// The same in place of what is there: a batch after the other in the same memory.
     pub fn decode_into(&mut self, decoded: &mut Vec<Row>) {
-        let Self { rows, rares, bytes, files, handles, chats } = self;
+        let Self { rows, rares, bytes, files, pages } = self;
+        let pages = pages.take().unwrap_or_default();
         let mut files = files.drain(..).peekable();
-        decoded.clear();
-        decoded.reserve(rows.len());
-        for raw in rows.drain(..) {
+        decoded.resize_with(rows.len(), Row::default);
+        for (raw, row) in rows.drain(..).zip(decoded) {
             let rowid = raw.rowid;
             while files.next_if(|(message, _)| *message < rowid).is_some() {}
-            let mut attachments = Vec::new();
+            row.attachments.clear();
             while let Some((_, file)) = files.next_if(|(message, _)| *message == rowid) {
-                attachments.push(file);
+                row.attachments.push(file);
             }
-            let place = match chats.get(raw.chat) {
-                Some((_, chat)) => Place::In(Arc::clone(chat)),
+            row.place = match pages.chat(raw.chat) {
+                Some(chat) => Place::In(Arc::clone(chat)),
                 None => Place::Pending,
             };
-            let rare = raw.rare.and_then(|place| rares.get_mut(place));
-            let rare = rare.map(std::mem::take).unwrap_or_default();
-            let [handle, other_handle] =
-                [raw.handle, rare.other_handle].map(|place| handles.get(place).map(Arc::clone));
-            let others = Others { handle, other_handle, place, attachments };
-            decoded.push(raw.decode(rare, bytes, others));
+            row.handle = pages.handle(raw.handle).map(Arc::clone);
+            match raw.rare.and_then(|place| rares.get_mut(place)) {
+                Some(rare) => {
+                    let rare = std::mem::take(rare);
+                    row.other_handle = pages.handle(rare.other_handle).map(Arc::clone);
+                    row.set_rare(rare, bytes);
+                }
+                None => row.clear_rare(),
+            }
+            raw.decode_into(row, bytes);
         }
         drop(files);
         self.clear();
     }
 }
 
-/// What a row has from other tables.
-struct Others {
-    handle: Option<Arc<str>>,
-    other_handle: Option<Arc<str>>,
-    place: Place,
-    attachments: Vec<Attachment>,
+impl Span {
+    fn of(self, bytes: &[u8]) -> &[u8] {
+        bytes.get(self.start..self.start.saturating_add(self.length)).unwrap_or_default()
+    }
+
+    fn filled(self, bytes: &[u8]) -> Option<String> {
+        (self.length > 0).then(|| text_of(self.of(bytes)).into_owned())
+    }
+}
+
+/// Writes a text into the memory of an earlier one.
+fn set(text: &mut String, bytes: &[u8]) {
+    text.clear();
+    text.push_str(&text_of(bytes));
+}
+
+impl Row {
+    /// What most rows do not have.
+    fn set_rare(&mut self, rare: RawRare, bytes: &[u8]) {
+        self.participants = rare.participants;
+        self.subject = rare.subject.filled(bytes);
+        self.item_type = rare.item_type;
+        self.group_action = rare.group_action;
+        self.group_title = rare.group_title.filled(bytes);
+        self.share_status = rare.share_status;
+        self.message_action = rare.message_action;
+        self.associated_type = rare.associated_type;
+        self.associated_guid = rare.associated_guid.filled(bytes);
+        self.associated_emoji = rare.associated_emoji.filled(bytes);
+        self.balloon = rare.balloon.filled(bytes);
+        self.thread_guid = rare.thread_guid.filled(bytes);
+        self.thread_part = rare.thread_part.filled(bytes);
+        self.effect = rare.effect.filled(bytes);
+        self.edited_at = rare.edited_at;
+        self.filter_action = rare.filter_action;
+        self.schedule = rare.schedule;
+        self.app = None;
+        self.preview = None;
+        if let Some(balloon) = &self.balloon {
+            let payload = rare.payload.of(bytes);
+            if balloon == LINK_BALLOON {
+                self.preview = payload::link_preview(payload).map(Box::new);
+            } else {
+                self.app = Some(Box::new(payload::app(balloon, payload)));
+            }
+        }
+    }
+
+    /// The row before it in the same memory may have had something of it.
+    fn clear_rare(&mut self) {
+        self.other_handle = None;
+        self.set_rare(RawRare::default(), &[]);
+    }
 }
 
 impl RawRow {
-    fn decode(self, rare: RawRare, bytes: &[u8], others: Others) -> Row {
-        let slice = |span: Span| {
-            bytes.get(span.start..span.start.saturating_add(span.length)).unwrap_or_default()
-        };
-        let text = |span: Span| text_of(slice(span));
-        let filled = |span: Span| (span.length > 0).then(|| text(span));
-        let mut row = Row {
-            rowid: self.rowid,
-            guid: text(self.guid),
-            from_me: self.from_me,
-            at: self.at,
-            handle: others.handle,
-            other_handle: others.other_handle,
-            place: others.place,
-            participants: rare.participants,
-            text: text(self.text),
-            runs: Vec::new(),
-            subject: filled(rare.subject),
-            attachments: others.attachments,
-            item_type: rare.item_type,
-            group_action: rare.group_action,
-            group_title: filled(rare.group_title),
-            share_status: rare.share_status,
-            message_action: rare.message_action,
-            associated_type: rare.associated_type,
-            associated_guid: filled(rare.associated_guid),
-            associated_emoji: filled(rare.associated_emoji),
-            balloon: filled(rare.balloon),
-            app: None,
-            preview: None,
-            thread_guid: filled(rare.thread_guid),
-            thread_part: filled(rare.thread_part),
-            effect: filled(rare.effect),
-            part_count: self.part_count,
-            edited_at: rare.edited_at,
-            summary: Summary::default(),
-            filter_action: rare.filter_action,
-            schedule: rare.schedule,
-            flags: self.flags,
-            status: self.status,
-        };
+    /// Everything but what is rare, what is in other tables, and places in the batch.
+    fn decode_into(&self, row: &mut Row, bytes: &[u8]) {
+        row.rowid = self.rowid;
+        row.from_me = self.from_me;
+        row.at = self.at;
+        row.part_count = self.part_count;
+        row.flags = self.flags;
+        row.status = self.status;
+        row.runs.clear();
+        row.summary = Summary::default();
+        set(&mut row.guid, self.guid.of(bytes));
+        set(&mut row.text, self.text.of(bytes));
         if self.summary.length > 0 {
-            match summary::parse(slice(self.summary)) {
+            match summary::parse(self.summary.of(bytes)) {
                 Ok(summary) => row.summary = summary,
                 Err(error) => tracing::debug!(rowid = row.rowid, %error, "passed over"),
             }
         }
         if self.body.length > 0 {
-            decode_body(&mut row, slice(self.body));
+            decode_body(row, self.body.of(bytes));
         }
         row.order_attachments();
-        if let Some(balloon) = &row.balloon {
-            let payload = slice(rare.payload);
-            row.flags.payload = !payload.is_empty();
-            if balloon == LINK_BALLOON {
-                row.preview = payload::link_preview(payload).map(Box::new);
-            } else {
-                row.app = Some(Box::new(payload::app(balloon, payload)));
-            }
-        }
-        row
     }
 }
 
@@ -816,7 +783,13 @@ fn decode_body(row: &mut Row, body: &[u8]) {
     let decoded = if row.flags.has_attachments || is_parted || typedstream::is_notable(body) {
         typedstream::decode(body).map(|decoded| (decoded.text, decoded.runs))
     } else if row.text.is_empty() {
-        typedstream::decode_text(body).map(|text| (text, Vec::new()))
+        match typedstream::text(body) {
+            Ok(text) => {
+                row.text.push_str(text);
+                return;
+            }
+            Err(error) => Err(error),
+        }
     } else {
         return;
     };

@@ -58,6 +58,7 @@ macro_rules! row_columns {
         $first:ident,
         common { $($common:ident = $common_sql:literal,)* }
         bits { $($bit:ident = $bit_sql:literal,)* }
+        flags { $($flag:ident = $flag_sql:literal,)* }
         numbers { $($number:ident = $number_sql:literal,)* }
         texts { $($text:ident = $text_sql:literal,)* }
         beside { $($beside:ident = $beside_sql:literal,)* }
@@ -67,14 +68,20 @@ macro_rules! row_columns {
             row_columns!(@places 0, $first, $($common,)* BITS,);
             /// From here on stands what most rows do not have, in a query of its own.
             pub(in crate::chatdb) const FIRST_RARE: usize = BITS + 1;
-            row_columns!(@places FIRST_RARE, $($number,)* $($text,)* $($beside,)*);
+            row_columns!(@places FIRST_RARE, FLAGS, $($number,)* $($text,)* $($beside,)*);
         }
         /// Which bit of [`at::BITS`] says what; the lowest, whether the row has anything rare.
         pub(super) mod bit {
             row_columns!(@bits 0, RARE, $($bit,)*);
         }
+        /// Which bit of [`at::FLAGS`] says what.
+        pub(super) mod flag {
+            row_columns!(@bits 0, $($flag,)*);
+        }
         /// The columns behind [`bit`], in its order.
         const BIT_COLUMNS: &[&str] = &[$($bit_sql),*];
+        /// The columns behind [`flag`], in its order: zero or NULL in most rows.
+        const FLAG_COLUMNS: &[&str] = &[$($flag_sql),*];
         /// The columns of `message`, in their places after the row's number: what is read of every
         /// row …
         const COMMON_COLUMNS: &[&str] = &[$($common_sql),*];
@@ -121,13 +128,8 @@ row_columns! {
         IS_FINISHED = "is_finished",
         IS_READ = "is_read",
     }
-    numbers {
-        ERROR = "error",
+    flags {
         WAS_DOWNGRADED = "was_downgraded",
-        ITEM_TYPE = "item_type",
-        MESSAGE_ACTION = "message_action_type",
-        ASSOCIATED_TYPE = "associated_message_type",
-        DATE_EDITED = "date_edited",
         IS_EMPTY = "is_empty",
         IS_SYSTEM = "is_system_message",
         IS_AUDIO = "is_audio_message",
@@ -138,9 +140,16 @@ row_columns! {
         IS_CRITICAL = "is_critical",
         TIME_SENSITIVE = "is_time_sensitive",
         IS_SPAM = "is_spam",
-        FILTER_ACTION = "filter_action",
         AUTO_REPLY = "is_auto_reply",
         SCHEDULE_TYPE = "schedule_type",
+    }
+    numbers {
+        ERROR = "error",
+        ITEM_TYPE = "item_type",
+        MESSAGE_ACTION = "message_action_type",
+        ASSOCIATED_TYPE = "associated_message_type",
+        DATE_EDITED = "date_edited",
+        FILTER_ACTION = "filter_action",
     }
     texts {
         SUBJECT = "subject",
@@ -235,11 +244,12 @@ impl Schema {
         let select = format!(
             "SELECT m.ROWID, {}, {} FROM message m",
             row_list(COMMON_COLUMNS),
-            bits(&tables.message),
+            bits(&tables.message, BIT_COLUMNS, Some(has_rare(&tables.message))),
         );
         // SQLite computes every column of a row that it gives, asked for or not.
         let rare = format!(
-            "SELECT {}, {}, {} FROM message m WHERE m.ROWID = ?1",
+            "SELECT {}, {}, {}, {} FROM message m WHERE m.ROWID = ?1",
+            bits(&tables.message, FLAG_COLUMNS, None),
             row_list(RARE_NUMBERS),
             row_list(RARE_TEXTS),
             row_list(BESIDE_COLUMNS),
@@ -398,22 +408,26 @@ impl Schema {
 /// fetching forty columns of a row that are empty.
 fn has_rare(message: &HashSet<String>) -> String {
     let has = |name: &&&str| message.contains(**name);
-    let numbers = RARE_NUMBERS.iter().filter(has).map(|name| format!("m.{name}"));
+    let numbers =
+        RARE_NUMBERS.iter().chain(FLAG_COLUMNS).filter(has).map(|name| format!("m.{name}"));
     let texts = RARE_TEXTS.iter().filter(has).map(|name| format!("m.{name} IS NOT NULL"));
     let any = numbers.chain(texts).collect::<Vec<_>>().join(" OR ");
     if any.is_empty() { "0".to_owned() } else { format!("CASE WHEN {any} THEN 1 ELSE 0 END") }
 }
 
-/// Everything with a yes or no as one number: fetching a cell costs several times what SQLite takes
-/// to compute it. NULL is a no, like a column that is not there.
-fn bits(message: &HashSet<String>) -> String {
+/// Everything with a yes or no as one number, behind a lowest bit where there is one: fetching a cell
+/// costs several times what SQLite takes to compute it. NULL is a no, like a column that is not there.
+fn bits(message: &HashSet<String>, names: &[&str], lowest: Option<String>) -> String {
     let mut bits = "0".to_owned();
     // The first named is the lowest bit, so the last one is shifted furthest.
-    for name in BIT_COLUMNS.iter().rev() {
+    for name in names.iter().rev() {
         let bit = if message.contains(*name) { format!("(m.{name} IS TRUE)") } else { "0".into() };
         bits = format!("({bits}) * 2 + {bit}");
     }
-    format!("({bits}) * 2 + ({})", has_rare(message))
+    match lowest {
+        Some(lowest) => format!("({bits}) * 2 + ({lowest})"),
+        None => bits,
+    }
 }
 
 /// What the database has.

@@ -106,6 +106,11 @@ impl Shared {
         self.state().open.as_ref().and_then(|(_, files)| files.database).unwrap_or_default()
     }
 
+    /// The files that are open; none when nothing is.
+    pub(super) fn files(&self) -> Option<Files> {
+        self.state().open.as_ref().map(|(_, files)| *files)
+    }
+
     /// The longest read so far, in microseconds.
     pub(super) fn longest_us(&self) -> u64 {
         self.longest_us.load(Ordering::Relaxed)

@@ -1,5 +1,6 @@
 //! The grammar of the stream: tags, compact numbers, back-references, type strings.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use super::{
@@ -128,6 +129,51 @@ impl<'a> Arena<'a> {
     }
 }
 
+/// Memory that one blob after another is parsed in: made anew for each, it takes longer than parsing a
+/// short text.
+#[derive(Default)]
+struct Scratch {
+    slots: Vec<Slot<'static>>,
+    values: Vec<Value<'static>>,
+    names: Vec<&'static [u8]>,
+    open: Vec<Value<'static>>,
+}
+
+thread_local! {
+    static SCRATCH: Cell<Scratch> = Cell::default();
+}
+
+/// Most elements of a kind that are kept for the next blob: some kilobytes.
+const KEPT_MAX: usize = 256;
+
+/// The memory of one vector for another, whose elements differ in what they borrow from alone: nothing
+/// is allocated.
+fn emptied<T, U>(mut full: Vec<T>) -> Vec<U> {
+    full.clear();
+    if full.capacity() > KEPT_MAX {
+        return Vec::new();
+    }
+    full.into_iter().filter_map(|_| None).collect()
+}
+
+impl Drop for Arena<'_> {
+    fn drop(&mut self) {
+        let kept = SCRATCH.take();
+        let slots = emptied(std::mem::take(&mut self.slots));
+        let values = emptied(std::mem::take(&mut self.values));
+        SCRATCH.set(Scratch { slots, values, ..kept });
+    }
+}
+
+impl Drop for Reader<'_, '_> {
+    fn drop(&mut self) {
+        let kept = SCRATCH.take();
+        let names = emptied(std::mem::take(&mut self.names));
+        let open = emptied(std::mem::take(&mut self.open));
+        SCRATCH.set(Scratch { names, open, ..kept });
+    }
+}
+
 type Parsed<T> = Result<T, Problem>;
 
 struct Reader<'a, 'r> {
@@ -156,17 +202,23 @@ pub(super) fn parse<'a>(
     if blob.len() > BLOB_BYTES_MAX {
         return Err((BLOB_BYTES_MAX, Problem::TooLong));
     }
+    let scratch = SCRATCH.take();
+    arena.slots = emptied(scratch.slots);
+    arena.values = emptied(scratch.values);
+    let (mut names, mut open) = (emptied(scratch.names), emptied(scratch.open));
     // A text with one run takes about so many.
     arena.slots.reserve(SLOTS_USUAL);
     arena.values.reserve(VALUES_USUAL);
+    names.reserve(NAMES_USUAL);
+    open.reserve(VALUES_USUAL);
     let mut reader = Reader {
         bytes: blob,
         at: 0,
         big_endian: false,
         until,
         done: false,
-        names: Vec::with_capacity(NAMES_USUAL),
-        open: Vec::with_capacity(VALUES_USUAL),
+        names,
+        open,
         arena,
         budget,
     };

@@ -40,7 +40,7 @@ fn sandbox(args: &[&str]) -> Program {
     let args: Vec<&str> = ["switchboard-sandbox"].iter().chain(args).copied().collect();
     let mut program = Program::new(std::env::current_exe().unwrap());
     program
-        .args(["the_sandbox", "--exact", "--ignored", "--nocapture", "--quiet"])
+        .args(["reading_faults::the_sandbox", "--exact", "--ignored", "--nocapture", "--quiet"])
         .env(SANDBOX_ARGS, serde_json::to_string(&args).unwrap())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -3,6 +3,7 @@
 mod archive;
 mod doctor_process;
 mod export_process;
+#[cfg(test)]
 mod fault_support;
 mod fuzz_inputs;
 mod kinds;
