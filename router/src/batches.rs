@@ -54,9 +54,9 @@ pub async fn turn(app: &App) -> Result<bool, StoreError> {
             return Ok(false);
         }
         let now = app.clock.now();
-        let batch = id.clone();
+        let (whose, batch) = (tenant.clone(), id.clone());
         let stepped =
-            app.store.write(move |tx| batches::step(tx, &tenant, &batch, &measure, now)).await;
+            app.store.write(move |tx| batches::step(tx, &whose, &batch, &measure, now)).await;
         match stepped {
             Ok(Step::Waits) => continue,
             Ok(Step::Expanded(messages)) => {
@@ -74,9 +74,9 @@ pub async fn turn(app: &App) -> Result<bool, StoreError> {
             }
             Err(error) if error.is_unavailable() => return Err(error),
             Err(error) => {
-                // One that cannot be read must not keep the others back.
-                tracing::error!(batch = %id, error = %error, "batches: a step failed");
-                continue;
+                // One that cannot be read must not keep the others back, nor be tried twice a second for ever.
+                tracing::error!(batch = %id, error = %error, "batches: a step failed, so the batch is paused");
+                app.store.write(move |tx| batches::stall(tx, &tenant, &id, now)).await?;
             }
         }
         done = true;

@@ -155,6 +155,8 @@ pub(super) fn judge_status(answer: &Answer) -> Option<Outcome> {
         })),
         // It may have read the request before it gave up, or have done what was asked before it failed.
         408 | 500..=599 => Some(Outcome::Unknown { detail: format!("answered {}", answer.status) }),
+        // "See other" is what some say who have done what was asked.
+        303 => Some(Outcome::Unknown { detail: "answered 303".to_owned() }),
         // Not a redirect is followed: nobody there has read the request.
         100..=199 | 300..=399 => {
             Some(Outcome::NotSent(refused_by_provider(format!("answered {}", answer.status))))

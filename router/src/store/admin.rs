@@ -114,7 +114,7 @@ fn enrol_phone(
             messages_today, day, created_at, updated_at, sandbox)
          VALUES (?1, ?2, NULL, ?3, 'stopped', '[]', ?4, ?5, 0, ?6, ?7, ?7, ?8)
          ON CONFLICT (number) DO UPDATE SET channels = excluded.channels,
-            label = coalesce(excluded.label, phones.label), updated_at = excluded.updated_at
+            label = coalesce(excluded.label, phones.label), updated_at = excluded.updated_at, provider = NULL
          RETURNING id",
         params![
             PhoneId::new(now.0, clock::random()),
@@ -133,8 +133,7 @@ fn enrol_phone(
 }
 
 /// The numbers among these that were enrolled before as what they are not to be now, of the sandbox or real, or that are a
-/// provider's. A phone stays
-/// what it was: messages that wait for the one must not go to the other.
+/// provider's. A phone stays what it was: messages that wait for the one must not go to the other.
 pub fn enrolled_otherwise(
     tx: &mut Tx<'_>,
     phones: &[EnrolPhone],
@@ -142,7 +141,8 @@ pub fn enrolled_otherwise(
     let mut otherwise = Vec::new();
     for (index, phone) in phones.iter().enumerate() {
         let known = tx.query_opt(
-            "SELECT 1 FROM phones WHERE number = ?1 AND (sandbox <> ?2 OR provider IS NOT NULL)",
+            "SELECT 1 FROM phones WHERE number = ?1 AND (sandbox <> ?2
+                 OR EXISTS (SELECT 1 FROM providers v WHERE v.phone_id = phones.id))",
             params![phone.number, phone.sandbox],
             |row| row.int(0),
         )?;

@@ -414,6 +414,24 @@ pub fn step(
     }
 }
 
+/// Pauses a batch of which a step cannot be done: something of it cannot be read, and would not be the next time.
+pub fn stall(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    id: &BatchId,
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    let (state, reason) = (BatchState::Paused, Some(Reason::CheckFailed));
+    set_state(tx, tenant, id, (state, reason), now)?;
+    match get(tx, tenant, id) {
+        Ok(Some((batch, test))) => tell(tx, (tenant, test), &batch, (state, reason), now),
+        Ok(None) => Ok(()),
+        Err(error) if error.is_unavailable() => Err(error),
+        // Its own row is what cannot be read; whoever looks at it is told so.
+        Err(_damaged) => Ok(()),
+    }
+}
+
 /// Puts the end of a batch into the tenant's outbox.
 fn tell(
     tx: &mut Tx<'_>,

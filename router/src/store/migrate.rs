@@ -101,6 +101,11 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "doubts",
         sql: include_str!("../../migrations/0020_doubts.sql"),
     },
+    Migration {
+        version: 21,
+        name: "questions",
+        sql: include_str!("../../migrations/0021_questions.sql"),
+    },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

@@ -25,12 +25,19 @@ pub struct Pruned {
     pub dead_letters: usize,
     /// Events of Stripe, which repeats none after so long, and what waited for a tenant in vain.
     pub stripe: usize,
+    /// What phones were asked of recipients.
+    pub questions: usize,
 }
 
 impl Pruned {
     /// How many in all.
     pub fn rows(self) -> usize {
-        self.unplaced + self.guids + self.deliveries + self.dead_letters + self.stripe
+        self.unplaced
+            + self.guids
+            + self.deliveries
+            + self.dead_letters
+            + self.stripe
+            + self.questions
     }
 }
 
@@ -45,7 +52,8 @@ pub fn prune(tx: &mut Tx<'_>, before: UnixMs) -> Result<Pruned, StoreError> {
     let stripe = tx.execute(STRIPE_EVENTS, step)?
         + tx.execute(STRIPE_WAITING, step)?
         + tx.execute(STRIPE_CREDITS, step)?;
-    Ok(Pruned { unplaced, guids, deliveries, dead_letters, stripe })
+    let questions = tx.execute(QUESTIONS, step)?;
+    Ok(Pruned { unplaced, guids, deliveries, dead_letters, stripe, questions })
 }
 
 /// Deletes some of the recipients of batches that ended before `before`, the batch that ended first at first; answers how
@@ -110,6 +118,9 @@ const STRIPE_WAITING: &str = "DELETE FROM stripe_waiting WHERE customer IN
 
 const STRIPE_CREDITS: &str = "DELETE FROM stripe_waiting_credits WHERE (customer, reference) IN
      (SELECT customer, reference FROM stripe_waiting_credits WHERE at < ?1 ORDER BY at LIMIT ?2)";
+
+const QUESTIONS: &str = "DELETE FROM capability_questions WHERE (phone_id, recipient, tenant_id, test) IN
+     (SELECT phone_id, recipient, tenant_id, test FROM capability_questions WHERE asked_at < ?1 ORDER BY asked_at LIMIT ?2)";
 
 const DEAD_LETTERS: &str = "DELETE FROM dead_letters WHERE message_id IN
      (SELECT message_id FROM dead_letters WHERE at < ?1 ORDER BY at LIMIT ?2)";
@@ -207,7 +218,14 @@ mod tests {
         let pruned = prune(&mut tx, before).unwrap();
         assert_eq!(
             pruned,
-            Pruned { unplaced: 3, guids: 3, deliveries: 2, dead_letters: 0, stripe: 0 }
+            Pruned {
+                unplaced: 3,
+                guids: 3,
+                deliveries: 2,
+                dead_letters: 0,
+                stripe: 0,
+                questions: 0
+            }
         );
         assert_eq!(prune(&mut tx, before).unwrap().rows(), 0);
         let young = ["d_new_delivered", "e_new_failed"];
@@ -238,11 +256,19 @@ mod tests {
                 deliveries: STEP_ROWS,
                 dead_letters: 0,
                 stripe: 0,
+                questions: 0,
             }
         );
         assert_eq!(
             prune(&mut tx, before).unwrap(),
-            Pruned { unplaced: 3, guids: 3, deliveries: 3, dead_letters: 0, stripe: 0 }
+            Pruned {
+                unplaced: 3,
+                guids: 3,
+                deliveries: 3,
+                dead_letters: 0,
+                stripe: 0,
+                questions: 0
+            }
         );
         assert_eq!(prune(&mut tx, before).unwrap(), Pruned::default());
         assert!(all(&mut tx, "SELECT job_id FROM webhook_attempts").is_empty());
@@ -357,6 +383,7 @@ mod tests {
         for (sql, index) in [
             (UNPLACED, "unplaced_events_by_age (at<?)"),
             (GUIDS, "received_guids_by_age (at<?)"),
+            (QUESTIONS, "capability_questions_by_age (asked_at<?)"),
             (ATTEMPTS, "webhook_jobs_over (run_at<?)"),
             (DELIVERIES, "webhook_jobs_over (run_at<?)"),
             (BATCHES_OVER, "batches_over (ended_at>? AND ended_at<?)"),

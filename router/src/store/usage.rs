@@ -116,7 +116,8 @@ pub fn accepted_in(tx: &mut Tx<'_>, payer: &TenantId, month: Month) -> Result<u6
                  SELECT 1 FROM billing_accounts WHERE tenant_id = ?1 AND payer_id IS NOT NULL)
              OR tenant_id IN (SELECT tenant_id FROM billing_accounts WHERE payer_id = ?1))",
         params![payer, days.0, days.1],
-        |row| row.get(0),
+        // What is given back of a month before counts where it was given back: a month can have more of it than it accepted.
+        |row| Ok(u64::try_from(row.int(0)?).unwrap_or(0)),
     )
 }
 

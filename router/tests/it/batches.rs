@@ -439,6 +439,32 @@ async fn several_messages_are_accepted_or_refused_each_by_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_cannot_be_read_is_paused_and_says_so() {
+    let router = Router::start().await;
+    let key = router.tenant("Acme").await.live;
+    let (_, path) = batch(&router, &key, text()).await;
+    assert_eq!(add_csv(&router, &key, &path, csv(0, 3)).await.status, 200);
+    let break_it = |variables: &'static str| {
+        router.app.store.write(move |tx| {
+            tx.execute(
+                "UPDATE batch_recipients SET variables = ?1 WHERE position = 2",
+                router::params![variables],
+            )
+        })
+    };
+    break_it("{").await.unwrap();
+    assert_eq!(router.post(&format!("{path}/start"), &key, &Value::Null).await.status, 200);
+    router.until(async || router.get(&path, &key).await.body["state"] == "paused").await;
+    let paused = router.get(&path, &key).await.body;
+    assert_eq!((&paused["reason"], &paused["expanded"]), (&json!("check_failed"), &json!(0)));
+    // Whoever has mended it goes on with it.
+    break_it("{}").await.unwrap();
+    assert_eq!(router.post(&format!("{path}/resume"), &key, &Value::Null).await.status, 200);
+    router.until(async || router.get(&path, &key).await.body["expanded"] == 3).await;
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn recipients_are_listed_by_what_came_of_them_in_pages_that_look_at_so_many() {
     let router = Router::start().await;
     let key = router.tenant("Acme").await.test;

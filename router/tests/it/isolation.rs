@@ -424,6 +424,7 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     ("usage.rs BEFORE", "the operator's list of everybody's: the next tenant"),
     ("retention.rs DEAD_LETTERS", "deletes by age, whoever's"),
     ("providers.rs look_no_more", "of one provider, whoever's"),
+    ("retention.rs QUESTIONS", "deletes by age, whoever's"),
     ("retention.rs BATCHES_OVER", "deletes by age, whoever's"),
     ("retention.rs RECIPIENTS", "deletes by age, whoever's"),
     ("retention.rs FORGOTTEN", "deletes by age, whoever's"),

@@ -375,6 +375,27 @@ async fn what_was_used_counts_when_a_plan_with_a_quota_comes() {
 }
 
 #[tokio::test]
+async fn what_is_given_back_in_a_later_month_is_no_fault_of_that_month() {
+    let books = Books::open(Some(10), 1);
+    let tenant = books.tenant("Acme").await;
+    books.on_small(&tenant, 10).await;
+    let id = books.send(&tenant, NOW).await.unwrap();
+    // It is put on a plan without limits, and only then does the message end unsent.
+    let (whose, plans) = (tenant.clone(), books.plans.clone());
+    books.write(move |tx| accounts::set_plan(tx, &whose, None, &plans, DECEMBER)).await;
+    books.ends(&tenant, &id, Status::Expired, DECEMBER).await;
+    assert_eq!(books.account(&tenant, DECEMBER).await, (10, 0));
+    // And back on one with limits.
+    let (whose, plans) = (tenant.clone(), books.plans.clone());
+    assert!(
+        books
+            .write(move |tx| accounts::set_plan(tx, &whose, Some("small"), &plans, DECEMBER))
+            .await
+    );
+    assert_eq!(books.account(&tenant, DECEMBER).await, (10, 0));
+}
+
+#[tokio::test]
 async fn a_default_plan_with_limits_holds_for_everybody() {
     let books = Books::open(Some(5), 0);
     let tenant = books.tenant("Acme").await;

@@ -558,6 +558,19 @@ async fn a_provider_is_deleted_when_it_has_nothing_under_way_or_by_force() {
     let again = scene.send(json!({"from": TELNYX})).await;
     scene.router.until(async || scene.kinds(&again).await.contains(&"started".to_owned())).await;
     assert_eq!(scene.telnyx.taken().len(), 2);
+    // Nor is the number lost to a phone, where it is moved to one.
+    let enrol = async || {
+        let token = scene.router.post("/v1/admin/enrolment_tokens", ADMIN, &json!({})).await;
+        let body = json!({"token": token.body["token"], "name": "shelf",
+            "public_key": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", "phones": [{"number": TELNYX}]});
+        scene.router.post("/v1/hosts/enroll", "", &body).await.status
+    };
+    assert_eq!(enrol().await, 422);
+    let disabled = scene.router.post(&format!("{path}/disable"), ADMIN, &Value::Null).await;
+    assert_eq!((disabled.status, delete("?force=true").await.status), (200, 204));
+    assert_eq!(enrol().await, 200);
+    let phones = scene.router.get("/v1/admin/phones", ADMIN).await.body["data"].clone();
+    assert_eq!(phones[0]["number"], TELNYX);
     scene.router.stop().await;
 }
 

@@ -16,7 +16,7 @@ fn an_answer_is_an_acceptance_a_refusal_or_a_doubt() {
     fn refused(outcome: &Outcome, fault: Fault) -> bool {
         matches!(outcome, Outcome::NotSent(refusal) if refusal.fault == fault)
     }
-    let cases: [(u16, &str, Is); 10] = [
+    let cases: [(u16, &str, Is); 12] = [
         (200, r#"{"data":{"id":"a-b","to":[{"status":"queued"}]}}"#, |o| {
             *o == Outcome::Accepted { id: "a-b".to_owned() }
         }),
@@ -27,6 +27,9 @@ fn an_answer_is_an_acceptance_a_refusal_or_a_doubt() {
         (400, r#"{"errors":[{"code":"40305"}]}"#, |o| refused(o, Fault::Provider)),
         (401, r#"{"errors":[{"code":"10009"}]}"#, |o| refused(o, Fault::Provider)),
         (403, "<html>", |o| refused(o, Fault::Provider)),
+        (302, "", |o| refused(o, Fault::Provider)),
+        // What says so may have done it.
+        (303, "", |o| matches!(o, Outcome::Unknown { .. })),
         (429, r#"{"errors":[{"code":"10011"}]}"#, |o| {
             refused(o, Fault::Busy { wait_ms: Some(2_000) })
         }),
