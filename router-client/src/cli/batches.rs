@@ -10,7 +10,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use data_encoding::HEXLOWER;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use protocol::api::{AddedRecipients, Batch, CreateBatch, RowError, UseTemplate};
-use protocol::{BatchId, ChannelChoice, Class, E164, TemplateId, UnixMs};
+use protocol::{BatchId, ChannelChoice, Class, E164, Status, TemplateId, UnixMs};
 
 use super::{
     client::{Client, Request, Who, typed, typed_rows},
@@ -54,6 +54,9 @@ pub(crate) enum Command {
         /// As what
         #[arg(long, value_enum, default_value_t = Format::Csv)]
         format: Format,
+        /// Only those whose message has this status, such as failed
+        #[arg(long)]
+        status: Option<Status>,
         /// Into this file instead of standard output
         #[arg(long, short, value_name = "FILE")]
         output: Option<PathBuf>,
@@ -182,10 +185,13 @@ pub(crate) async fn run(
         Command::Show(which) => {
             told(screen, client, &Request::get(Who::Tenant, one(&which.id))).await
         }
-        Command::Export { id, format, output } => {
-            let request = Request::get(Who::Tenant, format!("{}/export", one(&id)))
+        Command::Export { id, format, status, output } => {
+            let mut request = Request::get(Who::Tenant, format!("{}/export", one(&id)))
                 .query("format", format.word().to_owned())
                 .patiently(PATIENCE);
+            if let Some(status) = status {
+                request = request.query("status", status.to_string());
+            }
             match output {
                 None => client.download(&request, |bytes| screen.bytes(bytes)).await,
                 Some(path) => {

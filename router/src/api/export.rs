@@ -6,7 +6,7 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse as _, Response};
 use futures_util::stream::try_unfold;
 use protocol::api::{BatchRecipient, Problem};
-use protocol::{BatchId, TenantId};
+use protocol::{BatchId, Status, TenantId};
 
 use super::PathId;
 use super::batches::visible;
@@ -30,7 +30,8 @@ enum Format {
 #[utoipa::path(get, path = "/v1/batches/{id}/export", tag = "batches", security(("api_key" = [])),
     params(
         ("id" = String, Path, description = "The batch's id."),
-        ("format" = Option<String>, Query, description = "`csv`, as when left out, or `ndjson`.")),
+        ("format" = Option<String>, Query, description = "`csv`, as when left out, or `ndjson`."),
+        ("status" = Option<Status>, Query, description = "Only those whose message has this status.")),
     responses(
         (status = 200, description = "The file, as long as it is.", content(
             (String = "text/csv"), (String = "application/x-ndjson"))),
@@ -49,6 +50,7 @@ pub(super) async fn export(
         Some("ndjson") => Format::Lines,
         Some(_) | None => Format::Csv,
     };
+    let status = query.one_of("status", "unknown_status", Status::ALL);
     query.finish()?;
     let (asked, tenant) = (id.clone(), caller.tenant.clone());
     app.store
@@ -68,6 +70,8 @@ pub(super) async fn export(
             let Some(after) = after else { return Ok::<_, std::io::Error>(None) };
             let rows = page(&app, tenant, id, after).await?;
             let next = rows.last().map(|row| row.number);
+            let rows: Vec<BatchRecipient> =
+                rows.into_iter().filter(|row| status.is_none() || row.status == status).collect();
             let bytes = written(format, after == 0, &rows)?;
             Ok(Some((bytes, next)))
         }

@@ -167,6 +167,8 @@ async fn every_recipient_gets_one_message_with_its_own_words() {
     let file = export("?format=ndjson").await;
     let rows: Vec<Value> = file.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!((rows.len(), &rows[4]["to"]), (5, &json!("anna@example.com")));
+    assert_eq!(export("?status=failed").await.lines().count(), 1, "the header alone");
+    assert_eq!(export("?status=delivered").await, export("").await);
     let bad = router.get(&format!("{path}/export?format=xls"), &key).await;
     assert_eq!((bad.status, bad.problem()), (422, "invalid_request"));
     // What has ended does not begin again.
