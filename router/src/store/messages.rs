@@ -313,7 +313,9 @@ impl Conditions {
 
     fn finish(mut self, filter: &Filter, window: &Window) -> (String, Vec<Value>) {
         if let Some(status) = filter.status {
-            self.add("m.status =", params![status]);
+            // Of the sandbox by the sandbox's own index: by that of the status all other messages would be read.
+            let column = if filter.test { "COALESCE(m.status, '') =" } else { "m.status =" };
+            self.add(column, params![status]);
         }
         if let Some(direction) = filter.direction {
             self.add("m.direction =", params![direction]);
@@ -322,7 +324,8 @@ impl Conditions {
             self.add("m.recipient =", params![recipient]);
         }
         if filter.test {
-            self.add("m.test =", params![true]);
+            // The condition of the index, word for word.
+            self.clauses.push("m.test = 1".to_owned());
         }
         if let Some(before) = &window.before {
             self.add("m.id <", params![before]);
@@ -472,6 +475,12 @@ mod tests {
                 Filter { recipient: recipient(), ..Filter::default() },
                 true,
                 "messages_by_tenant_recipient ",
+            ),
+            (Filter { test: true, ..Filter::default() }, true, "messages_of_sandbox "),
+            (
+                Filter { test: true, status: Some(Status::Sent), ..Filter::default() },
+                true,
+                "messages_of_sandbox ",
             ),
             (Filter::default(), false, "sqlite_autoindex_messages_1 "),
         ] {

@@ -106,6 +106,7 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "questions",
         sql: include_str!("../../migrations/0021_questions.sql"),
     },
+    Migration { version: 22, name: "lists", sql: include_str!("../../migrations/0022_lists.sql") },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.
