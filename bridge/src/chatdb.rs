@@ -64,6 +64,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Page cache in KiB (negative, as SQLite takes it): reads are by rowid, one pass, so a large cache
 /// holds memory for nothing.
 const CACHE_KIB: i64 = -512;
+/// The same where every page is read once, of which a few are needed again.
+const CACHE_ONCE_KIB: i64 = -128;
 /// Prepared statements kept; there are about twenty different ones.
 const STATEMENTS: usize = 32;
 /// Most own rows above the mark that are looked at for one send, the newest ones. Sends are serial,
@@ -186,6 +188,10 @@ impl ChatDb {
             let detail = "the file was replaced: open it again";
             return Err(NotReady::new(&self.path, Cause::Failing, detail));
         }
+        // It reads each page once.
+        shared.run(generation, |connection| {
+            connection.pragma_update(None, "cache_size", CACHE_ONCE_KIB)
+        })?;
         let (path, schema) = (self.path.clone(), self.schema.clone());
         Ok(Self { path, shared, generation, schema, kept: RefCell::default() })
     }

@@ -9,6 +9,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, IsTerminal as _, Seek as _, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, TrySendError, sync_channel};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -289,32 +290,51 @@ fn into_file(args: &Args, path: &Path) -> Result<(), ExportError> {
     let note_every = u64::from(args.note_every) * MIB;
     let mut noted_bytes = plan.bytes;
     let (to, now) = (plan.to, plan.now);
-    let note = |mark: Mark, guid: Option<String>| {
-        let Some(guid) = guid.filter(|_| mark.bytes - noted_bytes >= note_every) else {
+    let (give, notes) = sync_channel(0);
+    let noting = note_path.clone();
+    let notes = std::thread::Builder::new()
+        .name("notes".to_owned())
+        .spawn(move || write_notes(&sync, &noting, &notes))
+        .map_err(StreamError::Thread)?;
+    let note = move |mark: Mark, guid: &str| {
+        if mark.bytes - noted_bytes < note_every {
             return Ok(());
+        }
+        let note = Note {
+            version: NOTE_VERSION,
+            format: args.format,
+            since: since_text(args.since),
+            until: args.until,
+            conversation: args.conversation.clone(),
+            identity: identity.clone(),
+            rowid: mark.rowid,
+            guid: guid.to_owned(),
+            before: mark.before,
+            newest: mark.newest_before,
+            to,
+            bytes: mark.bytes,
+            now,
         };
-        noted_bytes = mark.bytes;
-        sync.sync_data()?;
-        write_note(
-            &note_path,
-            &Note {
-                version: NOTE_VERSION,
-                format: args.format,
-                since: since_text(args.since),
-                until: args.until,
-                conversation: args.conversation.clone(),
-                identity: identity.clone(),
-                rowid: mark.rowid,
-                guid,
-                before: mark.before,
-                newest: mark.newest_before,
-                to,
-                bytes: mark.bytes,
-                now,
-            },
-        )
+        match give.try_send(note) {
+            Ok(()) => noted_bytes = mark.bytes,
+            // The disk is slower: a note is made when it has done.
+            Err(TrySendError::Full(_)) => {}
+            Err(TrySendError::Disconnected(_)) => {
+                return Err(io::Error::other("notes cannot be made any more"));
+            }
+        }
+        Ok(())
     };
-    export(args, db, &plan, &mut file, note)?;
+    let ended = export(args, db, &plan, &mut file, note);
+    // Why no notes could be made says more than that they could not.
+    match notes.join() {
+        Ok(noted) => noted.map_err(StreamError::Out)?,
+        Err(_panic) => {
+            let died = io::Error::other("the thread that makes notes has died");
+            return Err(StreamError::Thread(died).into());
+        }
+    }
+    ended?;
     file.sync_all().map_err(failed(&partial, "cannot be brought to the disk"))?;
     std::fs::rename(&partial, path)
         .and_then(|()| sync_folder(path))
@@ -349,6 +369,15 @@ fn read_note(path: &Path) -> Result<Option<Note>, ExportError> {
     } else {
         Err(foreign("was written by another version"))
     }
+}
+
+/// Brings to the disk what is written, and notes how far it goes, while the export goes on.
+fn write_notes(file: &File, path: &Path, notes: &Receiver<Note>) -> io::Result<()> {
+    for note in notes {
+        file.sync_data()?;
+        write_note(path, &note)?;
+    }
+    Ok(())
 }
 
 /// The whole note or the one before: never half of one.
@@ -403,7 +432,7 @@ fn export(
     db: ChatDb,
     plan: &Plan,
     mut out: impl Write,
-    mut note: impl FnMut(Mark, Option<String>) -> io::Result<()>,
+    mut note: impl FnMut(Mark, &str) -> io::Result<()>,
 ) -> Result<(), ExportError> {
     let mut inbox = impatient(plan.from, plan.newest);
     let progress = Progress::new(args.quiet, plan.from, plan.to);
@@ -443,7 +472,7 @@ fn export(
             written = written.saturating_add(u64::try_from(lines.len()).unwrap_or(u64::MAX));
             lines.clear();
             let mark = Mark { rowid: last.rowid, before, newest_before, bytes: written };
-            note(mark, Some(last.guid.clone())).map_err(StreamError::Out)?;
+            note(mark, &last.guid).map_err(StreamError::Out)?;
         }
         before = last.rowid;
         progress.at(last.rowid);

@@ -19,9 +19,10 @@ use crate::chatdb::{ChatDb, NotReady, RawRows, Row};
 /// Rowids of one batch: read within a millisecond or two, so that Messages can checkpoint in between,
 /// and so many that its three queries cost little beside its rows. Where rows are missing it is smaller.
 const BATCH_ROWIDS: i64 = 400;
-/// Batches that are claimed before the first of them is taken. Rows are a few hundred bytes, so that
-/// this is about a megabyte.
-const CLAIMS_AHEAD: u64 = 4;
+/// Batches that are claimed before the first of them is taken, besides one for each thread that reads:
+/// they need not wait while another is looked at, nor one who is interrupted hold up the other. Rows are a few hundred bytes, so that a batch is a few
+/// hundred kilobytes.
+const CLAIMS_AHEAD: u64 = 2;
 /// Most threads that only read and decode: together they keep up with the one that writes.
 const READERS_MAX: usize = 2;
 
@@ -150,6 +151,7 @@ struct State {
     at: i64,
     claimed: u64,
     taken: u64,
+    ahead: u64,
     closed: bool,
     /// Batches that were decoded, to be filled again.
     used: Vec<RawRows>,
@@ -159,7 +161,7 @@ struct State {
 
 impl State {
     fn is_far_ahead(&self) -> bool {
-        self.claimed.saturating_sub(self.taken) >= CLAIMS_AHEAD
+        self.claimed.saturating_sub(self.taken) >= self.ahead
     }
 }
 
@@ -189,7 +191,8 @@ impl Claim {
 impl Claims {
     fn new(from: i64, to: i64, readers: usize) -> Self {
         let (used, free) = (Vec::new(), vec![Vec::new(); readers + 1]);
-        let state = State { at: from, claimed: 0, taken: 0, closed: false, used, free };
+        let ahead = CLAIMS_AHEAD.saturating_add(u64::try_from(readers).unwrap_or(0));
+        let state = State { at: from, claimed: 0, taken: 0, ahead, closed: false, used, free };
         Self { state: Mutex::new(state), changed: Condvar::new(), to }
     }
 
@@ -370,7 +373,7 @@ mod tests {
     #[test]
     fn claims_wait_until_batches_are_taken() {
         let claims = Arc::new(Claims::new(0, i64::MAX, 1));
-        for number in 0..CLAIMS_AHEAD {
+        for number in 0..=CLAIMS_AHEAD {
             assert_eq!(claims.next().unwrap().number, number);
         }
         let waiting = std::thread::spawn({
@@ -378,6 +381,6 @@ mod tests {
             move || claims.next().unwrap().number
         });
         claims.taken(Vec::new(), TAKER);
-        assert_eq!(waiting.join().unwrap(), CLAIMS_AHEAD);
+        assert_eq!(waiting.join().unwrap(), CLAIMS_AHEAD + 1);
     }
 }

@@ -367,6 +367,8 @@ pub struct Row {
     pub flags: Flags,
     /// What may still change.
     pub status: StatusBits,
+    /// Something is there of what most rows do not have.
+    is_rare: bool,
 }
 
 /// Rows as they were read: numbers, and the bytes of their texts and blobs, which nobody has looked
@@ -670,7 +672,7 @@ impl RawRows {
         for (raw, row) in rows.drain(..).zip(decoded) {
             let rowid = raw.rowid;
             while files.next_if(|(message, _)| *message < rowid).is_some() {}
-            row.attachments.clear();
+            empty(&mut row.attachments);
             while let Some((_, file)) = files.next_if(|(message, _)| *message == rowid) {
                 row.attachments.push(file);
             }
@@ -684,8 +686,10 @@ impl RawRows {
                     let rare = std::mem::take(rare);
                     row.other_handle = pages.handle(rare.other_handle).map(Arc::clone);
                     row.set_rare(rare, bytes);
+                    row.is_rare = true;
                 }
-                None => row.clear_rare(),
+                None if row.is_rare => row.clear_rare(),
+                None => {}
             }
             raw.decode_into(row, bytes);
         }
@@ -704,10 +708,25 @@ impl Span {
     }
 }
 
+/// Longest memory of a text, in bytes, and largest of a list, that serves the next row as well: what
+/// most rows need. Kept whatever their size, rows would come to hold the longest text each has seen.
+const KEPT_BYTES_MAX: usize = 256;
+const KEPT_MAX: usize = 4;
+
 /// Writes a text into the memory of an earlier one.
 fn set(text: &mut String, bytes: &[u8]) {
+    if text.capacity() > KEPT_BYTES_MAX {
+        *text = String::new();
+    }
     text.clear();
     text.push_str(&text_of(bytes));
+}
+
+fn empty<T>(list: &mut Vec<T>) {
+    if list.capacity() > KEPT_MAX {
+        *list = Vec::new();
+    }
+    list.clear();
 }
 
 impl Row {
@@ -746,6 +765,7 @@ impl Row {
     fn clear_rare(&mut self) {
         self.other_handle = None;
         self.set_rare(RawRare::default(), &[]);
+        self.is_rare = false;
     }
 }
 
@@ -758,7 +778,7 @@ impl RawRow {
         row.part_count = self.part_count;
         row.flags = self.flags;
         row.status = self.status;
-        row.runs.clear();
+        empty(&mut row.runs);
         row.summary = Summary::default();
         set(&mut row.guid, self.guid.of(bytes));
         set(&mut row.text, self.text.of(bytes));

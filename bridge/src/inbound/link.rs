@@ -45,6 +45,8 @@ impl Joined {
 pub(super) struct Links {
     told: VecDeque<TextWithLink>,
     joined: VecDeque<Joined>,
+    /// No row above this one was joined: most that are asked about are new.
+    joined_to: i64,
 }
 
 /// Whether it is a text for whose link a preview may follow.
@@ -103,15 +105,19 @@ impl Links {
             shown: preview.preview.is_some(),
         };
         keep(&mut self.joined, joined);
+        self.joined_to = self.joined_to.max(preview.rowid);
     }
 
     /// Whether this row is a preview that was joined.
     pub(super) fn is_joined(&self, row: &Row) -> bool {
-        self.joined.iter().any(|joined| joined.rowid == row.rowid)
+        self.joined(row).is_some()
     }
 
     /// The preview that was joined, where this row is one.
     pub(super) fn joined(&self, row: &Row) -> Option<&Joined> {
+        if row.rowid > self.joined_to {
+            return None;
+        }
         self.joined.iter().find(|joined| joined.rowid == row.rowid)
     }
 

@@ -351,6 +351,7 @@ impl Phone {
 
     // ---- what was told ----------------------------------------------------------------------
 
+    #[expect(clippy::wildcard_enum_match_arm, reason = "one kind of many is looked for")]
     pub(crate) fn received(&self) -> impl Iterator<Item = &Received> {
         self.events.values().filter_map(|line| match &line.event {
             Event::Received(received) => Some(received),
