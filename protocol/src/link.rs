@@ -18,11 +18,24 @@ pub const LEASE_TTL_MS: u64 = 15_000;
 /// The router waits so much longer than a lease's end before another host may have the phone.
 pub const LEASE_GRACE_MS: u64 = 5_000;
 
-/// Both sides ping so often. Cloudflare ends idle connections after about 100 s (buildbot#4078).
+/// A host pings so often, whatever else is said. Cloudflare ends idle connections after about 100 s (buildbot#4078).
 pub const PING_EVERY_MS: u64 = 20_000;
 
-/// So many unanswered pings end a session.
+/// So many pings that the router itself does not answer end a session, where no lease ends it sooner.
 pub const PINGS_MISSED_MAX: u32 = 3;
+
+/// A router that has nothing to say for so long pings: a wire that goes dead without a word is noticed by what is missing.
+/// Idle, this is about 20 MB a day.
+pub const IDLE_PING_MS: u64 = 1_500;
+
+/// A host that has heard nothing for so long asks by a ping: also a router that says nothing of its own accord must answer.
+pub const ASK_AFTER_MS: u64 = 2_000;
+
+/// Nothing was heard for so long, though it was asked for: the wire is dead, for the host.
+pub const HOST_SILENCE_MS: u64 = 4_000;
+
+/// The same for the router. Longer, for a host notices first, and its new session ends the old one.
+pub const ROUTER_SILENCE_MS: u64 = 6_000;
 
 /// The first frame of either side must come within this time; so must every write.
 pub const HELLO_WITHIN_MS: u64 = 10_000;

@@ -65,13 +65,45 @@ impl Backoff {
             self.redials = self.redials.saturating_add(1);
         }
         match cause {
-            // A router that drains for ever would be dialled in a tight loop, so the welcome is asked for only once.
+            // A router that drains for ever, or whose store fails again and again, would be dialled in a tight loop: it is
+            // asked at once only the first time, however often it has said welcome since.
             Cause::Lost | Cause::Draining if redials == 0 => 0,
-            Cause::Draining if lived_ms > 0 => DELAY_MIN_MS.min(self.delay_max_ms),
             Cause::Lost | Cause::Draining => jittered(redials, self.delay_max_ms, random),
             Cause::Asked => 0,
             Cause::Refused => REFUSED_MS + random % (REFUSED_MS / 10),
             Cause::Replaced => REPLACED_MS + random % (REPLACED_MS / 2),
+        }
+    }
+}
+
+/// Most that a link is patient: as long as a lease holds, for then there is nothing left to be patient for.
+const PATIENCE_MAX_MS: u64 = protocol::link::LEASE_TTL_MS;
+
+/// How long a session may hear nothing. A network on which answers take longer than that would be redialled for ever, and
+/// never carry anything: whoever has ended a session for its silence waits twice as long in the next one.
+#[derive(Clone, Debug)]
+pub(crate) struct Patience {
+    first_ms: u64,
+    now_ms: u64,
+}
+
+impl Patience {
+    pub(crate) fn new(first: std::time::Duration) -> Self {
+        let first_ms = u64::try_from(first.as_millis()).unwrap_or(PATIENCE_MAX_MS);
+        Self { first_ms, now_ms: first_ms }
+    }
+
+    pub(crate) fn silence_ms(&self) -> u64 {
+        self.now_ms
+    }
+
+    /// A session has ended, for its silence or not. One that lived long enough to be silent several times over shows that the
+    /// first patience is enough.
+    pub(crate) fn ended(&mut self, silent: bool, lived_ms: u64) {
+        if lived_ms >= PATIENCE_MAX_MS {
+            self.now_ms = self.first_ms;
+        } else if silent {
+            self.now_ms = self.now_ms.saturating_mul(2).min(PATIENCE_MAX_MS.max(self.first_ms));
         }
     }
 }
@@ -148,6 +180,37 @@ mod tests {
         assert_eq!(backoff.next(Cause::Draining, 5_000, 0), 0);
         assert_eq!(backoff.next(Cause::Draining, 5_000, 0), DELAY_MIN_MS);
         assert!(backoff.next(Cause::Draining, 0, u64::MAX) > DELAY_MIN_MS);
+    }
+
+    #[test]
+    fn sessions_that_die_within_seconds_climb_whatever_they_die_of() {
+        for cause in [Cause::Lost, Cause::Draining] {
+            let mut backoff = Backoff::default();
+            // The most that chance allows, after sessions that were welcome for five seconds each.
+            let most = |redials| (DELAY_MIN_MS << redials) - DELAY_MIN_MS;
+            let waits = (0..5).map(|n| backoff.next(cause, 5_000, most(n))).collect::<Vec<_>>();
+            assert_eq!(waits, [0, 1_000, 2_000, 4_000, 8_000], "{cause:?}");
+            assert_eq!(backoff.next(cause, FORGIVEN_AFTER_MS, 0), 0, "a good one is forgiven");
+        }
+    }
+
+    #[test]
+    fn a_link_that_ends_for_its_silence_again_and_again_becomes_patient() {
+        let mut patience = Patience::new(std::time::Duration::from_millis(4_000));
+        let mut waits = Vec::new();
+        for _ in 0..4 {
+            waits.push(patience.silence_ms());
+            patience.ended(true, 5_000);
+        }
+        assert_eq!(waits, [4_000, 8_000, PATIENCE_MAX_MS, PATIENCE_MAX_MS]);
+        patience.ended(false, 5_000);
+        assert_eq!(
+            patience.silence_ms(),
+            PATIENCE_MAX_MS,
+            "a cut says nothing of the network's pace"
+        );
+        patience.ended(true, PATIENCE_MAX_MS);
+        assert_eq!(patience.silence_ms(), 4_000);
     }
 
     proptest! {

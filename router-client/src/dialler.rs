@@ -60,6 +60,8 @@ pub(crate) struct Desk<'a> {
     pub(crate) clock: &'a Clock,
     pub(crate) shutdown: &'a CancellationToken,
     pub(crate) redial: &'a Notify,
+    /// How long a session may hear nothing.
+    pub(crate) silence_ms: u64,
     /// Where routers that dial come in; none where this side dials.
     pub(crate) sockets: Option<&'a mut mpsc::Receiver<Socket>>,
     /// The socket that ended the session before it.
@@ -136,7 +138,8 @@ impl Dialler {
             }
         };
         let (boot, version) = (self.config.boot.clone(), self.config.version.clone());
-        let session = Session::new(boot, version, std::mem::take(phones), random_u64());
+        let session = Session::new(boot, version, std::mem::take(phones), random_u64())
+            .with_silence(desk.silence_ms);
         run(socket, session, desk, phones).await
     }
 
@@ -186,7 +189,8 @@ pub(crate) async fn accept(
         }
     };
     let (boot, version) = (boot.to_owned(), version.to_owned());
-    let session = Session::new(boot, version, std::mem::take(phones), random_u64());
+    let session = Session::new(boot, version, std::mem::take(phones), random_u64())
+        .with_silence(desk.silence_ms);
     run(socket, session, desk, phones).await
 }
 
@@ -229,6 +233,9 @@ where
             Performed::Over(why) => break why,
         }
         desk.stats.add(&session.take_counts());
+        if !deliveries.is_empty() {
+            session.does_not_listen(now.continuous);
+        }
         let due = session.deadline().map_or(LOOK_EVERY, |deadline| {
             Duration::from_millis(deadline.saturating_sub(now.continuous)).min(LOOK_EVERY)
         });

@@ -28,7 +28,7 @@ use std::sync::{
 use futures_util::{Sink, Stream};
 use protocol::{
     HostId, PhoneId,
-    link::{HostHealth, PhoneReport},
+    link::{HOST_SILENCE_MS, HostHealth, PhoneReport},
     pipe::{Command, EventLine},
 };
 use tokio::{
@@ -39,7 +39,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::{
-    backoff::{self, Backoff},
+    backoff::{self, Backoff, Patience},
     clock::{Clock, ContinuousMs},
     dialler::{self, Dialler},
     key::HostKey,
@@ -70,6 +70,8 @@ pub struct LinkConfig {
     pub proxies: Proxies,
     /// Longest delay before a lost link is dialled again; [`REDIAL_MAX`] unless an operator knows better.
     pub redial_max: Duration,
+    /// How long nothing may be heard of the router; [`SILENCE`] unless an operator knows the network better.
+    pub silence: Duration,
     /// A new one each time the supervisor starts.
     pub boot: String,
     /// Version of the supervisor, for the router's table of hosts.
@@ -103,6 +105,9 @@ pub enum LinkConfigError {
 
 /// Longest delay before a lost link is dialled again, where the operator says nothing else.
 pub const REDIAL_MAX: Duration = Duration::from_millis(backoff::DELAY_MAX_MS);
+
+/// How long nothing may be heard of the router, though it was asked, where the operator says nothing else.
+pub const SILENCE: Duration = Duration::from_millis(HOST_SILENCE_MS);
 
 /// What the supervisor tells the link.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -320,6 +325,7 @@ impl std::fmt::Debug for Way {
 pub struct Link {
     way: Way,
     redial_max: Duration,
+    silence: Duration,
     inputs: mpsc::Receiver<LinkInput>,
     outputs: mpsc::Sender<LinkOutput>,
     stats: Arc<LinkStats>,
@@ -334,8 +340,8 @@ impl Link {
         inputs: mpsc::Receiver<LinkInput>,
         outputs: mpsc::Sender<LinkOutput>,
     ) -> Result<Self, LinkConfigError> {
-        let redial_max = config.redial_max;
-        Ok(Self::by(Way::Dial(Box::new(Dialler::new(config)?)), redial_max, inputs, outputs))
+        let waits = (config.redial_max, config.silence);
+        Ok(Self::by(Way::Dial(Box::new(Dialler::new(config)?)), waits, inputs, outputs))
     }
 
     /// A link that the router dials. Who opens a socket is checked before it comes in; a newer one ends the session of
@@ -343,22 +349,24 @@ impl Link {
     pub fn accepting(
         boot: String,
         version: String,
-        sockets: mpsc::Receiver<Socket>,
+        (sockets, silence): (mpsc::Receiver<Socket>, Duration),
         inputs: mpsc::Receiver<LinkInput>,
         outputs: mpsc::Sender<LinkOutput>,
     ) -> Self {
-        Self::by(Way::Accept { boot, version, sockets }, REDIAL_MAX, inputs, outputs)
+        let way = Way::Accept { boot, version, sockets };
+        Self::by(way, (REDIAL_MAX, silence), inputs, outputs)
     }
 
     fn by(
         way: Way,
-        redial_max: Duration,
+        (redial_max, silence): (Duration, Duration),
         inputs: mpsc::Receiver<LinkInput>,
         outputs: mpsc::Sender<LinkOutput>,
     ) -> Self {
         Self {
             way,
             redial_max,
+            silence,
             inputs,
             outputs,
             stats: Arc::new(LinkStats::default()),
@@ -383,6 +391,7 @@ impl Link {
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut phones = Phones::default();
         let mut backoff = Backoff::new(self.redial_max);
+        let mut patience = Patience::new(self.silence);
         let mut successor = None;
         loop {
             let (way, sockets) = match &mut self.way {
@@ -398,6 +407,7 @@ impl Link {
                 clock: &self.clock,
                 shutdown: &shutdown,
                 redial: &self.redial,
+                silence_ms: patience.silence_ms(),
             };
             let (why, lived_ms) = match &way {
                 Ok(dialler) => dialler.attempt(&mut desk, &mut phones).await,
@@ -409,6 +419,7 @@ impl Link {
                 tracing::info!("link closed");
                 return;
             }
+            patience.ended(matches!(why, Ended::Silent(_)), lived_ms);
             let delay_ms = match way {
                 Ok(_) => backoff.next(why.redial_cause(), lived_ms, dialler::random_u64()),
                 // Its next connection is taken whenever it comes.

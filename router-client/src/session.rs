@@ -6,15 +6,17 @@
 //!   is dropped here, because the bridge repeats what is not acknowledged; so nothing has to be remembered between sessions.
 //! - A lease counts from the moment its renewal was *asked* for, never from when the answer came: an answer that took ten
 //!   seconds is ten seconds old.
-//! - A silent router ends the session: after three pings, and sooner while a lease depends on it.
+//! - A dead wire ends the session within seconds: whoever hears nothing asks, and whoever is not answered is alone.
+//! - So does a router whose wire lives and that answers nothing: after three pings, and sooner while a lease depends on it.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use protocol::{
     PROTOCOL, PhoneId, UnixMs, WireError, limits,
     link::{
-        CLOCK_SKEW_MAX_S, HELLO_WITHIN_MS, HostFrame, HostHealth, HostHello, LEASE_TTL_MS,
-        PING_EVERY_MS, PINGS_MISSED_MAX, PhoneReport, RENEW_EVERY_MS, RouterFrame, Welcome, close,
+        ASK_AFTER_MS, CLOCK_SKEW_MAX_S, HELLO_WITHIN_MS, HOST_SILENCE_MS, HostFrame, HostHealth,
+        HostHello, LEASE_TTL_MS, PING_EVERY_MS, PINGS_MISSED_MAX, PhoneReport, RENEW_EVERY_MS,
+        RouterFrame, Welcome, close,
     },
     pipe::{Command, EventLine},
 };
@@ -38,7 +40,9 @@ const RENEWALS_KEPT: usize = 8;
 const REWIND_AFTER_MS: u64 = 10_000;
 /// A question about a journal that was not answered is asked again after so long.
 const ASK_AGAIN_MS: u64 = 10_000;
-/// While a lease depends on the router's answers, this much silence is the end: the lease is over by then.
+/// An answer is waited for at least so long, whatever is configured.
+const ANSWER_WITHIN_MIN_MS: u64 = 500;
+/// While a lease depends on the router's answers, so long without any is the end: the lease is over by then.
 const LEASED_SILENCE_MS: u64 = LEASE_TTL_MS;
 /// Otherwise three missed pings.
 #[expect(clippy::as_conversions, reason = "a widening in a constant, where From is not available")]
@@ -351,7 +355,14 @@ pub(crate) struct Session {
     /// (number, when it was asked) of the last renewals; number 0 is hello.
     renewals: VecDeque<(u64, ContinuousMs)>,
     renewal: u64,
+    /// When any frame came.
     heard: ContinuousMs,
+    /// When one came that the router's own side of the session says. Its pings say only that the wire is whole.
+    answered: ContinuousMs,
+    /// Since when an answer is awaited, nothing having come before or since.
+    asked: Option<ContinuousMs>,
+    /// How long nothing may be heard.
+    silence_ms: u64,
     /// Added to the first ping, so that the hosts behind one router do not ping in step.
     ping_jitter_ms: u64,
     counts: Counts,
@@ -369,9 +380,23 @@ impl Session {
             renewals: VecDeque::new(),
             renewal: 0,
             heard: 0,
+            answered: 0,
+            asked: None,
+            silence_ms: HOST_SILENCE_MS,
             ping_jitter_ms: random % PING_EVERY_MS,
             counts: Counts::default(),
         }
+    }
+
+    /// With another patience than [`HOST_SILENCE_MS`].
+    pub(crate) fn with_silence(self, silence_ms: u64) -> Self {
+        Self { silence_ms, ..self }
+    }
+
+    /// The socket is not being read: what is not heard says nothing about the wire.
+    pub(crate) fn does_not_listen(&mut self, now: ContinuousMs) {
+        self.heard = now;
+        self.asked = None;
     }
 
     /// False while the outbox has no room for what the supervisor says: its channel must wait.
@@ -421,9 +446,13 @@ impl Session {
             Phase::Greeting { since } => Some(since + HELLO_WITHIN_MS),
             Phase::Leaving { since, .. } => Some(since + CLOSE_WITHIN_MS),
             Phase::Live { next_renew, next_ping, .. } => {
-                let silent = self.heard + self.silence_allowed();
+                let unanswered = self.answered + self.silence_allowed();
+                let wire = match self.asked {
+                    Some(asked) => asked + self.answer_within(),
+                    None => self.heard + ASK_AFTER_MS,
+                };
                 let lines = self.lines.values().filter_map(Line::deadline).min();
-                let first = next_renew.min(next_ping).min(silent);
+                let first = next_renew.min(next_ping).min(unanswered).min(wire);
                 Some(lines.map_or(first, |line| line.min(first)))
             }
         }
@@ -438,12 +467,12 @@ impl Session {
         match input {
             Input::Opened => self.open(now, &mut out),
             Input::Frame(frame) => {
-                self.heard = now.continuous;
+                self.hear(!matches!(frame, RouterFrame::Ping { .. }), now.continuous);
                 self.frame(frame, now, &mut out);
             }
             Input::Refused(error) => {
                 // A newer router may say more than this host understands; what it understands goes on working.
-                self.heard = now.continuous;
+                self.hear(true, now.continuous);
                 self.counts.refused += 1;
                 tracing::warn!(%error, label = error.label(), "frame refused");
             }
@@ -472,6 +501,14 @@ impl Session {
         out
     }
 
+    fn hear(&mut self, answers: bool, now: ContinuousMs) {
+        self.heard = now;
+        self.asked = None;
+        if answers {
+            self.answered = now;
+        }
+    }
+
     fn send(&mut self, frame: HostFrame, out: &mut Vec<Output>) {
         self.outbox += 1;
         out.push(Output::Send(frame));
@@ -488,7 +525,7 @@ impl Session {
 
     fn open(&mut self, now: Now, out: &mut Vec<Output>) {
         self.phase = Phase::Greeting { since: now.continuous };
-        self.heard = now.continuous;
+        self.hear(true, now.continuous);
         self.renewals.push_back((0, now.continuous));
         let phones = self.phones.all();
         for report in &phones {
@@ -792,8 +829,18 @@ impl Session {
         if self.lines.values().any(|line| line.leased) { LEASED_SILENCE_MS } else { SILENCE_MS }
     }
 
+    /// How long after the question for it an answer is awaited.
+    fn answer_within(&self) -> u64 {
+        self.silence_ms.saturating_sub(ASK_AFTER_MS).max(ANSWER_WITHIN_MIN_MS)
+    }
+
     fn pass_time(&mut self, now: Now, out: &mut Vec<Output>) {
         let silence = now.continuous.saturating_sub(self.heard);
+        let unanswered = now.continuous.saturating_sub(self.answered);
+        let dead = self
+            .asked
+            .is_some_and(|asked| now.continuous.saturating_sub(asked) >= self.answer_within());
+        let asks = self.asked.is_none() && silence >= ASK_AFTER_MS;
         let allowed = self.silence_allowed();
         match &mut self.phase {
             Phase::Closed | Phase::Ended { .. } => {}
@@ -809,12 +856,19 @@ impl Session {
                 }
             }
             Phase::Live { next_renew, next_ping, .. } => {
-                if silence >= allowed {
+                if dead {
                     return self.end(Ended::Silent(silence), now, out);
                 }
-                let ping = now.continuous >= *next_ping;
-                if ping {
+                if unanswered >= allowed {
+                    return self.end(Ended::Silent(unanswered), now, out);
+                }
+                let regular = now.continuous >= *next_ping;
+                if regular {
                     *next_ping = now.continuous + PING_EVERY_MS;
+                }
+                let ping = regular || asks;
+                if asks {
+                    self.asked = Some(now.continuous);
                 }
                 let renew = now.continuous >= *next_renew;
                 if renew {

@@ -106,6 +106,19 @@ impl Bench {
         self.step(Input::Frame(RouterFrame::Ack { phone: phone(1), journal, seq }))
     }
 
+    /// The same, while the wire shows that it is whole and nothing is answered.
+    fn alive(&mut self, ms: u64) -> Vec<Output> {
+        let until = self.at + ms;
+        let mut out = Vec::new();
+        while self.at < until {
+            out.extend(self.pass((until - self.at).min(1_000)));
+            if self.at < until {
+                out.extend(self.step(Input::Frame(RouterFrame::Ping { at: WALL })));
+            }
+        }
+        out
+    }
+
     /// Ticks at every deadline until `ms` have passed, answering nothing.
     fn pass(&mut self, ms: u64) -> Vec<Output> {
         let until = self.at + ms;
@@ -225,7 +238,7 @@ fn a_second_welcome_changes_nothing() {
 #[test]
 fn renewals_are_numbered_and_leases_count_from_their_sending() {
     let mut bench = Bench::live(0, Some(7));
-    let out = bench.pass(RENEW_EVERY_MS);
+    let out = bench.alive(RENEW_EVERY_MS);
     let asked = bench.at;
     assert!(
         sent(&out).iter().any(|frame| matches!(
@@ -236,7 +249,7 @@ fn renewals_are_numbered_and_leases_count_from_their_sending() {
     );
     let out = bench.after(4_000, lease_frame(7, 1));
     assert_eq!(delivered(&out), [&lease(7, asked)]);
-    let out = bench.pass(RENEW_EVERY_MS - 4_000);
+    let out = bench.alive(RENEW_EVERY_MS - 4_000);
     assert!(sent(&out).iter().any(|frame| matches!(frame, HostFrame::Renew { renewal: 2, .. })));
 }
 
@@ -349,7 +362,7 @@ fn an_unanswered_question_is_asked_again() {
     let mut bench = Bench::live(4, None);
     let told = LinkInput::Phone { report: report(phone(1), "k"), started: true };
     bench.step(Input::Local(told));
-    let out = bench.pass(ASK_AGAIN_MS);
+    let out = bench.alive(ASK_AGAIN_MS);
     let asked = sent(&out).into_iter().filter(|frame| matches!(frame, HostFrame::Phone(_))).count();
     assert_eq!(asked, 1);
 }
@@ -370,7 +383,7 @@ fn events_that_are_not_acknowledged_are_offered_again() {
     bench.step(local_event(phone(1), "j", 5));
     bench.step(local_event(phone(1), "j", 6));
     bench.ack("j", 5);
-    let out = bench.pass(REWIND_AFTER_MS);
+    let out = bench.alive(REWIND_AFTER_MS);
     assert!(delivered(&out).contains(&&acked(5, true)), "{out:?}");
     assert_eq!(bench.session.take_counts().rewinds, 1);
     assert_eq!(seqs(&bench.step(local_event(phone(1), "j", 6))), [6]);
@@ -379,16 +392,16 @@ fn events_that_are_not_acknowledged_are_offered_again() {
 #[test]
 fn a_quiet_journal_is_not_rewound() {
     let mut bench = Bench::live(4, None);
-    bench.pass(50_000);
+    bench.alive(50_000);
     bench.step(local_event(phone(1), "j", 5));
-    bench.pass(REWIND_AFTER_MS - 1);
+    bench.alive(REWIND_AFTER_MS - 1);
     assert_eq!(bench.session.take_counts().rewinds, 0);
 }
 
 #[test]
-fn pings_go_every_twenty_seconds_and_three_missed_end_the_session() {
+fn a_router_whose_wire_lives_and_that_answers_nothing_is_left_after_three_pings() {
     let mut bench = Bench::live(0, None);
-    let out = bench.pass(SILENCE_MS - 1);
+    let out = bench.alive(SILENCE_MS - 1);
     let pings = sent(&out).into_iter().filter(|f| matches!(f, HostFrame::Ping { .. })).count();
     // At 20, 40 and, one millisecond from now, 60 s; the first went out with the welcome.
     assert_eq!(pings, 2);
@@ -399,24 +412,61 @@ fn pings_go_every_twenty_seconds_and_three_missed_end_the_session() {
 }
 
 #[test]
-fn any_frame_is_a_sign_of_life() {
-    let mut bench = Bench::live(0, None);
-    for _ in 0..10 {
-        assert_eq!(ended(&bench.pass(SILENCE_MS - 1)), None);
-        bench.step(Input::Frame(RouterFrame::Pong { at: WALL }));
+fn a_wire_on_which_nothing_comes_is_asked_and_left_when_it_does_not_answer() {
+    let mut bench = Bench::live(0, Some(7));
+    let pings = |out: &[Output]| {
+        sent(out).into_iter().filter(|f| matches!(f, HostFrame::Ping { .. })).count()
+    };
+    assert_eq!(pings(&bench.pass(ASK_AFTER_MS - 1)), 0);
+    assert_eq!(pings(&bench.pass(1)), 1, "asked once");
+    let out = bench.pass(HOST_SILENCE_MS - ASK_AFTER_MS - 1);
+    assert_eq!((pings(&out), ended(&out)), (0, None));
+    assert_eq!(ended(&bench.pass(1)), Some(&Ended::Silent(HOST_SILENCE_MS)));
+}
+
+#[test]
+fn an_answer_in_the_last_moment_keeps_the_session_and_an_operator_may_wait_for_longer() {
+    for silence_ms in [HOST_SILENCE_MS, 12_000] {
+        let mut bench = Bench::live(0, None);
+        bench.session = bench.session.with_silence(silence_ms);
+        for _ in 0..4 {
+            assert_eq!(ended(&bench.pass(silence_ms - 1)), None);
+            bench.step(Input::Frame(RouterFrame::Pong { at: WALL }));
+        }
+        assert_eq!(ended(&bench.pass(silence_ms)), Some(&Ended::Silent(silence_ms)));
     }
 }
 
 #[test]
-fn with_a_lease_silence_ends_the_session_with_the_lease() {
+fn what_is_not_read_is_not_missed() {
+    let mut bench = Bench::live(0, None);
+    bench.pass(HOST_SILENCE_MS - 1);
+    // What came is not taken by the supervisor, so the socket stays unread.
+    bench.session.does_not_listen(bench.at);
+    assert_eq!(ended(&bench.pass(HOST_SILENCE_MS - 1)), None);
+    assert_eq!(ended(&bench.pass(1)), Some(&Ended::Silent(HOST_SILENCE_MS)));
+}
+
+#[test]
+fn a_process_that_stood_still_asks_before_it_gives_up() {
+    let mut bench = Bench::live(0, None);
+    bench.alive(5_000);
+    // The wire was well until it stopped; what has come since lies in the socket, behind this tick.
+    let out = bench.after(10_000, Input::Tick);
+    assert_eq!(ended(&out), None);
+    assert_eq!(sent(&out).into_iter().filter(|f| matches!(f, HostFrame::Ping { .. })).count(), 1);
+}
+
+#[test]
+fn with_a_lease_a_router_without_answers_is_left_with_the_lease() {
     let mut bench = Bench::live(0, Some(7));
-    let out = bench.pass(LEASED_SILENCE_MS);
+    let out = bench.alive(LEASED_SILENCE_MS);
     assert_eq!(ended(&out), Some(&Ended::Silent(LEASED_SILENCE_MS)));
     let mut bench = Bench::live(0, Some(7));
     let revoke = RouterFrame::Revoke { phone: phone(1), epoch: 7 };
     let out = bench.step(Input::Frame(revoke));
     assert_eq!(delivered(&out), [&LinkOutput::Revoke { phone: phone(1), epoch: 7 }]);
-    assert_eq!(ended(&bench.pass(SILENCE_MS - 1)), None);
+    assert_eq!(ended(&bench.alive(SILENCE_MS - 1)), None);
 }
 
 #[test]

@@ -60,6 +60,8 @@ pub struct Config {
     pub warming: warming::Policy,
     /// Leases.
     pub lease: Lease,
+    /// See [`Link`].
+    pub link: Link,
     /// Webhook delivery.
     pub webhooks: Webhooks,
     /// Rules for what may be sent.
@@ -304,6 +306,25 @@ pub struct Lease {
     pub settle_ms: u64,
 }
 
+/// Sessions with hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Link {
+    /// A session in which nothing was said for so long is pinged, in milliseconds.
+    pub ping_ms: u64,
+    /// Nothing heard for so long, though it was asked for: the session is over, in milliseconds.
+    pub silence_ms: u64,
+}
+
+impl Default for Link {
+    fn default() -> Self {
+        Self {
+            ping_ms: protocol::link::IDLE_PING_MS,
+            silence_ms: protocol::link::ROUTER_SILENCE_MS,
+        }
+    }
+}
+
 /// Webhook delivery.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -514,6 +535,7 @@ struct Raw {
     dispatch: Dispatch,
     warming: Warming,
     lease: Lease,
+    link: Link,
     webhooks: Webhooks,
     compliance: Compliance,
     billing: Billing,
@@ -540,6 +562,7 @@ impl Default for Raw {
             dispatch: Dispatch::default(),
             warming: Warming::default(),
             lease: Lease::default(),
+            link: Link::default(),
             webhooks: Webhooks::default(),
             compliance: Compliance::default(),
             billing: Billing::default(),
@@ -651,6 +674,7 @@ impl Config {
             dispatch: raw.dispatch,
             warming: raw.warming.into(),
             lease: raw.lease,
+            link: raw.link,
             webhooks: raw.webhooks,
             compliance: Arc::new(raw.compliance),
             log: raw.log,
@@ -696,7 +720,8 @@ impl Check<'_> {
     }
 
     fn all(&self, raw: &Raw) -> Result<(), ConfigError> {
-        let Raw { limits, messages, dispatch, warming, lease, webhooks, compliance, log, .. } = raw;
+        let Raw { limits, messages, dispatch, warming, lease, link, .. } = raw;
+        let Raw { webhooks, compliance, log, .. } = raw;
         if raw.database.as_os_str().is_empty() {
             return Err(self.wrong("database", "is empty"));
         }
@@ -740,6 +765,9 @@ impl Check<'_> {
         self.range("warming.unanswered", warming.unanswered, 0, 1_000)?;
         // The bridge stops 3 s before the end of a lease, and renews every 5 s.
         self.range("lease.ttl_ms", lease.ttl_ms, 4_000, 600_000)?;
+        // A host that is asked has some round trips' time to answer.
+        self.range("link.ping_ms", link.ping_ms, 500, 20_000)?;
+        self.range("link.silence_ms", link.silence_ms, link.ping_ms.saturating_mul(2), 600_000)?;
         self.range("lease.grace_ms", lease.grace_ms, 0, 600_000)?;
         self.range("lease.unfit_ms", lease.unfit_ms, 1_000, 86_400_000)?;
         self.range("lease.settle_ms", lease.settle_ms, 0, 86_400_000)?;
@@ -1090,6 +1118,7 @@ mod tests {
         assert_eq!(shipped.dispatch, built_in.dispatch);
         assert_eq!(shipped.warming, built_in.warming);
         assert_eq!(shipped.lease, built_in.lease);
+        assert_eq!(shipped.link, built_in.link);
         assert_eq!(shipped.webhooks, built_in.webhooks);
         assert_eq!(shipped.compliance, built_in.compliance);
         assert_eq!(shipped.billing, built_in.billing);
@@ -1130,6 +1159,7 @@ mod tests {
             ("dispatch", 10),
             ("warming", 4),
             ("lease", 4),
+            ("link", 2),
             ("webhooks", 6),
             // Two more stand there as comments: they have no default.
             ("providers", 6),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use data_encoding::BASE64URL_NOPAD;
 use protocol::{E164, limits};
-use router_client::link::REDIAL_MAX;
+use router_client::link::{REDIAL_MAX, SILENCE};
 use router_client::proxy::{Proxies, ProxyError};
 use router_client::tls::TlsRoots;
 use serde::Deserialize;
@@ -122,6 +122,7 @@ struct RawRouter {
     extra_ca: Option<Spanned<PathBuf>>,
     proxy: Option<Spanned<String>>,
     redial_max_ms: Option<Spanned<u64>>,
+    silence_ms: Option<Spanned<u64>>,
     dial: Option<Spanned<String>>,
     router_key: Option<Spanned<String>>,
     access: Option<RawAccess>,
@@ -329,6 +330,8 @@ pub(crate) struct RouterConfig {
     pub(crate) proxies: Proxies,
     /// Longest delay before it is dialled again.
     pub(crate) redial_max: Duration,
+    /// How long nothing may be heard of it.
+    pub(crate) silence: Duration,
     /// How it is known, where it dials this host; none where this host dials.
     pub(crate) dialled: Option<DialledConfig>,
 }
@@ -642,8 +645,16 @@ fn router(source: &Source<'_>, raw: &RawRouter) -> Result<RouterConfig, ConfigEr
             .map_err(|error: ProxyError| source.wrong("proxy", proxy, error.to_string()))?,
     };
     let redial_max = source.period("redial_max_ms", raw.redial_max_ms.as_ref(), REDIAL_MAX, 1)?;
+    let silence = source.period("silence_ms", raw.silence_ms.as_ref(), SILENCE, 1)?;
+    // Below that a busy router would be taken for a dead wire; above it every lease is over before it is noticed.
+    if let Some(given) =
+        raw.silence_ms.as_ref().filter(|given| !(2_500..=15_000).contains(given.get_ref()))
+    {
+        let message = format!("{} is not between 2500 and 15000", given.get_ref());
+        return Err(source.wrong("silence_ms", given, message));
+    }
     let dialled = dialled(source, raw)?;
-    Ok(RouterConfig { url, roots, proxies, redial_max, dialled })
+    Ok(RouterConfig { url, roots, proxies, redial_max, silence, dialled })
 }
 
 fn dialled(source: &Source<'_>, raw: &RawRouter) -> Result<Option<DialledConfig>, ConfigError> {
@@ -1271,6 +1282,12 @@ mod tests {
         assert_eq!(more.proxies, "http://u:geheim@p:3128".parse().unwrap());
         assert!(!format!("{more:?}").contains("geheim"));
         assert_eq!(router("proxy = \"none\"").unwrap().proxies, Proxies::Direct);
+        assert_eq!(router("").unwrap().silence, SILENCE);
+        assert_eq!(router("silence_ms = 9000").unwrap().silence, Duration::from_secs(9));
+        for bad in ["silence_ms = 2499", "silence_ms = 15001"] {
+            let said = router(bad).unwrap_err();
+            assert!(said.contains("`silence_ms`:") && said.contains("2500 and 15000"), "{said}");
+        }
         let said = router("roots = \"own.pem\"\nextra_ca = \"office.pem\"").unwrap_err();
         assert!(said.contains("`extra_ca`: is added to"), "{said}");
         let said = router("proxy = \"socks5://u:geheim@p\"").unwrap_err();

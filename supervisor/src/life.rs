@@ -329,7 +329,7 @@ fn link(
         let access = access.map_err(|error| Failed::config(&error))?;
         let (sockets, came) = mpsc::channel(SOCKET_QUEUE);
         let door = Door::new((host, key), router_key, access, sockets);
-        let link = Link::accepting(boot, version, came, taken, given);
+        let link = Link::accepting(boot, version, (came, router.silence), taken, given);
         return Ok(Some(Linked { link, inputs, outputs, door: Some(Arc::new(door)) }));
     }
     let link_config = LinkConfig {
@@ -339,6 +339,7 @@ fn link(
         roots: router.roots.clone(),
         proxies: router.proxies.clone(),
         redial_max: router.redial_max,
+        silence: router.silence,
         boot,
         version,
     };

@@ -16,7 +16,7 @@ use protocol::{Channel, Class, MessageId, PhoneId};
 use reqwest::Method;
 use router_client::key::HostKey;
 use router_client::link::{
-    INPUT_QUEUE, Link, LinkConfig, LinkInput, LinkOutput, OUTPUT_QUEUE, REDIAL_MAX,
+    INPUT_QUEUE, Link, LinkConfig, LinkInput, LinkOutput, OUTPUT_QUEUE, REDIAL_MAX, SILENCE,
 };
 use router_client::proxy::Proxies;
 use router_client::tls::TlsRoots;
@@ -128,6 +128,7 @@ impl Standins {
             roots: TlsRoots::default(),
             proxies: Proxies::Direct,
             redial_max: REDIAL_MAX,
+            silence: SILENCE,
             boot: "stand-in".to_owned(),
             version: "0".to_owned(),
         };

@@ -64,6 +64,7 @@ fn supervisor_through(router: &str, roots: TlsRoots, proxies: Proxies) -> Superv
     let (outputs, output) = mpsc::channel(OUTPUT_QUEUE);
     let config = LinkConfig {
         redial_max: router_client::link::REDIAL_MAX,
+        silence: router_client::link::SILENCE,
         proxies,
         router: router.parse().unwrap(),
         host: HostId::new(1, [1; 10]),
@@ -519,7 +520,13 @@ async fn a_router_that_dials_anew_ends_its_session_before() {
     let (input, inputs) = mpsc::channel(INPUT_QUEUE);
     let (outputs, mut output) = mpsc::channel(OUTPUT_QUEUE);
     let (sockets, came) = mpsc::channel(router_client::link::SOCKET_QUEUE);
-    let link = Link::accepting("boot".to_owned(), "1.0.0".to_owned(), came, inputs, outputs);
+    let link = Link::accepting(
+        "boot".to_owned(),
+        "1.0.0".to_owned(),
+        (came, router_client::link::SILENCE),
+        inputs,
+        outputs,
+    );
     let (stats, redial, shutdown) = (link.stats(), link.redial(), CancellationToken::new());
     // There is nothing that this side could dial: the wish is forgotten, and ends no session that comes later.
     redial.notify_one();

@@ -9,12 +9,12 @@ use data_encoding::HEXLOWER;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{FutureExt as _, Sink, SinkExt as _, Stream, StreamExt as _};
 use protocol::link::{
-    EventFrame, HELLO_WITHIN_MS, HostFrame, HostHealth, HostHello, PING_EVERY_MS, PINGS_MISSED_MAX,
-    PhoneReport, PhoneState, RouterFrame, Welcome, WelcomePhone, close, parse_host,
+    EventFrame, HELLO_WITHIN_MS, HostFrame, HostHealth, HostHello, PhoneReport, PhoneState,
+    RouterFrame, Welcome, WelcomePhone, close, parse_host,
 };
 use protocol::{HostId, PROTOCOL_MIN, PhoneId, UnixMs};
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{Ending, Registered};
 use crate::lease::Decision;
@@ -74,8 +74,8 @@ struct Session {
     waits: BTreeMap<PhoneId, (PhoneReport, UnixMs)>,
     /// What was said of each phone last.
     reports: BTreeMap<PhoneId, PhoneReport>,
-    /// Pings that have not been answered.
-    missed: u32,
+    /// When anything was last heard, or could not be because nobody listened.
+    heard: Instant,
 }
 
 /// Something that carries the messages of a session, whoever has opened it.
@@ -99,7 +99,7 @@ where
     let id = HEXLOWER.encode(&clock::random::<8>());
     let (answers, answered) = mpsc::channel(ANSWERS);
     let (commands, commanded) = mpsc::channel(1);
-    let writer = app.tasks.spawn(write(sink, answered, commanded));
+    let writer = app.tasks.spawn(write(AppState::clone(&app), sink, answered, commanded));
     let mut session = Session {
         app: AppState::clone(&app),
         host: host.clone(),
@@ -109,7 +109,7 @@ where
         renewal: 0,
         waits: BTreeMap::new(),
         reports: BTreeMap::new(),
-        missed: 0,
+        heard: Instant::now(),
     };
     let end = match session.hello(&mut frames).await {
         Err(end) => end,
@@ -156,8 +156,10 @@ where
     (end, lived)
 }
 
-/// The writer: the owner's answers first, then commands.
+/// The writer: the owner's answers first, then commands, and where there is neither a ping. That is not the owner's to do:
+/// one that waits for the store would seem gone.
 async fn write<S, E>(
+    app: AppState,
     mut sink: SplitSink<S, Message>,
     mut answers: mpsc::Receiver<Out>,
     mut given: mpsc::Receiver<mpsc::Receiver<RouterFrame>>,
@@ -165,8 +167,12 @@ async fn write<S, E>(
     S: Sink<Message, Error = E>,
     E: std::fmt::Display,
 {
+    let every = Duration::from_millis(app.config.link.ping_ms);
     let mut commands: Option<mpsc::Receiver<RouterFrame>> = None;
+    let mut said = Instant::now();
     loop {
+        // Before the welcome nothing counts.
+        let greeted = commands.is_some();
         let out = tokio::select! {
             biased;
             answer = answers.recv() => match answer {
@@ -178,7 +184,11 @@ async fn write<S, E>(
                 continue;
             }
             Some(frame) = next(&mut commands) => Out::Frame(frame),
+            () = sleep_until(said + every), if greeted => {
+                Out::Frame(RouterFrame::Ping { at: app.clock.now() })
+            }
         };
+        said = Instant::now();
         let (message, last) = match out {
             Out::Frame(frame) => match serde_json::to_string(&frame) {
                 Ok(text) => (Message::Text(text.into()), false),
@@ -268,7 +278,7 @@ impl Session {
                 () = self.app.stop.cancelled() => {
                     return Err(End::Close(close::DRAINING, "draining"));
                 }
-                () = tokio::time::sleep_until(deadline) => {
+                () = sleep_until(deadline) => {
                     return Err(End::Close(PROTOCOL_ERROR, "no hello in time"));
                 }
                 message = frames.next() => match message {
@@ -413,9 +423,8 @@ impl Session {
     where
         S: Stream<Item = Result<Message, E>> + Unpin,
     {
-        let every = Duration::from_millis(PING_EVERY_MS);
-        let mut ping = interval_at(Instant::now() + every, every);
-        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let silence = Duration::from_millis(self.app.config.link.silence_ms);
+        self.heard = Instant::now();
         let app = AppState::clone(&self.app);
         loop {
             let next_free = self.next_free();
@@ -438,25 +447,19 @@ impl Session {
                     Ok(()) => ControlFlow::Break(End::Close(close::REPLACED, "replaced")),
                     Err(_gone) => ControlFlow::Break(End::Close(close::REPLACED, "replaced")),
                 },
-                _ = ping.tick() => self.ping().await,
                 () = free.notified() => flow(self.ask_again(true).await),
                 () = waited => flow(self.ask_again(false).await),
                 message = frames.next() => self.take(frames, message).await,
                 () = self.answers.closed() => ControlFlow::Break(End::Gone),
+                // After everything that has come has been read: what kept this task from it was not the host.
+                () = sleep_until(self.heard + silence) => {
+                    ControlFlow::Break(End::Close(NORMAL, "nothing heard"))
+                }
             };
             if let ControlFlow::Break(end) = step {
                 return end;
             }
         }
-    }
-
-    async fn ping(&mut self) -> ControlFlow<End> {
-        if self.missed >= PINGS_MISSED_MAX {
-            return ControlFlow::Break(End::Close(NORMAL, "no answer to pings"));
-        }
-        self.missed += 1;
-        let at = self.app.clock.now();
-        flow(self.answer(RouterFrame::Ping { at }).await)
     }
 
     /// Takes a message, and with it everything else that has already come.
@@ -512,7 +515,9 @@ impl Session {
             next = if more { frames.next().now_or_never() } else { None };
         }
         // Events that came before the end count: they are safe here, acknowledged or not.
-        if let Err(end) = self.events(events).await {
+        let taken = self.events(events).await;
+        self.heard = Instant::now();
+        if let Err(end) = taken {
             return ControlFlow::Break(end);
         }
         end.map_or(ControlFlow::Continue(()), ControlFlow::Break)
@@ -545,14 +550,8 @@ impl Session {
             HostFrame::Phone(report) => flow(self.phone(report).await),
             // Events are taken in runs by the caller; one alone is a run of one.
             HostFrame::Event(event) => flow(self.events(vec![event]).await),
-            HostFrame::Ping { at } => {
-                self.missed = 0;
-                flow(self.answer(RouterFrame::Pong { at }).await)
-            }
-            HostFrame::Pong { .. } => {
-                self.missed = 0;
-                ControlFlow::Continue(())
-            }
+            HostFrame::Ping { at } => flow(self.answer(RouterFrame::Pong { at }).await),
+            HostFrame::Pong { .. } => ControlFlow::Continue(()),
             HostFrame::Bye { reason } => {
                 tracing::info!(host = %self.host, reason = %reason, "link: the host says bye");
                 ControlFlow::Break(End::Close(NORMAL, "bye"))

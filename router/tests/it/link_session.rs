@@ -335,3 +335,36 @@ async fn an_epoch_that_the_host_has_seen_is_never_undercut() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_host_of_which_nothing_is_heard_is_taken_for_gone_and_one_that_answers_pings_stays() {
+    let router = router("[link]\nping_ms = 500\nsilence_ms = 1500\n").await;
+    let (silent, alive) =
+        (host(&router.app, &[ONE]).await, host(&router.app, &["+15550100191"]).await);
+    let mut wires = Vec::new();
+    for host in [&silent, &alive] {
+        let mut wire = dialled(&router, host).await;
+        wire.say(&hello(vec![report(&host.phones[0], PhoneState::Ready)])).await;
+        wire.welcome().await;
+        wires.push(wire);
+    }
+    let (mut answering, mut quiet) = (wires.pop().unwrap(), wires.pop().unwrap());
+    // One is pinged until it is given up; the other one answers three times as long.
+    let mut pings = 0;
+    let code = loop {
+        match quiet.next().await {
+            Came::Frame(frame) => pings += i32::from(matches!(*frame, RouterFrame::Ping { .. })),
+            Came::Closed(code) => break code,
+        }
+        let ping = answering.until(|frame| match frame {
+            RouterFrame::Ping { at } => Some(*at),
+            _ => None,
+        });
+        let at = ping.await;
+        answering.say(&HostFrame::Pong { at }).await;
+    };
+    assert_eq!(code, Some(1_000));
+    assert!(pings >= 2, "{pings}");
+    eventually("it counts as gone", || async { !router.app.links.is_online(&silent.id) }).await;
+    assert!(router.app.links.is_online(&alive.id));
+}

@@ -85,7 +85,9 @@ pub(crate) async fn open(folder: &Path, settings: &str) -> AppState {
     // Tests run at any hour; those about the hours choose their own.
     let hours =
         if settings.contains("[compliance]") { "" } else { "[compliance]\nhours = \"off\"\n" };
-    let text = format!("database = \"switchboard.db\"\ndrain_ms = 2000\n{settings}\n{hours}");
+    // A wire of these tests says only what its test says, and answers no pings.
+    let link = if settings.contains("[link]") { "" } else { "[link]\nsilence_ms = 600000\n" };
+    let text = format!("database = \"switchboard.db\"\ndrain_ms = 2000\n{settings}\n{link}{hours}");
     let config = Config::parse(
         &text,
         &folder.join("router.toml"),
