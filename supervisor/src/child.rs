@@ -31,6 +31,8 @@ use router_client::clock::wall_now;
 const STDOUT_QUEUE: usize = 64;
 /// Lines waiting to be written to a child: more than a session's burst of commands, at most some megabytes.
 const STDIN_QUEUE: usize = 256;
+/// Bytes read from a child at once: some lines of an ordinary bridge. There are two such buffers for each of many phones.
+const READ_BYTES: usize = 2 * 1024;
 /// One write to a child's stdin must end within this time; a healthy bridge reads at once.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 /// Longest log line that is kept of a child's stderr; the rest of the line is dropped.
@@ -417,7 +419,7 @@ fn signal_group(group: Pid, signal: Signal) -> Signalled {
 }
 
 async fn read_stdout(stdout: ChildStdout, line_max: usize, report: mpsc::Sender<Told>) {
-    let mut lines = Lines::new(BufReader::new(stdout), line_max);
+    let mut lines = Lines::new(BufReader::with_capacity(READ_BYTES, stdout), line_max);
     loop {
         let told = match lines.next().await {
             Ok(Some(line)) => Told::Line(line),
@@ -436,7 +438,7 @@ async fn read_stdout(stdout: ChildStdout, line_max: usize, report: mpsc::Sender<
 }
 
 async fn read_stderr(stderr: ChildStderr, name: String, voice: Voice, ring: Arc<Mutex<Ring>>) {
-    let mut lines = Lines::new(BufReader::new(stderr), LOG_LINE_MAX);
+    let mut lines = Lines::new(BufReader::with_capacity(READ_BYTES, stderr), LOG_LINE_MAX);
     let mut second = Instant::now();
     let mut passed = 0_u32;
     let mut withheld = 0_u64;

@@ -75,7 +75,8 @@ pub(crate) struct Handle {
     pub(crate) id: PhoneId,
     /// What the operator configured.
     pub(crate) config: Arc<PhoneConfig>,
-    asks: mpsc::Sender<Ask>,
+    /// Boxed, because the queue keeps room for some of them and commands are large.
+    asks: mpsc::Sender<Box<Ask>>,
     report: watch::Receiver<Report>,
     lease: watch::Receiver<Option<Lease>>,
     /// Its events.
@@ -110,7 +111,7 @@ impl Lease {
 impl Handle {
     /// Asks the owner for something, never waiting.
     pub(crate) fn ask(&self, ask: Ask) -> Result<(), NotTaken> {
-        self.asks.try_send(ask).map_err(|refused| match refused {
+        self.asks.try_send(Box::new(ask)).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => NotTaken::Busy,
             mpsc::error::TrySendError::Closed(_) => NotTaken::Gone,
         })
@@ -255,7 +256,8 @@ impl Pool {
             changes.untouched += 1;
             self.relabel(&handle.id, wanted);
             // An owner that has ended has nothing to be told.
-            drop(handle.asks.send(Ask::Tune(Box::new(surroundings.tuning.clone()))).await);
+            let tuned = Ask::Tune(Box::new(surroundings.tuning.clone()));
+            drop(handle.asks.send(Box::new(tuned)).await);
         }
         changes
     }
@@ -366,7 +368,7 @@ struct Owner {
     phone: Phone,
     child: Option<Child>,
     journal: Option<String>,
-    asked: mpsc::Receiver<Ask>,
+    asked: mpsc::Receiver<Box<Ask>>,
     reports: watch::Sender<Report>,
     leases: watch::Sender<Option<Lease>>,
     stream: Arc<Stream>,
@@ -429,7 +431,7 @@ impl Owner {
                     power_watched = changed.is_ok();
                     Turn::Power
                 }
-                ask = self.asked.recv(), if !stop_seen => Turn::Asked(ask),
+                ask = self.asked.recv(), if !stop_seen => Turn::Asked(ask.map(|ask| *ask)),
                 happened = next(&mut self.child) => Turn::Happened(happened),
             };
             match turn {

@@ -37,6 +37,9 @@ pub fn start_log_in(folder: &Path, kept: Kept) {
     }
 }
 
+/// Threads that run tasks: one that is held up holds up no other phone.
+const WORKERS: usize = 2;
+
 /// Logs to stderr.
 pub fn start_log() {
     tracing_subscriber::fmt()
@@ -48,9 +51,14 @@ pub fn start_log() {
 
 /// Runs a task to its end in a runtime of its own.
 pub fn until_done(task: impl Future<Output = Result<(), Failed>>) -> Result<(), Failed> {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| {
-            Failed { status: 71, message: format!("starting the runtime: {error}") }
+    // A shelf of phones keeps not even one processor busy; each further thread costs its stack and its share of the heap.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build()
+        .map_err(|error| Failed {
+            status: 71,
+            message: format!("starting the runtime: {error}"),
         })?;
     let done = runtime.block_on(task);
     // Tasks that did not end in time are not waited for; a child that is dropped is killed with its group.

@@ -42,14 +42,15 @@ impl Item {
 }
 
 /// The events of one phone.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Stream {
     memory: Mutex<Memory>,
-    sender: broadcast::Sender<Arc<Item>>,
 }
 
 #[derive(Debug, Default)]
 struct Memory {
+    /// Made for the first listener and given up after the last one: its queue is large, and most phones have nobody.
+    sender: Option<broadcast::Sender<Arc<Item>>>,
     kept: VecDeque<Arc<Item>>,
     bytes: usize,
     newest: Option<(String, u64)>,
@@ -64,9 +65,9 @@ pub(crate) enum Missed {
     Some(Vec<Arc<Item>>),
 }
 
-impl Default for Stream {
-    fn default() -> Self {
-        Self { memory: Mutex::default(), sender: broadcast::Sender::new(LISTENER_QUEUE) }
+impl Memory {
+    fn subscribe(&mut self) -> broadcast::Receiver<Arc<Item>> {
+        self.sender.get_or_insert_with(|| broadcast::Sender::new(LISTENER_QUEUE)).subscribe()
     }
 }
 
@@ -106,20 +107,22 @@ impl Stream {
                 memory.bytes = memory.bytes.saturating_sub(oldest.json.len());
             }
         }
-        // Sent under the lock, so that nothing falls between a listener's memory and its subscription. An error only
-        // means that nobody listens.
-        drop(self.sender.send(item));
+        // Sent under the lock, so that nothing falls between a listener's memory and its subscription. An error means
+        // that nobody listens any more.
+        if memory.sender.as_ref().is_some_and(|sender| sender.send(item).is_err()) {
+            memory.sender = None;
+        }
     }
 
     /// Every event from now on, the repeated ones included.
     pub(crate) fn listen(&self) -> broadcast::Receiver<Arc<Item>> {
-        self.sender.subscribe()
+        self.memory().subscribe()
     }
 
     /// Every event from now on, and those since the one with the id `after`.
     pub(crate) fn listen_after(&self, after: &str) -> (Missed, broadcast::Receiver<Arc<Item>>) {
-        let memory = self.memory();
-        let receiver = self.sender.subscribe();
+        let mut memory = self.memory();
+        let receiver = memory.subscribe();
         let place = memory.kept.iter().position(|item| item.id() == after);
         let missed = match place {
             Some(place) => Missed::All(memory.kept.iter().skip(place + 1).cloned().collect()),
@@ -172,6 +175,17 @@ mod tests {
         }
         let repeats: Vec<bool> = (0..6).map(|_| listener.try_recv().unwrap().repeat).collect();
         assert_eq!(repeats, [false, false, true, true, false, false]);
+    }
+
+    #[test]
+    fn who_listens_again_after_nobody_did_hears_what_follows() {
+        let stream = Stream::default();
+        drop(stream.listen());
+        stream.publish(&frame("a", 1));
+        assert!(stream.memory().sender.is_none(), "nobody listens");
+        let mut listener = stream.listen();
+        stream.publish(&frame("a", 2));
+        assert_eq!(listener.try_recv().unwrap().seq, 2);
     }
 
     #[test]

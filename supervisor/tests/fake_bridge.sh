@@ -37,6 +37,9 @@ case "$behaviour" in
 good) hello; echo '{"type":"ready"}'; beat & serve ;;
 grandchild) sleep 1000 & echo $! >>"$dir/pids"; hello; echo '{"type":"ready"}'; beat & serve ;;
 exit:*) hello; exit "${behaviour#exit:}" ;;
+# Ready late, but within the time that it has.
+slow) sleep 1; hello; sleep 1; echo '{"type":"ready"}'; beat & serve ;;
+eats) hello; echo '{"type":"ready"}'; beat & held=$(head -c 60000000 /dev/zero | tr '\0' a); serve ;;
 mute) sleep 1000 ;;
 never_ready)
   hello

@@ -88,24 +88,35 @@ fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// Starts a supervisor, and waits until it says where it listens.
+fn begin(dir: &Path) -> (Child, String) {
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join("log")).unwrap();
+    let mut process = supervisor()
+        .args(["run", "--config"])
+        .arg(dir.join("supervisor.toml"))
+        .env("RUST_LOG", "info")
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let mut ready = String::new();
+    BufReader::new(process.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+    let ready: Value = serde_json::from_str(&ready).unwrap_or_else(|error| {
+        panic!("{error}: {}", std::fs::read_to_string(dir.join("log")).unwrap())
+    });
+    (process, ready["dispatch"].as_str().unwrap().to_owned())
+}
+
 impl House {
     fn new(behaviours: &[&str]) -> Self {
+        Self::with(behaviours, "")
+    }
+
+    /// With more tables in its configuration.
+    fn with(behaviours: &[&str], more: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config = write_config(dir.path(), behaviours, "");
-        let mut process = supervisor()
-            .args(["run", "--config"])
-            .arg(&config)
-            .env("RUST_LOG", "info")
-            .stdout(Stdio::piped())
-            .stderr(std::fs::File::create(dir.path().join("log")).unwrap())
-            .spawn()
-            .unwrap();
-        let mut ready = String::new();
-        BufReader::new(process.stdout.take().unwrap()).read_line(&mut ready).unwrap();
-        let ready: Value = serde_json::from_str(&ready).unwrap_or_else(|error| {
-            panic!("{error}: {}", std::fs::read_to_string(dir.path().join("log")).unwrap())
-        });
-        let address = ready["dispatch"].as_str().unwrap().to_owned();
+        write_config(dir.path(), behaviours, more);
+        let (process, address) = begin(dir.path());
         let token = std::fs::read_to_string(dir.path().join("state/dispatch.token")).unwrap();
         let mut house = Self {
             dir,
@@ -123,6 +134,13 @@ impl House {
         };
         house.phones = behaviours.iter().map(id_of).collect();
         house
+    }
+
+    /// Another supervisor in the place of one that has ended.
+    fn restart(&mut self) {
+        assert!(self.ended);
+        (self.process, self.address) = begin(self.dir.path());
+        self.ended = false;
     }
 
     fn raw(&self, request: &str) -> TcpStream {
@@ -399,6 +417,59 @@ fn exits_for_an_outside_cause_are_waited_out() {
         assert_eq!(phone["waits_for"], *cause);
         assert_eq!(house.pids(n).len(), 1);
     }
+    house.finish();
+}
+
+#[test]
+fn a_bridge_that_asks_to_be_tried_again_is() {
+    let house = House::new(&["exit:75"]);
+    // Like a crash: again at once, then later, then parked.
+    let phone = house.wait_state(0, "parked");
+    assert_eq!(phone["last_exit"], json!({"how": "code", "code": 75}));
+    assert_eq!(house.pids(0).len(), 3);
+    house.finish();
+}
+
+#[test]
+fn a_slow_start_within_its_time_is_no_hang() {
+    let house = House::new(&["slow"]);
+    house.wait_state(0, "ready");
+    assert_eq!(house.pids(0).len(), 1, "it was not restarted");
+    house.finish();
+}
+
+#[test]
+fn a_bridge_that_takes_too_much_memory_is_killed_and_restarted() {
+    let house = House::with(&["eats", "good"], "[memory]\nsoft_mib = 30\nhard_mib = 40\n");
+    wait_for("it is killed for its memory", || {
+        (house.phone(0)["last_exit"] == json!({"how": "killed", "why": "memory"})).then_some(())
+    });
+    wait_for("a second process", || (house.pids(0).len() >= 2).then_some(()));
+    assert_eq!(house.pids(1).len(), 1, "the other one is as small as ever");
+    house.finish();
+}
+
+#[test]
+fn a_supervisor_that_is_killed_leaves_no_bridge_and_the_next_one_adopts_none() {
+    let mut house = House::new(&["good", "grandchild"]);
+    for n in 0..2 {
+        house.wait_state(n, "ready");
+    }
+    let before: Vec<Vec<i32>> = (0..2).map(|n| house.pids(n)).collect();
+    house.signal(Signal::SIGKILL);
+    house.wait_end();
+    // The end of their input tells them.
+    for leader in [before[0][0], before[1][0]] {
+        wait_for("the end of an orphan", || (!alive(leader)).then_some(()));
+    }
+    house.restart();
+    for (n, before) in before.iter().enumerate() {
+        house.wait_state(n, "ready");
+        let new = house.pids(n).split_off(before.len());
+        assert!(!new.is_empty() && new.iter().all(|pid| !before.contains(pid)), "{new:?}");
+    }
+    // What outlived its bridge has no supervisor by now that could have known of it.
+    kill(Pid::from_raw(-before[1][0]), Signal::SIGKILL).unwrap_or_default();
     house.finish();
 }
 
