@@ -17,12 +17,14 @@
 mod book;
 #[cfg(test)]
 mod bounds;
+mod cells;
 mod census;
 mod contacts;
 mod cursor;
 mod dates;
 mod error;
 mod pulse;
+mod raw;
 mod rows;
 mod schema;
 mod sent;
@@ -46,14 +48,13 @@ pub use cursor::{Cursor, CursorFacts, RESYNC_WINDOW_MS, ResyncReason, Verified, 
 pub use error::{Cause, NotReady};
 pub(crate) use pulse::LATEST_MS;
 pub use pulse::{PULSE_ROWS, PULSE_ROWS_DOCTOR, Pulse};
-pub use rows::{
-    Attachment, Flags, Place, RawRows, Row, SendState, StatusBits, apple_ms, chat_place,
-};
+pub use raw::RawRows;
+pub use rows::{Attachment, Flags, Place, Row, SendState, StatusBits, apple_ms, chat_place};
 pub use sent::{SentQuery, SentRow, Sought, fold, same_address};
 pub use watch::{Watch, WatchCounters};
 
 use book::{Book, Kept};
-use rows::Cells;
+use cells::Cells;
 use schema::{Schema, at, bit};
 use sent::{may_be_to, sent_row};
 use shared::Shared;

@@ -10,7 +10,8 @@ use protocol::pipe::Conversation;
 use rusqlite::{CachedStatement, Connection, OptionalExtension as _};
 use rustc_hash::FxHashMap;
 
-use super::rows::{Cells, chat_place};
+use super::cells::Cells;
+use super::rows::chat_place;
 use super::schema::Schema;
 
 /// Most addresses, and most chats, kept from one read to the next: a few megabytes. Beyond that all are

@@ -3,8 +3,9 @@
 use protocol::{Channel, UnixMs};
 use rusqlite::{Connection, params};
 
+use super::cells::Cells;
 use super::error::NotReady;
-use super::rows::{Cells, apple_ms};
+use super::rows::apple_ms;
 use super::{ChatDb, schema};
 
 /// The newest messages of each handle that are looked at. What is older says little about today.

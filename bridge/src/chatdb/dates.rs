@@ -10,8 +10,9 @@ use std::ops::RangeInclusive;
 use protocol::UnixMs;
 use rusqlite::types::Value;
 
+use super::cells::Cells;
 use super::pulse::LATEST_MS;
-use super::rows::{Cells, apple_dates};
+use super::rows::apple_dates;
 use super::{ChatDb, NotReady};
 
 /// Entries of the index looked at in one read: about two milliseconds.
