@@ -353,8 +353,15 @@ fn not_sent(
             let given_up = reason == Reason::Canceled
                 && message.status == Status::Unknown
                 && !message.cancel_asked;
-            let (status, reason) =
-                if given_up { (Status::Failed, Reason::HostLost) } else { (status, reason) };
+            let (status, reason, detail) = if given_up {
+                (
+                    Status::Failed,
+                    Reason::HostLost,
+                    Some("the host came back and had not started it"),
+                )
+            } else {
+                (status, reason, detail)
+            };
             let change = Change { reason: Some(reason), detail, ..about.change(status) };
             rows::change(tx, about.tenant, about.message, &change)?;
         }

@@ -301,6 +301,8 @@ async fn what_was_lost_is_asked_of_the_standbys_chat_db_and_of_the_journal_that_
     back.tell(Event::Canceled(given_up)).await;
     let end = reaches(app, &tenant, &offered, Status::Failed).await;
     assert_eq!(end.reason, Some(Reason::HostLost));
+    let story = kinds(app, &tenant, &offered).await;
+    assert_eq!(story.last().map(String::as_str), Some("failed"), "{story:?}");
     assert_eq!(count(app, "SELECT COUNT(*) FROM attempts").await, 3, "nothing was sent again");
 }
 
