@@ -55,8 +55,11 @@ pub async fn turn(app: &App) -> Result<bool, StoreError> {
         }
         let now = app.clock.now();
         let (whose, batch) = (tenant.clone(), id.clone());
-        let stepped =
-            app.store.write(move |tx| batches::step(tx, &whose, &batch, &measure, now)).await;
+        let stepped = app
+            .store
+            .behind()
+            .write(move |tx| batches::step(tx, &whose, &batch, &measure, now))
+            .await;
         match stepped {
             Ok(Step::Waits) => continue,
             Ok(Step::Expanded(messages)) => {

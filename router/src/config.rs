@@ -506,8 +506,8 @@ impl Default for Webhooks {
             allow_private: false,
             allow_networks: Vec::new(),
             timeout_ms: 10_000,
-            per_endpoint: 4,
-            in_flight: 128,
+            per_endpoint: 16,
+            in_flight: 384,
             endpoints_per_tenant: 20,
         }
     }

@@ -53,7 +53,7 @@ const STORE_PAUSE: Duration = Duration::from_secs(1);
 const CLAIMS_MAX: u32 = 5;
 
 /// Messages that are decided in one closure.
-const TOGETHER: usize = 16;
+const TOGETHER: usize = 4;
 
 /// How often offers are repeated, recalls repeated, lost attempts and overdue jobs looked for.
 const SWEEP_EVERY_MS: i64 = 1_000;
@@ -185,7 +185,8 @@ pub async fn run_once(app: &App) -> Result<Ran, StoreError> {
     let at = desk.clone();
     let (claimed, full) = app
         .store
-        .write(move |tx| {
+        .behind()
+        .write_often(move |tx| {
             let mut pool = lock(&at.pool);
             pool.catch_up(tx, &at.links, now, true)?;
             let limit = batch.min(pool.room().unwrap_or(batch));
@@ -245,7 +246,8 @@ async fn decide_group(
     let (at, group) = (desk.clone(), jobs.clone());
     let together = app
         .store
-        .write(move |tx| {
+        .behind()
+        .write_often(move |tx| {
             group
                 .iter()
                 .map(|job| decide_and_record(tx, &at, job, now))
@@ -279,7 +281,8 @@ async fn decide_one(app: &App, desk: Desk, job: Claimed, now: UnixMs) -> Result<
             told => told,
         };
     }
-    let first = app.store.write(move |tx| decide_and_record(tx, &desk, &job, now)).await;
+    let first =
+        app.store.behind().write_often(move |tx| decide_and_record(tx, &desk, &job, now)).await;
     match first {
         Err(error) if !error.is_unavailable() => {
             // Something about this very message cannot be read or written. Nothing is sent on a guess.

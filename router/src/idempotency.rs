@@ -125,40 +125,104 @@ where
     T: Send + 'static,
     F: FnOnce(&mut Tx<'_>, T) -> Result<Reply, ApiError> + Send + 'static,
 {
-    let Some(Keyed { slot, fingerprint }) = post.keyed else {
+    let Some(keyed) = post.keyed else {
         let checked = checked?;
-        let reply = app.store.transact(move |tx| work(tx, checked)).await?;
-        return Ok(whole(reply.status, first_body(reply.body, reply.once), false));
+        return Ok(respond(app.store.transact(move |tx| work(tx, checked)).await?));
     };
     let checked = match checked {
         Ok(checked) => checked,
-        Err(refusal) => {
-            let since = app.clock.now().plus_ms(-KEPT_MS);
-            let kept = app.store.read(move |tx| idempotency::get(tx, &slot, since)).await?;
-            let Some(kept) = kept else { return Err(refusal) };
-            let (status, body, replayed) = replay(kept, fingerprint)?;
-            return Ok(whole(status, body, replayed));
-        }
+        Err(refusal) => return keyed.kept_or(app, refusal).await,
     };
     // Held until the answer is on its way: a second request meanwhile is told so instead of waiting behind this one.
-    let held = app.in_flight.hold(&slot)?;
+    let held = app.in_flight.hold(&keyed.slot)?;
     let now = app.clock.now();
-    let answer = app
+    let once = app
         .store
         .transact(move |tx| {
             let _held = &held;
-            if let Some(kept) = idempotency::get(tx, &slot, now.plus_ms(-KEPT_MS))? {
-                return replay(kept, fingerprint);
-            }
-            let reply = work(tx, checked)?;
-            let status = reply.status.as_u16();
-            let kept = Kept { fingerprint, status, body: reply.body };
-            idempotency::keep(tx, &slot, &kept, now)?;
-            Ok((reply.status, first_body(kept.body, reply.once), false))
+            keyed.once(tx, now, |tx| work(tx, checked))
         })
         .await?;
-    let (status, body, replayed) = answer;
-    Ok(whole(status, body, replayed))
+    Ok(once.answer())
+}
+
+/// [`post`] for what happens to every message: see [`crate::store::Store::transact_often`].
+pub(crate) async fn post_often<T, F>(
+    app: &AppState,
+    post: Post,
+    checked: Result<T, ApiError>,
+    mut work: F,
+) -> Result<Response, ApiError>
+where
+    T: Send + 'static,
+    F: FnMut(&mut Tx<'_>, &T) -> Result<Reply, ApiError> + Send + 'static,
+{
+    let Some(keyed) = post.keyed else {
+        let checked = checked?;
+        return Ok(respond(app.store.transact_often(move |tx| work(tx, &checked)).await?));
+    };
+    let checked = match checked {
+        Ok(checked) => checked,
+        Err(refusal) => return keyed.kept_or(app, refusal).await,
+    };
+    let held = app.in_flight.hold(&keyed.slot)?;
+    let now = app.clock.now();
+    let once = app
+        .store
+        .transact_often(move |tx| {
+            let _held = &held;
+            keyed.once(tx, now, |tx| work(tx, &checked))
+        })
+        .await?;
+    Ok(once.answer())
+}
+
+/// What came of the work of a key, done now or before.
+enum Once {
+    Done(Reply),
+    Before(Kept),
+}
+
+impl Once {
+    fn answer(self) -> Response {
+        match self {
+            Self::Done(reply) => respond(reply),
+            // What is in the store was a status when it was kept; see [`Keyed::once`].
+            Self::Before(kept) => {
+                let status = StatusCode::from_u16(kept.status);
+                whole(status.unwrap_or(StatusCode::OK), kept.body, true)
+            }
+        }
+    }
+}
+
+impl Keyed {
+    /// Does the work, and keeps its answer, where the key has none yet.
+    fn once(
+        &self,
+        tx: &mut Tx<'_>,
+        now: UnixMs,
+        work: impl FnOnce(&mut Tx<'_>) -> Result<Reply, ApiError>,
+    ) -> Result<Once, ApiError> {
+        if let Some(kept) = idempotency::get(tx, &self.slot, now.plus_ms(-KEPT_MS))? {
+            replay(&kept, self.fingerprint)?;
+            return Ok(Once::Before(kept));
+        }
+        let reply = work(tx)?;
+        let (status, body) = (reply.status.as_u16(), reply.body.clone());
+        let kept = Kept { fingerprint: self.fingerprint, status, body };
+        idempotency::keep(tx, &self.slot, &kept, now)?;
+        Ok(Once::Done(reply))
+    }
+
+    /// The answer that was given to what would be refused now, or the refusal.
+    async fn kept_or(self, app: &AppState, refusal: ApiError) -> Result<Response, ApiError> {
+        let Self { slot, fingerprint } = self;
+        let since = app.clock.now().plus_ms(-KEPT_MS);
+        let kept = app.store.read(move |tx| idempotency::get(tx, &slot, since)).await?;
+        let Some(kept) = kept else { return Err(refusal) };
+        Given(kept).answer(fingerprint)
+    }
 }
 
 /// A POST whose body is read as it comes: which one it is, is known at its end.
@@ -174,8 +238,8 @@ pub(crate) struct Given(Kept);
 impl Given {
     /// The answer, where the body was the same.
     pub(crate) fn answer(self, fingerprint: [u8; 32]) -> Result<Response, ApiError> {
-        let (status, body, replayed) = replay(self.0, fingerprint)?;
-        Ok(whole(status, body, replayed))
+        replay(&self.0, fingerprint)?;
+        Ok(Once::Before(self.0).answer())
     }
 }
 
@@ -225,13 +289,14 @@ pub(crate) fn is_replay(response: &Response) -> bool {
     response.headers().contains_key(REPLAYED)
 }
 
-fn replay(kept: Kept, fingerprint: [u8; 32]) -> Result<(StatusCode, String, bool), ApiError> {
+/// Refuses a key that was used for another body.
+fn replay(kept: &Kept, fingerprint: [u8; 32]) -> Result<(), ApiError> {
     if kept.fingerprint != fingerprint {
         return Err(ApiError::new(Code::IdempotencyKeyReused));
     }
-    let status = StatusCode::from_u16(kept.status)
+    let _known = StatusCode::from_u16(kept.status)
         .map_err(|error| ApiError::new(Code::Internal).caused_by(error))?;
-    Ok((status, kept.body, true))
+    Ok(())
 }
 
 /// The body with what is shown once as its last field.

@@ -61,12 +61,13 @@ pub async fn take(app: &App, frames: Vec<EventFrame>) -> Result<Acks, StoreError
     let now = app.clock.now();
     let rules = rules(app);
     let copy = frames.clone();
-    let (acks, effects) = match app.store.write(move |tx| take_all(tx, rules, &copy, now)).await {
-        Ok(taken) => taken,
-        Err(error) if error.is_unavailable() => return Err(error),
-        // One event cannot be taken in. The others are not to suffer.
-        Err(_) => one_by_one(app, rules, frames, now).await?,
-    };
+    let (acks, effects) =
+        match app.store.behind().write_often(move |tx| take_all(tx, rules, &copy, now)).await {
+            Ok(taken) => taken,
+            Err(error) if error.is_unavailable() => return Err(error),
+            // One event cannot be taken in. The others are not to suffer.
+            Err(_) => one_by_one(app, rules, frames, now).await?,
+        };
     app.bells.webhooks.notify_one();
     if effects.dispatch {
         app.bells.dispatch.notify_one();

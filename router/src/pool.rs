@@ -7,7 +7,7 @@
 //! phones.
 //!
 //! **It is never older than the transaction that asks it.** Triggers on the writing connection note each phone whose
-//! row, lease, attempts, contacts or host have changed ([`rows::WATCH`]); [`Pool::catch_up`] reads those anew, inside
+//! row, lease, attempts, contacts or host have changed ([`watch`]); [`Pool::catch_up`] reads those anew, inside
 //! the transaction of the choice; what dispatch itself has done to the phone that it chose is known and only taken in
 //! ([`Pool::gave`]). Read anew are also the phones about which time has changed something: a lease that has ended, an
 //! offer left unanswered, a place that became free, midnight. What a rolled-back transaction had shown is forgotten as a
@@ -21,7 +21,7 @@ use protocol::{Channel, E164, HostId, PhoneId, TenantId, UnixMs};
 use crate::link::Links;
 use crate::resolve::{self, Candidate, Choice, Need, Unable};
 use crate::store::dispatch::{self as rows, PoolPhone, Relations};
-use crate::store::{StoreError, Tx};
+use crate::store::{StoreError, Tx, watch};
 use crate::warming;
 
 /// Which hosts are there.
@@ -147,15 +147,15 @@ impl Pool {
         let before = self.known.take();
         let file_version = match before {
             Some(before) if !thorough => before.file_version,
-            Some(_) | None => rows::file_version(tx)?,
+            Some(_) | None => watch::file_version(tx)?,
         };
         let known = Known { losses, file_version, now };
         let hosts = links.take_changed();
-        let changed = rows::take_changed_phones(tx)?;
+        let changed = watch::take_changed_phones(tx)?;
         // A clock that was set back makes what was true by time doubtful.
         if before.is_none_or(|before| before.now > now || Known { now, ..before } != known) {
             *self = Self::new(self.caps.clone());
-            for phone in rows::pool(tx, now)? {
+            for phone in rows::pool(tx, self.caps.warming.enforce, now)? {
                 self.put(phone, links, now);
             }
         } else {
@@ -187,7 +187,7 @@ impl Pool {
         now: UnixMs,
     ) -> Result<(), StoreError> {
         drop(self.take_out(id));
-        if let Some(phone) = rows::pool_phone(tx, id, now)? {
+        if let Some(phone) = rows::pool_phone(tx, id, self.caps.warming.enforce, now)? {
             self.put(phone, links, now);
         }
         Ok(())
@@ -244,8 +244,8 @@ impl Pool {
         now: UnixMs,
     ) -> Result<(), StoreError> {
         if let Some(mut phone) = self.take_out(id) {
-            rows::known_change(tx, id)?;
-            phone.give(new_contact, now);
+            watch::known_change(tx, id)?;
+            phone.give(new_contact && self.caps.warming.enforce, now);
             self.shelve(phone, now);
         }
         Ok(())

@@ -5,9 +5,10 @@
 //! TEXT ids and JSON, `ON CONFLICT`, `RETURNING`, parameters as `?1` ([`Dialect`] rewrites them where an engine wants
 //! another spelling). Only this file and its `engine` modules know rusqlite.
 //!
-//! **Writing.** One thread owns the writing connection. It takes every closure that is waiting, runs them in one
-//! transaction, each in a SAVEPOINT, commits once (`synchronous=FULL`: the commit is on disk), and only then answers
-//! all of them. A closure that fails takes back its own rows and nobody else's. A commit that fails fails them all.
+//! **Writing.** One thread owns the writing connection. It takes the closures that are waiting, runs them in one
+//! transaction, commits once (`synchronous=FULL`: the commit is on disk), and only then answers all of them. A closure
+//! that fails takes back its own rows and nobody else's: each runs in a SAVEPOINT, or can be run again
+//! ([`Store::transact_often`]). A commit that fails fails them all.
 //!
 //! **Reading.** A few threads with connections of their own; each closure sees one snapshot.
 
@@ -46,6 +47,7 @@ pub mod tally;
 pub mod templates;
 pub mod unplaced;
 pub mod usage;
+pub mod watch;
 pub mod webhook_endpoints;
 pub mod webhook_jobs;
 
@@ -72,6 +74,7 @@ macro_rules! params {
 #[derive(Clone, Debug)]
 pub struct Store {
     threads: Arc<threads::Threads>,
+    lane: threads::Lane,
 }
 
 impl Store {
@@ -80,7 +83,14 @@ impl Store {
     /// The file is made when it is missing. A schema newer than this program, or one whose applied migrations differ
     /// from the ones compiled in, is refused.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        Ok(Self { threads: Arc::new(threads::Threads::start(path)?) })
+        Ok(Self { threads: Arc::new(threads::Threads::start(path)?), lane: threads::Lane::Front })
+    }
+
+    /// The same store for work that nobody waits for at the other end of a connection: what the router works off by itself.
+    /// Each transaction begins with some of it, and the rest has to wait for those who wait.
+    #[must_use]
+    pub fn behind(&self) -> Self {
+        Self { threads: Arc::clone(&self.threads), lane: threads::Lane::Back }
     }
 
     /// Runs `work` in a write transaction of its own making: on `Ok` its rows are on disk when this returns; on `Err`
@@ -101,7 +111,30 @@ impl Store {
         F: FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
-        self.threads.submit_write(Box::new(threads::Work::new(work, answer))).await?;
+        self.threads.submit_write(self.lane, Box::new(threads::Work::once(work, answer))).await?;
+        answered.await.map_err(|_closed| E::from(StoreError::Closed))?
+    }
+
+    /// [`Store::write`] for what happens to every message: see [`Store::transact_often`].
+    pub async fn write_often<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnMut(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        self.transact_often(work).await
+    }
+
+    /// [`Store::transact`] for what happens to every message. Such closures share a transaction without being fenced off
+    /// from each other, which costs half as much; where one fails after it has written, all of them are taken back and run
+    /// once more, each for itself. So it must come to the same when it is run again.
+    pub async fn transact_often<T, E, F>(&self, work: F) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+        F: FnMut(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
+    {
+        let (answer, answered) = oneshot::channel();
+        self.threads.submit_write(self.lane, Box::new(threads::Work::often(work, answer))).await?;
         answered.await.map_err(|_closed| E::from(StoreError::Closed))?
     }
 
@@ -112,7 +145,7 @@ impl Store {
         F: FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
-        self.threads.submit_read(Box::new(threads::Work::new(work, answer))).await?;
+        self.threads.submit_read(Box::new(threads::Work::once(work, answer))).await?;
         answered.await.map_err(|_closed| StoreError::Closed)?
     }
 }

@@ -158,7 +158,8 @@ impl Worker {
         let claimed = self
             .app
             .store
-            .write(move |tx| {
+            .behind()
+            .write_often(move |tx| {
                 let mut claimed = Vec::with_capacity(wanted.len());
                 for (endpoint, limit) in &wanted {
                     claimed.extend(jobs::claim(tx, endpoint, now, until, *limit)?);
@@ -232,7 +233,8 @@ async fn attempt(
     metrics::counter!("switchboard_webhook_attempts_total", "outcome" => label).increment(1);
     let id = job.id.clone();
     let posted = Posted { outcome, response, ms, at: (at, app.clock.now()) };
-    let disabled = app.store.write(move |tx| write_down(tx, &target, &job, &posted)).await;
+    let disabled =
+        app.store.behind().write_often(move |tx| write_down(tx, &target, &job, &posted)).await;
     match disabled {
         Ok(false) => {}
         Ok(true) => app.bells.webhooks.notify_one(),

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::Figure;
+use crate::kannel::Kannel;
 use crate::percentile::{p50_p99, per_second};
 use crate::posts::{self, Ask, CONNECTIONS, Key};
 use crate::relay::{ask, id};
@@ -26,6 +27,7 @@ pub(crate) async fn measure(messages: u32) -> Result<Vec<Figure>> {
     let (accept, mut latencies) =
         load(shelf.addr(), (ask(shelf.key.clone()), id), messages).await?;
     shelf.stop().await?;
+    let beside = beside_kannel(messages).await?;
 
     let tasks = TaskTracker::new();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.context("hello")?;
@@ -50,7 +52,60 @@ pub(crate) async fn measure(messages: u32) -> Result<Vec<Figure>> {
             format!("SQLite group commit of 64 × 3 rows, synchronous=FULL: {group:.0} messages/s"),
             Some(accept / group),
         ),
+        beside,
     ])
+}
+
+/// Connections that Kannel is asked over, and we beside it.
+const BESIDE: usize = 32;
+
+/// Both over 32 connections in turns, so that a noisy moment meets both.
+async fn beside_kannel(messages: u32) -> Result<Figure> {
+    let kannel = Kannel::start().await?;
+    let shelf = Shelf::start(Plan { phones: vec![], ..Plan::default() }).await?;
+    let (mut ours, mut theirs) = (Taken::default(), Taken::default());
+    for round in 0..3 {
+        let range = (round * messages, (round + 1) * messages);
+        let key: Key = id;
+        ours.add(posts::over(BESIDE, shelf.addr(), range, ask(shelf.key.clone()), key).await?);
+        if let Some(kannel) = &kannel {
+            theirs.add(kannel.take(BESIDE, range).await?);
+        }
+    }
+    shelf.stop().await?;
+    let (baseline, ratio) = match kannel {
+        Some(_) => (
+            format!("Kannel, file store without fsync: {}", theirs.say()),
+            Some(ours.rate() / theirs.rate()),
+        ),
+        None => ("NO BASELINE: Kannel is not installed on this machine".to_owned(), None),
+    };
+    Ok(Figure::new("accept, 32 connections", ours.say(), baseline, ratio))
+}
+
+/// What was taken in some rounds.
+#[derive(Default)]
+struct Taken {
+    rates: Vec<f64>,
+    latencies: Vec<Duration>,
+}
+
+impl Taken {
+    fn add(&mut self, (posts, took): (Vec<posts::Post>, Duration)) {
+        self.rates.push(per_second(posts.len(), took));
+        self.latencies.extend(posts.iter().map(|post| post.took));
+    }
+
+    /// The middle one.
+    fn rate(&self) -> f64 {
+        let mut rates = self.rates.clone();
+        rates.sort_by(f64::total_cmp);
+        rates.get(rates.len() / 2).copied().unwrap_or(0.0)
+    }
+
+    fn say(&mut self) -> String {
+        format!("{:.0} requests/s, {}", self.rate(), p50_p99(&mut self.latencies))
+    }
 }
 
 async fn load(

@@ -13,7 +13,7 @@ use e2e::shelf::free_addr;
 use tempfile::TempDir;
 use tokio_util::task::TaskTracker;
 
-use crate::posts::Ask;
+use crate::posts::{self, Ask, Key, Post};
 use crate::relay::{Rounds, recipient};
 use crate::wire::Hook;
 
@@ -71,18 +71,35 @@ impl Kannel {
     }
 
     pub(crate) async fn burst(&self, rounds: &mut Rounds, which: (u32, u32)) -> Result<()> {
+        rounds.burst(self.addr, &self.hook, which, (self.ask(true), Self::KEY)).await
+    }
+
+    /// Requests alone, over so many connections: what it has taken is sent, and no report is asked for.
+    pub(crate) async fn take(
+        &self,
+        connections: usize,
+        range: (u32, u32),
+    ) -> Result<(Vec<Post>, Duration)> {
+        posts::over(connections, self.addr, range, self.ask(false), Self::KEY).await
+    }
+
+    const KEY: Key = |n, _| Some(n.to_string());
+
+    fn ask(&self, reports: bool) -> Ask {
         let hook = self.hook.addr;
-        let ask: Ask = Arc::new(move |n| {
+        Arc::new(move |n| {
+            let report = if reports {
+                let (ip, port) = (hook.ip(), hook.port());
+                format!("&dlr-mask=8&dlr-url=http%3A%2F%2F{ip}%3A{port}%2Fdlr%3Fn%3D{n}")
+            } else {
+                String::new()
+            };
             format!(
-                "GET /cgi-bin/sendsms?username=load&password=load&from=15550100&to={}&dlr-mask=8\
-                 &dlr-url=http%3A%2F%2F{}%3A{}%2Fdlr%3Fn%3D{n}\
+                "GET /cgi-bin/sendsms?username=load&password=load&from=15550100&to={}{report}\
                  &text=Your+table+number+{n}+is+ready.+We+keep+it+for+ten+minutes. HTTP/1.1\r\nhost: load\r\n\r\n",
                 recipient(n).trim_start_matches('+'),
-                hook.ip(),
-                hook.port(),
             )
-        });
-        rounds.burst(self.addr, &self.hook, which, (ask, |n, _| Some(n.to_string()))).await
+        })
     }
 }
 

@@ -31,6 +31,7 @@ mod standby;
 mod standin;
 mod through;
 mod wake;
+mod webhooks;
 mod wire;
 
 /// Measures Switchboard as whole processes, and prints one table.
@@ -51,6 +52,9 @@ struct Args {
     /// Messages of each burst of `relay`.
     #[arg(long, default_value_t = 20_000)]
     relay_messages: u32,
+    /// Messages of each burst of `webhooks`; each is told to nine endpoints.
+    #[arg(long, default_value_t = 5_000)]
+    webhooks_messages: u32,
     /// Messages in the store of `flat`, and those that wait beside them.
     #[arg(long, default_value_t = 1_000_000)]
     flat_stored: u32,
@@ -104,6 +108,8 @@ enum Load {
     Through,
     /// Accepted → stand-in phones → webhook, beside Kannel.
     Relay,
+    /// Deliveries to nine endpoints, beside a tenth that never answers.
+    Webhooks,
     /// Accept and dispatch with a large store, beside an empty one.
     Flat,
     /// A long queue: memory, and another tenant's code.
@@ -174,6 +180,10 @@ async fn main() -> Result<()> {
     if wanted(Load::Relay) {
         progress("relay")?;
         figures.extend(relay::measure(args.relay_messages).await.context("relay")?);
+    }
+    if wanted(Load::Webhooks) {
+        progress("webhooks")?;
+        figures.extend(webhooks::measure(args.webhooks_messages).await.context("webhooks")?);
     }
     if wanted(Load::Flat) {
         progress("flat")?;

@@ -29,6 +29,17 @@ pub(crate) type Key = fn(n: u32, body: &[u8]) -> Option<String>;
 /// Posts `from` to `until`; each request with its time, and how long all took.
 pub(crate) async fn run(
     to: SocketAddr,
+    range: (u32, u32),
+    ask: Ask,
+    key: Key,
+) -> Result<(Vec<Post>, Duration)> {
+    over(CONNECTIONS, to, range, ask, key).await
+}
+
+/// The same over so many connections.
+pub(crate) async fn over(
+    connections: usize,
+    to: SocketAddr,
     (from, until): (u32, u32),
     ask: Ask,
     key: Key,
@@ -36,7 +47,7 @@ pub(crate) async fn run(
     let next = Arc::new(AtomicU32::new(from));
     let tasks = TaskTracker::new();
     let began = Instant::now();
-    let clients: Vec<_> = (0..CONNECTIONS)
+    let clients: Vec<_> = (0..connections)
         .map(|_| {
             let (next, ask) = (Arc::clone(&next), Arc::clone(&ask));
             tasks.spawn(async move {

@@ -53,12 +53,16 @@ pub(super) async fn create(
     let post = Post::new(caller.idempotency_scope(), "POST /v1/messages", &headers, &body)?;
     let new = checked(body, caller.test, &app.config.messages, now);
     let tenant = caller.tenant;
-    let accept = move |tx: &mut Tx<'_>, draft: Draft| {
-        let new = draft.written(tx, &tenant)?;
-        let message = accept(tx, &tenant, &new)?;
+    let accept = move |tx: &mut Tx<'_>, draft: &Draft| {
+        let message = if draft.template.is_none() {
+            accept(tx, &tenant, &draft.new)?
+        } else {
+            let new = draft.clone().written(tx, &tenant)?;
+            accept(tx, &tenant, &new)?
+        };
         Reply::new(StatusCode::ACCEPTED, &message)
     };
-    let response = idempotency::post(&app, post, new, accept).await?;
+    let response = idempotency::post_often(&app, post, new, accept).await?;
     if !idempotency::is_replay(&response) {
         metrics::counter!("switchboard_messages_accepted_total").increment(1);
         app.bells.dispatch.notify_one();
@@ -165,7 +169,7 @@ fn accept(tx: &mut Tx<'_>, tenant: &TenantId, new: &NewMessage) -> Result<Messag
 }
 
 /// A message as it was asked for. Where its text is to be made from a template, it has none yet.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Draft {
     new: NewMessage,
     template: Option<Asked>,

@@ -79,7 +79,7 @@ impl World {
     fn new() -> Self {
         let mut connection = Connection::open_in_memory().unwrap();
         migrate(&mut connection).unwrap();
-        connection.execute_batch(rows::WATCH).unwrap();
+        watch::start(&connection).unwrap();
         connection.pragma_update(None, "foreign_keys", false).unwrap();
         let (links, pool) = (Links::new(), Pool::new(caps()));
         let world = Self { connection, links, pool, losses: 0, now: UnixMs(START_MS), made: 0 };
@@ -220,7 +220,7 @@ impl World {
 
     fn compare(&mut self, (whose, from, relations, wanted): &Ask) -> Result<(), TestCaseError> {
         self.catch_up();
-        let mut all = rows::pool(&mut self.tx(), self.now).unwrap();
+        let mut all = rows::pool(&mut self.tx(), true, self.now).unwrap();
         for phone in &mut all {
             phone.candidate.online = self.links.is_online(phone.host.as_ref().unwrap());
             phone.measure(&caps(), self.now);

@@ -456,24 +456,25 @@ impl PoolPhone {
     }
 }
 
-/// Every phone, as it stands.
-pub fn pool(tx: &mut Tx<'_>, now: UnixMs) -> Result<Vec<PoolPhone>, StoreError> {
+/// Every phone, as it stands; with `warms`, its new contacts as well, which count only where they are limited.
+pub fn pool(tx: &mut Tx<'_>, warms: bool, now: UnixMs) -> Result<Vec<PoolPhone>, StoreError> {
     let mut phones = tx.query(&format!("{POOL} ORDER BY p.id"), params![], read_pool_phone)?;
     for phone in &mut phones {
-        complete(tx, phone, now)?;
+        complete(tx, phone, warms, now)?;
     }
     Ok(phones)
 }
 
-/// One phone, as it stands.
+/// One phone, as [`pool`] reads it.
 pub fn pool_phone(
     tx: &mut Tx<'_>,
     id: &PhoneId,
+    warms: bool,
     now: UnixMs,
 ) -> Result<Option<PoolPhone>, StoreError> {
     let mut phone = tx.query_opt(POOL_PHONE, params![id], read_pool_phone)?;
     if let Some(phone) = &mut phone {
-        complete(tx, phone, now)?;
+        complete(tx, phone, warms, now)?;
     }
     Ok(phone)
 }
@@ -533,66 +534,19 @@ fn read_pool_phone(row: &Row<'_>) -> Result<PoolPhone, StoreError> {
     })
 }
 
-fn complete(tx: &mut Tx<'_>, phone: &mut PoolPhone, now: UnixMs) -> Result<(), StoreError> {
+fn complete(
+    tx: &mut Tx<'_>,
+    phone: &mut PoolPhone,
+    warms: bool,
+    now: UnixMs,
+) -> Result<(), StoreError> {
     let id = phone.candidate.phone.clone();
     (phone.under_way, phone.oldest_offer_ms) =
         tx.query_row(IN_FLIGHT, params![id, phone.journal], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    phone.new_contacts = new_contacts(tx, &id, now)?;
-    Ok(())
-}
-
-/// Notes in a table of the writing connection alone which phones have changed, whoever changed them and however: what is
-/// kept of them in memory is read anew. What changes no choice (a report's time, an offer that is repeated) is not noted.
-pub(crate) const WATCH: &str = "
-    CREATE TEMP TABLE changed_phones (phone_id TEXT PRIMARY KEY);
-    CREATE TEMP TRIGGER phone_added AFTER INSERT ON main.phones BEGIN
-        INSERT INTO changed_phones SELECT NEW.id WHERE NEW.id NOT IN (SELECT phone_id FROM changed_phones); END;
-    CREATE TEMP TRIGGER phone_changed AFTER UPDATE ON main.phones BEGIN
-        INSERT INTO changed_phones SELECT NEW.id WHERE NEW.id NOT IN (SELECT phone_id FROM changed_phones); END;
-    CREATE TEMP TRIGGER phone_gone AFTER DELETE ON main.phones BEGIN
-        INSERT INTO changed_phones SELECT OLD.id WHERE OLD.id NOT IN (SELECT phone_id FROM changed_phones); END;
-    CREATE TEMP TRIGGER lease_added AFTER INSERT ON main.leases BEGIN
-        INSERT INTO changed_phones SELECT NEW.phone_id WHERE NEW.phone_id NOT IN (SELECT phone_id FROM changed_phones); END;
-    CREATE TEMP TRIGGER lease_changed AFTER UPDATE ON main.leases BEGIN
-        INSERT INTO changed_phones SELECT NEW.phone_id WHERE NEW.phone_id NOT IN (SELECT phone_id FROM changed_phones); END;
-    CREATE TEMP TRIGGER lease_gone AFTER DELETE ON main.leases BEGIN
-        INSERT INTO changed_phones SELECT OLD.phone_id WHERE OLD.phone_id NOT IN (SELECT phone_id FROM changed_phones); END;
-    CREATE TEMP TRIGGER attempt_added AFTER INSERT ON main.attempts BEGIN
-        INSERT INTO changed_phones SELECT NEW.phone_id WHERE NEW.phone_id NOT IN (SELECT phone_id FROM changed_phones); END;
-    CREATE TEMP TRIGGER attempt_changed AFTER UPDATE OF state, journal, first_offered_at ON main.attempts BEGIN
-        INSERT INTO changed_phones SELECT NEW.phone_id WHERE NEW.phone_id NOT IN (SELECT phone_id FROM changed_phones); END;
-    CREATE TEMP TRIGGER attempt_gone AFTER DELETE ON main.attempts BEGIN
-        INSERT INTO changed_phones SELECT OLD.phone_id WHERE OLD.phone_id NOT IN (SELECT phone_id FROM changed_phones); END;
-    CREATE TEMP TRIGGER contact_added AFTER INSERT ON main.phone_contacts WHEN NEW.counted = 1 BEGIN
-        INSERT INTO changed_phones SELECT NEW.phone_id WHERE NEW.phone_id NOT IN (SELECT phone_id FROM changed_phones); END;
-    CREATE TEMP TRIGGER contact_changed AFTER UPDATE OF counted, since ON main.phone_contacts BEGIN
-        INSERT INTO changed_phones SELECT NEW.phone_id WHERE NEW.phone_id NOT IN (SELECT phone_id FROM changed_phones); END;
-    CREATE TEMP TRIGGER contact_gone AFTER DELETE ON main.phone_contacts BEGIN
-        INSERT INTO changed_phones SELECT OLD.phone_id WHERE OLD.phone_id NOT IN (SELECT phone_id FROM changed_phones); END;
-    CREATE TEMP TRIGGER host_changed AFTER UPDATE OF drained_at ON main.hosts BEGIN
-        INSERT INTO changed_phones SELECT id FROM main.phones
-        WHERE host_id = NEW.id AND id NOT IN (SELECT phone_id FROM changed_phones); END;
-";
-
-/// The phones that have changed since this was last asked.
-pub fn take_changed_phones(tx: &mut Tx<'_>) -> Result<Vec<PhoneId>, StoreError> {
-    let changed =
-        tx.query("SELECT phone_id FROM temp.changed_phones", params![], |row| row.get(0))?;
-    if !changed.is_empty() {
-        tx.execute("DELETE FROM temp.changed_phones", params![])?;
+    if warms {
+        phone.new_contacts = new_contacts(tx, &id, now)?;
     }
-    Ok(changed)
-}
-
-/// Crosses a phone off the list of those that have changed: what was written is known already.
-pub(crate) fn known_change(tx: &mut Tx<'_>, phone: &PhoneId) -> Result<(), StoreError> {
-    tx.execute("DELETE FROM temp.changed_phones WHERE phone_id = ?1", params![phone])?;
     Ok(())
-}
-
-/// A number that changes whenever another connection has written to the file.
-pub fn file_version(tx: &mut Tx<'_>) -> Result<i64, StoreError> {
-    tx.query_row("PRAGMA data_version", params![], |row| row.int(0))
 }
 
 /// When a phone had its new contacts of the last 24 hours, ascending.

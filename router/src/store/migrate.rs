@@ -107,6 +107,11 @@ pub const MIGRATIONS: &[Migration] = &[
         sql: include_str!("../../migrations/0021_questions.sql"),
     },
     Migration { version: 22, name: "lists", sql: include_str!("../../migrations/0022_lists.sql") },
+    Migration {
+        version: 23,
+        name: "clustered",
+        sql: include_str!("../../migrations/0023_clustered.sql"),
+    },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

@@ -9,11 +9,13 @@ use std::thread;
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
+use rusqlite::hooks::Wal;
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::usage::{self, Counts};
-use super::{StoreError, Tx, dispatch, migrate};
+use super::{StoreError, Tx, migrate, watch};
 
 /// Closures waiting for the writer. At some tens of microseconds each this is well under a second of work; more
 /// waiting would only be answered after its caller has given up.
@@ -47,56 +49,107 @@ impl Cache {
     }
 }
 
+/// Pages of the log (of 4 KiB) after which it is copied into the file, by a thread of its own: the writer does not stop.
+const LOG_PAGES: i32 = 4_096;
+/// Pages of the log at which the writer copies the rest itself. While it writes on, the other one never sees the log's end,
+/// and only a log that was copied to its end begins anew.
+const LOG_PAGES_MAX: i32 = 16_384;
+
 /// How long SQLite itself waits for a lock that another process (a backup, an operator's shell) holds.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
+
+/// Time that the closures of one transaction take, but for the last of them.
+const BATCH_TIME: Duration = Duration::from_millis(10);
+/// The same from the first on that somebody waits for: he is answered when those that came with his are done.
+const FRONT_TIME: Duration = Duration::from_millis(2);
+/// With what nobody waits for each transaction begins, for so long, so that it goes on however many wait.
+const BACK_TIME: Duration = Duration::from_millis(1);
+
+/// Who waits for a closure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// Somebody at the other end of a connection.
+    Front,
+    /// Nobody but the router itself, which works off what is there.
+    Back,
+}
 
 /// A closure on its way to a thread and back.
 pub(super) trait Job: Send {
     /// Runs the closure; true where its rows are to be kept.
     fn run(&mut self, tx: &mut Tx<'_>) -> bool;
+    /// It can be run again after its rows were taken back, and comes to the same.
+    fn again(&self) -> bool;
     /// Replaces whatever the closure answered: its rows are gone.
     fn fail(&mut self, error: StoreError);
     /// Tells the caller.
     fn answer(self: Box<Self>);
 }
 
+/// A closure that can be run once, or as often as it takes ([`Job::again`]).
+pub(super) enum Body<O, A> {
+    Once(Option<O>),
+    Again(A),
+}
+
 /// The one kind of [`Job`].
-pub(super) struct Work<T, E, F> {
-    body: Option<F>,
+pub(super) struct Work<T, E, O, A> {
+    body: Body<O, A>,
     result: Option<Result<T, E>>,
     answer: oneshot::Sender<Result<T, E>>,
 }
 
-impl<T, E, F> Work<T, E, F> {
-    pub(super) fn new(work: F, answer: oneshot::Sender<Result<T, E>>) -> Self {
-        Self { body: Some(work), result: None, answer }
+/// The body of what cannot be run again.
+pub(super) type Never<T, E> = fn(&mut Tx<'_>) -> Result<T, E>;
+
+impl<T, E, O> Work<T, E, O, Never<T, E>> {
+    pub(super) fn once(work: O, answer: oneshot::Sender<Result<T, E>>) -> Self {
+        Self { body: Body::Once(Some(work)), result: None, answer }
     }
 }
 
-impl<T, E, F> Job for Work<T, E, F>
+impl<T, E, A> Work<T, E, Never<T, E>, A> {
+    pub(super) fn often(work: A, answer: oneshot::Sender<Result<T, E>>) -> Self {
+        Self { body: Body::Again(work), result: None, answer }
+    }
+}
+
+impl<T, E, O, A> Job for Work<T, E, O, A>
 where
     T: Send,
     E: From<StoreError> + Send,
-    F: FnOnce(&mut Tx<'_>) -> Result<T, E> + Send,
+    O: FnOnce(&mut Tx<'_>) -> Result<T, E> + Send,
+    A: FnMut(&mut Tx<'_>) -> Result<T, E> + Send,
 {
     fn run(&mut self, tx: &mut Tx<'_>) -> bool {
-        let Some(work) = self.body.take() else { return false };
-        let result = catch_unwind(AssertUnwindSafe(|| work(tx)))
-            .unwrap_or_else(|_panic| Err(E::from(StoreError::Panicked)));
+        let result = match &mut self.body {
+            Body::Once(work) => {
+                let Some(work) = work.take() else { return false };
+                catch_unwind(AssertUnwindSafe(|| work(tx)))
+            }
+            Body::Again(work) => catch_unwind(AssertUnwindSafe(|| work(tx))),
+        };
+        let result = result.unwrap_or_else(|_panic| Err(E::from(StoreError::Panicked)));
         let keep = result.is_ok();
         self.result = Some(result);
         keep
     }
 
+    fn again(&self) -> bool {
+        matches!(self.body, Body::Again(_))
+    }
+
     fn fail(&mut self, error: StoreError) {
-        self.body = None;
         self.result = Some(Err(E::from(error)));
     }
 
     fn answer(self: Box<Self>) {
-        if let Some(result) = self.result {
+        let Self { body, result, answer } = *self;
+        // What the closure held, it holds no more once its caller knows.
+        drop(body);
+        if let Some(result) = result {
             // A caller that went away (its connection was cut) has no use for the answer.
-            drop(self.answer.send(result));
+            drop(answer.send(result));
         }
     }
 }
@@ -108,6 +161,7 @@ type Waiting = mpsc::Receiver<Box<dyn Job>>;
 #[derive(Debug)]
 pub(super) struct Threads {
     write: Queue,
+    behind: Queue,
     read: Queue,
     // Held as long as the store is open, so that no second router writes to the same file.
     _lock: File,
@@ -125,15 +179,30 @@ impl Threads {
         let lock = lock(path)?;
         let place = Place::of(path)?;
         let mut writer = open(path, Cache::Writer)?;
-        // Checkpoints stop the writer while they copy the log into the file: not at every 4 MB, but at 16; and a log
-        // that grew behind a long reader is cut back.
-        writer.pragma_update(None, "wal_autocheckpoint", 4_096)?;
-        writer.pragma_update(None, "journal_size_limit", 64 * 1024 * 1024)?;
+        // A log that grew behind a long reader is cut back.
+        writer.pragma_update(None, "journal_size_limit", i64::from(LOG_PAGES_MAX) * 4_096)?;
         migrate(&mut writer)?;
-        writer.execute_batch(dispatch::WATCH)?;
+        watch::start(&writer)?;
+        copy_log(&mut writer, open(path, Cache::Reader)?)?;
 
-        let (write, waiting) = mpsc::channel(WRITE_QUEUE);
-        spawn("store-writer", move || write_all(&writer, &place, waiting))?;
+        let (write, front) = mpsc::channel(WRITE_QUEUE);
+        let (behind, back) = mpsc::channel(WRITE_QUEUE);
+        let waits = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .map_err(|error| StoreError::Schema(format!("no thread for the store: {error}")))?;
+        let now = Instant::now();
+        let writer = Writer {
+            connection: writer,
+            place,
+            front,
+            back,
+            waits,
+            until: now,
+            back_until: now,
+            next: None,
+            losses: 0,
+        };
+        spawn("store-writer", move || writer.run())?;
 
         let (read, waiting) = mpsc::channel(READ_QUEUE);
         let waiting = Arc::new(Mutex::new(waiting));
@@ -143,11 +212,19 @@ impl Threads {
             let waiting = Arc::clone(&waiting);
             spawn("store-reader", move || read_all(&reader, &waiting))?;
         }
-        Ok(Self { write, read, _lock: lock })
+        Ok(Self { write, behind, read, _lock: lock })
     }
 
-    pub(super) async fn submit_write(&self, job: Box<dyn Job>) -> Result<(), StoreError> {
-        submit(&self.write, job).await
+    pub(super) async fn submit_write(
+        &self,
+        lane: Lane,
+        job: Box<dyn Job>,
+    ) -> Result<(), StoreError> {
+        let queue = match lane {
+            Lane::Front => &self.write,
+            Lane::Back => &self.behind,
+        };
+        submit(queue, job).await
     }
 
     pub(super) async fn submit_read(&self, job: Box<dyn Job>) -> Result<(), StoreError> {
@@ -262,71 +339,197 @@ fn open(path: &Path, cache: Cache) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
-fn write_all(connection: &Connection, place: &Place, mut waiting: Waiting) {
-    let mut losses = 0;
-    while let Some(mut first) = waiting.blocking_recv() {
-        if !place.still_leads_there() {
-            tracing::error!(path = %place.path.display(), "{}", StoreError::Replaced);
-            first.fail(StoreError::Replaced);
-            first.answer();
-            continue;
-        }
-        let mut batch = vec![first];
-        if let Err(error) = write_batch(connection, &mut batch, &mut waiting, &mut losses) {
-            losses += 1;
-            tracing::error!(%error, jobs = batch.len(), "a store commit failed; nothing of it remains");
-            if !connection.is_autocommit()
-                && let Err(error) = run(connection, "ROLLBACK")
-            {
-                tracing::error!(%error, "the failed transaction could not be rolled back");
+/// The writing thread: its connection, and what waits for it.
+struct Writer {
+    connection: Connection,
+    place: Place,
+    front: Waiting,
+    back: Waiting,
+    /// Waits for either.
+    waits: tokio::runtime::Runtime,
+    /// When the transaction ends, and until when it prefers what nobody waits for.
+    until: Instant,
+    back_until: Instant,
+    /// Taken from its queue, and not of the kind that was being run.
+    next: Option<(Lane, Box<dyn Job>)>,
+    /// Transactions so far whose rows were taken back after somebody had remembered them.
+    losses: u64,
+}
+
+impl Writer {
+    fn run(mut self) {
+        while let Some((lane, mut first)) = self.next.take().or_else(|| self.wait()) {
+            if !self.place.still_leads_there() {
+                tracing::error!(path = %self.place.path.display(), "{}", StoreError::Replaced);
+                first.fail(StoreError::Replaced);
+                first.answer();
+                continue;
             }
-            for job in &mut batch {
-                job.fail(error.clone());
+            let again = first.again();
+            let began = Instant::now();
+            self.until = began + BATCH_TIME;
+            self.back_until = began + BACK_TIME;
+            self.took(lane, began);
+            let mut batch = vec![first];
+            let written = if again {
+                match self.write_together(&mut batch) {
+                    // Each by itself, so that only what fails is taken back.
+                    Ok(false) => self.write_apart(&mut batch, false),
+                    written => written.map(drop),
+                }
+            } else {
+                self.write_apart(&mut batch, true)
+            };
+            if let Err(error) = written {
+                tracing::error!(%error, jobs = batch.len(), "a store commit failed; nothing of it remains");
+                self.roll_back();
+                for job in &mut batch {
+                    job.fail(error.clone());
+                }
+            }
+            metrics::histogram!("switchboard_store_batch_jobs")
+                .record(f64::from(u32::try_from(batch.len()).unwrap_or(u32::MAX)));
+            for job in batch {
+                job.answer();
             }
         }
-        metrics::histogram!("switchboard_store_batch_jobs")
-            .record(f64::from(u32::try_from(batch.len()).unwrap_or(u32::MAX)));
-        for job in batch {
-            job.answer();
+    }
+
+    /// The next closure, whoever waits for it; none, when both queues are closed and empty.
+    fn wait(&mut self) -> Option<(Lane, Box<dyn Job>)> {
+        let (front, back) = (&mut self.front, &mut self.back);
+        self.waits.block_on(async {
+            tokio::select! {
+                biased;
+                Some(job) = back.recv() => Some((Lane::Back, job)),
+                Some(job) = front.recv() => Some((Lane::Front, job)),
+                else => None,
+            }
+        })
+    }
+
+    fn took(&mut self, lane: Lane, now: Instant) {
+        if lane == Lane::Front {
+            self.until = self.until.min(now + FRONT_TIME);
         }
+    }
+
+    fn roll_back(&mut self) {
+        self.losses += 1;
+        if !self.connection.is_autocommit()
+            && let Err(error) = run(&self.connection, "ROLLBACK")
+        {
+            tracing::error!(%error, "the failed transaction could not be rolled back");
+        }
+    }
+
+    /// The next closure that waits, where it is of the same kind and the transaction has room and time for it.
+    fn more(&mut self, batch: &mut Vec<Box<dyn Job>>, again: bool) {
+        let now = Instant::now();
+        if batch.len() >= BATCH_MAX || now >= self.until {
+            return;
+        }
+        let front = |writer: &mut Self| writer.front.try_recv().ok().map(|job| (Lane::Front, job));
+        let back = |writer: &mut Self| writer.back.try_recv().ok().map(|job| (Lane::Back, job));
+        let next = if now < self.back_until {
+            back(self).or_else(|| front(self))
+        } else {
+            front(self).or_else(|| back(self))
+        };
+        match next {
+            Some((lane, job)) if job.again() == again => {
+                self.took(lane, now);
+                batch.push(job);
+            }
+            other => self.next = other,
+        }
+    }
+
+    /// Runs what can be run again in one transaction, without a savepoint for each: SQLite keeps a copy of every page that
+    /// is changed within one, and at each statement walks over the copies so far. False, and nothing of the batch remains,
+    /// where one has failed after it had written.
+    fn write_together(&mut self, batch: &mut Vec<Box<dyn Job>>) -> Result<bool, StoreError> {
+        run(&self.connection, "BEGIN IMMEDIATE")?;
+        let mut counts = Counts::default();
+        let mut next = 0;
+        while let Some(job) = batch.get_mut(next) {
+            let before = self.connection.total_changes();
+            let mut tx = Tx::after(&self.connection, self.losses);
+            if job.run(&mut tx) {
+                counts.merge(tx.take_counts());
+            } else if self.connection.is_autocommit() || self.connection.total_changes() != before {
+                self.roll_back();
+                return Ok(false);
+            }
+            next += 1;
+            if next == batch.len() {
+                self.more(batch, true);
+            }
+        }
+        usage::write(&mut Tx::after(&self.connection, self.losses), &counts)?;
+        run(&self.connection, "COMMIT")?;
+        Ok(true)
+    }
+
+    /// Runs closures in one transaction, each in a savepoint; with `more`, those that wait as well. `Err` means that
+    /// nothing of the batch remains.
+    fn write_apart(&mut self, batch: &mut Vec<Box<dyn Job>>, more: bool) -> Result<(), StoreError> {
+        run(&self.connection, "BEGIN IMMEDIATE")?;
+        let mut counts = Counts::default();
+        let mut next = 0;
+        while let Some(job) = batch.get_mut(next) {
+            run(&self.connection, "SAVEPOINT job")?;
+            let mut tx = Tx::after(&self.connection, self.losses);
+            if job.run(&mut tx) {
+                counts.merge(tx.take_counts());
+            } else {
+                self.losses += u64::from(tx.is_remembered());
+                // Disk full and I/O errors end the whole transaction inside SQLite, neighbours' rows included
+                // (sqlite.org/lang_transaction.html, "Response To Errors Within A Transaction").
+                if self.connection.is_autocommit() {
+                    return Err(StoreError::Full);
+                }
+                run(&self.connection, "ROLLBACK TO job")?;
+            }
+            run(&self.connection, "RELEASE job")?;
+            next += 1;
+            if more && next == batch.len() {
+                self.more(batch, false);
+            }
+        }
+        usage::write(&mut Tx::after(&self.connection, self.losses), &counts)?;
+        run(&self.connection, "COMMIT")
     }
 }
 
-/// Runs everything that waits in one transaction. `Err` means that nothing of the batch remains.
-fn write_batch(
-    connection: &Connection,
-    batch: &mut Vec<Box<dyn Job>>,
-    waiting: &mut Waiting,
-    losses: &mut u64,
-) -> Result<(), StoreError> {
-    run(connection, "BEGIN IMMEDIATE")?;
-    let mut counts = Counts::default();
-    let mut next = 0;
-    while let Some(job) = batch.get_mut(next) {
-        run(connection, "SAVEPOINT job")?;
-        let mut tx = Tx::after(connection, *losses);
-        if job.run(&mut tx) {
-            counts.merge(tx.take_counts());
-        } else {
-            *losses += u64::from(tx.is_remembered());
-            // Disk full and I/O errors end the whole transaction inside SQLite, neighbours' rows included
-            // (sqlite.org/lang_transaction.html, "Response To Errors Within A Transaction").
-            if connection.is_autocommit() {
-                return Err(StoreError::Full);
+/// Copies the log into the file from time to time, on a connection of its own.
+fn copy_log(writer: &mut Connection, copier: Connection) -> Result<(), StoreError> {
+    let (bell, rings) = std::sync::mpsc::sync_channel::<()>(1);
+    let mut copied = 0;
+    writer.wal_hook(Some(move |log: &mut Wal, pages: i32| {
+        if pages < copied {
+            copied = 0;
+        }
+        if pages >= LOG_PAGES_MAX {
+            // What fails is tried again at the next commit. This one is on disk, whatever comes of it.
+            if let Err(error) = log.checkpoint() {
+                tracing::warn!(%error, "the store's log could not be copied into its file");
             }
-            run(connection, "ROLLBACK TO job")?;
+        } else if pages >= copied.saturating_add(LOG_PAGES) {
+            // Where it does not, it rings already.
+            let _rings = bell.try_send(()).is_ok();
+            copied = pages;
         }
-        run(connection, "RELEASE job")?;
-        next += 1;
-        if next == batch.len()
-            && batch.len() < BATCH_MAX
-            && let Ok(job) = waiting.try_recv()
-        {
-            batch.push(job);
+        Ok(())
+    }))?;
+    spawn("store-log", move || {
+        while rings.recv().is_ok() {
+            let copied = copier.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_row| Ok(()));
+            if let Err(error) = copied {
+                tracing::warn!(%error, "the store's log could not be copied into its file");
+            }
         }
-    }
-    usage::write(&mut Tx::after(connection, *losses), &counts)?;
-    run(connection, "COMMIT")
+    })
 }
 
 fn read_all(connection: &Connection, waiting: &Mutex<Waiting>) {

@@ -1,9 +1,14 @@
 //! The store's promises: what was answered is on disk, what failed left nothing, neighbours do not matter.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use protocol::{ChannelChoice, Class, TenantId, UnixMs};
+use router::billing::Day;
 use router::params;
+use router::store::usage::{Numbers, Place};
 use router::store::{Store, StoreError, Tx};
 
 fn insert(tx: &mut Tx<'_>, recipient: &str, text: &str) -> Result<(), StoreError> {
@@ -31,13 +36,13 @@ fn open(folder: &Path) -> Store {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_closure_that_fails_or_panics_takes_back_its_own_rows_and_nobody_elses() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path());
-    let writes = (0..200_u32).map(|number| {
-        let store = store.clone();
-        async move {
-            let answer = store
-                .write(move |tx| {
+    for how in ["once", "often", "both"] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path());
+        let writes = (0..200_u32).map(|number| {
+            let store = store.clone();
+            async move {
+                let work = move |tx: &mut Tx<'_>| {
                     insert(tx, &format!("{number:03}"), "")?;
                     match number % 5 {
                         // A row of the neighbour's would be refused by the primary key; ours is refused by our own.
@@ -46,24 +51,128 @@ async fn a_closure_that_fails_or_panics_takes_back_its_own_rows_and_nobody_elses
                         3 => panic!("on purpose"),
                         _ => Ok(()),
                     }
+                };
+                let answer = match how {
+                    "often" => store.write_often(work).await,
+                    "both" if number % 3 == 0 => store.write_often(work).await,
+                    _ => store.write(work).await,
+                };
+                (number, answer)
+            }
+        });
+        let answers = futures_util::future::join_all(writes).await;
+        for (number, answer) in &answers {
+            match (number % 5, answer) {
+                (0 | 4, Ok(()))
+                | (1, Err(StoreError::Constraint(_)))
+                | (2, Err(StoreError::NoRow))
+                | (3, Err(StoreError::Panicked)) => {}
+                (_, other) => panic!("{number}: {other:?}"),
+            }
+        }
+        let kept: Vec<String> =
+            (0..200_u32).filter(|n| matches!(n % 5, 0 | 4)).map(|n| format!("{n:03}")).collect();
+        assert_eq!(recipients(&store).await, kept, "{how}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_runs_with_others_is_counted_and_answered_once_though_it_is_run_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let runs = Arc::new(AtomicU32::new(0));
+    // The writer is busy, so that all that follows waits and shares a transaction.
+    let busy = store.write_often(|_tx| {
+        std::thread::park_timeout(Duration::from_millis(200));
+        Ok(())
+    });
+    let tenant = TenantId::new(1, [1; 10]);
+    let writes = (0..20_u32).map(|number| {
+        let (store, runs, tenant) = (store.clone(), Arc::clone(&runs), tenant.clone());
+        async move {
+            store
+                .write_often(move |tx| {
+                    let run = runs.fetch_add(1, Ordering::Relaxed);
+                    let place = Place {
+                        tenant: tenant.clone(),
+                        day: Day::of(UnixMs(0)),
+                        class: Class::Otp,
+                        channel: ChannelChoice::Auto,
+                    };
+                    tx.counts().add(place, Numbers { accepted: 1, ..Numbers::default() });
+                    insert(tx, &format!("{number:02}"), "")?;
+                    if number == 19 { Err(StoreError::NoRow) } else { Ok((number, run)) }
                 })
-                .await;
-            (number, answer)
+                .await
         }
     });
-    let answers = futures_util::future::join_all(writes).await;
-    for (number, answer) in &answers {
-        match (number % 5, answer) {
-            (0 | 4, Ok(()))
-            | (1, Err(StoreError::Constraint(_)))
-            | (2, Err(StoreError::NoRow))
-            | (3, Err(StoreError::Panicked)) => {}
-            (_, other) => panic!("{number}: {other:?}"),
+    let (busy, answers) = tokio::join!(busy, futures_util::future::join_all(writes));
+    busy.unwrap();
+    assert!(runs.load(Ordering::Relaxed) > 20, "the last one failed, and its neighbours ran again");
+    assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 19);
+    let counted = store
+        .read(|tx| tx.query_row("SELECT SUM(accepted) FROM usage", params![], |row| row.int(0)))
+        .await
+        .unwrap();
+    assert_eq!(counted, 19);
+    assert_eq!(recipients(&store).await.len(), 19);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_waits_goes_before_what_is_worked_off_and_that_goes_on_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let done = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let busy = store.write_often(|_tx| {
+        std::thread::park_timeout(Duration::from_millis(200));
+        Ok(())
+    });
+    // A millisecond each: the transaction's time is over long before they are.
+    let slow = |store: Store, name: &'static str| {
+        let done = Arc::clone(&done);
+        async move {
+            let work = move |_tx: &mut Tx<'_>| {
+                std::thread::park_timeout(Duration::from_millis(1));
+                done.lock().unwrap().push(name);
+                Ok(())
+            };
+            store.write_often(work).await.unwrap();
         }
-    }
-    let kept: Vec<String> =
-        (0..200_u32).filter(|n| matches!(n % 5, 0 | 4)).map(|n| format!("{n:03}")).collect();
-    assert_eq!(recipients(&store).await, kept);
+    };
+    let behind = (0..40).map(|_| slow(store.behind(), "behind"));
+    let front = (0..40).map(|_| slow(store.clone(), "front"));
+    let (busy, ..) = tokio::join!(
+        busy,
+        futures_util::future::join_all(behind),
+        futures_util::future::join_all(front)
+    );
+    busy.unwrap();
+    let done = done.lock().unwrap();
+    let last = |name| done.iter().rposition(|done| *done == name).unwrap();
+    let first = |name| done.iter().position(|done| *done == name).unwrap();
+    assert!(last("front") < last("behind"), "{done:?}");
+    assert!(first("behind") < last("front"), "{done:?}");
+    assert_eq!(done.len(), 80);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_does_not_grow_without_end_while_there_is_always_something_to_write() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let writers = (0..8_u32).map(|writer| {
+        let store = store.clone();
+        async move {
+            for number in 0..40_u32 {
+                let name = format!("{writer}-{number}");
+                store.write_often(move |tx| insert(tx, &name, &"x".repeat(500_000))).await.unwrap();
+            }
+        }
+    });
+    futures_util::future::join_all(writers).await;
+    let log = std::fs::metadata(folder.path().join("store.db-wal")).unwrap().len();
+    // 160 MB were written.
+    assert!(log < 100_000_000, "{log} bytes");
+    assert_eq!(recipients(&store).await.len(), 320);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -203,9 +312,8 @@ async fn writes_that_wait_share_a_commit() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
     let wal = folder.path().join("store.db-wal");
-    let (started, release) =
-        (std::sync::Arc::new(tokio::sync::Notify::new()), std::sync::mpsc::channel());
-    let ring = std::sync::Arc::clone(&started);
+    let (started, release) = (Arc::new(tokio::sync::Notify::new()), std::sync::mpsc::channel());
+    let ring = Arc::clone(&started);
     let blocked = {
         let store = store.clone();
         let gate = release.1;
