@@ -196,7 +196,7 @@ mod tests {
 
     #[test]
     fn a_link_that_ends_for_its_silence_again_and_again_becomes_patient() {
-        let mut patience = Patience::new(std::time::Duration::from_millis(4_000));
+        let mut patience = Patience::new(std::time::Duration::from_secs(4));
         let mut waits = Vec::new();
         for _ in 0..4 {
             waits.push(patience.silence_ms());

@@ -94,7 +94,7 @@ pub fn twins(
 
 pub(super) const TWINS: &str = "SELECT m.id, m.attempts, m.status, m.text, m.guid,
          MIN(COALESCE(a.first_offered_at, a.offered_at)), MAX(a.start_before),
-         MAX(a.attempt = m.attempts AND a.journal = p.journal)
+         MAX(COALESCE(a.attempt = m.attempts AND a.journal = p.journal, 0))
      FROM bindings b JOIN messages m ON m.tenant_id = b.tenant_id AND m.recipient = b.recipient
      JOIN attempts a ON a.message_id = m.id JOIN phones p ON p.id = a.phone_id
      WHERE b.phone_id = ?1 AND b.recipient = ?2 AND m.direction = 'outbound' AND a.phone_id = ?1
