@@ -796,24 +796,32 @@ pub async fn ask_of_doubts(app: &App, host: Option<&HostId>) -> Result<(), Store
     let now = app.clock.now();
     let (after, all) = (now.plus_ms(-doubt::LOOKED_FOR_MS), host.is_some());
     let doubts = app.store.read(move |tx| doubts::list(tx, (after, now), all, SWEEP_ROWS)).await?;
-    let mut told: BTreeSet<Vec<Attempt>> = BTreeSet::new();
+    let able = |of: &Option<HostId>| {
+        of.clone().filter(|of| host.is_none_or(|host| host == of) && app.links.is_online(of))
+    };
+    let mut asked = Vec::new();
     for doubt in doubts {
-        let able = |of: &Option<HostId>| {
-            of.clone().filter(|of| host.is_none_or(|host| host == of) && app.links.is_online(of))
-        };
-        let journal_at = able(&doubt.journal_at);
-        let serving = able(&doubt.serving);
-        if journal_at.is_none() && serving.is_none() {
-            continue;
+        let (journal_at, serving) = (able(&doubt.journal_at), able(&doubt.serving));
+        if journal_at.is_some() || serving.is_some() {
+            asked.push((doubt, journal_at, serving));
         }
-        let copy = doubt.clone();
-        let twins = app
-            .store
-            .write(move |tx| {
-                doubts::asked(tx, (&copy.message, copy.attempt), now)?;
-                doubts::twins(tx, &copy.phone, &copy.recipient)
-            })
-            .await?;
+    }
+    if asked.is_empty() {
+        return Ok(());
+    }
+    let attempts: Vec<(MessageId, u32)> =
+        asked.iter().map(|(doubt, ..)| (doubt.message.clone(), doubt.attempt)).collect();
+    app.store
+        .write(move |tx| {
+            attempts
+                .iter()
+                .try_for_each(|(message, attempt)| doubts::asked(tx, (message, *attempt), now))
+        })
+        .await?;
+    let mut told: BTreeSet<Vec<Attempt>> = BTreeSet::new();
+    for (doubt, journal_at, serving) in asked {
+        let (of, to) = (doubt.phone.clone(), doubt.recipient.clone());
+        let twins = app.store.read(move |tx| doubts::twins(tx, &of, &to)).await?;
         let (phone, epoch) = (doubt.phone.clone(), doubt.epoch);
         if let Some(host) = journal_at {
             let command =

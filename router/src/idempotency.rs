@@ -125,24 +125,11 @@ where
     T: Send + 'static,
     F: FnOnce(&mut Tx<'_>, T) -> Result<Reply, ApiError> + Send + 'static,
 {
-    let Some(keyed) = post.keyed else {
-        let checked = checked?;
-        return Ok(respond(app.store.transact(move |tx| work(tx, checked)).await?));
+    let (running, checked) = match begin(app, post, checked).await? {
+        Begun::Answered(response) => return Ok(response),
+        Begun::Run(running, checked) => (running, checked),
     };
-    let checked = match checked {
-        Ok(checked) => checked,
-        Err(refusal) => return keyed.kept_or(app, refusal).await,
-    };
-    // Held until the answer is on its way: a second request meanwhile is told so instead of waiting behind this one.
-    let held = app.in_flight.hold(&keyed.slot)?;
-    let now = app.clock.now();
-    let once = app
-        .store
-        .transact(move |tx| {
-            let _held = &held;
-            keyed.once(tx, now, |tx| work(tx, checked))
-        })
-        .await?;
+    let once = app.store.transact(move |tx| running.once(tx, |tx| work(tx, checked))).await?;
     Ok(once.answer())
 }
 
@@ -157,71 +144,88 @@ where
     T: Send + 'static,
     F: FnMut(&mut Tx<'_>, &T) -> Result<Reply, ApiError> + Send + 'static,
 {
-    let Some(keyed) = post.keyed else {
-        let checked = checked?;
-        return Ok(respond(app.store.transact_often(move |tx| work(tx, &checked)).await?));
+    let (running, checked) = match begin(app, post, checked).await? {
+        Begun::Answered(response) => return Ok(response),
+        Begun::Run(running, checked) => (running, checked),
     };
-    let checked = match checked {
-        Ok(checked) => checked,
-        Err(refusal) => return keyed.kept_or(app, refusal).await,
-    };
-    let held = app.in_flight.hold(&keyed.slot)?;
-    let now = app.clock.now();
-    let once = app
-        .store
-        .transact_often(move |tx| {
-            let _held = &held;
-            keyed.once(tx, now, |tx| work(tx, &checked))
-        })
-        .await?;
+    let once =
+        app.store.transact_often(move |tx| running.once(tx, |tx| work(tx, &checked))).await?;
     Ok(once.answer())
+}
+
+/// How a POST begins.
+enum Begun<T> {
+    /// What would be refused now was answered before.
+    Answered(Response),
+    /// There is work to do, or an answer to be found in its place.
+    Run(Running, T),
+}
+
+/// A POST at work.
+struct Running {
+    /// The slot is held until the answer is on its way: a second request meanwhile is told so instead of waiting behind
+    /// this one.
+    keyed: Option<(Keyed, Held)>,
+    now: UnixMs,
 }
 
 /// What came of the work of a key, done now or before.
 enum Once {
     Done(Reply),
-    Before(Kept),
+    Before(StatusCode, String),
+}
+
+async fn begin<T>(
+    app: &AppState,
+    post: Post,
+    checked: Result<T, ApiError>,
+) -> Result<Begun<T>, ApiError> {
+    let now = app.clock.now();
+    let Some(keyed) = post.keyed else {
+        return Ok(Begun::Run(Running { keyed: None, now }, checked?));
+    };
+    match checked {
+        Ok(checked) => {
+            let held = app.in_flight.hold(&keyed.slot)?;
+            Ok(Begun::Run(Running { keyed: Some((keyed, held)), now }, checked))
+        }
+        Err(refusal) => {
+            let Keyed { slot, fingerprint } = keyed;
+            let since = now.plus_ms(-KEPT_MS);
+            let kept = app.store.read(move |tx| idempotency::get(tx, &slot, since)).await?;
+            let Some(kept) = kept else { return Err(refusal) };
+            Given(kept).answer(fingerprint).map(Begun::Answered)
+        }
+    }
+}
+
+impl Running {
+    /// Does the work, and keeps its answer where it has a key that has none yet.
+    fn once(
+        &self,
+        tx: &mut Tx<'_>,
+        work: impl FnOnce(&mut Tx<'_>) -> Result<Reply, ApiError>,
+    ) -> Result<Once, ApiError> {
+        let Some((Keyed { slot, fingerprint }, _held)) = &self.keyed else {
+            return work(tx).map(Once::Done);
+        };
+        if let Some(kept) = idempotency::get(tx, slot, self.now.plus_ms(-KEPT_MS))? {
+            return replay(kept, *fingerprint);
+        }
+        let reply = work(tx)?;
+        let kept =
+            Kept { fingerprint: *fingerprint, status: reply.status.as_u16(), body: reply.body };
+        idempotency::keep(tx, slot, &kept, self.now)?;
+        Ok(Once::Done(Reply { body: kept.body, ..reply }))
+    }
 }
 
 impl Once {
     fn answer(self) -> Response {
         match self {
             Self::Done(reply) => respond(reply),
-            // What is in the store was a status when it was kept; see [`Keyed::once`].
-            Self::Before(kept) => {
-                let status = StatusCode::from_u16(kept.status);
-                whole(status.unwrap_or(StatusCode::OK), kept.body, true)
-            }
+            Self::Before(status, body) => whole(status, body, true),
         }
-    }
-}
-
-impl Keyed {
-    /// Does the work, and keeps its answer, where the key has none yet.
-    fn once(
-        &self,
-        tx: &mut Tx<'_>,
-        now: UnixMs,
-        work: impl FnOnce(&mut Tx<'_>) -> Result<Reply, ApiError>,
-    ) -> Result<Once, ApiError> {
-        if let Some(kept) = idempotency::get(tx, &self.slot, now.plus_ms(-KEPT_MS))? {
-            replay(&kept, self.fingerprint)?;
-            return Ok(Once::Before(kept));
-        }
-        let reply = work(tx)?;
-        let (status, body) = (reply.status.as_u16(), reply.body.clone());
-        let kept = Kept { fingerprint: self.fingerprint, status, body };
-        idempotency::keep(tx, &self.slot, &kept, now)?;
-        Ok(Once::Done(reply))
-    }
-
-    /// The answer that was given to what would be refused now, or the refusal.
-    async fn kept_or(self, app: &AppState, refusal: ApiError) -> Result<Response, ApiError> {
-        let Self { slot, fingerprint } = self;
-        let since = app.clock.now().plus_ms(-KEPT_MS);
-        let kept = app.store.read(move |tx| idempotency::get(tx, &slot, since)).await?;
-        let Some(kept) = kept else { return Err(refusal) };
-        Given(kept).answer(fingerprint)
     }
 }
 
@@ -238,8 +242,7 @@ pub(crate) struct Given(Kept);
 impl Given {
     /// The answer, where the body was the same.
     pub(crate) fn answer(self, fingerprint: [u8; 32]) -> Result<Response, ApiError> {
-        replay(&self.0, fingerprint)?;
-        Ok(Once::Before(self.0).answer())
+        replay(self.0, fingerprint).map(Once::answer)
     }
 }
 
@@ -289,14 +292,14 @@ pub(crate) fn is_replay(response: &Response) -> bool {
     response.headers().contains_key(REPLAYED)
 }
 
-/// Refuses a key that was used for another body.
-fn replay(kept: &Kept, fingerprint: [u8; 32]) -> Result<(), ApiError> {
+/// The answer that was given; refused where the key was used for another body.
+fn replay(kept: Kept, fingerprint: [u8; 32]) -> Result<Once, ApiError> {
     if kept.fingerprint != fingerprint {
         return Err(ApiError::new(Code::IdempotencyKeyReused));
     }
-    let _known = StatusCode::from_u16(kept.status)
+    let status = StatusCode::from_u16(kept.status)
         .map_err(|error| ApiError::new(Code::Internal).caused_by(error))?;
-    Ok(())
+    Ok(Once::Before(status, kept.body))
 }
 
 /// The body with what is shown once as its last field.

@@ -15,8 +15,8 @@ use tokio_util::task::TaskTracker;
 use crate::Figure;
 use crate::kannel::Kannel;
 use crate::percentile::{p50_p99, per_second};
-use crate::posts::{self, Ask, CONNECTIONS, Key};
-use crate::relay::{ask, id};
+use crate::posts::{self, Ask, CONNECTIONS, Key, Post};
+use crate::relay::{Rounds, ask, id};
 
 /// Rows that one accepted message writes: itself, its event, its job.
 const ROWS_PER_MESSAGE: usize = 3;
@@ -63,13 +63,16 @@ const BESIDE: usize = 32;
 async fn beside_kannel(messages: u32) -> Result<Figure> {
     let kannel = Kannel::start().await?;
     let shelf = Shelf::start(Plan { phones: vec![], ..Plan::default() }).await?;
-    let (mut ours, mut theirs) = (Taken::default(), Taken::default());
+    let (mut ours, mut theirs) = (Rounds::default(), Rounds::default());
     for round in 0..3 {
         let range = (round * messages, (round + 1) * messages);
         let key: Key = id;
-        ours.add(posts::over(BESIDE, shelf.addr(), range, ask(shelf.key.clone()), key).await?);
+        let taken = posts::over(BESIDE, shelf.addr(), range, ask(shelf.key.clone()), key).await?;
+        let (rate, latencies) = rated(taken);
+        ours.add(rate, latencies);
         if let Some(kannel) = &kannel {
-            theirs.add(kannel.take(BESIDE, range).await?);
+            let (rate, latencies) = rated(kannel.take(BESIDE, range).await?);
+            theirs.add(rate, latencies);
         }
     }
     shelf.stop().await?;
@@ -83,38 +86,17 @@ async fn beside_kannel(messages: u32) -> Result<Figure> {
     Ok(Figure::new("accept, 32 connections", ours.say(), baseline, ratio))
 }
 
-/// What was taken in some rounds.
-#[derive(Default)]
-struct Taken {
-    rates: Vec<f64>,
-    latencies: Vec<Duration>,
-}
-
-impl Taken {
-    fn add(&mut self, (posts, took): (Vec<posts::Post>, Duration)) {
-        self.rates.push(per_second(posts.len(), took));
-        self.latencies.extend(posts.iter().map(|post| post.took));
-    }
-
-    /// The middle one.
-    fn rate(&self) -> f64 {
-        let mut rates = self.rates.clone();
-        rates.sort_by(f64::total_cmp);
-        rates.get(rates.len() / 2).copied().unwrap_or(0.0)
-    }
-
-    fn say(&mut self) -> String {
-        format!("{:.0} requests/s, {}", self.rate(), p50_p99(&mut self.latencies))
-    }
-}
-
 async fn load(
     to: SocketAddr,
     (ask, key): (Ask, Key),
     messages: u32,
 ) -> Result<(f64, Vec<Duration>)> {
-    let (posts, took) = posts::run(to, (0, messages), ask, key).await?;
-    Ok((per_second(posts.len(), took), posts.iter().map(|post| post.took).collect()))
+    Ok(rated(posts::run(to, (0, messages), ask, key).await?))
+}
+
+/// Requests a second, and how long each took.
+fn rated((posts, took): (Vec<Post>, Duration)) -> (f64, Vec<Duration>) {
+    (per_second(posts.len(), took), posts.iter().map(|post| post.took).collect())
 }
 
 /// What SQLite can do here when 64 messages share one commit.

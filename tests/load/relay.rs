@@ -47,9 +47,14 @@ impl Rounds {
         let (posts, _) = posts::run(to, range, ask, key).await?;
         let told = hook.take(posts.len(), TOLD_WITHIN).await?;
         let last = told.iter().map(|(_, at)| *at).max().context("nothing was told")?;
-        self.rates.push(per_second(posts.len(), last - began));
-        self.latencies.extend(latencies(&posts, told)?);
+        self.add(per_second(posts.len(), last - began), latencies(&posts, told)?);
         Ok(())
+    }
+
+    /// Takes in a round.
+    pub(crate) fn add(&mut self, rate: f64, latencies: impl IntoIterator<Item = Duration>) {
+        self.rates.push(rate);
+        self.latencies.extend(latencies);
     }
 
     /// The middle one.

@@ -220,10 +220,19 @@ pub fn give_back(
     Ok(())
 }
 
+/// The steps of a story that say that a phone or a provider has begun: what has one of them is paid for.
+macro_rules! begun {
+    () => {
+        "('started', 'fallback', 'sent', 'delivered', 'read')"
+    };
+}
+pub(super) use begun;
+
 /// What a phone says before it hands a message to Messages is `started`; what it was never heard to say of a message that
 /// has ended as not sent, it has not done.
-const GIVE_BACK: &str =
+const GIVE_BACK: &str = concat!(
     "DELETE FROM charges WHERE message_id = ?1 AND tenant_id = ?2 AND NOT EXISTS (
-         SELECT 1 FROM message_events e WHERE e.message_id = ?1 AND e.tenant_id = ?2
-             AND e.type IN ('started', 'fallback', 'sent', 'delivered', 'read'))
-     RETURNING payer_id, month, credits";
+         SELECT 1 FROM message_events e WHERE e.message_id = ?1 AND e.tenant_id = ?2 AND e.type IN ",
+    begun!(),
+    ") RETURNING payer_id, month, credits"
+);

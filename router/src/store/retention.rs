@@ -3,6 +3,7 @@
 
 use protocol::{BatchId, EventId, MessageId, UnixMs};
 
+use super::credit::begun;
 use super::{StoreError, Tx};
 use crate::params;
 
@@ -95,10 +96,14 @@ pub fn charges(
 
 const OLD_CHARGES: &str = "SELECT message_id FROM charges WHERE message_id > ?1 AND message_id < ?2
      ORDER BY message_id LIMIT ?3";
-/// The condition under which nothing is ever given back, as [`super::credit::give_back`] has it: its opposite.
-const CHARGES: &str = "DELETE FROM charges WHERE message_id > ?1 AND message_id <= ?2 AND EXISTS (
+/// What has one of the steps with which [`super::credit::give_back`] gives nothing back.
+const CHARGES: &str = concat!(
+    "DELETE FROM charges WHERE message_id > ?1 AND message_id <= ?2 AND EXISTS (
          SELECT 1 FROM message_events e WHERE e.message_id = charges.message_id AND e.tenant_id = charges.tenant_id
-             AND e.type IN ('started', 'fallback', 'sent', 'delivered', 'read'))";
+             AND e.type IN ",
+    begun!(),
+    ")"
+);
 
 /// Deletes some of what the operator did before `before`; answers how many rows.
 pub fn audit(tx: &mut Tx<'_>, before: UnixMs) -> Result<usize, StoreError> {
