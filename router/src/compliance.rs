@@ -19,7 +19,7 @@ use place::Places;
 
 /// The version of the rules as they are coded here; it stands beside every decision and is raised with every change
 /// that could change one.
-pub const VERSION: &str = "2026-11-27";
+pub const VERSION: &str = "2026-11-27.2";
 
 /// What is known about a message when it is to be sent.
 #[derive(Debug, Clone, PartialEq)]
@@ -231,7 +231,7 @@ mod tests {
             expires_ms: i64::MAX,
             claim: Claim {
                 class: Class::Marketing,
-                from_ms: NOON,
+                accepted_ms: NOON,
                 expires_ms: i64::MAX,
                 last_inbound_ms: None,
             },
@@ -296,7 +296,7 @@ mod tests {
         let of = |class, life_ms: i64, asked| Facts {
             claim: Claim {
                 class,
-                from_ms: NIGHT,
+                accepted_ms: NIGHT,
                 expires_ms: NIGHT + life_ms,
                 last_inbound_ms: asked,
             },
@@ -352,7 +352,7 @@ mod tests {
                 internal,
                 opt_out,
                 expires_ms: NOON + life,
-                claim: Claim { class, from_ms: NOON, expires_ms: NOON + life, last_inbound_ms },
+                claim: Claim { class, accepted_ms: NOON, expires_ms: NOON + life, last_inbound_ms },
                 hours: hours::Rule { preset, own: None, guard_ms: 300_000 },
                 transactional_hours,
                 content: bad.then_some(Objection::Blocked),

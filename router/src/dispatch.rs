@@ -330,7 +330,7 @@ fn decide_and_record(
         class: message.class,
         internal: message.internal,
         test: message.test,
-        from: message.from_time,
+        accepted_at: message.accepted_at,
         expires_at: message.expires_at,
     };
     let allowed_until = match facts::decide(tx, &desk.compliance, (tenant, id), &subject, now)? {

@@ -25,8 +25,8 @@ pub struct Subject<'a> {
     pub internal: bool,
     /// Of the sandbox.
     pub test: bool,
-    /// When it was accepted, or is to be sent.
-    pub from: UnixMs,
+    /// When it was accepted.
+    pub accepted_at: UnixMs,
     /// Not after.
     pub expires_at: UnixMs,
 }
@@ -55,7 +55,7 @@ pub fn of(settings: &Compliance, known: &Known, subject: &Subject<'_>) -> Facts 
         expires_ms: subject.expires_at.0,
         claim: Claim {
             class: subject.class,
-            from_ms: subject.from.0,
+            accepted_ms: subject.accepted_at.0,
             expires_ms: subject.expires_at.0,
             last_inbound_ms: known.last_inbound_ms,
         },

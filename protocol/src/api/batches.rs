@@ -45,7 +45,7 @@ pub struct CreateBatch {
     /// `auto` when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub channel: Option<ChannelChoice>,
-    /// `marketing`, to which all rules apply, when left out.
+    /// `marketing`, to which all rules apply, when left out. Not `otp`: a one-time code is one person's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<Class>,
     /// The number to send from; any that fits when left out.

@@ -86,7 +86,7 @@ pub(crate) struct Create {
     /// What stands for a variable that a recipient has not, as NAME=VALUE; may be repeated
     #[arg(long = "var", value_name = "NAME=VALUE", value_parser = pair, requires = "template", conflicts_with = "text")]
     variables: Vec<(String, String)>,
-    /// What rules apply: otp, transactional, conversational or marketing
+    /// What rules apply: transactional, conversational or marketing
     #[arg(long)]
     class: Option<Class>,
     /// imessage, rcs, sms or auto

@@ -14,6 +14,7 @@ use super::templates::{self, Asked};
 use super::{JsonBody, PathId, json};
 use crate::auth::{Caller, Scope};
 use crate::clock;
+use crate::compliance::class::fits_batch;
 use crate::config;
 use crate::error::{ApiError, Code};
 use crate::idempotency::{self, Post, Reply};
@@ -107,6 +108,10 @@ fn checked(
     let (text, template) = text(&mut fields);
     let channel = fields.one_of("channel", "unknown_channel", ChannelChoice::ALL);
     let class = fields.one_of("class", "unknown_class", Class::ALL);
+    if class.is_some_and(|class| !fits_batch(class)) {
+        let detail = "A one-time code is one person's: send it as a message of its own.";
+        fields.wrong("class", "not_for_batches", detail);
+    }
     let from: Option<E164> = fields.parsed("from", "invalid_number");
     let metadata = fields.text_map("metadata", limits::METADATA_BYTES_MAX);
     let send_at = fields.time("send_at");

@@ -49,7 +49,7 @@ pub(super) async fn check(
                 class: new.class,
                 internal: false,
                 test: new.test,
-                from: at,
+                accepted_at: now,
                 expires_at: new.expires_at,
             };
             let facts = match facts::gather(tx, &shared.config.compliance, &caller.tenant, &subject)

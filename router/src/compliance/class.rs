@@ -1,7 +1,8 @@
 //! By which class's rules a message is judged: what the tenant says, as far as it can be verified. Pure.
 //!
 //! A class that exempts from rules is not taken on trust. What cannot be shown to be an answer or a one-time code is
-//! judged as marketing, to which every rule applies.
+//! judged as marketing, to which every rule applies. A one-time code is one person's, who has just asked for it: many at
+//! once are none ([`fits_batch`]), and neither is one that is ordered for later.
 
 use protocol::Class;
 
@@ -10,8 +11,8 @@ use protocol::Class;
 pub struct Claim {
     /// The class that the tenant gave.
     pub class: Class,
-    /// When the message was accepted, or is to be sent.
-    pub from_ms: i64,
+    /// When the message was accepted, however much later it is to be sent.
+    pub accepted_ms: i64,
     /// When it ends.
     pub expires_ms: i64,
     /// When the recipient last wrote to the tenant.
@@ -39,12 +40,18 @@ pub struct Applied {
     pub exempt_until_ms: Option<i64>,
 }
 
+/// Whether the messages of a batch may claim this class. An answer may come in a batch, for each is judged by what its
+/// recipient has written.
+pub const fn fits_batch(class: Class) -> bool {
+    !matches!(class, Class::Otp)
+}
+
 /// Verifies the claim.
 pub fn applied(claim: &Claim, limits: &Limits, now_ms: i64) -> Applied {
     let marketing = Applied { class: Class::Marketing, exempt_until_ms: None };
     match claim.class {
         Class::Transactional => Applied { class: Class::Transactional, exempt_until_ms: None },
-        Class::Otp if claim.expires_ms.saturating_sub(claim.from_ms) <= limits.otp_life_ms => {
+        Class::Otp if claim.expires_ms.saturating_sub(claim.accepted_ms) <= limits.otp_life_ms => {
             Applied { class: Class::Otp, exempt_until_ms: Some(i64::MAX) }
         }
         Class::Otp | Class::Marketing => marketing,
@@ -71,8 +78,12 @@ mod tests {
         Limits { reply_ms: 86_400_000, reply_at_night_ms: 3_600_000, otp_life_ms: 600_000 };
 
     fn judged(class: Class, life_ms: i64, asked: Option<i64>, now_ms: i64) -> (Class, Option<i64>) {
-        let claim =
-            Claim { class, from_ms: 1_000, expires_ms: 1_000 + life_ms, last_inbound_ms: asked };
+        let claim = Claim {
+            class,
+            accepted_ms: 1_000,
+            expires_ms: 1_000 + life_ms,
+            last_inbound_ms: asked,
+        };
         let applied = applied(&claim, &LIMITS, now_ms);
         (applied.class, applied.exempt_until_ms)
     }
@@ -81,6 +92,13 @@ mod tests {
     fn a_code_is_one_by_its_short_life() {
         assert_eq!(judged(Class::Otp, 600_000, None, 2_000), (Class::Otp, Some(i64::MAX)));
         assert_eq!(judged(Class::Otp, 600_001, None, 2_000), (Class::Marketing, None));
+    }
+
+    #[test]
+    fn codes_alone_are_never_many() {
+        let fitting: Vec<Class> =
+            Class::ALL.iter().copied().filter(|class| fits_batch(*class)).collect();
+        assert_eq!(fitting, [Class::Transactional, Class::Conversational, Class::Marketing]);
     }
 
     #[test]

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use protocol::api::{Batch, BatchRecipient, BatchState, UsedTemplate, WebhookData};
-use protocol::{BatchId, MessageId, Reason, Recipient, Status, TenantId, UnixMs};
+use protocol::{BatchId, Class, MessageId, Reason, Recipient, Status, TenantId, UnixMs};
 
 use super::credit::{self, Reservation};
 use super::messages::{self, NewMessage};
 use super::{Json, Row, StoreError, Tx, templates, webhook_jobs};
 use crate::billing::Refusal;
 use crate::clock;
+use crate::compliance::class::fits_batch;
 use crate::config;
 use crate::params;
 use crate::template::Template;
@@ -526,7 +527,9 @@ fn expand(
         return Err(StoreError::corrupt("batches.recipients", "more than there are"));
     }
     credit::release(tx, reservation, page.saturating_sub(made), now)?;
-    let life_s = batch.ttl_seconds.unwrap_or_else(|| lives.life_s_of(batch.class));
+    // A draft from before such a class was refused.
+    let class = if fits_batch(batch.class) { batch.class } else { Class::Marketing };
+    let life_s = batch.ttl_seconds.unwrap_or_else(|| lives.life_s_of(class));
     let expires_at = now.plus_ms(i64::from(life_s) * 1_000);
     let mut last = batch.expanded;
     let none = BTreeMap::new();
@@ -542,7 +545,7 @@ fn expand(
             recipient: recipient.clone(),
             from: batch.from.clone(),
             channel: batch.channel,
-            class: batch.class,
+            class,
             text,
             template: batch.template.clone(),
             batch: Some(batch.id.clone()),

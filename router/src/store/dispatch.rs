@@ -327,8 +327,8 @@ pub struct Outbound {
     pub media: Vec<Media>,
     /// Attempts so far.
     pub attempts: u32,
-    /// When it was accepted, or from when on it was to be sent.
-    pub from_time: UnixMs,
+    /// When it was accepted.
+    pub accepted_at: UnixMs,
     /// Not after.
     pub expires_at: UnixMs,
     /// It is wanted back.
@@ -347,7 +347,7 @@ pub fn outbound(
 ) -> Result<Option<Outbound>, StoreError> {
     tx.query_opt(
         "SELECT status, kind = 'confirmation', recipient, asked_from, channel_asked, class, text, attempts,
-             expires_at, cancel_asked, held_reason, recall_reason, COALESCE(send_at, created_at), test,
+             expires_at, cancel_asked, held_reason, recall_reason, created_at, test,
              fallback, media
          FROM messages WHERE id = ?1 AND tenant_id = ?2 AND direction = 'outbound'",
         params![id, tenant],
@@ -369,7 +369,7 @@ pub fn outbound(
                 cancel_asked: row.get(9)?,
                 held_reason: row.get(10)?,
                 recall_reason: row.get(11)?,
-                from_time: row.get(12)?,
+                accepted_at: row.get(12)?,
                 test: row.get(13)?,
             })
         },

@@ -25,7 +25,7 @@ async fn batch(router: &Router, key: &str, body: Value) -> (String, String) {
 }
 
 fn text() -> Value {
-    json!({"name": "November", "text": "Hello", "class": "otp"})
+    json!({"name": "November", "text": "Hello", "class": "transactional"})
 }
 
 fn number(n: usize) -> String {
@@ -321,6 +321,9 @@ async fn bad_rows_are_told_by_line_and_bounded() {
         ),
         (json!({"name": "a", "text": "a", "send_at": "2001-01-01T00:00:00Z"}), vec!["/send_at"]),
         (json!({"name": "a", "text": "a", "from": "+12025550199"}), vec!["/from"]),
+        // A short life makes no code of what many get, and neither do words of each one's own.
+        (json!({"name": "a", "text": "a", "class": "otp", "ttl_seconds": 300}), vec!["/class"]),
+        (json!({"name": "a", "template": {"id": template["id"]}, "class": "otp"}), vec!["/class"]),
     ] {
         let answer = router.post("/v1/batches", &key, &body).await;
         assert_eq!((answer.status, answer.problem()), (422, "invalid_request"), "{answer:?}");
@@ -437,6 +440,23 @@ async fn several_messages_are_accepted_or_refused_each_by_itself() {
         assert_eq!((refused.status, refused.problem()), (422, "invalid_request"));
         assert_eq!(refused.body["errors"][0]["code"], code);
     }
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_draft_of_codes_from_earlier_becomes_marketing() {
+    let router = Router::start().await;
+    let key = router.tenant("Acme").await.live;
+    let (_, path) = batch(&router, &key, text()).await;
+    assert_eq!(add_csv(&router, &key, &path, csv(0, 2)).await.status, 200);
+    let sql = "UPDATE batches SET class = 'otp'";
+    router.app.store.write(move |tx| tx.execute(sql, params![])).await.unwrap();
+    assert_eq!(router.post(&format!("{path}/start"), &key, &Value::Null).await.status, 200);
+    router.until(async || router.get(&path, &key).await.body["expanded"] == 2).await;
+    let made = router.get("/v1/messages", &key).await.body;
+    let classes: Vec<&str> =
+        made["data"].as_array().unwrap().iter().map(|one| one["class"].as_str().unwrap()).collect();
+    assert_eq!(classes, ["marketing", "marketing"]);
     router.stop().await;
 }
 
