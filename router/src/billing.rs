@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use protocol::UnixMs;
 
+pub mod invoice;
 pub mod stripe;
 
 /// The plan of whoever has none, unless the configuration names another.

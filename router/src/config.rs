@@ -17,7 +17,7 @@ use serde::Deserialize;
 use toml::de::DeTable;
 use url::Url;
 
-use crate::billing::stripe::Stripe;
+use crate::billing::stripe::{Api, Stripe};
 use crate::billing::{Plans, Terms, UNLIMITED};
 use crate::network::Network;
 use crate::providers;
@@ -242,11 +242,21 @@ pub struct Retention {
     pub charges_days: u32,
     /// What the operator has read or changed of tenants' data.
     pub audit_days: u32,
+    /// A batch that was never started, or is paused, since it was last changed.
+    pub idle_batch_days: u32,
+    /// Which channels reach a recipient, since that was last seen.
+    pub capabilities_days: u32,
 }
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { recipients_days: 90, charges_days: 400, audit_days: 400 }
+        Self {
+            recipients_days: 90,
+            charges_days: 400,
+            audit_days: 400,
+            idle_batch_days: 30,
+            capabilities_days: 90,
+        }
     }
 }
 
@@ -386,12 +396,20 @@ struct Billing {
     stripe: Option<RawStripe>,
 }
 
+/// Where Stripe is asked.
+const STRIPE_API: &str = "https://api.stripe.com";
+
 /// `[billing.stripe]`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawStripe {
     webhook_secret_file: Option<PathBuf>,
     webhook_secret_env: Option<String>,
+    /// A key that may read invoices, for the lines that events leave out.
+    api_key_file: Option<PathBuf>,
+    api_key_env: Option<String>,
+    /// Where Stripe is asked; its own address when left out.
+    api_url: Option<String>,
     /// Plans by the id of a price or a product.
     #[serde(default)]
     plans: BTreeMap<String, String>,
@@ -747,6 +765,8 @@ impl Check<'_> {
             ("retention.recipients_days", raw.retention.recipients_days),
             ("retention.charges_days", raw.retention.charges_days),
             ("retention.audit_days", raw.retention.audit_days),
+            ("retention.idle_batch_days", raw.retention.idle_batch_days),
+            ("retention.capabilities_days", raw.retention.capabilities_days),
         ] {
             self.range(field, days, 0, DAYS_MAX)?;
         }
@@ -866,22 +886,26 @@ fn stripe(
 ) -> Result<Option<Stripe>, ConfigError> {
     let Some(raw) = &billing.stripe else { return Ok(None) };
     let wrong = |what: String| check.wrong("billing.stripe", what);
-    let secret = match (&raw.webhook_secret_file, &raw.webhook_secret_env) {
+    let secret_of = |file: &Option<PathBuf>, env: &Option<String>| match (file, env) {
         (Some(file), None) => {
             let path = folder.join(file);
             std::fs::read_to_string(&path)
-                .map_err(|error| wrong(format!("{} cannot be read: {error}", path.display())))?
+                .map(Some)
+                .map_err(|error| wrong(format!("{} cannot be read: {error}", path.display())))
         }
         (None, Some(name)) => {
-            std::env::var(name).map_err(|error| wrong(format!("{name}: {error}")))?
+            std::env::var(name).map(Some).map_err(|error| wrong(format!("{name}: {error}")))
         }
-        (_, _) => {
-            return Err(wrong(
+        (None, None) => Ok(None),
+        (Some(_), Some(_)) => Err(wrong("a secret is in a file or in the environment".to_owned())),
+    };
+    let secret =
+        secret_of(&raw.webhook_secret_file, &raw.webhook_secret_env)?.ok_or_else(|| {
+            wrong(
                 "give the endpoint's secret, by webhook_secret_file or by webhook_secret_env"
                     .to_owned(),
-            ));
-        }
-    };
+            )
+        })?;
     if !secret.trim().starts_with("whsec_") {
         return Err(wrong(
             "the secret must be the endpoint's, which begins with whsec_".to_owned(),
@@ -894,7 +918,20 @@ fn stripe(
     if raw.credits.values().any(|credits| *credits > PRICE_MAX) {
         return Err(wrong(format!("credits: more than {PRICE_MAX} for one piece")));
     }
+    let api = match secret_of(&raw.api_key_file, &raw.api_key_env)? {
+        Some(key) => {
+            let base = raw.api_url.as_deref().unwrap_or(STRIPE_API);
+            let base = base.parse().map_err(|error| wrong(format!("api_url: {error}")))?;
+            let is_stand_in = raw.api_url.is_some();
+            Some(Api { base, key: SecretString::from(key.trim()), is_stand_in })
+        }
+        None if raw.api_url.is_some() => {
+            return Err(wrong("api_url is of use with an api_key_file only".to_owned()));
+        }
+        None => None,
+    };
     Ok(Some(Stripe {
+        api,
         secret: SecretString::from(secret.trim()),
         plans: raw.plans.clone(),
         credits: raw.credits.clone(),
@@ -1144,6 +1181,10 @@ mod tests {
             ("[billing.stripe]\n", "give the endpoint's secret"),
             ("[billing.stripe]\nwebhook_secret_env = \"NOT_THERE_AT_ALL\"\n", "NOT_THERE_AT_ALL"),
             ("[billing.stripe]\nwebhook_secret_file = \"/dev/null\"\n", "begins with whsec_"),
+            (
+                "[billing.stripe]\nwebhook_secret_file = \"a\"\nwebhook_secret_env = \"A\"\n",
+                "in a file or in the environment",
+            ),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(complaint), "{text}: {error}");

@@ -428,6 +428,7 @@ fn stand_in(
         return Ok(None);
     }
     let (tenant, id) = (&job.tenant, &job.message);
+    let keep_until = message.expires_at.min(allowed_until);
     let need = Need {
         phone_can: false,
         sms: wanted.contains(&Channel::Sms),
@@ -436,6 +437,7 @@ fn stand_in(
         from: message.from.as_ref(),
         files: !message.media.is_empty(),
         text_chars: message.text.chars().count(),
+        life_ms: keep_until.since(now),
     };
     // Only a message that was tried before has attempts to look for.
     let whose = (message.attempts > 0).then_some((tenant, id));
@@ -445,8 +447,7 @@ fn stand_in(
         let until = again_at.min(message.expires_at);
         return hold(tx, job, message, until, Reason::NoPhoneAvailable, now).map(Some);
     };
-    let start_before =
-        message.expires_at.min(allowed_until).min(now.plus_ms(ms(desk.settings.start_window_ms)));
+    let start_before = keep_until.min(now.plus_ms(ms(desk.settings.start_window_ms)));
     let attempt = message.attempts.saturating_add(1);
     let new = NewAttempt {
         attempt,
@@ -457,7 +458,6 @@ fn stand_in(
         start_before,
     };
     rows::dispatched(tx, (tenant, id), &message.recipient, &new, now)?;
-    let keep_until = message.expires_at.min(allowed_until);
     provider_rows::ordered(tx, (tenant, id, attempt), &provider.phone, keep_until)?;
     desk.providers.gave(&provider.name, now);
     Ok(Some(Done::Ordered))
@@ -512,6 +512,7 @@ pub fn preview(
         from: new.from.as_ref(),
         files: !new.media.is_empty(),
         text_chars: new.text.chars().count(),
+        life_ms: new.expires_at.since(new.send_at.unwrap_or(now).max(now)),
     };
     let (chosen, provider) = desk.providers.choose(tx, None, &need, now)?;
     let again_at = chosen.again_at.map_or(i64::MAX, |at| at.0);

@@ -11,7 +11,7 @@
 pub mod breaker;
 pub mod choice;
 pub mod desk;
-mod http;
+pub(crate) mod http;
 pub(crate) mod record;
 pub mod seal;
 pub mod telnyx;

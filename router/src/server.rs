@@ -242,7 +242,7 @@ async fn prune(app: AppState) {
             _tick = every.tick() => {}
         }
         let now = app.clock.now();
-        for old in [Old::Records, Old::Recipients, Old::Charges, Old::Audit] {
+        for old in Old::ALL {
             delete(&app, old, now).await;
         }
     }
@@ -259,6 +259,28 @@ enum Old {
     Charges,
     /// What the operator did.
     Audit,
+    /// Batches that nobody goes on with.
+    IdleBatches,
+    /// Which channels reach whom.
+    Capabilities,
+}
+
+impl Old {
+    const ALL: [Self; 6] = [
+        Self::Records,
+        Self::Recipients,
+        Self::Charges,
+        Self::Audit,
+        Self::IdleBatches,
+        Self::Capabilities,
+    ];
+}
+
+/// What was looked at last, where not everything that is looked at is deleted.
+#[derive(Debug, Default)]
+struct Place {
+    charges: Option<MessageId>,
+    capabilities: Option<retention::Known>,
 }
 
 /// So many days ago; `None` for what is kept for ever.
@@ -268,7 +290,7 @@ fn days_before(now: UnixMs, days: u32) -> Option<UnixMs> {
 
 /// Deletes what has been kept long enough, with a rest after each step, until there is nothing more or the router stops.
 async fn delete(app: &App, old: Old, now: UnixMs) {
-    let mut place = None;
+    let mut place = Place::default();
     loop {
         match step(app, old, now, &mut place).await {
             Ok(0) => return,
@@ -285,13 +307,8 @@ async fn delete(app: &App, old: Old, now: UnixMs) {
     }
 }
 
-/// Deletes some; answers 0 when there is nothing more. `place` is what was looked at last.
-async fn step(
-    app: &App,
-    old: Old,
-    now: UnixMs,
-    place: &mut Option<MessageId>,
-) -> Result<usize, StoreError> {
+/// Deletes some; answers 0 when there is nothing more.
+async fn step(app: &App, old: Old, now: UnixMs, place: &mut Place) -> Result<usize, StoreError> {
     let kept = app.config.retention;
     let store = &app.store;
     match old {
@@ -305,16 +322,32 @@ async fn step(
         },
         Old::Charges => {
             let Some(before) = days_before(now, kept.charges_days) else { return Ok(0) };
-            let after = place.take();
+            let after = place.charges.take();
             let (_deleted, last) =
                 store.write(move |tx| retention::charges(tx, before, after.as_ref())).await?;
-            *place = last;
-            Ok(usize::from(place.is_some()))
+            place.charges = last;
+            Ok(usize::from(place.charges.is_some()))
         }
         Old::Audit => match days_before(now, kept.audit_days) {
             Some(before) => store.write(move |tx| retention::audit(tx, before)).await,
             None => Ok(0),
         },
+        Old::IdleBatches => {
+            let Some(before) = days_before(now, kept.idle_batch_days) else { return Ok(0) };
+            let withdrawn = store.write(move |tx| retention::idle_batches(tx, before, now)).await?;
+            if withdrawn > 0 {
+                app.bells.batches.notify_one();
+            }
+            Ok(withdrawn)
+        }
+        Old::Capabilities => {
+            let Some(before) = days_before(now, kept.capabilities_days) else { return Ok(0) };
+            let after = place.capabilities.take();
+            let (_deleted, last) =
+                store.write(move |tx| retention::capabilities(tx, before, after.as_ref())).await?;
+            place.capabilities = last;
+            Ok(usize::from(place.capabilities.is_some()))
+        }
     }
 }
 

@@ -71,7 +71,7 @@ pub struct Batch {
     pub name: String,
     /// Where it stands.
     pub state: BatchState,
-    /// While paused, where it was not the tenant that did it: why.
+    /// Why it is paused or canceled, where it was not the tenant that did it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
     /// The text, the same for everybody.

@@ -43,6 +43,8 @@ crate::code::codes! {
         HasFiles = "has_files",
         /// The text is longer than the provider takes.
         TextTooLong = "text_too_long",
+        /// The message has little time left, and the provider cannot be told to give it up after that.
+        LifeTooShort = "life_too_short",
         /// The router sends no more than 5,000 SMS a day: Twilio is not worth it.
         VolumeTooLow = "volume_too_low",
         /// The monthly recurring revenue is not over 15,000 USD: Twilio is not worth it.

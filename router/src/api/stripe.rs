@@ -9,7 +9,8 @@ use axum::response::Response;
 use protocol::api::{Problem, StripeTaken};
 
 use super::json;
-use crate::billing::stripe::{self, Unsigned};
+use crate::billing::invoice;
+use crate::billing::stripe::{self, News, Unsigned};
 use crate::error::{ApiError, Code};
 use crate::server::AppState;
 use crate::store::stripe::{Outcome, take};
@@ -27,7 +28,8 @@ const SIGNATURE: &str = "stripe-signature";
         (status = 200, description = "Taken.", body = StripeTaken),
         (status = 400, description = "Not signed by Stripe within five minutes, or not an event.", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "Not set up.", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "The body is too long.", body = Problem, content_type = "application/problem+json")))]
+        (status = 413, description = "The body is too long.", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "Not now: it is to be sent again.", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn webhook(
     State(app): State<AppState>,
     headers: HeaderMap,
@@ -50,12 +52,20 @@ pub(super) async fn webhook(
         count("unsigned");
         return Err(ApiError::new(Code::InvalidSignature).detail(detail));
     }
-    let Some(event) =
+    let Some(mut event) =
         serde_json::from_slice(&body).ok().and_then(|value| stripe::read(&value, stripe))
     else {
         count("unreadable");
         return Err(ApiError::new(Code::MalformedJson).detail("It is not an event of Stripe's."));
     };
+    if let (News::PaidMore { invoice }, Some(api)) = (&event.news, &stripe.api) {
+        let credits = invoice::credits(api, invoice, &stripe.credits).await.map_err(|why| {
+            count("unanswered");
+            tracing::warn!(event = %event.id, invoice, why, "stripe: it was asked for the lines of an invoice in vain");
+            ApiError::new(Code::Unavailable).detail("Stripe was asked for the invoice's lines in vain.")
+        })?;
+        event.news = News::Paid { credits, reference: invoice.clone() };
+    }
     let (plans, told) = (Arc::clone(&app.config.plans), event.clone());
     let outcome = app.store.write(move |tx| take(tx, &told, &plans, now)).await?;
     count(outcome.as_str());
@@ -64,6 +74,7 @@ pub(super) async fn webhook(
         Outcome::UnknownCustomer
         | Outcome::UnknownTenant
         | Outcome::UnknownPrice
+        | Outcome::Incomplete
         | Outcome::TooMuch => {
             tracing::warn!(event = %id, kind = %kind, outcome = outcome_word, "stripe: an event changed nothing");
         }

@@ -2,8 +2,10 @@
 //!
 //! Signatures by <https://docs.stripe.com/webhooks/signatures>: `t=SECONDS,v1=HEX,…`, HMAC-SHA256 over `SECONDS.BODY` with the
 //! endpoint's secret as it is written. While a secret is rolled, one `v1` of each is there. Events are read as far as they are
-//! needed, in the forms from before and after the API version 2025-03-31, which moved the price of an invoice's line.
+//! needed, in the forms from before and after the API version 2025-03-31, which moved the price of an invoice's line. What an
+//! event leaves out, `billing::invoice` asks for.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use aws_lc_rs::hmac;
@@ -17,7 +19,7 @@ const TOLERANCE_S: i64 = 300;
 /// Signatures of one header that are looked at. There are two while a secret is rolled.
 const SIGNATURES_MAX: usize = 8;
 
-/// How Stripe is listened to.
+/// How Stripe is listened to, and asked.
 #[derive(Debug, Clone)]
 pub struct Stripe {
     /// `whsec_…` of the endpoint.
@@ -26,6 +28,19 @@ pub struct Stripe {
     pub plans: BTreeMap<String, String>,
     /// Credits that are added for each paid piece of a price or a product, by its id.
     pub credits: BTreeMap<String, u32>,
+    /// How it is asked for what its events leave out.
+    pub api: Option<Api>,
+}
+
+/// How Stripe is asked.
+#[derive(Debug, Clone)]
+pub struct Api {
+    /// Where.
+    pub base: url::Url,
+    /// A key that may read invoices.
+    pub key: SecretString,
+    /// It is not Stripe's own address, but what the operator has put in its place.
+    pub is_stand_in: bool,
 }
 
 /// Why a body is not taken for Stripe's.
@@ -101,6 +116,8 @@ pub enum News {
     Subscription {
         /// `sub_…`.
         id: String,
+        /// When it was made, in seconds; 0 where it does not say.
+        since: i64,
         /// The plan of one that is paid for, `None` where no price of it stands for one; of one that has ended, the default.
         state: Subscription,
         /// Its place among events of the same second.
@@ -112,6 +129,11 @@ pub enum News {
         credits: i64,
         /// The invoice or the session, booked once.
         reference: String,
+    },
+    /// An invoice was paid that has more lines than the event shows.
+    PaidMore {
+        /// The invoice.
+        invoice: String,
     },
     /// A session has ended whose payment is told of by another event.
     Bound,
@@ -154,6 +176,7 @@ pub fn read(body: &Value, stripe: &Stripe) -> Option<Event> {
         | "customer.subscription.updated"
         | "customer.subscription.deleted" => News::Subscription {
             id: reference()?,
+            since: object.get("created").and_then(Value::as_i64).unwrap_or(0),
             state: subscription(object, kind.ends_with("deleted"), &stripe.plans),
             rank: match kind.as_str() {
                 "customer.subscription.created" => 0,
@@ -161,10 +184,12 @@ pub fn read(body: &Value, stripe: &Stripe) -> Option<Event> {
                 _ => 2,
             },
         },
+        // An event shows ten lines at most. Where no line gives credits, the others do not either.
+        "invoice.paid" if has_more(object.get("lines")) && !stripe.credits.is_empty() => {
+            News::PaidMore { invoice: reference()? }
+        }
         "invoice.paid" => News::Paid {
-            credits: lines(object)
-                .map(|line| credits_of(line, &stripe.credits))
-                .fold(0, i64::saturating_add),
+            credits: object.get("lines").map_or(0, |lines| credits_of(lines, &stripe.credits)),
             reference: reference()?,
         },
         "checkout.session.completed" | "checkout.session.async_payment_succeeded" => {
@@ -174,7 +199,12 @@ pub fn read(body: &Value, stripe: &Stripe) -> Option<Event> {
             let credits = credits.and_then(|text| text.parse().ok()).filter(|sum: &i64| *sum > 0);
             // What a subscription costs is told by its invoices.
             match credits {
-                Some(credits) if paid && once => News::Paid { credits, reference: reference()? },
+                // Where an invoice is made of it, that is told of as well, and may give credits by its price: what is
+                // one payment is booked under one name.
+                Some(credits) if paid && once => {
+                    let invoice = object.get("invoice").and_then(id_of);
+                    News::Paid { credits, reference: invoice.or_else(reference)? }
+                }
                 Some(_) | None => News::Bound,
             }
         }
@@ -205,11 +235,29 @@ fn subscription(object: &Value, deleted: bool, plans: &BTreeMap<String, String>)
     }
 }
 
-fn lines(invoice: &Value) -> impl Iterator<Item = &Value> {
-    invoice.pointer("/lines/data").and_then(Value::as_array).into_iter().flatten()
+/// The lines of a list of Stripe's.
+fn lines(list: &Value) -> impl Iterator<Item = &Value> {
+    list.get("data").and_then(Value::as_array).into_iter().flatten()
 }
 
-fn credits_of(line: &Value, credits: &BTreeMap<String, u32>) -> i64 {
+fn has_more(list: Option<&Value>) -> bool {
+    list.and_then(|list| list.get("has_more")?.as_bool()).unwrap_or(false)
+}
+
+/// The credits that a page of an invoice's lines gives.
+pub fn credits_of(page: &Value, credits: &BTreeMap<String, u32>) -> i64 {
+    lines(page).map(|line| credits_of_line(line, credits)).fold(0, i64::saturating_add)
+}
+
+/// Behind which line the next page begins; `None` where this one is the last.
+pub fn next_page(page: &Value) -> Option<&str> {
+    if !has_more(Some(page)) {
+        return None;
+    }
+    lines(page).last()?.get("id")?.as_str()
+}
+
+fn credits_of_line(line: &Value, credits: &BTreeMap<String, u32>) -> i64 {
     let pieces = line.get("quantity").and_then(Value::as_i64).unwrap_or(1).max(0);
     let amount = line.get("amount").and_then(Value::as_i64).unwrap_or(0);
     // What is taken off the bill for the rest of a period gives no credits.
@@ -233,22 +281,38 @@ fn mapped<'a, T>(line: &Value, by_id: &'a BTreeMap<String, T>) -> Option<&'a T> 
     .find_map(|path| by_id.get(&line.pointer(path).and_then(id_of)?))
 }
 
-/// The newest event about a customer's subscription that was acted on.
+/// Where one of a customer's subscriptions stands, by an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Last {
+pub struct Told {
     /// Which subscription.
     pub subscription: String,
+    /// When it was made, in seconds; 0 where that is not known.
+    pub since: i64,
     /// When the event was made, in seconds, and its place in that second.
     pub at: (i64, i64),
+    /// It gives no plan any more.
+    pub ended: bool,
 }
 
-/// Whether news about a subscription are acted on: not when newer ones came before, and the end of another subscription than
-/// the one that gives the plan ends nothing.
-pub fn moves(last: Option<&Last>, subscription: &str, at: (i64, i64), ended: bool) -> bool {
-    match last {
-        None => true,
-        Some(last) if last.subscription == subscription => at >= last.at,
-        Some(last) => !ended && at.0 >= last.at.0,
+/// Whether an event about a subscription is acted on, after `last` was: not when newer ones about the same came before. The
+/// newest subscription counts, whatever is told of an older one and when; an older one again once that has ended. The end of
+/// another than the one that counts ends nothing.
+pub fn moves(last: Option<&Told>, told: &Told) -> bool {
+    let Some(last) = last else { return true };
+    if last.subscription == told.subscription {
+        return told.at >= last.at;
+    }
+    if told.ended {
+        return false;
+    }
+    let later = told.at.0 >= last.at.0;
+    if last.since == 0 || told.since == 0 {
+        return later;
+    }
+    match told.since.cmp(&last.since) {
+        Ordering::Greater => true,
+        Ordering::Equal => later,
+        Ordering::Less => last.ended && later,
     }
 }
 
@@ -302,6 +366,7 @@ mod tests {
             secret: secret(),
             plans: BTreeMap::from([plan("price_a", "starter"), plan("prod_b", "growth")]),
             credits: BTreeMap::from([("price_c".to_owned(), 500)]),
+            api: None,
         }
     }
 
@@ -382,20 +447,66 @@ mod tests {
     }
 
     #[test]
-    fn older_news_move_nothing_back() {
-        let last = Last { subscription: "a".to_owned(), at: (10, 1) };
-        assert!(moves(None, "a", (1, 0), true));
-        for (subscription, at, ended, moved) in [
-            ("a", (10, 1), false, true),
-            ("a", (10, 2), true, true),
-            ("a", (10, 0), false, false),
-            ("a", (9, 2), true, false),
-            ("a", (11, 0), false, true),
-            ("b", (11, 2), true, false),
-            ("b", (11, 0), false, true),
-            ("b", (9, 0), false, false),
-        ] {
-            assert_eq!(moves(Some(&last), subscription, at, ended), moved, "{subscription} {at:?}");
+    fn more_lines_than_are_shown_are_not_taken_for_all() {
+        let lines = json!({"data": [{"id": "il_1", "price": {"id": "price_c"}}], "has_more": true});
+        let invoice = json!({"id": "in_1", "customer": "cus_1", "lines": lines});
+        let more = News::PaidMore { invoice: "in_1".to_owned() };
+        assert_eq!(event("invoice.paid", &invoice).news, more);
+        assert_eq!((credits_of(&lines, &stripe().credits), next_page(&lines)), (500, Some("il_1")));
+        assert_eq!(next_page(&json!({"data": [{"id": "il_1"}], "has_more": false})), None);
+        // Nobody sells credits here: there is nothing to miss.
+        let body =
+            json!({"id": "e", "type": "invoice.paid", "created": 7, "data": {"object": invoice}});
+        let without = Stripe { credits: BTreeMap::new(), ..stripe() };
+        let none = News::Paid { credits: 0, reference: "in_1".to_owned() };
+        assert_eq!(read(&body, &without).unwrap().news, none);
+    }
+
+    #[test]
+    fn a_session_and_its_invoice_are_one_payment() {
+        for (invoice, reference) in
+            [(json!("in_1"), "in_1"), (json!({"id": "in_1"}), "in_1"), (json!(null), "cs_1")]
+        {
+            let session = json!({"id": "cs_1", "mode": "payment", "payment_status": "paid",
+                "invoice": invoice, "metadata": {"credits": "250"}});
+            let event = event("checkout.session.completed", &session);
+            assert_eq!(event.news, News::Paid { credits: 250, reference: reference.to_owned() });
         }
+    }
+
+    #[test]
+    fn older_news_move_nothing_back() {
+        let told = |subscription: &str, since, at, ended| Told {
+            subscription: subscription.to_owned(),
+            since,
+            at,
+            ended,
+        };
+        let last = told("a", 5, (10, 1), false);
+        assert!(moves(None, &told("a", 5, (1, 0), true)));
+        for (next, moved) in [
+            (told("a", 5, (10, 1), false), true),
+            (told("a", 5, (10, 2), true), true),
+            (told("a", 5, (10, 0), false), false),
+            (told("a", 5, (9, 2), true), false),
+            (told("a", 5, (11, 0), false), true),
+            (told("newer", 6, (11, 2), true), false),
+            (told("newer", 6, (11, 0), false), true),
+            // Told late, but it is the newer one all the same.
+            (told("newer", 6, (9, 0), false), true),
+            (told("older", 4, (9, 0), false), false),
+            (told("older", 4, (11, 0), false), false),
+            (told("as old", 5, (11, 0), false), true),
+            (told("as old", 5, (9, 0), false), false),
+            (told("of no age", 0, (11, 0), false), true),
+            (told("of no age", 0, (9, 0), false), false),
+        ] {
+            assert_eq!(moves(Some(&last), &next), moved, "{next:?}");
+        }
+        // The newest has ended: what is told of an older one from then on counts.
+        let last = Told { ended: true, ..last };
+        assert!(moves(Some(&last), &told("older", 4, (11, 0), false)));
+        assert!(!moves(Some(&last), &told("older", 4, (9, 0), false)));
+        assert!(moves(Some(&last), &told("newer", 6, (9, 0), false)));
     }
 }

@@ -14,6 +14,10 @@ const MRR_VALID_MS: i64 = 45 * 24 * 3_600 * 1_000;
 /// Characters that both providers take in one SMS message.
 pub const TEXT_CHARS_MAX: usize = 1_600;
 
+/// The shortest time that a message may still be sent for when it is given to a provider that cannot be told of an end
+/// (Telnyx has no validity period): longer than the carriers take, so that a code or a night does not come before it does.
+pub const LIFE_MIN_MS: i64 = 120_000;
+
 /// What Twilio's three conditions are measured by.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Figures {
@@ -89,6 +93,8 @@ pub struct Need<'a> {
     pub files: bool,
     /// Characters of its text.
     pub text_chars: usize,
+    /// How much longer it may be sent, in milliseconds.
+    pub life_ms: i64,
 }
 
 /// What came of the question.
@@ -146,6 +152,7 @@ pub fn for_tenants(checked: Vec<CheckedProvider>) -> Vec<CheckedProvider> {
         | ProviderWhyNot::OtherNumber
         | ProviderWhyNot::HasFiles
         | ProviderWhyNot::TextTooLong
+        | ProviderWhyNot::LifeTooShort
         | ProviderWhyNot::NotAllowed
         | ProviderWhyNot::BreakerOpen
         | ProviderWhyNot::Resting
@@ -185,6 +192,7 @@ fn passes(why: ProviderWhyNot) -> bool {
         | ProviderWhyNot::OtherNumber
         | ProviderWhyNot::HasFiles
         | ProviderWhyNot::TextTooLong
+        | ProviderWhyNot::LifeTooShort
         | ProviderWhyNot::VolumeTooLow
         | ProviderWhyNot::RevenueTooLow
         | ProviderWhyNot::RevenueNotKnown
@@ -198,9 +206,9 @@ fn why_not(
     figures: &Figures,
     now: UnixMs,
 ) -> Vec<ProviderWhyNot> {
-    let twilio = match candidate.kind {
-        ProviderKind::Twilio => twilio_refused(figures, now),
-        ProviderKind::Telnyx => Vec::new(),
+    let (twilio, is_told_the_end) = match candidate.kind {
+        ProviderKind::Twilio => (twilio_refused(figures, now), true),
+        ProviderKind::Telnyx => (Vec::new(), false),
     };
     let later = |until: Option<UnixMs>| until.is_some_and(|until| until > now);
     let first = [
@@ -212,6 +220,7 @@ fn why_not(
         (need.from.is_some_and(|from| *from != candidate.number), ProviderWhyNot::OtherNumber),
         (need.files, ProviderWhyNot::HasFiles),
         (need.text_chars > TEXT_CHARS_MAX, ProviderWhyNot::TextTooLong),
+        (!is_told_the_end && need.life_ms < LIFE_MIN_MS, ProviderWhyNot::LifeTooShort),
     ];
     let last = [
         (later(candidate.shut_until), ProviderWhyNot::BreakerOpen),
@@ -285,6 +294,7 @@ mod tests {
         from: None,
         files: false,
         text_chars: 5,
+        life_ms: LIFE_MIN_MS,
     };
 
     fn chosen(candidates: &[Candidate]) -> Option<&str> {
@@ -334,7 +344,7 @@ mod tests {
         type Spoil = fn(&mut Need<'static>, &mut Candidate);
         let later = NOW.plus_ms(5_000);
         assert!(later > NOW);
-        let cases: [(ProviderWhyNot, Spoil); 11] = [
+        let cases: [(ProviderWhyNot, Spoil); 12] = [
             (ProviderWhyNot::HasFiles, |need, _| need.files = true),
             (ProviderWhyNot::PhonesFirst, |need, _| need.phone_can = true),
             (ProviderWhyNot::Disabled, |_, c| c.enabled = false),
@@ -346,6 +356,7 @@ mod tests {
                 c.number = "+12025550100".parse().unwrap();
             }),
             (ProviderWhyNot::TextTooLong, |need, _| need.text_chars = TEXT_CHARS_MAX + 1),
+            (ProviderWhyNot::LifeTooShort, |need, _| need.life_ms = LIFE_MIN_MS - 1),
             (ProviderWhyNot::BreakerOpen, |_, c| c.shut_until = Some(NOW.plus_ms(5_000))),
             (ProviderWhyNot::Resting, |_, c| c.rests_until = Some(NOW.plus_ms(5_000))),
             (ProviderWhyNot::Full, |_, c| c.full = true),
@@ -366,6 +377,13 @@ mod tests {
             };
             assert_eq!(chosen.again_at, again, "{why}");
         }
+    }
+
+    #[test]
+    fn who_can_be_told_of_the_end_takes_what_ends_soon() {
+        let need = Need { life_ms: 1_000, ..SMS };
+        let both = [telnyx("a"), candidate("b", ProviderKind::Twilio)];
+        assert_eq!(choose(&need, &both, &met(), NOW).index, Some(1));
     }
 
     #[test]

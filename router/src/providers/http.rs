@@ -38,25 +38,25 @@ pub struct Client {
 
 /// An answer, read whole.
 #[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) status: u16,
-    pub(super) retry_after_ms: Option<i64>,
-    pub(super) body: Vec<u8>,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) retry_after_ms: Option<i64>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Answer {
-    pub(super) fn is_good(&self) -> bool {
+    pub(crate) fn is_good(&self) -> bool {
         (200..300).contains(&self.status)
     }
 }
 
 /// Why there is no answer.
 #[derive(Debug)]
-pub(super) struct NoAnswer {
+pub(crate) struct NoAnswer {
     /// Nothing of the request was written: there was no connection.
-    pub(super) never_asked: bool,
+    pub(crate) never_asked: bool,
     /// For people: without the address, which may hold an account's name.
-    pub(super) detail: String,
+    pub(crate) detail: String,
 }
 
 impl Client {
@@ -82,7 +82,7 @@ impl Client {
     }
 
     /// An address of the API: each part of the path is one segment, whatever stands in it.
-    pub(super) fn url(&self, segments: &[&str]) -> Url {
+    pub(crate) fn url(&self, segments: &[&str]) -> Url {
         let mut url = self.base.clone();
         // An http address can always have a path.
         if let Ok(mut path) = url.path_segments_mut() {
@@ -91,7 +91,7 @@ impl Client {
         url
     }
 
-    pub(super) fn get(&self, url: Url) -> RequestBuilder {
+    pub(crate) fn get(&self, url: Url) -> RequestBuilder {
         self.inner.get(url)
     }
 
@@ -101,7 +101,7 @@ impl Client {
 }
 
 /// Makes the request, once.
-pub(super) async fn ask(request: RequestBuilder) -> Result<Answer, NoAnswer> {
+pub(crate) async fn ask(request: RequestBuilder) -> Result<Answer, NoAnswer> {
     let mut answer = request.send().await.map_err(|error| no_answer(&error))?;
     let status = answer.status().as_u16();
     let retry_after = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());

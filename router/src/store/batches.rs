@@ -407,7 +407,7 @@ pub fn step(
             if !withdrawn.is_empty() {
                 return Ok(Step::Canceled(withdrawn));
             }
-            turned(tx, BatchState::Canceled, None)
+            turned(tx, BatchState::Canceled, batch.reason)
         }
         BatchState::Draft | BatchState::Paused | BatchState::Canceled | BatchState::Completed => {
             Ok(Step::Waits)

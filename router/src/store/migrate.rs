@@ -112,6 +112,12 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "clustered",
         sql: include_str!("../../migrations/0023_clustered.sql"),
     },
+    Migration { version: 24, name: "idle", sql: include_str!("../../migrations/0024_idle.sql") },
+    Migration {
+        version: 25,
+        name: "subscriptions",
+        sql: include_str!("../../migrations/0025_subscriptions.sql"),
+    },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

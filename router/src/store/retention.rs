@@ -1,7 +1,8 @@
 //! What is kept for a while only: proofs and records of work that is over. Messages and their stories are not among it, nor
 //! is the ledger of credits.
 
-use protocol::{BatchId, EventId, MessageId, UnixMs};
+use protocol::api::BatchState;
+use protocol::{BatchId, Channel, EventId, MessageId, Reason, Recipient, TenantId, UnixMs};
 
 use super::credit::begun;
 use super::{StoreError, Tx};
@@ -109,6 +110,56 @@ const CHARGES: &str = concat!(
 pub fn audit(tx: &mut Tx<'_>, before: UnixMs) -> Result<usize, StoreError> {
     tx.execute(AUDIT, params![EventId::new(before.0, [0; 10]), STEP_ROWS])
 }
+
+/// Withdraws some of the batches that are drafts or paused and were last changed before `before`, as their tenants could;
+/// answers how many. They end like any batch that is withdrawn, and their recipients go like any other's.
+pub fn idle_batches(tx: &mut Tx<'_>, before: UnixMs, now: UnixMs) -> Result<usize, StoreError> {
+    tx.execute(
+        IDLE_BATCHES,
+        params![before, STEP_ROWS, BatchState::Canceling, Reason::Expired, now],
+    )
+}
+
+const IDLE_BATCHES: &str = "UPDATE batches SET state = ?3, reason = ?4, updated_at = ?5 WHERE id IN
+     (SELECT id FROM batches WHERE state IN ('draft', 'paused') AND updated_at < ?1 ORDER BY updated_at LIMIT ?2)";
+
+/// The key of what is known of one channel of one recipient: tenant, mode, recipient and channel.
+pub type Known = (TenantId, bool, Recipient, Channel);
+
+/// Looks through some of what is known of the channels of recipients, behind `after`, and deletes what was last seen before
+/// `before`. Answers how many rows, and the last that was looked at; `None` where there are no more. There is no index by
+/// age: every message would pay for it.
+pub fn capabilities(
+    tx: &mut Tx<'_>,
+    before: UnixMs,
+    after: Option<&Known>,
+) -> Result<(usize, Option<Known>), StoreError> {
+    let (tenant, test, recipient, channel) = match after {
+        Some((tenant, test, recipient, channel)) => {
+            (tenant.as_str(), *test, recipient.to_string(), channel.as_str())
+        }
+        None => ("", false, String::new(), ""),
+    };
+    let key = params![tenant, test, recipient, channel, LOOKED_AT_ROWS];
+    let page: Vec<Known> =
+        tx.query(KNOWN, key, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?;
+    let Some(last) = page.into_iter().next_back() else { return Ok((0, None)) };
+    let deleted = tx.execute(
+        UNSEEN,
+        params![tenant, test, recipient, channel, last.0, last.1, last.2, last.3, before],
+    )?;
+    Ok((deleted, Some(last)))
+}
+
+/// Rows of one table that are looked at in one transaction: a few milliseconds.
+const LOOKED_AT_ROWS: usize = 2_000;
+
+const KNOWN: &str = "SELECT tenant_id, test, recipient, channel FROM capabilities
+     WHERE (tenant_id, test, recipient, channel) > (?1, ?2, ?3, ?4)
+     ORDER BY tenant_id, test, recipient, channel LIMIT ?5";
+const UNSEEN: &str =
+    "DELETE FROM capabilities WHERE (tenant_id, test, recipient, channel) > (?1, ?2, ?3, ?4)
+     AND (tenant_id, test, recipient, channel) <= (?5, ?6, ?7, ?8) AND at < ?9";
 
 const AUDIT: &str = "DELETE FROM audit_log WHERE id IN
      (SELECT id FROM audit_log WHERE id < ?1 ORDER BY id LIMIT ?2)";
@@ -383,6 +434,69 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_that_nobody_goes_on_with_is_withdrawn() {
+        let connection = store();
+        let mut tx = Tx::sqlite(&connection);
+        for (number, name, state, changed) in [
+            (1, "forgotten draft", "draft", days_ago(31)),
+            (2, "forgotten pause", "paused", days_ago(400)),
+            (3, "new draft", "draft", days_ago(29)),
+            (4, "running", "running", days_ago(31)),
+            (5, "scheduled", "scheduled", days_ago(31)),
+        ] {
+            tx.execute(
+                "INSERT INTO batches (id, tenant_id, test, name, state, variables, channel_asked, class, recipients,
+                     duplicates, invalid, expanded, created_at, updated_at)
+                 VALUES (?1, 'ten', 0, ?2, ?3, '{}', 'auto', 'marketing', 1, 0, 0, 0, 0, ?4)",
+                params![BatchId::new(0, [number; 10]), name, state, changed],
+            )
+            .unwrap();
+        }
+        assert_eq!(idle_batches(&mut tx, days_ago(30), NOW).unwrap(), 2);
+        assert_eq!(idle_batches(&mut tx, days_ago(30), NOW).unwrap(), 0);
+        let withdrawn =
+            "SELECT name FROM batches WHERE state = 'canceling' AND reason = 'expired' ORDER BY 1";
+        assert_eq!(all(&mut tx, withdrawn), ["forgotten draft", "forgotten pause"]);
+    }
+
+    #[test]
+    fn what_was_not_seen_for_long_is_known_no_more() {
+        let connection = store();
+        let mut tx = Tx::sqlite(&connection);
+        let tenants = [TenantId::new(1, [1; 10]), TenantId::new(1, [2; 10])];
+        for tenant in &tenants {
+            for number in 0..LOOKED_AT_ROWS {
+                for (channel, test, days) in [("imessage", number % 2, 91), ("sms", 0, 89)] {
+                    tx.execute(
+                        "INSERT INTO capabilities (tenant_id, test, recipient, channel, able, at)
+                         VALUES (?1, ?2, ?3, ?4, 1, ?5)",
+                        params![
+                            tenant,
+                            test,
+                            format!("+1202555{number:04}"),
+                            channel,
+                            days_ago(days)
+                        ],
+                    )
+                    .unwrap();
+                }
+            }
+        }
+        let (mut after, mut deleted, mut steps) = (None, 0, 0);
+        loop {
+            let (some, last) = capabilities(&mut tx, days_ago(90), after.as_ref()).unwrap();
+            (deleted, after, steps) = (deleted + some, last, steps + 1);
+            if after.is_none() {
+                break;
+            }
+        }
+        assert_eq!((deleted, steps), (2 * LOOKED_AT_ROWS, 5), "in small steps");
+        let left = all(&mut tx, "SELECT DISTINCT channel FROM capabilities");
+        let count = tx.query_row("SELECT COUNT(*) FROM capabilities", params![], |row| row.int(0));
+        assert_eq!((left, count.unwrap()), (vec!["sms".to_owned()], 4_000));
+    }
+
+    #[test]
     fn a_step_reads_only_what_it_deletes() {
         let connection = store();
         for (sql, index) in [
@@ -396,6 +510,9 @@ mod tests {
             (OLD_CHARGES, "(message_id>? AND message_id<?)"),
             (CHARGES, "(message_id>? AND message_id<?)"),
             (AUDIT, "(id<?)"),
+            (IDLE_BATCHES, "batches_idle (updated_at<?)"),
+            (KNOWN, "((tenant_id,test,recipient,channel)>(?,?,?,?))"),
+            (UNSEEN, "((tenant_id,test,recipient,channel)>(?,?,?,?)"),
         ] {
             let values = vec![Value::Null; connection.prepare(sql).unwrap().parameter_count()];
             let plan = Tx::sqlite(&connection)

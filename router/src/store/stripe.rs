@@ -4,9 +4,9 @@ use protocol::api::CreditSource;
 use protocol::{TenantId, UnixMs};
 
 use super::ledger::{Booked, NewEntry};
-use super::{StoreError, Tx, accounts, admin, ledger};
+use super::{Row, StoreError, Tx, accounts, admin, ledger};
 use crate::billing::Plans;
-use crate::billing::stripe::{Event, Last, News, Subscription, moves};
+use crate::billing::stripe::{Event, News, Subscription, Told, moves};
 use crate::params;
 
 /// What came of an event.
@@ -28,6 +28,8 @@ pub enum Outcome {
     UnknownTenant,
     /// No plan stands for its price.
     UnknownPrice,
+    /// An invoice has more lines than the event shows, and Stripe cannot be asked for them.
+    Incomplete,
     /// The credit would be larger than an account can have.
     TooMuch,
     /// It concerns nothing here.
@@ -46,6 +48,7 @@ impl Outcome {
             Self::UnknownCustomer => "unknown_customer",
             Self::UnknownTenant => "unknown_tenant",
             Self::UnknownPrice => "unknown_price",
+            Self::Incomplete => "incomplete",
             Self::TooMuch => "too_much",
             Self::Ignored => "ignored",
         }
@@ -63,7 +66,8 @@ pub fn take(
     let new = tx.execute(
         "INSERT INTO stripe_events (id, type, created, at, outcome) VALUES (?1, ?2, ?3, ?4, '')
          ON CONFLICT (id) DO UPDATE SET at = excluded.at
-         WHERE stripe_events.outcome IN ('unknown_customer', 'unknown_tenant', 'unknown_price', 'too_much')",
+         WHERE stripe_events.outcome IN ('unknown_customer', 'unknown_tenant', 'unknown_price', 'incomplete',
+             'too_much')",
         params![event.id, event.kind, event.created, now],
     )?;
     if new == 0 {
@@ -97,23 +101,29 @@ fn act(tx: &mut Tx<'_>, event: &Event, plans: &Plans, now: UnixMs) -> Result<Out
         (None, None) => (None, false),
     };
     match (&event.news, tenant) {
-        (News::Subscription { id, state, rank }, tenant) => {
-            let at = (event.created, *rank);
+        (News::Subscription { id, since, state, rank }, tenant) => {
             let plan = match state {
                 Subscription::Gives(plan) => Some(plan.as_str()),
                 Subscription::Ended => None,
                 Subscription::UnknownPrice => return Ok(Outcome::UnknownPrice),
                 Subscription::Pending => return Ok(Outcome::Ignored),
             };
+            let told = Told {
+                subscription: id.clone(),
+                since: *since,
+                at: (event.created, *rank),
+                ended: plan.is_none(),
+            };
             match (tenant, &event.customer) {
-                (Some(tenant), _) => move_plan(tx, &tenant, (id, at), plan, plans, now),
+                (Some(tenant), _) => move_plan(tx, &tenant, &told, plan, plans, now),
                 (None, Some(customer)) => {
-                    wait(tx, customer, (id, at), plan, now)?;
+                    wait(tx, customer, &told, plan, now)?;
                     Ok(Outcome::UnknownCustomer)
                 }
                 (None, None) => Ok(Outcome::UnknownCustomer),
             }
         }
+        (News::PaidMore { .. }, _) => Ok(Outcome::Incomplete),
         (News::Paid { credits, reference }, None) if *credits > 0 => {
             if let Some(customer) = &event.customer {
                 wait_with(tx, customer, (reference, *credits, &event.kind), now)?;
@@ -196,12 +206,12 @@ pub fn bind(
     accounts::set_customer(tx, tenant, customer, now)?;
     let Some(customer) = customer else { return Ok(()) };
     let waited = tx.query_opt(
-        "DELETE FROM stripe_waiting WHERE customer = ?1 RETURNING subscription, created, rank, plan",
+        "DELETE FROM stripe_waiting WHERE customer = ?1 RETURNING subscription, since, created, rank, plan IS NULL, plan",
         params![customer],
-        |row| Ok((row.text(0)?, (row.int(1)?, row.int(2)?), row.opt_text(3)?)),
+        |row| Ok((told(row)?, row.opt_text(5)?)),
     )?;
-    if let Some((subscription, at, plan)) = waited {
-        move_plan(tx, tenant, (&subscription, at), plan.as_deref(), plans, now)?;
+    if let Some((told, plan)) = waited {
+        move_plan(tx, tenant, &told, plan.as_deref(), plans, now)?;
     }
     let bought = tx.query(
         "DELETE FROM stripe_waiting_credits WHERE customer = ?1 RETURNING reference, credits, reason",
@@ -214,6 +224,16 @@ pub fn bind(
         }
     }
     Ok(())
+}
+
+/// What was told of a subscription, as its columns stand in every statement here.
+fn told(row: &Row<'_>) -> Result<Told, StoreError> {
+    Ok(Told {
+        subscription: row.text(0)?,
+        since: row.int(1)?,
+        at: (row.int(2)?, row.int(3)?),
+        ended: row.get(4)?,
+    })
 }
 
 /// Keeps what nobody's customer has paid for.
@@ -235,21 +255,22 @@ fn wait_with(
 fn wait(
     tx: &mut Tx<'_>,
     customer: &str,
-    (subscription, at): (&str, (i64, i64)),
+    new: &Told,
     plan: Option<&str>,
     now: UnixMs,
 ) -> Result<(), StoreError> {
     let last = tx.query_opt(
-        "SELECT subscription, created, rank FROM stripe_waiting WHERE customer = ?1",
+        "SELECT subscription, since, created, rank, plan IS NULL FROM stripe_waiting WHERE customer = ?1",
         params![customer],
-        |row| Ok(Last { subscription: row.text(0)?, at: (row.int(1)?, row.int(2)?) }),
+        told,
     )?;
-    if moves(last.as_ref(), subscription, at, plan.is_none()) {
+    if moves(last.as_ref(), new) {
         tx.execute(
-            "INSERT INTO stripe_waiting (customer, subscription, plan, created, rank, at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+            "INSERT INTO stripe_waiting (customer, subscription, plan, created, rank, at, since)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
              ON CONFLICT (customer) DO UPDATE SET subscription = excluded.subscription, plan = excluded.plan,
-                 created = excluded.created, rank = excluded.rank, at = excluded.at",
-            params![customer, subscription, plan, at.0, at.1, now],
+                 created = excluded.created, rank = excluded.rank, at = excluded.at, since = excluded.since",
+            params![customer, new.subscription, plan, new.at.0, new.at.1, now, new.since],
         )?;
     }
     Ok(())
@@ -259,44 +280,41 @@ fn wait(
 fn move_plan(
     tx: &mut Tx<'_>,
     tenant: &TenantId,
-    (subscription, at): (&str, (i64, i64)),
+    new: &Told,
     plan: Option<&str>,
     plans: &Plans,
     now: UnixMs,
 ) -> Result<Outcome, StoreError> {
     let last = tx.query_opt(
-        "SELECT stripe_subscription, stripe_at, stripe_rank FROM billing_accounts
+        "SELECT stripe_subscription, stripe_since, stripe_at, stripe_rank, stripe_ended FROM billing_accounts
          WHERE tenant_id = ?1 AND stripe_subscription IS NOT NULL",
         params![tenant],
-        |row| Ok(Last { subscription: row.text(0)?, at: (row.int(1)?, row.int(2)?) }),
+        told,
     )?;
-    if !moves(last.as_ref(), subscription, at, plan.is_none()) {
+    if !moves(last.as_ref(), new) {
         return Ok(Outcome::Outdated);
     }
     if last.is_none() && plan.is_none() {
         // It never gave the plan that the tenant has: a first payment that was never made, say. That it has ended is
         // kept, so that what is told late of it counts for nothing.
         accounts::open(tx, tenant, plans, now)?;
-        note(tx, tenant, (subscription, at))?;
+        note(tx, tenant, new)?;
         return Ok(Outcome::Ignored);
     }
     if !accounts::set_plan(tx, tenant, plan, plans, now)? {
         // It waited for its tenant since a configuration that had this plan.
         return Ok(Outcome::UnknownPrice);
     }
-    note(tx, tenant, (subscription, at))?;
+    note(tx, tenant, new)?;
     Ok(Outcome::PlanSet)
 }
 
 /// Notes which word of which subscription was the newest.
-fn note(
-    tx: &mut Tx<'_>,
-    tenant: &TenantId,
-    (subscription, at): (&str, (i64, i64)),
-) -> Result<(), StoreError> {
+fn note(tx: &mut Tx<'_>, tenant: &TenantId, new: &Told) -> Result<(), StoreError> {
     tx.execute(
-        "UPDATE billing_accounts SET stripe_subscription = ?2, stripe_at = ?3, stripe_rank = ?4 WHERE tenant_id = ?1",
-        params![tenant, subscription, at.0, at.1],
+        "UPDATE billing_accounts SET stripe_subscription = ?2, stripe_at = ?3, stripe_rank = ?4, stripe_since = ?5,
+             stripe_ended = ?6 WHERE tenant_id = ?1",
+        params![tenant, new.subscription, new.at.0, new.at.1, new.since, new.ended],
     )?;
     Ok(())
 }

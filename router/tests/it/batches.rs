@@ -392,6 +392,27 @@ async fn a_batch_is_paused_resumed_and_withdrawn_in_the_middle() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_draft_that_nobody_starts_ends_and_says_why() {
+    let router = Router::start().await;
+    let key = router.tenant("Acme").await.live;
+    let (_, path) = batch(&router, &key, text()).await;
+    assert_eq!(add_csv(&router, &key, &path, csv(0, 2)).await.status, 200);
+    let now = router.app.clock.now();
+    let withdrawn = router
+        .app
+        .store
+        .write(move |tx| router::store::retention::idle_batches(tx, now.plus_ms(1), now))
+        .await
+        .unwrap();
+    assert_eq!(withdrawn, 1);
+    router.until(async || state(&router, &key, &path).await == "canceled").await;
+    let ended = router.get(&path, &key).await.body;
+    assert_eq!((&ended["reason"], &ended["recipients"]), (&json!("expired"), &json!(2)), "{ended}");
+    assert!(ended["ended_at"].is_string(), "so that its recipients go in time: {ended}");
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn several_messages_are_accepted_or_refused_each_by_itself() {
     let router = Router::start().await;
     let key = router.tenant("Acme").await.live;

@@ -4,6 +4,9 @@
     reason = "JSON without the field asked for fails the test, as it should"
 )]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::api_support::{ADMIN, Answer, Router, Tenant};
 use aws_lc_rs::hmac;
 use serde_json::{Value, json};
@@ -275,11 +278,16 @@ fn subscription(id: &str, kind: &str, created: i64, customer: &str, price: &str)
 }
 
 async fn with_stripe() -> Router {
+    with_stripe_and("").await
+}
+
+/// `more` is TOML of `[billing.stripe]`.
+async fn with_stripe_and(more: &str) -> Router {
     // The secret comes from a file as in life; the router of the tests reads its own folder.
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), format!("{SECRET}\n")).unwrap();
     let more = format!(
-        "{PLANS}[billing.stripe]\nwebhook_secret_file = \"{}\"\n\
+        "{PLANS}[billing.stripe]\nwebhook_secret_file = \"{}\"\n{more}\
          plans = {{ price_small = \"small\", price_paid = \"paid\" }}\ncredits = {{ price_credit = 500 }}\n",
         file.path().display()
     );
@@ -390,6 +398,148 @@ async fn a_subscription_that_never_gave_the_plan_takes_none_away() {
     let late = subscription("evt_2", "created", 199, "cus_1", "price_small");
     assert_eq!(told(&router, &late).await.body["outcome"], "outdated");
     assert_eq!(billing(&router, &tenant).await["plan"], "paid");
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_subscription_undoes_no_newer_ones_plan() {
+    let router = with_stripe().await;
+    let tenant = router.tenant("Acme").await;
+    put(&router, &tenant, json!({"stripe_customer_id": "cus_1"})).await;
+    let outcome =
+        async |event: &str, kind: &str, created: i64, (id, since, price): (&str, i64, &str)| {
+            let mut event = subscription(event, kind, created, "cus_1", price);
+            event["data"]["object"]["id"] = json!(id);
+            event["data"]["object"]["created"] = json!(since);
+            told(&router, &event).await.body["outcome"].as_str().unwrap().to_owned()
+        };
+    let plan = async || billing(&router, &tenant).await["plan"].clone();
+    let (old, new) = (("sub_old", 100, "price_small"), ("sub_new", 200, "price_paid"));
+    assert_eq!(outcome("evt_1", "created", 100, old).await, "plan_set");
+    // That the older one is renewed is told before the newer one, which was made before that.
+    assert_eq!(outcome("evt_2", "updated", 250, old).await, "plan_set");
+    assert_eq!(outcome("evt_3", "created", 200, new).await, "plan_set");
+    assert_eq!(outcome("evt_4", "updated", 300, old).await, "outdated");
+    assert_eq!(plan().await, "paid");
+    assert_eq!(outcome("evt_5", "deleted", 310, old).await, "outdated");
+    assert_eq!(plan().await, "paid");
+    assert_eq!(outcome("evt_6", "deleted", 400, new).await, "plan_set");
+    assert_eq!(plan().await, "unlimited");
+    assert_eq!(outcome("evt_7", "updated", 399, old).await, "outdated");
+    assert_eq!(outcome("evt_8", "updated", 401, old).await, "plan_set");
+    assert_eq!(plan().await, "small");
+    // Of a customer who is nobody yet, too.
+    for (event, created, (id, since, price)) in
+        [("evt_10", 200, new), ("evt_11", 300, old), ("evt_12", 301, old)]
+    {
+        let mut event = subscription(event, "updated", created, "cus_2", price);
+        event["data"]["object"]["id"] = json!(id);
+        event["data"]["object"]["created"] = json!(since);
+        assert_eq!(told(&router, &event).await.body["outcome"], "unknown_customer");
+    }
+    let second = router.tenant("Second").await;
+    let bound = put(&router, &second, json!({"stripe_customer_id": "cus_2"})).await;
+    assert_eq!(bound.body["plan"], "paid");
+    router.stop().await;
+}
+
+/// An invoice with so many lines, of which an event shows ten; each is one piece of 500 credits.
+fn long_invoice(event: &str) -> Value {
+    json!({"id": event, "type": "invoice.paid", "created": 310, "data": {"object": {"id": "in_1",
+        "customer": "cus_1", "lines": {"has_more": true, "url": "/v1/invoices/in_1/lines", "data": page(0, 10)}}}})
+}
+
+fn page(from: usize, lines: usize) -> Vec<Value> {
+    let price = json!({"price_details": {"price": "price_credit"}});
+    let line = |number| json!({"id": format!("il_{number}"), "quantity": 1, "amount": 900, "pricing": price});
+    (from..from + lines).map(line).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invoice_of_more_lines_than_an_event_shows_loses_no_credits() {
+    // Stripe's API, of which the second page fails once.
+    let fails = Arc::new(AtomicBool::new(true));
+    let failing = Arc::clone(&fails);
+    let api = axum::Router::new().route(
+        "/v1/invoices/{id}/lines",
+        axum::routing::get(async move |uri: axum::http::Uri, headers: axum::http::HeaderMap| {
+            assert_eq!(headers["authorization"], "Bearer rk_test");
+            match uri.query().unwrap() {
+                "limit=50" => Ok(axum::Json(json!({"data": page(0, 50), "has_more": true}))),
+                "limit=50&starting_after=il_49" if failing.swap(false, Ordering::SeqCst) => {
+                    Err(500)
+                }
+                "limit=50&starting_after=il_49" => {
+                    Ok(axum::Json(json!({"data": page(50, 13), "has_more": false})))
+                }
+                other => panic!("{other}"),
+            }
+            .map_err(|status| axum::http::StatusCode::from_u16(status).unwrap())
+        }),
+    );
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let served =
+        tokio_util::task::TaskTracker::new().spawn(async move { axum::serve(listener, api).await });
+    let key = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(key.path(), "rk_test\n").unwrap();
+    let more =
+        format!("api_key_file = \"{}\"\napi_url = \"http://{address}\"\n", key.path().display());
+    let router = with_stripe_and(&more).await;
+    let tenant = router.tenant("Acme").await;
+    put(&router, &tenant, json!({"stripe_customer_id": "cus_1"})).await;
+    // Stripe posts again what is not answered with 200.
+    assert_eq!(told(&router, &long_invoice("evt_1")).await.status, 503);
+    assert_eq!(billing(&router, &tenant).await["credit"], 0);
+    assert!(!fails.load(Ordering::SeqCst));
+    for (event, outcome) in
+        [("evt_1", "credit_added"), ("evt_1", "repeated"), ("evt_2", "repeated")]
+    {
+        assert_eq!(told(&router, &long_invoice(event)).await.body["outcome"], outcome, "{event}");
+    }
+    assert_eq!(billing(&router, &tenant).await["credit"], 63 * 500);
+    router.stop().await;
+    served.abort();
+    // Without a key nothing is added, so that the whole can be later.
+    let router = with_stripe().await;
+    let tenant = router.tenant("Acme").await;
+    put(&router, &tenant, json!({"stripe_customer_id": "cus_1"})).await;
+    for _ in 0..2 {
+        assert_eq!(told(&router, &long_invoice("evt_1")).await.body["outcome"], "incomplete");
+    }
+    assert_eq!(billing(&router, &tenant).await["credit"], 0);
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_and_its_invoice_add_credits_once() {
+    let router = with_stripe().await;
+    let session = |event: &str, number: u8, tenant: &str| {
+        json!({"id": event, "type": "checkout.session.completed", "created": 311,
+            "data": {"object": {"id": format!("cs_{number}"), "mode": "payment", "payment_status": "paid",
+                "customer": format!("cus_{number}"), "invoice": format!("in_{number}"),
+                "client_reference_id": tenant, "metadata": {"credits": "500"}}}})
+    };
+    let invoice = |event: &str, number: u8| {
+        json!({"id": event, "type": "invoice.paid", "created": 310, "data": {"object": {
+            "id": format!("in_{number}"), "customer": format!("cus_{number}"),
+            "lines": {"has_more": false, "data": page(0, 1)}}}})
+    };
+    let outcome = async |event: &Value| told(&router, event).await.body["outcome"].clone();
+    // In either order, and where it is not known yet whose customer it is.
+    let one = router.tenant("One").await;
+    assert_eq!(outcome(&session("evt_1", 1, &one.id)).await, "credit_added");
+    assert_eq!(outcome(&invoice("evt_2", 1)).await, "repeated");
+    let two = router.tenant("Two").await;
+    put(&router, &two, json!({"stripe_customer_id": "cus_2"})).await;
+    assert_eq!(outcome(&invoice("evt_3", 2)).await, "credit_added");
+    assert_eq!(outcome(&session("evt_4", 2, &two.id)).await, "repeated");
+    let three = router.tenant("Three").await;
+    assert_eq!(outcome(&invoice("evt_5", 3)).await, "unknown_customer");
+    assert_eq!(outcome(&session("evt_6", 3, &three.id)).await, "repeated");
+    for tenant in [one, two, three] {
+        assert_eq!(billing(&router, &tenant).await["credit"], 500);
+    }
     router.stop().await;
 }
 
