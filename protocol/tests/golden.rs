@@ -821,6 +821,7 @@ fn rules_and_opt_outs() {
             recipient: anna(),
             time_zone: Some("America/Denver".to_owned()),
             state: Some("CO".to_owned()),
+            person: Some("customer 17".to_owned()),
             created_at: NOON,
             updated_at: NOON,
         },

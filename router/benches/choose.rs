@@ -126,7 +126,7 @@ fn choose(pool: &Pool) -> PhoneId {
         class: Class::Marketing,
         internal: false,
         test: false,
-        from: NOW,
+        accepted_at: NOW,
         expires_at: UnixMs(i64::MAX),
     };
     let facts = facts::of(&Compliance::default(), &known, &subject);

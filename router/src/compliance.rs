@@ -51,6 +51,8 @@ pub enum OptOut {
     Clear,
     /// Must not be written to.
     OptedOut,
+    /// Must not be written to: the same person has said so on another number or address.
+    OptedOutElsewhere,
     /// There is an entry, but this version does not understand what it says.
     Unreadable,
 }
@@ -150,6 +152,9 @@ fn opted_out(facts: &Facts, _applied: &Applied, _now_ms: i64) -> Verdict {
     match facts.opt_out {
         OptOut::Clear => SEND,
         OptOut::OptedOut => Verdict::block(Reason::OptedOut),
+        OptOut::OptedOutElsewhere => {
+            Verdict::Block { reason: Reason::OptedOut, detail: Some("same_person") }
+        }
         OptOut::Unreadable => Verdict::block(Reason::CheckFailed),
     }
 }
@@ -268,6 +273,9 @@ mod tests {
         assert_eq!(verdict(&facts, NOON), Verdict::block(Reason::OptedOut));
         // The stronger reason is given even when the message would have expired as well.
         assert_eq!(verdict(&facts, NOON + 5), Verdict::block(Reason::OptedOut));
+        let facts = Facts { opt_out: OptOut::OptedOutElsewhere, ..facts };
+        let block = Verdict::Block { reason: Reason::OptedOut, detail: Some("same_person") };
+        assert_eq!(verdict(&facts, NOON), block);
     }
 
     #[test]
@@ -335,7 +343,12 @@ mod tests {
 
     fn any_facts() -> impl Strategy<Value = Facts> {
         let class = prop::sample::select(Class::ALL.to_vec());
-        let out = prop::sample::select(vec![OptOut::Clear, OptOut::OptedOut, OptOut::Unreadable]);
+        let out = prop::sample::select(vec![
+            OptOut::Clear,
+            OptOut::OptedOut,
+            OptOut::OptedOutElsewhere,
+            OptOut::Unreadable,
+        ]);
         let preset = prop::sample::select(HoursPreset::ALL.to_vec());
         let asked = prop::option::of(NOON - 48 * HOUR_MS..NOON + 48 * HOUR_MS);
         let life = 1_i64..48 * HOUR_MS;

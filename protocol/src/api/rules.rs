@@ -244,6 +244,11 @@ pub struct PutContact {
     /// Two letters, of the United States.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
+    /// Your own word for who it is, 1 to 100 characters. Numbers and addresses with the same word are one person's: when
+    /// one of them opts out, none of them is written to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 100))]
+    pub person: Option<String>,
 }
 
 /// Somebody of whom a tenant knows something.
@@ -256,6 +261,9 @@ pub struct Contact {
     /// Two letters, of the United States.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
+    /// Whose it is besides others with the same word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub person: Option<String>,
     /// When it was first written down.
     pub created_at: UnixMs,
     /// When it was last changed.

@@ -4,7 +4,7 @@ use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use protocol::Recipient;
-use protocol::api::{Contact, Page, Problem, PutContact};
+use protocol::api::{Contact, FieldError, Page, Problem, PutContact};
 use serde_json::Value;
 
 use super::fields::Fields;
@@ -14,7 +14,10 @@ use crate::auth::{Caller, Scope};
 use crate::compliance::place;
 use crate::error::ApiError;
 use crate::server::AppState;
-use crate::store::contacts;
+use crate::store::contacts::{self, HANDLES_MAX, Said};
+
+/// Longest word for a person, in characters.
+const PERSON_CHARS_MAX: usize = 100;
 
 /// List contacts, by recipient
 #[utoipa::path(get, path = "/v1/contacts", tag = "contacts", security(("api_key" = [])),
@@ -63,8 +66,9 @@ pub(super) async fn get(
 
 /// Say what you know of somebody
 ///
-/// A time zone here counts before the one that the number suggests. It replaces what was said before. What a test key says
-/// holds for the sandbox alone.
+/// A time zone here counts before the one that the number suggests. It replaces what was said before. Numbers and addresses
+/// with the same `person` are one person's: who opts out on one of them is not written to on any. What a test key says holds
+/// for the sandbox alone.
 #[utoipa::path(put, path = "/v1/contacts/{recipient}", tag = "contacts", request_body = PutContact,
     security(("api_key" = [])),
     params(("recipient" = String, Path, description = "The number or address.")),
@@ -79,21 +83,30 @@ pub(super) async fn put(
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::Contacts)?;
-    let (time_zone, state) = checked(body)?;
+    let said = checked(body)?;
     let now = app.clock.now();
     let written = app
         .store
-        .write(move |tx| {
-            let known = (time_zone.as_deref(), state.as_deref());
-            contacts::put(tx, (&caller.tenant, caller.test), &recipient, known, now)?;
-            contacts::get(tx, (&caller.tenant, caller.test), &recipient)
+        .transact(move |tx| {
+            let who = (&caller.tenant, caller.test);
+            if let Some(person) = &said.person
+                && contacts::besides(tx, who, (&recipient, person))? >= HANDLES_MAX
+            {
+                return Err(ApiError::invalid(vec![FieldError {
+                    pointer: "/person".to_owned(),
+                    code: "too_many".to_owned(),
+                    detail: format!("One person has at most {HANDLES_MAX} numbers and addresses."),
+                }]));
+            }
+            contacts::put(tx, who, &recipient, &said, now)?;
+            contacts::get(tx, who, &recipient)?.ok_or_else(ApiError::not_found)
         })
         .await?;
     app.bells.dispatch.notify_one();
-    Ok(json(StatusCode::OK, &written.ok_or_else(ApiError::not_found)?))
+    Ok(json(StatusCode::OK, &written))
 }
 
-fn checked(body: Value) -> Result<(Option<String>, Option<String>), ApiError> {
+fn checked(body: Value) -> Result<Said, ApiError> {
     let mut fields = Fields::new(body)?;
     let time_zone = fields.line("time_zone", 1..=60);
     if time_zone.as_deref().is_some_and(|zone| !place::is_zone(zone)) {
@@ -103,8 +116,9 @@ fn checked(body: Value) -> Result<(Option<String>, Option<String>), ApiError> {
     if state.as_deref().is_some_and(|state| !place::is_state(state)) {
         fields.wrong("state", "unknown_state", "No state of the United States has these letters.");
     }
+    let person = fields.line("person", 1..=PERSON_CHARS_MAX);
     fields.finish()?;
-    Ok((time_zone, state))
+    Ok(Said { time_zone, state, person })
 }
 
 /// Forget what you know of somebody

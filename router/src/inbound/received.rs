@@ -263,11 +263,26 @@ fn honour(
         };
         metrics::counter!("switchboard_opt_outs_total", "type" => kind).increment(1);
         store::tell_contact(tx, who, kind, (recipient, phone, id), now)?;
-        if rules.confirm_opt_out && test == sandbox {
+        // Who is still out on another number or address of theirs is not told that they are back.
+        let holds = asks.is_stop() || may_write(tx, who, recipient)?;
+        if rules.confirm_opt_out && test == sandbox && holds {
             effects.merge(confirm(tx, tenant, (phone, message), wording, now)?);
         }
     }
     Ok(effects)
+}
+
+/// Whether no opt-out stands against a recipient, as far as that can be read.
+fn may_write(
+    tx: &mut Tx<'_>,
+    who: (&TenantId, bool),
+    recipient: &Recipient,
+) -> Result<bool, StoreError> {
+    match rules::known(tx, who, recipient) {
+        Ok(known) => Ok(known.opt_out == OptOut::Clear),
+        Err(error) if error.is_unavailable() => Err(error),
+        Err(_unreadable) => Ok(false),
+    }
 }
 
 /// Whose messages a wish concerns: those of the sandbox (`true`), or the others. A phone of the sandbox may be written to by

@@ -1220,7 +1220,7 @@ pub fn failures(tx: &mut Tx<'_>, tenant: &TenantId, id: &MessageId) -> Result<u3
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{doubts, inbound, migrate, rules, webhook_jobs};
+    use crate::store::{contacts, doubts, inbound, migrate, rules, webhook_jobs};
 
     fn plan(sql: &str) -> String {
         let mut connection = rusqlite::Connection::open_in_memory().unwrap();
@@ -1260,6 +1260,8 @@ mod tests {
             (IN_FLIGHT, "attempts_open (phone_id=?)"),
             (inbound::ON_THE_WAY, "messages_on_the_way (tenant_id=? AND recipient=? AND kind=?)"),
             (rules::KNOWN, "(tenant_id=? AND recipient=?)"),
+            (rules::OF_PERSON, "contacts_by_person (tenant_id=? AND test=? AND person=?)"),
+            (contacts::OTHERS, "contacts_by_person (tenant_id=? AND test=? AND person=?)"),
             (inbound::TALKED_WITH, "bindings_by_phone (phone_id=? AND recipient=?)"),
             (inbound::BY_GUID, "messages_by_phone_guid (phone_id=? AND guid=?)"),
             (inbound::RECEIVED_AS, "messages_by_phone_guid (phone_id=? AND guid=?)"),

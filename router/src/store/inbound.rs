@@ -9,7 +9,7 @@ use protocol::{
 
 use super::dispatch::{self as rows, Change};
 use super::events::{self, NewEvent};
-use super::{StoreError, Tx, webhook_jobs};
+use super::{StoreError, Tx, contacts, webhook_jobs};
 use crate::clock;
 use crate::params;
 
@@ -286,15 +286,18 @@ fn choice(channel: protocol::Channel) -> ChannelChoice {
     }
 }
 
-/// Blocks everything that still waits to go to `recipient`, and wants back what a phone already has; answers how many
-/// both are, and the latter.
+/// Blocks everything that still waits to go to `recipient`, or to another number or address of the same person, and wants
+/// back what a phone already has; answers how many both are, and the latter.
 pub fn block_waiting(
     tx: &mut Tx<'_>,
     (tenant, test): (&TenantId, bool),
     recipient: &Recipient,
     now: UnixMs,
 ) -> Result<(u32, Vec<MessageId>), StoreError> {
-    let waiting = on_the_way(tx, (tenant, test), recipient, "tenant")?;
+    let mut waiting = on_the_way(tx, (tenant, test), recipient, "tenant")?;
+    for other in contacts::others(tx, (tenant, test), recipient)? {
+        waiting.append(&mut on_the_way(tx, (tenant, test), &other, "tenant")?);
+    }
     let stopped = u32::try_from(waiting.len()).unwrap_or(u32::MAX);
     let mut with_phones = Vec::new();
     for (id, status) in waiting {

@@ -118,6 +118,11 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "subscriptions",
         sql: include_str!("../../migrations/0025_subscriptions.sql"),
     },
+    Migration {
+        version: 26,
+        name: "persons",
+        sql: include_str!("../../migrations/0026_persons.sql"),
+    },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

@@ -67,22 +67,54 @@ pub fn known(
     recipient: &Recipient,
 ) -> Result<Known, StoreError> {
     let found = tx.query_opt(KNOWN, params![tenant, recipient, nobody(), test], |row| {
-        Ok(Known {
+        let known = Known {
             rules: parse(&row.text(0)?)?,
             opt_out: opt_out(row.opt_text(1)?.as_deref(), row.opt_text(2)?.as_deref()),
             contact: Contact { time_zone: row.opt_text(3)?, state: row.opt_text(4)? },
             last_inbound_ms: row.get(5)?,
             first_message: row.int(6)? == 0,
-        })
+        };
+        Ok((known, row.opt_text(7)?))
     })?;
-    found.ok_or(StoreError::NoRow)
+    let (mut known, person) = found.ok_or(StoreError::NoRow)?;
+    // Few are known by more than one number or address: nobody else pays for asking.
+    if let Some(person) = person
+        && known.opt_out == OptOut::Clear
+    {
+        known.opt_out = person_opt_out(tx, (tenant, test), &person)?;
+    }
+    Ok(known)
 }
+
+/// Whether a person has opted out on any number or address that is known to be theirs.
+fn person_opt_out(
+    tx: &mut Tx<'_>,
+    (tenant, test): (&TenantId, bool),
+    person: &str,
+) -> Result<OptOut, StoreError> {
+    let all = tx.query(OF_PERSON, params![tenant, test, person, nobody()], |row| {
+        Ok(opt_out(row.opt_text(0)?.as_deref(), row.opt_text(1)?.as_deref()))
+    })?;
+    Ok(if all.contains(&OptOut::OptedOut) {
+        OptOut::OptedOutElsewhere
+    } else if all.contains(&OptOut::Unreadable) {
+        OptOut::Unreadable
+    } else {
+        OptOut::Clear
+    })
+}
+
+pub(super) const OF_PERSON: &str = "SELECT o.state, everybody.state FROM contacts c
+     LEFT JOIN opt_outs o ON o.tenant_id = ?1 AND o.test = ?2 AND o.recipient = c.recipient
+     LEFT JOIN opt_outs everybody ON everybody.tenant_id = ?4 AND everybody.test = 0 AND everybody.recipient = c.recipient
+     WHERE c.tenant_id = ?1 AND c.test = ?2 AND c.person = ?3";
 
 pub(super) const KNOWN: &str = "SELECT t.rules, o.state, everybody.state, c.time_zone, c.state,
          (SELECT MAX(b.last_inbound_at) FROM bindings b CROSS JOIN phones p
           WHERE b.tenant_id = ?1 AND b.recipient = ?2 AND p.id = b.phone_id AND p.sandbox = ?4),
          EXISTS (SELECT 1 FROM bindings b CROSS JOIN phones p
-                 WHERE b.tenant_id = ?1 AND b.recipient = ?2 AND p.id = b.phone_id AND p.sandbox = ?4)
+                 WHERE b.tenant_id = ?1 AND b.recipient = ?2 AND p.id = b.phone_id AND p.sandbox = ?4),
+         c.person
      FROM tenants t
      LEFT JOIN opt_outs o ON o.tenant_id = ?1 AND o.test = ?4 AND o.recipient = ?2
      LEFT JOIN opt_outs everybody ON everybody.tenant_id = ?3 AND everybody.test = 0 AND everybody.recipient = ?2
@@ -99,7 +131,9 @@ fn opt_out(own: Option<&str>, everybodys: Option<&str>) -> OptOut {
     match (one(own), one(everybodys)) {
         (OptOut::OptedOut, _) | (_, OptOut::OptedOut) => OptOut::OptedOut,
         (OptOut::Unreadable, _) | (_, OptOut::Unreadable) => OptOut::Unreadable,
-        (OptOut::Clear, OptOut::Clear) => OptOut::Clear,
+        (OptOut::Clear | OptOut::OptedOutElsewhere, OptOut::Clear | OptOut::OptedOutElsewhere) => {
+            OptOut::Clear
+        }
     }
 }
 

@@ -8,7 +8,8 @@
 use crate::link_support::*;
 use protocol::pipe::{Event, Received};
 use protocol::{Class, Reason, Recipient, Status};
-use router::store::{contacts, opt_outs, rules};
+use router::store::contacts::{self, Said};
+use router::store::{opt_outs, rules};
 use router::{params, server};
 use serde_json::{Value, json};
 
@@ -306,11 +307,62 @@ async fn a_contacts_zone_counts_before_the_number() {
     let (whose, who, now): (_, Recipient, _) =
         (tenant.clone(), TO.parse().unwrap(), app.clock.now());
     app.store
-        .write(move |tx| contacts::put(tx, (&whose, false), &who, (Some(&zone), None), now))
+        .write(move |tx| {
+            let said = Said { time_zone: Some(zone), ..Said::default() };
+            contacts::put(tx, (&whose, false), &who, &said, now)
+        })
         .await
         .unwrap();
     let id = accept(app, &tenant, TO, |new| new.class = Class::Marketing).await;
     assert_eq!(bridge.wire.send_command().await.message, id);
+}
+
+#[tokio::test]
+async fn who_opts_out_on_one_number_is_not_written_to_on_another_of_theirs() {
+    let router = router(NOT_NOW).await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let host = host(app, &[ONE]).await;
+    let mut bridge = Bridge::connect(&router, &host).await;
+    set_rules(app, &tenant, json!({"hours_window": closed_window(app.clock.now())})).await;
+    let (mail, stranger) = ("anna@example.com", "+12125550199");
+    for (who, person) in [(TO, "anna"), (mail, "anna"), (stranger, "somebody else")] {
+        // An address says nothing of where somebody is.
+        let time_zone = (who == mail).then(|| "America/New_York".to_owned());
+        let said = Said { person: Some(person.to_owned()), time_zone, ..Said::default() };
+        let (whose, who, now): (_, Recipient, _) =
+            (tenant.clone(), who.parse().unwrap(), app.clock.now());
+        app.store
+            .write(move |tx| contacts::put(tx, (&whose, false), &who, &said, now))
+            .await
+            .unwrap();
+    }
+    let held = async |to: &str| {
+        let id = accept(app, &tenant, to, |new| new.class = Class::Marketing).await;
+        eventually("it is held", || async {
+            message(app, &tenant, &id).await.held_reason == Some(Reason::QuietHours)
+        })
+        .await;
+        id
+    };
+    let (to_mail, to_stranger) = (held(mail).await, held(stranger).await);
+    bridge.event(received(TO, "g1", "STOP", app.clock.now())).await;
+    assert_eq!(message(app, &tenant, &to_mail).await.reason, Some(Reason::OptedOut));
+    assert_eq!(message(app, &tenant, &to_stranger).await.status, Status::Queued);
+    let next = accept(app, &tenant, mail, |_| {}).await;
+    assert_eq!(reaches(app, &tenant, &next, Status::Blocked).await.reason, Some(Reason::OptedOut));
+    // They have opted out of the other, too: who takes one of both back is not told to be back.
+    let confirmed = "SELECT COUNT(*) FROM messages WHERE kind = 'confirmation'";
+    bridge.event(received(mail, "g2", "STOP", app.clock.now())).await;
+    assert_eq!(count(app, confirmed).await, 2);
+    bridge.event(received(TO, "g3", "START", app.clock.now())).await;
+    assert_eq!(count(app, confirmed).await, 2);
+    let next = accept(app, &tenant, TO, |_| {}).await;
+    assert_eq!(reaches(app, &tenant, &next, Status::Blocked).await.reason, Some(Reason::OptedOut));
+    bridge.event(received(mail, "g4", "START", app.clock.now())).await;
+    assert_eq!(count(app, confirmed).await, 3);
+    held(TO).await;
+    held(mail).await;
 }
 
 #[tokio::test]
