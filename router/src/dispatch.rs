@@ -1,7 +1,7 @@
 //! From a due job to a command on its way to a phone.
 //!
-//! claim → facts → decide → record → hand over. A claim moves the job, so that what a dead worker claimed falls due
-//! again by itself. Deciding and recording are one transaction per message: the verdict, the phone, the attempt, its
+//! claim → facts → decide → record → hand over. A claim writes down what is in hand, so that a message that ends the
+//! router is known when it starts again. Deciding and recording are one transaction per message: the verdict, the phone, the attempt, its
 //! epoch, the counters, the story and the webhooks are all on disk or none is. Only after that commit is the
 //! command handed to the host's session; should it get lost there, it is offered again until the phone answers,
 //! which a phone takes once. What is wanted back (a cancel, an opt-out) is not offered again, but recalled until the
@@ -32,8 +32,9 @@ use crate::resolve::{self, Unable};
 use crate::route;
 use crate::server::{App, AppState};
 use crate::store::capabilities;
+use crate::store::change::{self, Change};
 use crate::store::dead_letters;
-use crate::store::dispatch::{self as rows, Change, Former, Given, NewAttempt, Offer, Outbound};
+use crate::store::dispatch::{self as rows, Former, Given, NewAttempt, Offer, Outbound};
 use crate::store::doubts;
 use crate::store::queue::{self, Claim, Claimed, Turns};
 use crate::store::{StoreError, Tx, providers as provider_rows};
@@ -72,6 +73,13 @@ pub fn start(app: &AppState) {
 
 async fn run(app: &AppState) {
     let mut swept_at = UnixMs(i64::MIN);
+    while let Err(error) = app.store.write(queue::take_over).await {
+        tracing::warn!(error = %error, "dispatch: the store does not answer");
+        tokio::select! {
+            () = app.stop.cancelled() => return,
+            () = tokio::time::sleep(STORE_PAUSE) => {}
+        }
+    }
     loop {
         let sleep = match turn(app, &mut swept_at).await {
             Ok(sleep) => sleep,
@@ -179,9 +187,7 @@ pub async fn run_once(app: &App) -> Result<Ran, StoreError> {
     let desk = Desk::of(app);
     let settings = desk.settings;
     let now = app.clock.now();
-    let until = now.plus_ms(ms(settings.claim_ms));
     let batch = usize::try_from(settings.claim_batch).unwrap_or(1).max(1);
-    let worker = app.links.worker().to_owned();
     let at = desk.clone();
     let (claimed, full) = app
         .store
@@ -193,12 +199,13 @@ pub async fn run_once(app: &App) -> Result<Ran, StoreError> {
             let claimed = if limit == 0 {
                 Claim::default()
             } else {
-                queue::claim(tx, &mut lock(&at.turns), &worker, (now, until), limit)?
+                queue::claim(tx, &mut lock(&at.turns), now, limit)?
             };
             Ok((claimed, limit == 0))
         })
         .await?;
     let mut ran = Ran { more: claimed.more, full, ..Ran::default() };
+    let in_hand = claimed.jobs.clone();
     // All closures of the batch are queued before the first is awaited, so that they share one commit.
     let (suspects, jobs): (Vec<_>, Vec<_>) =
         claimed.jobs.into_iter().partition(|job| job.claims > 1);
@@ -220,7 +227,6 @@ pub async fn run_once(app: &App) -> Result<Ran, StoreError> {
             Ok(Done::Ordered) => ran.ordered += 1,
             Ok(Done::Held) => ran.held += 1,
             Ok(Done::Ended) => ran.ended += 1,
-            // The claim runs out, and the job falls due again.
             Err(error) => failed = Some(error),
         }
     }
@@ -232,7 +238,18 @@ pub async fn run_once(app: &App) -> Result<Ran, StoreError> {
     if ran.ordered > 0 {
         app.providers.ring();
     }
-    failed.map_or(Ok(ran), Err)
+    let Some(error) = failed else { return Ok(ran) };
+    put_off(app, in_hand, now.plus_ms(ms(settings.claim_ms))).await?;
+    Err(error)
+}
+
+/// What could not be decided is looked at later: nothing else is to wait until the store can take it.
+async fn put_off(app: &App, jobs: Vec<Claimed>, until: UnixMs) -> Result<(), StoreError> {
+    app.store
+        .write(move |tx| {
+            jobs.iter().try_for_each(|job| queue::put_off(tx, &job.tenant, &job.message, until))
+        })
+        .await
 }
 
 /// Decides some messages in one closure: what each costs the store beside its own rows is shared. Where one of them
@@ -300,7 +317,7 @@ async fn decide_one(app: &App, desk: Desk, job: Claimed, now: UnixMs) -> Result<
 
 /// The message's own row is what cannot be read: it is ended without looking at it.
 async fn unread(app: &App, job: Claimed, now: UnixMs) -> Result<Done, StoreError> {
-    app.store.write(move |tx| rows::block_unread(tx, &job.tenant, &job.message, now)).await?;
+    app.store.write(move |tx| change::block_unread(tx, &job.tenant, &job.message, now)).await?;
     Ok(Done::Ended)
 }
 
@@ -613,7 +630,7 @@ fn forbid(
     now: UnixMs,
 ) -> Result<Done, StoreError> {
     let change = Change { reason: Some(reason), detail, ..Change::to(Status::Blocked, now) };
-    rows::change(tx, &job.tenant, &job.message, &change)?;
+    change::make(tx, &job.tenant, &job.message, &change)?;
     rows::drop_job(tx, &job.tenant, &job.message)?;
     Ok(Done::Ended)
 }
@@ -642,7 +659,7 @@ fn expire(
         detail: waited_for.map(Reason::as_str),
         ..Change::to(Status::Expired, now)
     };
-    rows::change(tx, &job.tenant, &job.message, &change)?;
+    change::make(tx, &job.tenant, &job.message, &change)?;
     rows::drop_job(tx, &job.tenant, &job.message)?;
     Ok(Done::Ended)
 }
@@ -655,7 +672,7 @@ fn end(
     now: UnixMs,
 ) -> Result<Done, StoreError> {
     let change = Change { reason: Some(reason), ..Change::to(status, now) };
-    rows::change(tx, &job.tenant, &job.message, &change)?;
+    change::make(tx, &job.tenant, &job.message, &change)?;
     rows::drop_job(tx, &job.tenant, &job.message)?;
     Ok(Done::Ended)
 }
@@ -670,7 +687,7 @@ fn hold(
     now: UnixMs,
 ) -> Result<Done, StoreError> {
     if message.held_reason == Some(reason) {
-        rows::set_next_at(tx, &job.tenant, &job.message, until)?;
+        change::set_next_at(tx, &job.tenant, &job.message, until)?;
     } else {
         let change = Change {
             kind: "held",
@@ -678,7 +695,7 @@ fn hold(
             next_at: Some(until),
             ..Change::to(Status::Queued, now)
         };
-        rows::change(tx, &job.tenant, &job.message, &change)?;
+        change::make(tx, &job.tenant, &job.message, &change)?;
     }
     rows::put_job(tx, (&job.tenant, &job.message), message.class.rank(), until, Some(reason))?;
     Ok(Done::Held)
@@ -926,7 +943,7 @@ pub async fn sweep(app: &App) -> Result<(), StoreError> {
             Err(error) => {
                 tracing::error!(message = %copy.message, error = %error, "dispatch: a message cannot be read, so nothing is sent");
                 app.store
-                    .write(move |tx| rows::block_unread(tx, &copy.tenant, &copy.message, now))
+                    .write(move |tx| change::block_unread(tx, &copy.tenant, &copy.message, now))
                     .await?;
             }
         }

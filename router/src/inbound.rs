@@ -149,6 +149,7 @@ fn take_all(
     let (mut acks, mut effects) = (Acks::new(), Effects::default());
     let mut moved = Acks::new();
     let mut epochs: BTreeMap<&PhoneId, u64> = BTreeMap::new();
+    let mut heard = attempts::Heard::default();
     for frame in frames {
         if let Some(epoch) = frame.epoch {
             let newest = epochs.entry(&frame.phone).or_default();
@@ -161,7 +162,7 @@ fn take_all(
         };
         let next = acked.saturating_add(1);
         if frame.seq == next {
-            apply(tx, rules, frame, now, &mut effects)?;
+            apply(tx, (rules, &mut heard), frame, now, &mut effects)?;
             metrics::counter!("switchboard_inbound_events_total", "type" => frame.event.kind())
                 .increment(1);
             moved.insert(key.clone(), next);
@@ -173,6 +174,7 @@ fn take_all(
             acks.insert(key, acked);
         }
     }
+    heard.write(tx, now)?;
     for (phone, epoch) in epochs {
         journals::heard_epoch(tx, phone, epoch)?;
     }
@@ -186,7 +188,7 @@ fn take_all(
 
 fn apply(
     tx: &mut Tx<'_>,
-    rules: Rules,
+    state: (Rules, &mut attempts::Heard),
     frame: &EventFrame,
     now: UnixMs,
     effects: &mut Effects,
@@ -202,7 +204,7 @@ fn apply(
         | Event::Failed(_)
         | Event::Unknown(_)
         | Event::Canceled(_)
-        | Event::Expired(_) => attempts::apply(tx, rules, frame, now, effects),
+        | Event::Expired(_) => attempts::apply(tx, state, frame, now, effects),
         Event::Received(message) => received::message(tx, frame, message, now, effects),
         Event::Reaction(reaction) => {
             received::about(tx, frame, (&reaction.target, reaction.at), reaction, now)

@@ -14,7 +14,7 @@
 //! - Whoever commits a job rings: `app.bells.dispatch` after a message or a phone has become available,
 //!   `app.bells.webhooks` after webhook jobs were enqueued. Workers also wake by time; a lost ring costs a moment, never
 //!   a message.
-//! - [`store::events::append`] adds one step to a message's story; [`store::webhook_jobs::enqueue`]`(tx, tenant, kind,
+//! - [`store::events::append`] adds steps to a message's story; [`store::webhook_jobs::enqueue`]`(tx, tenant, kind,
 //!   data, at)` puts it into the tenant's outbox; both in the transaction that changes the state.
 //! - The API withdraws a message that a phone already has by [`dispatch::recall`]`(app, message)`: it has set
 //!   `messages.cancel_asked` in its own transaction, and what the phone answers is the outcome.

@@ -21,7 +21,6 @@ use axum::extract::ws::WebSocketUpgrade;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use data_encoding::HEXLOWER;
 use protocol::HostId;
 use protocol::api::{PROBLEM_JSON, Problem};
 use protocol::limits::FRAME_BYTES_MAX;
@@ -29,7 +28,6 @@ use protocol::link::{PATH, RouterFrame};
 use router_client::auth;
 use tokio::sync::{Notify, mpsc, watch};
 
-use crate::clock;
 use crate::server::AppState;
 
 /// Frames waiting to be written to one host. A host's phones have at most some dozens of attempts each; what does not
@@ -67,7 +65,6 @@ pub struct Links {
 
 #[derive(Debug)]
 struct Inner {
-    worker: String,
     nonces: auth::Nonces,
     sessions: Mutex<HashMap<HostId, Handle>>,
     /// Hosts that have come or gone since it was last asked.
@@ -102,17 +99,11 @@ impl Links {
     pub fn new() -> Self {
         Self {
             inner: Arc::new(Inner {
-                worker: HEXLOWER.encode(&clock::random::<8>()),
                 nonces: auth::Nonces::default(),
                 sessions: Mutex::default(),
                 changed: Mutex::default(),
             }),
         }
-    }
-
-    /// The name of this router process among others on the same store: a new one each time it starts.
-    pub fn worker(&self) -> &str {
-        &self.inner.worker
     }
 
     /// Whether a host has a session here.

@@ -24,6 +24,7 @@ pub mod admin;
 pub mod audit;
 pub mod batches;
 pub mod capabilities;
+pub mod change;
 pub mod contacts;
 pub mod credit;
 pub mod dead_letters;

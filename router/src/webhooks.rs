@@ -1,21 +1,22 @@
 //! Delivers webhooks: sign, post, write down how it went, try again or give up.
 //!
 //! The outbox is filled in the transactions that change state ([`crate::store::webhook_jobs::enqueue`]). One task
-//! claims what is due, with a bound for each endpoint, so that a slow endpoint fills its own places and nobody else's;
+//! takes what is due, with a bound for each endpoint, so that a slow endpoint fills its own places and nobody else's;
 //! the deliveries run beside it. An endpoint that fails gets one delivery at a time, and after some failures in a row
-//! none for a while ([`breaker`]); while places are scarce, everybody gets one. A claim is a postponement, so that what a dead router had claimed
-//! falls due again by itself: an endpoint may see an event twice, under the same `webhook-id`.
+//! none for a while ([`breaker`]); while places are scarce, everybody gets one. What is under way is known to the worker
+//! alone: what a dead router had under way is due when the next one starts, so that an endpoint may see an event twice,
+//! under the same `webhook-id`.
 
 pub mod breaker;
 pub mod guard;
 pub mod schedule;
 pub mod signature;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use protocol::api::WebhookData;
-use protocol::{EndpointId, UnixMs};
+use protocol::{DeliveryId, EndpointId, UnixMs};
 use reqwest::StatusCode;
 use reqwest::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use tokio::sync::mpsc;
@@ -26,10 +27,11 @@ use crate::clock;
 use crate::config;
 use crate::server::AppState;
 use crate::store::StoreError;
-use crate::store::webhook_jobs::{self as jobs, After, Attempt, ClaimedJob, Target};
+use crate::store::webhook_jobs::{self as jobs, After, Attempt, DueJob, Target};
 
-/// A claim outlives the attempt's deadline by this much: connecting, writing down, a busy store.
-const CLAIM_SLACK_MS: i64 = 30_000;
+/// How long a delivery still counts as under way that could not be written down: it is not to be made again and again while
+/// the store is full.
+const UNWRITTEN_PAUSE: Duration = Duration::from_secs(30);
 
 /// How long the worker sleeps at most, so that a lost ring or a moved clock costs a moment only.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
@@ -60,9 +62,9 @@ struct Worker {
     app: AppState,
     client: reqwest::Client,
     /// Deliveries under way.
-    busy: HashMap<EndpointId, usize>,
-    done: mpsc::Receiver<EndpointId>,
-    ended: mpsc::Sender<EndpointId>,
+    busy: HashMap<EndpointId, HashSet<DeliveryId>>,
+    done: mpsc::Receiver<(EndpointId, DeliveryId)>,
+    ended: mpsc::Sender<(EndpointId, DeliveryId)>,
     policy: guard::Policy,
     /// Turns so far: each begins with another endpoint, so that scarce places go round.
     turns: usize,
@@ -95,18 +97,18 @@ impl Worker {
                 () = app.stop.cancelled() => return,
                 () = app.bells.webhooks.notified() => {}
                 () = tokio::time::sleep(sleep) => {}
-                Some(endpoint) = self.done.recv() => self.ended(&endpoint),
+                Some(ended) = self.done.recv() => self.ended(&ended),
             }
-            while let Ok(endpoint) = self.done.try_recv() {
-                self.ended(&endpoint);
+            while let Ok(ended) = self.done.try_recv() {
+                self.ended(&ended);
             }
         }
     }
 
-    fn ended(&mut self, endpoint: &EndpointId) {
-        if let Some(count) = self.busy.get_mut(endpoint) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
+    fn ended(&mut self, (endpoint, delivery): &(EndpointId, DeliveryId)) {
+        if let Some(under_way) = self.busy.get_mut(endpoint) {
+            under_way.remove(delivery);
+            if under_way.is_empty() {
                 self.busy.remove(endpoint);
             }
         }
@@ -114,15 +116,14 @@ impl Worker {
 
     /// Starts what is due and fits; answers how long nothing more can fall due.
     async fn turn(&mut self) -> Result<Duration, StoreError> {
-        let (in_flight, per_endpoint, timeout_ms) = {
+        let (in_flight, per_endpoint) = {
             let settings = &self.app.config.webhooks;
-            (places(settings.in_flight), places(settings.per_endpoint), settings.timeout_ms)
+            (places(settings.in_flight), places(settings.per_endpoint))
         };
         let mut waiting = self.app.store.read(jobs::waiting_endpoints).await?;
         let now = self.app.clock.now();
-        let until = now.plus_ms(ms(timeout_ms).saturating_add(CLAIM_SLACK_MS));
         let mut sleep = SLEEP_MAX;
-        let mut free = in_flight.saturating_sub(self.busy.values().sum());
+        let mut free = in_flight.saturating_sub(self.busy.values().map(HashSet::len).sum());
         self.turns = self.turns.wrapping_add(1);
         if !waiting.is_empty() {
             let first = self.turns % waiting.len();
@@ -140,7 +141,8 @@ impl Worker {
                 sleep = sleep.min(Duration::from_millis(wait));
                 continue;
             }
-            let taken = self.busy.get(&endpoint).copied().unwrap_or(0);
+            let under_way = self.busy.get(&endpoint);
+            let taken = under_way.map_or(0, HashSet::len);
             // Many that fail or are slow leave room for the others.
             let scarce = free * 2 < in_flight;
             let share = if state == State::Closed && !scarce { per_endpoint } else { 1 };
@@ -148,35 +150,42 @@ impl Worker {
             // A full endpoint is looked at again when one of its deliveries has ended.
             if limit > 0 {
                 free -= limit;
-                wanted.push((endpoint, limit));
+                wanted.push((under_way.cloned().unwrap_or_default(), endpoint, limit));
             }
         }
         if wanted.is_empty() {
             return Ok(sleep);
         }
-        // All in one commit: an endpoint more costs no write to the disk more.
-        let claimed = self
+        let found = self
             .app
             .store
-            .behind()
-            .write_often(move |tx| {
-                let mut claimed = Vec::with_capacity(wanted.len());
-                for (endpoint, limit) in &wanted {
-                    claimed.extend(jobs::claim(tx, endpoint, now, until, *limit)?);
-                }
-                Ok(claimed)
+            .read(move |tx| {
+                let next = |(under_way, endpoint, limit): &(HashSet<_>, EndpointId, usize)| {
+                    jobs::next(tx, endpoint, now, (under_way, *limit))
+                };
+                wanted.iter().map(next).collect::<Result<Vec<_>, _>>()
             })
             .await?;
-        for (target, claimed) in claimed {
-            for job in claimed {
+        for jobs::Next { target, jobs, later } in found.into_iter().flatten() {
+            if target.disabled {
+                // The rest of a long queue is for the next turns.
+                let endpoint = target.endpoint;
+                self.app.store.behind().write(move |tx| jobs::fail_pending(tx, &endpoint)).await?;
+                sleep = Duration::ZERO;
+                continue;
+            }
+            if let Some(later) = later.filter(|later| *later > now) {
+                sleep = sleep.min(Duration::from_millis(later.since(now).unsigned_abs()));
+            }
+            for job in jobs {
                 self.deliver(target.clone(), job);
             }
         }
         Ok(sleep)
     }
 
-    fn deliver(&mut self, target: Target, job: ClaimedJob) {
-        *self.busy.entry(target.endpoint.clone()).or_default() += 1;
+    fn deliver(&mut self, target: Target, job: DueJob) {
+        self.busy.entry(target.endpoint.clone()).or_default().insert(job.id.clone());
         let (app, client, policy, ended) = (
             AppState::clone(&self.app),
             self.client.clone(),
@@ -184,10 +193,10 @@ impl Worker {
             self.ended.clone(),
         );
         self.app.tasks.spawn(async move {
-            let endpoint = target.endpoint.clone();
+            let over = (target.endpoint.clone(), job.id.clone());
             attempt(&app, (&client, &policy), target, job).await;
             // The worker is gone only when the router stops.
-            if ended.send(endpoint).await.is_err() {
+            if ended.send(over).await.is_err() {
                 tracing::debug!("webhooks: a delivery ended after its worker");
             }
         });
@@ -219,7 +228,7 @@ async fn attempt(
     app: &AppState,
     (client, policy): (&reqwest::Client, &guard::Policy),
     target: Target,
-    job: ClaimedJob,
+    job: DueJob,
 ) {
     let at = app.clock.now();
     let started = Instant::now();
@@ -238,9 +247,13 @@ async fn attempt(
     match disabled {
         Ok(false) => {}
         Ok(true) => app.bells.webhooks.notify_one(),
-        // The claim runs out and the job falls due again: once more is better than never.
+        // It falls due again: once more is better than never.
         Err(error) => {
             tracing::warn!(delivery = %id, error = %error, "webhooks: an attempt was not written down");
+            tokio::select! {
+                () = app.stop.cancelled() => {}
+                () = tokio::time::sleep(UNWRITTEN_PAUSE) => {}
+            }
         }
     }
 }
@@ -248,7 +261,7 @@ async fn attempt(
 async fn post(
     client: &reqwest::Client,
     policy: &guard::Policy,
-    (target, job): (&Target, &ClaimedJob),
+    (target, job): (&Target, &DueJob),
     at: UnixMs,
 ) -> (Outcome, Option<String>) {
     let failed =
@@ -344,7 +357,7 @@ fn explain(error: &reqwest::Error) -> String {
 fn write_down(
     tx: &mut crate::store::Tx<'_>,
     target: &Target,
-    job: &ClaimedJob,
+    job: &DueJob,
     posted: &Posted,
 ) -> Result<bool, StoreError> {
     let number = job.attempts.saturating_add(1);
@@ -427,8 +440,4 @@ fn client(settings: &config::Webhooks, policy: guard::Policy) -> reqwest::Client
 
 fn places(count: u32) -> usize {
     usize::try_from(count).unwrap_or(usize::MAX).max(1)
-}
-
-fn ms(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
 }

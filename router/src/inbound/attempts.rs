@@ -1,5 +1,8 @@
 //! What a phone says of an attempt → the message's status, the next attempt, the tenant's webhooks.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
 use protocol::link::EventFrame;
 use protocol::pipe::{Attempt, Event};
 use protocol::{Channel, MessageId, PhoneId, Reason, Status, TenantId, UnixMs, canary};
@@ -7,9 +10,11 @@ use protocol::{Channel, MessageId, PhoneId, Reason, Status, TenantId, UnixMs, ca
 use super::{Effects, Rules};
 use crate::retry::{self, Ended, Next};
 use crate::store::capabilities;
+use crate::store::change::{self, Change, Standing};
 use crate::store::dead_letters;
-use crate::store::dispatch::{self as rows, AttemptRow, Change};
+use crate::store::dispatch::{self as rows, AttemptRow};
 use crate::store::doubts;
+use crate::store::events::{self, NewEvent};
 use crate::store::inbound as store;
 use crate::store::{StoreError, Tx};
 
@@ -20,6 +25,8 @@ struct About<'a> {
     attempt: u32,
     phone: &'a PhoneId,
     row: &'a AttemptRow,
+    /// Steps of this attempt that are still to be written, before whatever follows from the event.
+    steps: &'a [NewEvent<'a>],
     at: UnixMs,
     now: UnixMs,
 }
@@ -44,24 +51,128 @@ impl<'a> About<'a> {
     }
 }
 
+/// What one batch has heard of attempts and has not written yet: a phone says `accepted`, `started` and often `sent` in
+/// one breath, and the message's rows are written once for all of it.
+#[derive(Debug, Default)]
+pub(super) struct Heard {
+    attempts: BTreeMap<(MessageId, u32), Known>,
+}
+
+/// An attempt as it stands after what was heard.
+#[derive(Debug)]
+struct Known {
+    row: AttemptRow,
+    /// What the row in the store does not say yet.
+    unwritten: Vec<Step>,
+}
+
+/// A step that changes no status and is told to nobody.
+#[derive(Debug)]
+struct Step {
+    state: &'static str,
+    at: UnixMs,
+    channel: Option<Channel>,
+}
+
+impl Known {
+    /// The attempt has come as far as `state`, which is the name of the step too.
+    fn step(&mut self, state: &'static str, at: UnixMs, channel: Option<Channel>) {
+        state.clone_into(&mut self.row.state);
+        self.unwritten.push(Step { state, at, channel });
+    }
+
+    /// What is not written yet, as the story has it.
+    fn story(&self, attempt: u32) -> Vec<NewEvent<'_>> {
+        let of = |step: &Step| NewEvent {
+            phone: Some(&self.row.phone),
+            attempt: Some(attempt),
+            channel: step.channel,
+            ..NewEvent::new(step.state, step.at)
+        };
+        self.unwritten.iter().map(of).collect()
+    }
+
+    fn write(
+        &mut self,
+        tx: &mut Tx<'_>,
+        (message, attempt): (&MessageId, u32),
+        now: UnixMs,
+    ) -> Result<(), StoreError> {
+        if !self.unwritten.is_empty() {
+            rows::set_attempt_state(tx, message, attempt, &self.row.state, now)?;
+            events::append(tx, &self.row.tenant, message, &self.story(attempt))?;
+            self.unwritten.clear();
+        }
+        Ok(())
+    }
+}
+
+impl Heard {
+    /// The attempt that an event is about, with what was heard of it before.
+    fn find(
+        &mut self,
+        tx: &mut Tx<'_>,
+        (message, attempt): (&MessageId, u32),
+        frame: &EventFrame,
+        now: UnixMs,
+    ) -> Result<Option<&mut Known>, StoreError> {
+        match self.attempts.entry((message.clone(), attempt)) {
+            Entry::Occupied(known) => Ok(Some(known.into_mut())),
+            Entry::Vacant(place) => {
+                let mut found = rows::attempt(tx, message, attempt)?;
+                if found.is_none() {
+                    let witness = (&frame.phone, frame.journal.as_str(), frame.epoch.unwrap_or(0));
+                    found = rows::adopt(tx, message, attempt, witness, now)?;
+                }
+                Ok(found.map(|row| place.insert(Known { row, unwritten: Vec::new() })))
+            }
+        }
+    }
+
+    /// Forgets a message after it has written what was heard of it, but for what it answers: the attempt that something
+    /// else is to be written about now.
+    fn take(
+        &mut self,
+        tx: &mut Tx<'_>,
+        message: &MessageId,
+        attempt: u32,
+        now: UnixMs,
+    ) -> Result<Option<Known>, StoreError> {
+        let taken = self.attempts.remove(&(message.clone(), attempt));
+        let of_message = (message.clone(), 0)..=(message.clone(), u32::MAX);
+        let others: Vec<u32> = self.attempts.range(of_message).map(|(key, _)| key.1).collect();
+        for other in others {
+            if let Some(mut known) = self.attempts.remove(&(message.clone(), other)) {
+                known.write(tx, (message, other), now)?;
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Writes all that was heard.
+    pub(super) fn write(self, tx: &mut Tx<'_>, now: UnixMs) -> Result<(), StoreError> {
+        for ((message, attempt), mut known) in self.attempts {
+            known.write(tx, (&message, attempt), now)?;
+        }
+        Ok(())
+    }
+}
+
 pub(super) fn apply(
     tx: &mut Tx<'_>,
-    rules: Rules,
+    (rules, heard): (Rules, &mut Heard),
     frame: &EventFrame,
     now: UnixMs,
     effects: &mut Effects,
 ) -> Result<(), StoreError> {
     let Some(Attempt { message, attempt }) = frame.event.attempt() else { return Ok(()) };
+    let attempt = *attempt;
     if canary::is_id(message) {
         // A host writes from one of its phones to another to see that both work: no tenant's, and not offered from here.
         return Ok(());
     }
-    let mut found = rows::attempt(tx, message, *attempt)?;
-    if found.is_none() {
-        let witness = (&frame.phone, frame.journal.as_str(), frame.epoch.unwrap_or(0));
-        found = rows::adopt(tx, message, *attempt, witness, now)?;
-    }
-    let Some(row) = found.filter(|row| row.phone == frame.phone) else {
+    let found = heard.find(tx, (message, attempt), frame, now)?;
+    let Some(known) = found.filter(|known| known.row.phone == frame.phone) else {
         // Of another router's time, or not this phone's to speak of.
         metrics::counter!("switchboard_inbound_strange_attempts_total").increment(1);
         tracing::warn!(phone = %frame.phone, message = %message, attempt, "inbound: no such attempt on this phone");
@@ -70,45 +181,51 @@ pub(super) fn apply(
     // What chat.db shows was sent, whoever read it there. That something was not sent is known only to the journal
     // that was asked to: a new one has never heard of it, and says so.
     let proof = matches!(frame.event, Event::Sent { .. } | Event::Delivered(_) | Event::Read(_));
-    if !proof && row.journal.as_ref().is_some_and(|journal| *journal != frame.journal) {
+    let others = known.row.journal.as_ref().is_some_and(|journal| *journal != frame.journal);
+    if !proof && others {
         metrics::counter!("switchboard_inbound_strange_attempts_total").increment(1);
         tracing::warn!(phone = %frame.phone, message = %message, attempt, "inbound: another journal's attempt");
         return store::keep_unplaced(tx, frame, "another journal's attempt", now);
     }
+    // These two are written with what comes after them.
+    if let Event::Accepted(_) = &frame.event {
+        if known.row.state == "offered" {
+            known.step("accepted", frame.at, None);
+        }
+        return Ok(());
+    }
+    if let Event::Started { channel, .. } = &frame.event {
+        if known.row.state != "done" {
+            known.step("started", frame.at, Some(*channel));
+        }
+        return Ok(());
+    }
+    let Some(mut known) = heard.take(tx, message, attempt, now)? else {
+        return Err(StoreError::NoRow);
+    };
+    if !matches!(frame.event, Event::Sent { .. }) || others {
+        known.write(tx, (message, attempt), now)?;
+    }
     // A Mac that looks for what another one has sent judges by the words: a row that is known to be another message's is
     // no proof, whatever it says.
-    let others = row.journal.as_ref().is_some_and(|journal| *journal != frame.journal);
     if let (true, Event::Sent { guid, .. }) = (others, &frame.event)
         && let Some(owner) = doubts::owner_of_guid(tx, &frame.phone, guid, message)?
     {
         tracing::error!(phone = %frame.phone, message = %message, owner = %owner, "inbound: the proof is another message's");
         return store::keep_unplaced(tx, frame, "the proof is another message's", now);
     }
+    let steps = known.story(attempt);
     let about = About {
-        tenant: &row.tenant,
+        tenant: &known.row.tenant,
         message,
-        attempt: *attempt,
+        attempt,
         phone: &frame.phone,
-        row: &row,
+        row: &known.row,
+        steps: &steps,
         at: frame.at,
         now,
     };
     match &frame.event {
-        Event::Accepted(_) => {
-            if row.state == "offered" {
-                rows::set_attempt_state(tx, message, *attempt, "accepted", now)?;
-                rows::change(tx, about.tenant, message, &about.step("accepted"))?;
-            }
-            Ok(())
-        }
-        Event::Started { channel, .. } => {
-            if row.state != "done" {
-                rows::set_attempt_state(tx, message, *attempt, "started", now)?;
-                let step = Change { channel: Some(*channel), ..about.step("started") };
-                rows::change(tx, about.tenant, message, &step)?;
-            }
-            Ok(())
-        }
         Event::Fallback { from, to, reason, detail, .. } => {
             if *reason == Reason::NotRegistered {
                 learn(tx, &about, *from, false)?;
@@ -119,14 +236,19 @@ pub(super) fn apply(
                 detail: some_text(detail),
                 ..about.step("fallback")
             };
-            rows::change(tx, about.tenant, message, &step)?;
+            change::make(tx, about.tenant, message, &step)?;
             Ok(())
         }
         Event::Sent { channel, guid, .. } => {
-            learn(tx, &about, *channel, true)?;
+            let Some(before) = change::standing(tx, about.tenant, message)? else {
+                return Err(StoreError::NoRow);
+            };
+            let of = (about.tenant, before.test);
+            let at = about.at.min(about.now);
+            capabilities::learn(tx, of, &before.recipient, (*channel, true), at)?;
             let change =
                 Change { channel: Some(*channel), guid: Some(guid), ..about.change(Status::Sent) };
-            proven(tx, &about, &change, effects)
+            proven_of(tx, &about, (&before, &change), effects)
         }
         Event::Delivered(receipt) => {
             let change = Change {
@@ -143,7 +265,7 @@ pub(super) fn apply(
         }
         Event::Unknown(why) => {
             // Said again of an attempt that was answered before, it says nothing of the newer one.
-            if row.state == "done" {
+            if about.row.state == "done" {
                 return Ok(());
             }
             done(tx, &about, effects)?;
@@ -153,7 +275,7 @@ pub(super) fn apply(
                 channel: why.channel,
                 ..about.change(Status::Unknown)
             };
-            rows::change(tx, about.tenant, message, &change)?;
+            change::make(tx, about.tenant, message, &change)?;
             Ok(())
         }
         Event::Failed(why) => {
@@ -178,7 +300,9 @@ pub(super) fn apply(
             let ended = Ended::NotStarted { retryable: true };
             not_sent(tx, rules, &about, ended, (Reason::Canceled, ""), effects)
         }
-        Event::Received(_)
+        Event::Accepted(_)
+        | Event::Started { .. }
+        | Event::Received(_)
         | Event::Reaction(_)
         | Event::Edited(_)
         | Event::Unsent(_)
@@ -253,7 +377,7 @@ pub(crate) fn told(
     effects: &mut Effects,
 ) -> Result<(), StoreError> {
     let Some(row) = rows::attempt(tx, message, attempt)? else { return Err(StoreError::NoRow) };
-    let about = About { tenant, message, attempt, phone, row: &row, at: now, now };
+    let about = About { tenant, message, attempt, phone, row: &row, steps: &[], at: now, now };
     match told {
         Told::Sent { status, at, id } => {
             let about = About { at, ..about };
@@ -272,7 +396,7 @@ pub(crate) fn told(
                 channel: Some(Channel::Sms),
                 ..about.change(Status::Unknown)
             };
-            rows::change(tx, tenant, message, &change)?;
+            change::make(tx, tenant, message, &change)?;
             Ok(())
         }
         Told::Failed { reason, detail, retryable } => {
@@ -306,10 +430,27 @@ fn proven(
     change: &Change<'_>,
     effects: &mut Effects,
 ) -> Result<(), StoreError> {
+    let Some(before) = change::standing(tx, about.tenant, about.message)? else {
+        return Err(StoreError::NoRow);
+    };
+    proven_of(tx, about, (&before, change), effects)
+}
+
+/// [`proven`] of a message that was looked up.
+fn proven_of(
+    tx: &mut Tx<'_>,
+    about: &About<'_>,
+    (before, change): (&Standing, &Change<'_>),
+    effects: &mut Effects,
+) -> Result<(), StoreError> {
+    let of = (about.tenant, about.message);
     done(tx, about, effects)?;
-    rows::change(tx, about.tenant, about.message, change)?;
-    rows::drop_job(tx, about.tenant, about.message)?;
-    if !rows::open_attempts(tx, about.tenant, about.message)?.is_empty() {
+    change::make_of(tx, of, before, about.steps, change)?;
+    // What a phone has, or has sent, waits for none: it has no job.
+    if !matches!(before.status, Status::Dispatching | Status::Sent | Status::Delivered) {
+        rows::drop_job(tx, about.tenant, about.message)?;
+    }
+    if before.attempts > 1 && !rows::open_attempts(tx, about.tenant, about.message)?.is_empty() {
         // Written down, so that it holds when the word of it is lost: what is sent must not be offered again.
         rows::want_back(tx, about.tenant, about.message, None)?;
         effects.recall.push(about.message.clone());
@@ -363,14 +504,14 @@ fn not_sent(
                 (status, reason, detail)
             };
             let change = Change { reason: Some(reason), detail, ..about.change(status) };
-            rows::change(tx, about.tenant, about.message, &change)?;
+            change::make(tx, about.tenant, about.message, &change)?;
         }
         return Ok(());
     }
     if message.cancel_asked {
         let (status, reason) = crate::dispatch::withdrawn(message.recall_reason);
         let change = Change { reason: Some(reason), ..about.change(status) };
-        rows::change(tx, about.tenant, about.message, &change)?;
+        change::make(tx, about.tenant, about.message, &change)?;
         return Ok(());
     }
     let failures = match ended {
@@ -392,7 +533,7 @@ fn not_sent(
                 tell: false,
                 ..about.change(Status::Queued)
             };
-            rows::change(tx, about.tenant, about.message, &change)?;
+            change::make(tx, about.tenant, about.message, &change)?;
             rows::put_job(
                 tx,
                 (about.tenant, about.message),
@@ -404,7 +545,7 @@ fn not_sent(
         }
         Next::GiveUp => {
             let change = Change { reason: Some(reason), detail, ..about.change(Status::Failed) };
-            rows::change(tx, about.tenant, about.message, &change)?;
+            change::make(tx, about.tenant, about.message, &change)?;
             if ended == (Ended::Failed { retryable: true }) && !message.internal {
                 let why = Reason::AttemptsExhausted;
                 dead_letters::keep(tx, about.tenant, about.message, why, about.now)?;
@@ -413,7 +554,7 @@ fn not_sent(
         Next::Expire => {
             let change =
                 Change { reason: Some(Reason::Expired), detail, ..about.change(Status::Expired) };
-            rows::change(tx, about.tenant, about.message, &change)?;
+            change::make(tx, about.tenant, about.message, &change)?;
         }
     }
     Ok(())

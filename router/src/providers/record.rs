@@ -8,7 +8,8 @@ use protocol::{Channel, MessageId, PhoneId, Reason, Status, TenantId, UnixMs};
 use super::{Fault, Found, Incoming, Outcome, Report, Stage};
 use crate::inbound::attempts::{self, Told};
 use crate::inbound::{Effects, Rules, received};
-use crate::store::dispatch::{self as phones, Change};
+use crate::store::change::{self, Change};
+use crate::store::dispatch as phones;
 use crate::store::providers::{self as rows, Ordered};
 use crate::store::{StoreError, Tx};
 
@@ -129,7 +130,7 @@ fn taken(
         detail: Some(id),
         ..Change::step("started", now)
     };
-    phones::change(tx, tenant, about.0, &step)?;
+    change::make(tx, tenant, about.0, &step)?;
     rows::look_again(tx, tenant, about, (next_look(known, 0, now), 0))
 }
 

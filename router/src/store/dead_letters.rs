@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use protocol::api::{DeadLetter, Message};
 use protocol::{E164, MessageId, Reason, Status, TenantId, UnixMs};
 
-use super::dispatch::{self as rows, Change};
+use super::change::{self, Change};
+use super::dispatch as rows;
 use super::messages::{self, NewMessage, Window};
 use super::{Json, StoreError, Tx};
 use crate::billing::Refusal;
@@ -30,7 +31,7 @@ pub fn keep(
     )?;
     if new > 0 {
         let step = Change { reason: Some(reason), tell: true, ..Change::step("dead_letter", now) };
-        rows::change(tx, tenant, id, &step)?;
+        change::make(tx, tenant, id, &step)?;
     }
     Ok(())
 }
@@ -150,7 +151,7 @@ pub fn retry(
     forget(tx, tenant, id)?;
     let detail = format!("as {}", message.id);
     let step = Change { detail: Some(&detail), ..Change::step("retried", now) };
-    rows::change(tx, tenant, id, &step)?;
+    change::make(tx, tenant, id, &step)?;
     Ok(Some(Retried::As(Box::new(message))))
 }
 
@@ -164,7 +165,7 @@ pub fn discard(
     if !forget(tx, tenant, id)? {
         return Ok(false);
     }
-    rows::change(tx, tenant, id, &Change::step("discarded", now))?;
+    change::make(tx, tenant, id, &Change::step("discarded", now))?;
     Ok(true)
 }
 

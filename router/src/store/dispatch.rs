@@ -1,256 +1,19 @@
-//! Jobs, attempts, and every change of an outbound message after it was accepted.
+//! Jobs and attempts: what dispatch reads, and writes down.
 
-use protocol::api::{Direction, Media, Message, WebhookData};
+use protocol::api::{Direction, Media};
 use protocol::{
     Channel, ChannelChoice, Class, E164, HostId, MessageId, PhoneId, Reason, Recipient, Status,
     TenantId, UnixMs,
 };
 
+use super::change::{self, Change};
 use super::events::{self, NewEvent};
 use super::queue::Claimed;
-use super::usage::{Numbers, Place};
-use super::{Json, Row, StoreError, Tx, credit, messages, webhook_jobs};
-use crate::billing::Day;
+use super::{Json, Row, StoreError, Tx};
 use crate::params;
 use crate::pool::Caps;
 use crate::resolve::Candidate;
 use crate::warming::DAY_MS;
-
-/// What becomes of a message, and why.
-#[derive(Debug, Clone)]
-pub struct Change<'a> {
-    /// The step in the story: a status, or `accepted`, `started`, `fallback`, `held`, `retry`, `refused`.
-    pub kind: &'a str,
-    /// The status that the step asks for; none when it changes no status.
-    pub status: Option<Status>,
-    /// When it happened, by the clock of whoever saw it.
-    pub at: UnixMs,
-    /// When it is written down, by our clock: what is told of it falls due then.
-    pub now: UnixMs,
-    /// On which phone.
-    pub phone: Option<&'a PhoneId>,
-    /// In which attempt.
-    pub attempt: Option<u32>,
-    /// Over which channel.
-    pub channel: Option<Channel>,
-    /// Why.
-    pub reason: Option<Reason>,
-    /// For people; never the text.
-    pub detail: Option<&'a str>,
-    /// When it is looked at again, for what waits.
-    pub next_at: Option<UnixMs>,
-    /// Messages' own id, where it is now known.
-    pub guid: Option<&'a str>,
-    /// Whether the tenant's webhooks are told.
-    pub tell: bool,
-}
-
-impl<'a> Change<'a> {
-    /// A change to `status` that happens now, told to the tenant.
-    pub fn to(status: Status, at: UnixMs) -> Self {
-        Self { status: Some(status), tell: true, ..Self::step(status.as_str(), at) }
-    }
-
-    /// A step that changes no status.
-    pub fn step(kind: &'a str, at: UnixMs) -> Self {
-        Self {
-            kind,
-            status: None,
-            at,
-            now: at,
-            phone: None,
-            attempt: None,
-            channel: None,
-            reason: None,
-            detail: None,
-            next_at: None,
-            guid: None,
-            tell: false,
-        }
-    }
-}
-
-/// Makes a change: the step in the story, the message's columns, the tenant's webhooks. False, and nothing written,
-/// when the message is past it: a status never goes backwards.
-pub fn change(
-    tx: &mut Tx<'_>,
-    tenant: &TenantId,
-    id: &MessageId,
-    change: &Change<'_>,
-) -> Result<bool, StoreError> {
-    let event = NewEvent {
-        kind: change.kind,
-        at: change.at,
-        phone: change.phone,
-        attempt: change.attempt,
-        channel: change.channel,
-        reason: change.reason,
-        detail: change.detail,
-    };
-    // A step that changes nothing and is told to nobody need not know what the message was before.
-    if change.status.is_none() && !change.tell {
-        events::append(tx, tenant, id, &event)?;
-        return Ok(true);
-    }
-    let Some(before) = messages::get(tx, tenant, id)? else { return Err(StoreError::NoRow) };
-    let status = match change.status {
-        // Held again, or retried while it still counts as queued: a step without a new status.
-        Some(next) if next == before.status && next == Status::Queued => next,
-        Some(next) => match before.status.advance(next) {
-            Some(next) => next,
-            None => return Ok(false),
-        },
-        None => before.status,
-    };
-    let (sequence, (ours, test)) = if change.status.is_some() {
-        let held = (status == Status::Queued).then_some(change.reason).flatten();
-        let reason = status.is_final().then_some(change.reason).flatten();
-        let (sequence, ours, test) = tx.query_row(
-            "UPDATE messages SET status = ?3, reason = ?4, detail = ?5, held_reason = ?6, next_at = ?7,
-                 channel_used = COALESCE(?8, channel_used), guid = COALESCE(?9, guid),
-                 phone_id = COALESCE(?10, phone_id), sequence = sequence + 1, updated_at = ?11
-             WHERE id = ?1 AND tenant_id = ?2 RETURNING sequence, kind = 'confirmation', test",
-            params![
-                id,
-                tenant,
-                status,
-                reason,
-                change.detail.filter(|_| status.is_final()),
-                held,
-                change.next_at,
-                change.channel.filter(|_| status.is_sent()),
-                change.guid,
-                change.phone,
-                change.at
-            ],
-            |row| Ok((row.get(0)?, row.get::<bool>(1)?, row.get::<bool>(2)?)),
-        )?;
-        events::insert(tx, tenant, id, sequence, &event)?;
-        if !ours && !test {
-            settle(tx, tenant, &before, change, status)?;
-        }
-        (sequence, (ours, test))
-    } else {
-        (events::append(tx, tenant, id, &event)?, is_ours(tx, tenant, id)?)
-    };
-    if change.tell && !ours {
-        tell(tx, (tenant, test), &before, change, (status, sequence))?;
-    }
-    Ok(true)
-}
-
-/// Moves the moment at which what waits is looked at again; that is no step in its story.
-pub fn set_next_at(
-    tx: &mut Tx<'_>,
-    tenant: &TenantId,
-    id: &MessageId,
-    next_at: UnixMs,
-) -> Result<(), StoreError> {
-    tx.execute(
-        "UPDATE messages SET next_at = ?3 WHERE id = ?1 AND tenant_id = ?2 AND next_at <> ?3",
-        params![id, tenant, next_at],
-    )?;
-    Ok(())
-}
-
-/// What a change means for what the tenant uses and pays: it is counted as sent once, and given back where it never was.
-fn settle(
-    tx: &mut Tx<'_>,
-    tenant: &TenantId,
-    before: &Message,
-    change: &Change<'_>,
-    status: Status,
-) -> Result<(), StoreError> {
-    match status {
-        // What was sent, then failed, and is proven after all has its channel already.
-        Status::Sent | Status::Delivered | Status::Read
-            if !before.status.is_sent() && before.channel_used.is_none() =>
-        {
-            let channel = change.channel.map_or(before.channel, ChannelChoice::from);
-            let day = Day::of(change.now);
-            let place = Place { tenant: tenant.clone(), day, class: before.class, channel };
-            tx.counts().add(place, Numbers { sent: 1, ..Numbers::default() });
-            Ok(())
-        }
-        Status::Failed | Status::Blocked | Status::Expired | Status::Canceled => {
-            credit::give_back(tx, tenant, &before.id, change.now)
-        }
-        Status::Queued
-        | Status::Scheduled
-        | Status::Dispatching
-        | Status::Sent
-        | Status::Delivered
-        | Status::Read
-        | Status::Unknown
-        | Status::Received => Ok(()),
-    }
-}
-
-/// It is a confirmation of ours; it is of the sandbox.
-fn is_ours(tx: &mut Tx<'_>, tenant: &TenantId, id: &MessageId) -> Result<(bool, bool), StoreError> {
-    tx.query_row(
-        "SELECT kind = 'confirmation', test FROM messages WHERE id = ?1 AND tenant_id = ?2",
-        params![id, tenant],
-        |row| Ok((row.get(0)?, row.get(1)?)),
-    )
-}
-
-/// Puts the change into the tenant's outbox.
-fn tell(
-    tx: &mut Tx<'_>,
-    (tenant, test): (&TenantId, bool),
-    before: &Message,
-    change: &Change<'_>,
-    (status, sequence): (Status, u64),
-) -> Result<(), StoreError> {
-    let phone = change.phone.cloned().or_else(|| before.phone.clone());
-    let number = match &phone {
-        Some(other) if phone != before.phone => number_of(tx, other)?,
-        // The number that the message was read with is that of its phone.
-        Some(_) | None => before.from.clone(),
-    };
-    let data = WebhookData {
-        tenant: Some(tenant.clone()),
-        message: Some(before.id.clone()),
-        sequence: Some(sequence),
-        status: Some(status),
-        direction: Some(Direction::Outbound),
-        recipient: Some(before.to.clone()),
-        number,
-        phone,
-        channel: change.channel.or(before.channel_used),
-        reason: change.reason,
-        detail: change.detail.map(ToOwned::to_owned),
-        next_at: change.next_at,
-        metadata: before.metadata.clone(),
-        ..WebhookData::default()
-    };
-    let kind = format!("message.{}", change.kind);
-    webhook_jobs::enqueue_at(tx, (tenant, test), &kind, &data, (change.at, change.now))?;
-    Ok(())
-}
-
-/// Blocks a message whose row cannot be read, without reading it: nobody can be told more than that. One that a phone
-/// has, or that has ended, is left as it is.
-pub fn block_unread(
-    tx: &mut Tx<'_>,
-    tenant: &TenantId,
-    id: &MessageId,
-    now: UnixMs,
-) -> Result<(), StoreError> {
-    let reason = Some(Reason::CheckFailed);
-    let changed = tx.execute(
-        "UPDATE messages SET status = ?3, reason = ?4, held_reason = NULL, next_at = NULL
-         WHERE id = ?1 AND tenant_id = ?2 AND status IN ('queued', 'scheduled')",
-        params![id, tenant, Status::Blocked, reason],
-    )?;
-    if changed > 0 {
-        let event = NewEvent { reason, ..NewEvent::new(Status::Blocked.as_str(), now) };
-        events::append(tx, tenant, id, &event)?;
-        credit::give_back(tx, tenant, id, now)?;
-    }
-    drop_job(tx, tenant, id)
-}
 
 /// A phone's number.
 pub fn number_of(tx: &mut Tx<'_>, phone: &PhoneId) -> Result<Option<E164>, StoreError> {
@@ -788,7 +551,7 @@ pub fn dispatched(
     )?;
     let new_contact = contacted(tx, (recipient, new.phone), now)?;
     bind(tx, tenant, (recipient, new.phone), Direction::Outbound, now)?;
-    // As [`change`] would, in one statement: it happens to every message, and what it was before is known.
+    // As [`change::make`] would, in one statement: it happens to every message, and what it was before is known.
     let sequence = tx.query_row(
         "UPDATE messages SET attempts = ?3, phone_id = ?4, status = ?5, reason = NULL, detail = NULL, held_reason = NULL,
              next_at = NULL, sequence = sequence + 1, updated_at = ?6
@@ -801,7 +564,7 @@ pub fn dispatched(
         attempt: Some(new.attempt),
         ..NewEvent::new(Status::Dispatching.as_str(), now)
     };
-    events::insert(tx, tenant, id, sequence, &step)?;
+    events::insert(tx, (tenant, id), sequence, &[step])?;
     drop_job(tx, tenant, id)?;
     Ok(new_contact)
 }
@@ -823,7 +586,7 @@ pub fn put_job(
     tx.execute(
         "INSERT INTO jobs (message_id, tenant_id, run_at, class_rank, held_reason) VALUES (?1, ?2, ?3, ?4, ?5)
          ON CONFLICT (message_id) DO UPDATE SET run_at = excluded.run_at, held_reason = excluded.held_reason,
-             claimed_by = NULL, claimed_until = NULL, ready = 0, claims = 0",
+             ready = 0, claims = 0",
         params![id, tenant, run_at, class_rank, held],
     )?;
     Ok(())
@@ -1102,7 +865,7 @@ pub fn host_lost(tx: &mut Tx<'_>, given: &Given, now: UnixMs) -> Result<(), Stor
         reason: Some(Reason::HostLost),
         ..Change::to(Status::Unknown, now)
     };
-    change(tx, &given.tenant, &given.message, &unknown)?;
+    change::make(tx, &given.tenant, &given.message, &unknown)?;
     drop_job(tx, &given.tenant, &given.message)
 }
 
@@ -1185,7 +948,7 @@ pub fn adopt(
             tell: false,
             ..Change::to(Status::Dispatching, now)
         };
-        change(tx, &tenant, message, &step)?;
+        change::make(tx, &tenant, message, &step)?;
         drop_job(tx, &tenant, message)?;
     }
     let (phone, journal) = (phone.clone(), Some(journal.to_owned()));
@@ -1242,7 +1005,6 @@ mod tests {
         let (one, all) = (recalls_sql(true), recalls_sql(false));
         let (lost, open) = (lost_sql(), open_attempts_sql());
         let of_others = of_other_journals_sql();
-        let claim_webhooks = webhook_jobs::claim_sql("");
         for (sql, index) in [
             (OVERDUE, "messages_expiring (expires_at<?)"),
             (NEW_CONTACTS, "phone_contacts_counted (phone_id=? AND since>?)"),
@@ -1266,7 +1028,7 @@ mod tests {
             (inbound::BY_GUID, "messages_by_phone_guid (phone_id=? AND guid=?)"),
             (inbound::RECEIVED_AS, "messages_by_phone_guid (phone_id=? AND guid=?)"),
             (webhook_jobs::WAITING, "webhook_jobs_due_by_endpoint"),
-            (claim_webhooks.as_str(), "webhook_jobs_due_by_endpoint (endpoint_id=? AND run_at<?)"),
+            (webhook_jobs::NEXT, "webhook_jobs_due_by_endpoint (endpoint_id=?)"),
             (webhook_jobs::FAIL_PENDING, "webhook_jobs_due_by_endpoint (endpoint_id=?)"),
         ] {
             let plan = plan(sql);

@@ -1,5 +1,7 @@
 //! A message's story: immutable events, numbered from 1.
 
+use std::sync::LazyLock;
+
 use protocol::api::MessageEvent;
 use protocol::{Channel, EventId, MessageId, PhoneId, Reason, TenantId, UnixMs};
 
@@ -8,7 +10,7 @@ use crate::clock;
 use crate::params;
 
 /// One step to be added to a message's story.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct NewEvent<'a> {
     /// A status, or `accepted`, `started`, `fallback`, `held`, `retry`, `refused`.
     pub kind: &'a str,
@@ -33,54 +35,82 @@ impl<'a> NewEvent<'a> {
     }
 }
 
-/// Adds a step and answers its sequence; [`StoreError::NoRow`] where the tenant has no such message.
+/// Steps that are written in one statement; more take another one.
+const TOGETHER: usize = 4;
+
+/// Adds steps and answers the last one's sequence; [`StoreError::NoRow`] where the tenant has no such message.
 ///
-/// The message's `sequence` and `updated_at` move with it. Its status does not: that is the caller's, in the same
+/// The message's `sequence` and `updated_at` move with them. Its status does not: that is the caller's, in the same
 /// transaction, because not every step changes it.
 pub fn append(
     tx: &mut Tx<'_>,
     tenant: &TenantId,
     message: &MessageId,
-    event: &NewEvent<'_>,
+    steps: &[NewEvent<'_>],
 ) -> Result<u64, StoreError> {
+    let count = u64::try_from(steps.len()).unwrap_or(u64::MAX);
     let sequence: u64 = tx.query_row(
-        "UPDATE messages SET sequence = sequence + 1, updated_at = ?3
+        "UPDATE messages SET sequence = sequence + ?4, updated_at = COALESCE(?3, updated_at)
          WHERE id = ?1 AND tenant_id = ?2 RETURNING sequence",
-        params![message, tenant, event.at],
+        params![message, tenant, steps.last().map(|step| step.at), count],
         |row| row.get(0),
     )?;
-    insert(tx, tenant, message, sequence, event)?;
+    insert(tx, (tenant, message), sequence.saturating_add(1).saturating_sub(count), steps)?;
     Ok(sequence)
 }
 
-/// Writes the step under a number that the caller has already given out (a message's first events, in its own insert).
+/// Writes steps under numbers from `first` on that the caller has already given out (a message's first events, in its own
+/// insert).
 pub(crate) fn insert(
     tx: &mut Tx<'_>,
-    tenant: &TenantId,
-    message: &MessageId,
-    sequence: u64,
-    event: &NewEvent<'_>,
-) -> Result<EventId, StoreError> {
-    let id = EventId::new(event.at.0, clock::random());
-    tx.execute(
+    (tenant, message): (&TenantId, &MessageId),
+    first: u64,
+    steps: &[NewEvent<'_>],
+) -> Result<(), StoreError> {
+    static SQL: LazyLock<[String; TOGETHER]> =
+        LazyLock::new(|| std::array::from_fn(|index| insert_sql(index.saturating_add(1))));
+    let mut sequence = first;
+    for together in steps.chunks(TOGETHER) {
+        let mut values = Vec::with_capacity(COLUMNS * together.len());
+        for step in together {
+            let id = EventId::new(step.at.0, clock::random());
+            values.extend_from_slice(params![
+                id,
+                message,
+                tenant,
+                sequence,
+                step.kind,
+                step.at,
+                step.phone,
+                step.attempt,
+                step.channel,
+                step.reason,
+                step.detail
+            ]);
+            sequence = sequence.saturating_add(1);
+        }
+        if let Some(sql) = SQL.get(together.len().saturating_sub(1)) {
+            tx.execute(sql, &values)?;
+        }
+    }
+    Ok(())
+}
+
+const COLUMNS: usize = 11;
+
+/// A statement that writes so many steps.
+fn insert_sql(steps: usize) -> String {
+    let row = |step: usize| {
+        let places = (1..=COLUMNS).map(|column| format!("?{}", step * COLUMNS + column));
+        format!("({})", places.collect::<Vec<_>>().join(", "))
+    };
+    let rows: Vec<String> = (0..steps).map(row).collect();
+    format!(
         "INSERT INTO message_events
-            (id, message_id, tenant_id, sequence, type, at, phone_id, attempt, channel, reason, detail)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
-        params![
-            id,
-            message,
-            tenant,
-            sequence,
-            event.kind,
-            event.at,
-            event.phone,
-            event.attempt,
-            event.channel,
-            event.reason,
-            event.detail
-        ],
-    )?;
-    Ok(id)
+             (id, message_id, tenant_id, sequence, type, at, phone_id, attempt, channel, reason, detail)
+         VALUES {}",
+        rows.join(", ")
+    )
 }
 
 /// A message's story after `after` (0 for all), oldest first, at most `limit` steps.

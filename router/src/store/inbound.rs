@@ -7,7 +7,8 @@ use protocol::{
     ChannelChoice, Class, E164, MessageId, PhoneId, Reason, Recipient, Status, TenantId, UnixMs,
 };
 
-use super::dispatch::{self as rows, Change};
+use super::change::{self, Change};
+use super::dispatch as rows;
 use super::events::{self, NewEvent};
 use super::{StoreError, Tx, contacts, webhook_jobs};
 use crate::clock;
@@ -254,7 +255,7 @@ pub fn store_received(
         channel: Some(message.service),
         ..NewEvent::new(Status::Received.as_str(), message.at)
     };
-    events::insert(tx, tenant, id, 1, &event)?;
+    events::insert(tx, (tenant, id), 1, &[event])?;
     rows::heard(tx, (&message.from, phone), now)?;
     let data = WebhookData {
         tenant: Some(tenant.clone()),
@@ -307,13 +308,13 @@ pub fn block_waiting(
             continue;
         }
         let change = Change { reason: Some(Reason::OptedOut), ..Change::to(Status::Blocked, now) };
-        match rows::change(tx, tenant, &id, &change) {
+        match change::make(tx, tenant, &id, &change) {
             Ok(_changed) => rows::drop_job(tx, tenant, &id)?,
             Err(error) if error.is_unavailable() => return Err(error),
             // One damaged message must not cost the person the opt-out.
             Err(error) => {
                 tracing::error!(message = %id, error = %error, "inbound: a message cannot be read, so nothing is sent");
-                rows::block_unread(tx, tenant, &id, now)?;
+                change::block_unread(tx, tenant, &id, now)?;
             }
         }
     }
@@ -332,7 +333,7 @@ pub fn drop_confirmations(
             continue;
         }
         let change = Change { reason: Some(Reason::Canceled), ..Change::to(Status::Canceled, now) };
-        rows::change(tx, tenant, &id, &change)?;
+        change::make(tx, tenant, &id, &change)?;
         rows::drop_job(tx, tenant, &id)?;
     }
     Ok(())
@@ -426,7 +427,7 @@ pub fn queue_confirmation(
             phone
         ],
     )?;
-    events::insert(tx, tenant, &id, 1, &NewEvent::new(Status::Queued.as_str(), now))?;
+    events::insert(tx, (tenant, &id), 1, &[NewEvent::new(Status::Queued.as_str(), now)])?;
     rows::put_job(tx, (tenant, &id), Class::Otp.rank(), now, None)
 }
 
@@ -464,7 +465,7 @@ pub fn happened_to(
     (at, now): (UnixMs, UnixMs),
 ) -> Result<(), StoreError> {
     let event = NewEvent { phone: Some(phone), ..NewEvent::new(kind, at) };
-    let sequence = events::append(tx, tenant, id, &event)?;
+    let sequence = events::append(tx, tenant, id, &[event])?;
     let Some(message) = super::messages::get(tx, tenant, id)? else {
         return Err(StoreError::NoRow);
     };

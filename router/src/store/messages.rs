@@ -131,7 +131,7 @@ pub fn accept(
             new.batch
         ],
     )?;
-    events::insert(tx, tenant, &new.id, 1, &NewEvent::new(status.as_str(), new.now))?;
+    events::insert(tx, (tenant, &new.id), 1, &[NewEvent::new(status.as_str(), new.now)])?;
     if !new.test {
         let kind = (new.class, new.channel);
         let segments = content::segments(&new.text);
@@ -193,7 +193,7 @@ fn simulate(
     for status in [Status::Sent, Status::Delivered] {
         let detail = Some("made with a test key; no phone was used");
         let event = NewEvent { detail, ..NewEvent::new(status.as_str(), now) };
-        message.sequence = events::append(tx, tenant, &message.id, &event)?;
+        message.sequence = events::append(tx, tenant, &message.id, &[event])?;
         message.status = status;
         message.next_at = None;
         tell(tx, (tenant, true), &message, status, now)?;
@@ -371,7 +371,7 @@ pub fn cancel(
     }
     let reason = Some(Reason::Canceled);
     let event = NewEvent { reason, ..NewEvent::new(Status::Canceled.as_str(), now) };
-    message.sequence = events::append(tx, tenant, id, &event)?;
+    message.sequence = events::append(tx, tenant, id, &[event])?;
     tx.execute(
         "UPDATE messages SET status = ?3, reason = ?4, held_reason = NULL, next_at = NULL
          WHERE id = ?1 AND tenant_id = ?2",

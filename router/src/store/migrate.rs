@@ -123,6 +123,11 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "persons",
         sql: include_str!("../../migrations/0026_persons.sql"),
     },
+    Migration {
+        version: 27,
+        name: "in_hand",
+        sql: include_str!("../../migrations/0027_in_hand.sql"),
+    },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

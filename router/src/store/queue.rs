@@ -1,15 +1,19 @@
 //! The queue: which jobs are due, and whose turn it is.
 //!
-//! A job is `ready` from the moment at which it is due until it is claimed. The ready ones stand in an index by class and
+//! A job is `ready` from the moment at which it is due until it is decided. The ready ones stand in an index by class and
 //! tenant, the others in one by time; the first step of every claim moves over what has fallen due. So the next job
 //! of a tenant, the next tenant of a class and the next job to fall due are one look-up each, however many there are.
+//!
+//! There is one dispatcher, which decides what it has claimed before it claims again: a claim writes which messages are in
+//! hand and leaves the jobs as they are. [`put_off`] is for what could not be decided, and [`take_over`] for what a dead
+//! router had in hand: it may be what ended it.
 
 use std::collections::HashMap;
 
 use protocol::{Class, MessageId, Status, TenantId, UnixMs};
 
-use super::dispatch::{self as rows, Change};
-use super::{StoreError, Tx};
+use super::change::{self, Change};
+use super::{Json, StoreError, Tx};
 use crate::params;
 use crate::shares::{CLASSES, Shares};
 
@@ -64,25 +68,39 @@ const BUSY_SPREAD_MS: i64 = 2;
 /// Jobs that fall due in one claim; the next one moves more.
 const PROMOTE_ROWS: usize = 512;
 
-/// Claims up to `limit` due jobs: between classes by their weights, between the tenants of a class in turn. A claim moves
-/// the job to `until`, where it falls due again by itself if its worker dies. What was claimed before and not decided may
-/// be what killed the worker: it is claimed alone, so that it takes nothing else with it.
+/// Claims up to `limit` due jobs: between classes by their weights, between the tenants of a class in turn. What was
+/// claimed before and not decided, again and again, may be what ends the router: it is claimed alone, so that it takes
+/// nothing else with it.
 pub fn claim(
     tx: &mut Tx<'_>,
     turns: &mut Turns,
-    worker: &str,
-    (now, until): (UnixMs, UnixMs),
+    now: UnixMs,
     limit: usize,
 ) -> Result<Claim, StoreError> {
     promote(tx, now)?;
-    let claim = |tx: &mut Tx<'_>, class: usize, tenant: &TenantId, count: usize| {
-        tx.query(CLAIM, params![class, tenant, until, worker, count], |row| {
-            Ok(Claimed { message: row.get(0)?, tenant: tenant.clone(), claims: row.get(1)? })
-        })
+    let claim = match suspect(tx)? {
+        Some(suspect) => Claim { jobs: vec![suspect], more: true },
+        None => take_turns(tx, turns, limit)?,
     };
-    if let Some(suspect) = suspect(tx, worker, until)? {
-        return Ok(Claim { jobs: vec![suspect], more: true });
+    if !claim.jobs.is_empty() {
+        let messages: Vec<&MessageId> = claim.jobs.iter().map(|job| &job.message).collect();
+        tx.execute("UPDATE jobs_in_hand SET messages = ?1 WHERE id = 1", params![Json(messages)])?;
     }
+    Ok(claim)
+}
+
+fn take_turns(tx: &mut Tx<'_>, turns: &mut Turns, limit: usize) -> Result<Claim, StoreError> {
+    // What was taken of a tenant in this very claim stands first among its due jobs.
+    let mut taken_of: HashMap<(usize, TenantId), usize> = HashMap::new();
+    let mut claim = |tx: &mut Tx<'_>, class: usize, tenant: &TenantId, count: usize| {
+        let before = taken_of.entry((class, tenant.clone())).or_default();
+        let got = tx.query(CLAIM, params![class, tenant, count, *before], |row| {
+            let claims = row.get::<u32>(1)?.saturating_add(1);
+            Ok(Claimed { message: row.get(0)?, tenant: tenant.clone(), claims })
+        })?;
+        *before = before.saturating_add(got.len());
+        Ok::<_, StoreError>(got)
+    };
     let mut waiting = [false; CLASSES];
     for (class, waits) in waiting.iter_mut().enumerate() {
         *waits = tx.query_row(WAITS, params![class], |row| row.get(0))?;
@@ -125,7 +143,7 @@ pub fn claim(
     }
     let mut jobs = Vec::with_capacity(limit);
     for mut taken in of_class {
-        // RETURNING promises no order; ids sort by the time of acceptance.
+        // Ids sort by the time of acceptance.
         taken.sort_by(|left, right| left.message.cmp(&right.message));
         jobs.append(&mut taken);
     }
@@ -135,21 +153,48 @@ pub fn claim(
 const WAITS: &str = "SELECT EXISTS (SELECT 1 FROM jobs WHERE ready = 1 AND class_rank = ?1)";
 
 const CLAIM: &str =
-    "UPDATE jobs SET run_at = ?3, ready = 0, claims = claims + 1, claimed_by = ?4, claimed_until = ?3
-     WHERE message_id IN (SELECT message_id FROM jobs WHERE ready = 1 AND class_rank = ?1 AND tenant_id = ?2
-                          ORDER BY run_at LIMIT ?5)
-     RETURNING message_id, claims";
+    "SELECT message_id, claims FROM jobs WHERE ready = 1 AND class_rank = ?1 AND tenant_id = ?2
+     ORDER BY run_at LIMIT ?3 OFFSET ?4";
 
-fn suspect(tx: &mut Tx<'_>, worker: &str, until: UnixMs) -> Result<Option<Claimed>, StoreError> {
-    tx.query_opt(SUSPECT, params![until, worker], |row| {
-        Ok(Claimed { message: row.get(0)?, tenant: row.get(1)?, claims: row.get(2)? })
+fn suspect(tx: &mut Tx<'_>) -> Result<Option<Claimed>, StoreError> {
+    tx.query_opt(SUSPECT, params![], |row| {
+        let claims = row.get::<u32>(2)?.saturating_add(1);
+        Ok(Claimed { message: row.get(0)?, tenant: row.get(1)?, claims })
     })
 }
 
-const SUSPECT: &str =
-    "UPDATE jobs SET run_at = ?1, ready = 0, claims = claims + 1, claimed_by = ?2, claimed_until = ?1
-     WHERE message_id IN (SELECT message_id FROM jobs WHERE ready = 1 AND claims > 1 ORDER BY run_at LIMIT 1)
-     RETURNING message_id, tenant_id, claims";
+const SUSPECT: &str = "SELECT message_id, tenant_id, claims FROM jobs WHERE ready = 1 AND claims > 1 ORDER BY run_at LIMIT 1";
+
+/// Puts off what was claimed and could not be decided; what was decided after all stays as it is.
+pub fn put_off(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    message: &MessageId,
+    until: UnixMs,
+) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE jobs SET run_at = ?3, ready = 0, claims = claims + 1
+         WHERE message_id = ?1 AND tenant_id = ?2 AND ready = 1",
+        params![message, tenant, until],
+    )?;
+    Ok(())
+}
+
+/// Takes over what another router had in hand when it ended: what is still due was claimed once more without a decision.
+pub fn take_over(tx: &mut Tx<'_>) -> Result<(), StoreError> {
+    let Json(messages): Json<Vec<MessageId>> =
+        tx.query_row("SELECT messages FROM jobs_in_hand WHERE id = 1", params![], |row| {
+            row.get(0)
+        })?;
+    for message in messages {
+        tx.execute(
+            "UPDATE jobs SET claims = claims + 1 WHERE message_id = ?1 AND ready = 1",
+            params![message],
+        )?;
+    }
+    tx.execute("UPDATE jobs_in_hand SET messages = '[]' WHERE id = 1", params![])?;
+    Ok(())
+}
 
 /// Up to `limit` tenants with ready jobs of a class, those after the one that had the last turn first.
 fn lanes(
@@ -196,7 +241,7 @@ fn promote(tx: &mut Tx<'_>, now: UnixMs) -> Result<(), StoreError> {
         if scheduled.is_none() {
             continue;
         }
-        match rows::change(tx, &tenant, &message, &Change::to(Status::Queued, now)) {
+        match change::make(tx, &tenant, &message, &Change::to(Status::Queued, now)) {
             Ok(_changed) => {}
             Err(error) if error.is_unavailable() => return Err(error),
             // Whoever decides about it meets the same, and ends it.
@@ -237,7 +282,7 @@ pub fn add(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::migrate;
+    use crate::store::{dispatch as rows, migrate};
 
     const NOW: UnixMs = UnixMs(1_000_000);
 
@@ -255,8 +300,9 @@ mod tests {
     /// So many jobs of a tenant, due one after another.
     fn fill(connection: &rusqlite::Connection, whose: u8, class: Class, count: usize) {
         let mut tx = Tx::sqlite(connection);
-        let before =
-            tx.query_row("SELECT COUNT(*) FROM jobs", params![], |row| row.int(0)).unwrap();
+        let newest =
+            "SELECT COALESCE(MAX(CAST(substr(message_id, 19, 6) AS INTEGER)), 0) FROM jobs";
+        let before = tx.query_row(newest, params![], |row| row.int(0)).unwrap();
         tx.execute(
             "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?5)
                  INSERT INTO jobs (message_id, tenant_id, run_at, class_rank, ready)
@@ -268,7 +314,17 @@ mod tests {
 
     fn turn(connection: &rusqlite::Connection, turns: &mut Turns, limit: usize) -> Vec<Claimed> {
         let mut tx = Tx::sqlite(connection);
-        claim(&mut tx, turns, "w", (NOW, NOW.plus_ms(30_000)), limit).unwrap().jobs
+        let jobs = claim(&mut tx, turns, NOW, limit).unwrap().jobs;
+        decide(connection, &jobs);
+        jobs
+    }
+
+    /// What was decided to be sent has no job any more.
+    fn decide(connection: &rusqlite::Connection, jobs: &[Claimed]) {
+        let mut tx = Tx::sqlite(connection);
+        for job in jobs {
+            rows::drop_job(&mut tx, &job.tenant, &job.message).unwrap();
+        }
     }
 
     fn of(jobs: &[Claimed], whose: u8) -> usize {
@@ -318,20 +374,48 @@ mod tests {
     #[test]
     fn what_was_claimed_and_never_decided_is_claimed_alone() {
         let (connection, mut turns) = (store(), Turns::default());
+        let mut tx = Tx::sqlite(&connection);
         fill(&connection, 1, Class::Otp, 3);
         for round in 1..=2 {
-            let jobs = turn(&connection, &mut turns, 8);
+            let jobs = claim(&mut tx, &mut turns, NOW, 8).unwrap().jobs;
             assert_eq!(jobs.len(), 3);
             assert!(jobs.iter().all(|job| job.claims == round));
-            // The worker died: the claims run out.
-            connection.execute_batch("UPDATE jobs SET run_at = 1").unwrap();
+            // The router ended, and another one starts.
+            take_over(&mut tx).unwrap();
         }
         fill(&connection, 1, Class::Otp, 5);
         for _ in 0..3 {
-            let jobs = turn(&connection, &mut turns, 8);
+            let jobs = claim(&mut tx, &mut turns, NOW, 8).unwrap().jobs;
             assert_eq!((jobs.len(), jobs[0].claims), (1, 3));
+            decide(&connection, &jobs);
         }
         assert_eq!(turn(&connection, &mut turns, 8).len(), 5);
+    }
+
+    #[test]
+    fn only_what_was_in_hand_and_is_still_due_counts_as_undecided() {
+        let (connection, mut turns) = (store(), Turns::default());
+        let mut tx = Tx::sqlite(&connection);
+        fill(&connection, 1, Class::Otp, 4);
+        let jobs = claim(&mut tx, &mut turns, NOW, 3).unwrap().jobs;
+        decide(&connection, &jobs[..1]);
+        put_off(&mut tx, &jobs[1].tenant, &jobs[1].message, NOW.plus_ms(5)).unwrap();
+        take_over(&mut tx).unwrap();
+        take_over(&mut tx).unwrap();
+        let claims = |message: &MessageId| {
+            Tx::sqlite(&connection)
+                .query_opt(
+                    "SELECT claims, ready FROM jobs WHERE message_id = ?1",
+                    params![message],
+                    |row| Ok((row.int(0)?, row.int(1)?)),
+                )
+                .unwrap()
+        };
+        assert_eq!(claims(&jobs[0].message), None, "it was decided");
+        assert_eq!(claims(&jobs[1].message), Some((1, 0)), "it was put off");
+        assert_eq!(claims(&jobs[2].message), Some((1, 1)), "it may be what ended the router");
+        let later = claim(&mut tx, &mut turns, NOW.plus_ms(5), 8).unwrap().jobs;
+        assert_eq!(later.iter().map(|job| job.claims).collect::<Vec<_>>(), [2, 2, 1]);
     }
 
     #[test]
@@ -347,8 +431,8 @@ mod tests {
     fn every_step_goes_along_an_index() {
         let connection = store();
         for (sql, values, indexes) in [
-            (CLAIM, 5, &["jobs_ready (class_rank=? AND tenant_id=?)"][..]),
-            (SUSPECT, 2, &["jobs_suspect"]),
+            (CLAIM, 4, &["jobs_ready (class_rank=? AND tenant_id=?)"][..]),
+            (SUSPECT, 0, &["jobs_suspect"]),
             (WAITS, 1, &["jobs_ready (class_rank=?)"]),
             (LANES, 4, &["jobs_ready (class_rank=? AND tenant_id>? AND tenant_id<?)"]),
             (PROMOTE, 2, &["jobs_waiting (run_at<?)"]),

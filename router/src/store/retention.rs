@@ -229,7 +229,7 @@ mod tests {
         .unwrap();
         tx.execute(
             "INSERT INTO webhook_jobs (id, endpoint_id, tenant_id, event_id, type, body, state, run_at, attempts,
-                 claimed_until, created_at) VALUES (?1, 'whk', 'ten', 'evt', 't', 'b', ?2, ?3, 1, NULL, 0)",
+                 created_at) VALUES (?1, 'whk', 'ten', 'evt', 't', 'b', ?2, ?3, 1, 0)",
             params![name, state, at],
         )
         .unwrap();

@@ -73,10 +73,10 @@ mod tests {
                      ('c', 't', 101, 0, 0, 'quiet_hours'), ('d', 't', 500, 0, 0, NULL),
                      ('e', 't', 500, 0, 0, 'no_phone_available');
                  INSERT INTO webhook_jobs (id, endpoint_id, tenant_id, event_id, type, body, state, run_at,
-                     attempts, claimed_until, created_at) VALUES
-                     ('a', 'w', 't', 'e', 'k', 'b', 'pending', 900, 0, NULL, 0),
-                     ('b', 'w', 't', 'e', 'k', 'b', 'failed', 1, 0, NULL, 0),
-                     ('c', 'w', 't', 'e', 'k', 'b', 'delivered', 1, 0, NULL, 0);
+                     attempts, created_at) VALUES
+                     ('a', 'w', 't', 'e', 'k', 'b', 'pending', 900, 0, 0),
+                     ('b', 'w', 't', 'e', 'k', 'b', 'failed', 1, 0, 0),
+                     ('c', 'w', 't', 'e', 'k', 'b', 'delivered', 1, 0, 0);
                  INSERT INTO unplaced_events VALUES ('p', 'j', 1, 'k', 1, 'w', '{}');
                  INSERT INTO hosts (id, name, public_key, session, created_at)
                  VALUES ('on', 'n', x'01', 's', 0), ('off', 'n', x'02', NULL, 0);
@@ -105,7 +105,7 @@ mod tests {
         for (sql, values, index) in [
             (DUE, 1, "COVERING INDEX jobs_ready"),
             (HELD, 2, "COVERING INDEX jobs_held (held_reason=?)"),
-            (PENDING, 1, "COVERING INDEX webhook_jobs_due"),
+            (PENDING, 1, "COVERING INDEX webhook_jobs_due_by_endpoint"),
             (UNPLACED, 1, "COVERING INDEX"),
         ] {
             let plan = Tx::sqlite(&connection)

@@ -221,7 +221,7 @@ pub fn delivery(
     Ok(Some(delivery))
 }
 
-/// Makes a delivery again, from the beginning of its schedule, unless it is under way right now.
+/// Makes a delivery again, from the beginning of its schedule. One that is under way right now is that.
 pub fn replay(
     tx: &mut Tx<'_>,
     tenant: &TenantId,
@@ -229,8 +229,8 @@ pub fn replay(
     now: UnixMs,
 ) -> Result<(), StoreError> {
     tx.execute(
-        "UPDATE webhook_jobs SET state = 'pending', run_at = ?3, round_from = attempts, claimed_until = NULL
-         WHERE id = ?1 AND tenant_id = ?2 AND (claimed_until IS NULL OR claimed_until <= ?3)",
+        "UPDATE webhook_jobs SET state = 'pending', run_at = ?3, round_from = attempts
+         WHERE id = ?1 AND tenant_id = ?2",
         params![id, tenant, now],
     )?;
     Ok(())
@@ -266,7 +266,7 @@ pub fn replay_range(
     let states = if range.delivered { "state <> 'pending'" } else { "state = 'failed'" };
     let mut again: Vec<DeliveryId> = tx.query(
         &format!(
-            "UPDATE webhook_jobs SET state = 'pending', run_at = ?5, round_from = attempts, claimed_until = NULL
+            "UPDATE webhook_jobs SET state = 'pending', run_at = ?5, round_from = attempts
              WHERE id IN (SELECT id FROM webhook_jobs
                  WHERE endpoint_id = ?1 AND tenant_id = ?2 AND id > ?3 AND id < ?4 AND {states} ORDER BY id LIMIT ?6)
              RETURNING id"

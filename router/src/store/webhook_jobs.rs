@@ -1,16 +1,18 @@
 //! Webhooks on their way: the outbox that is written together with the change it tells of, and what the
 //! delivery worker does with it.
 
+use std::collections::HashSet;
+
 use protocol::api::{WEBHOOK_TEST, WebhookBody, WebhookData};
 use protocol::{DeliveryId, EndpointId, EventId, TenantId, UnixMs};
 
-use super::{Row, StoreError, Tx};
+use super::{StoreError, Tx};
 use crate::clock;
 use crate::params;
 
-/// A job that has been claimed, with all that its delivery needs.
+/// A job that is due, with all that its delivery needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ClaimedJob {
+pub struct DueJob {
     /// Its id.
     pub id: DeliveryId,
     /// The `webhook-id`: the same across retries and endpoints.
@@ -214,14 +216,27 @@ pub(super) const WAITING: &str = "WITH RECURSIVE waiting (id) AS (
              e.failures, e.paused_until, e.disabled_at IS NOT NULL
          FROM waiting JOIN webhook_endpoints e ON e.id = waiting.id WHERE waiting.id IS NOT NULL";
 
-/// Claims up to `limit` due jobs of an endpoint until `until`: a job whose worker dies falls due again then.
-pub fn claim(
+/// What is next for an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Next {
+    /// Where it goes.
+    pub target: Target,
+    /// What is due, the longest due first.
+    pub jobs: Vec<DueJob>,
+    /// When the first one that is not among them falls due.
+    pub later: Option<UnixMs>,
+}
+
+/// Up to `limit` due jobs of an endpoint that are not `under_way`; `None` where it is gone.
+///
+/// What is under way is known to the one worker that there is, and to nobody else: what a dead router had under way is due
+/// as if it had never been tried.
+pub fn next(
     tx: &mut Tx<'_>,
     endpoint: &EndpointId,
     now: UnixMs,
-    until: UnixMs,
-    limit: usize,
-) -> Result<Option<(Target, Vec<ClaimedJob>)>, StoreError> {
+    (under_way, limit): (&HashSet<DeliveryId>, usize),
+) -> Result<Option<Next>, StoreError> {
     let target = tx.query_opt(
         "SELECT id, tenant_id, url, secret, disabled_at IS NOT NULL,
              CASE WHEN previous_until > ?2 THEN previous_secret END
@@ -240,42 +255,38 @@ pub fn claim(
         },
     )?;
     let Some(target) = target else { return Ok(None) };
-    if target.disabled {
-        // What waited for an endpoint that was switched off is not delivered; it can be replayed. The rest of a
-        // long queue is for the next turns.
-        fail_pending(tx, endpoint)?;
-        return Ok(None);
+    let mut next = Next { target, jobs: Vec::new(), later: None };
+    if next.target.disabled {
+        return Ok(Some(next));
     }
-    let mut jobs = tx.query(
-        &claim_sql(tx.dialect().skip_locked()),
-        params![endpoint.as_str(), now, until, limit],
-        claimed,
-    )?;
-    jobs.sort_by(|left, right| left.id.cmp(&right.id));
-    Ok(Some((target, jobs)))
+    let rows = under_way.len().saturating_add(limit).saturating_add(1);
+    tx.query(NEXT, params![endpoint, rows], |row| {
+        let id: DeliveryId = row.parse(0)?;
+        if next.later.is_some() || under_way.contains(&id) {
+            return Ok(());
+        }
+        let run_at = row.get(1)?;
+        if run_at > now || next.jobs.len() >= limit {
+            next.later = Some(run_at);
+            return Ok(());
+        }
+        next.jobs.push(DueJob {
+            id,
+            event: row.parse(2)?,
+            tenant: row.parse(3)?,
+            kind: row.text(4)?,
+            body: row.text(5)?,
+            attempts: row.get(6)?,
+            round_from: row.get(7)?,
+        });
+        Ok(())
+    })?;
+    Ok(Some(next))
 }
 
-pub(super) fn claim_sql(skip_locked: &str) -> String {
-    format!(
-        "UPDATE webhook_jobs SET run_at = ?3, claimed_until = ?3 WHERE id IN (
-             SELECT id FROM webhook_jobs
-             WHERE endpoint_id = ?1 AND state = 'pending' AND run_at <= ?2
-             ORDER BY run_at LIMIT ?4{skip_locked})
-         RETURNING id, event_id, tenant_id, type, body, attempts, round_from"
-    )
-}
-
-fn claimed(row: &Row<'_>) -> Result<ClaimedJob, StoreError> {
-    Ok(ClaimedJob {
-        id: row.parse(0)?,
-        event: row.parse(1)?,
-        tenant: row.parse(2)?,
-        kind: row.text(3)?,
-        body: row.text(4)?,
-        attempts: row.get(5)?,
-        round_from: row.get(6)?,
-    })
-}
+pub(super) const NEXT: &str =
+    "SELECT id, run_at, event_id, tenant_id, type, body, attempts, round_from FROM webhook_jobs
+     WHERE endpoint_id = ?1 AND state = 'pending' ORDER BY run_at LIMIT ?2";
 
 /// Writes down an attempt and what follows from it.
 pub fn finish(
@@ -291,7 +302,7 @@ pub fn finish(
         After::GiveUp => ("failed", attempt.at),
     };
     let known = tx.execute(
-        "UPDATE webhook_jobs SET state = ?2, run_at = ?3, attempts = ?4, claimed_until = NULL WHERE id = ?1",
+        "UPDATE webhook_jobs SET state = ?2, run_at = ?3, attempts = ?4 WHERE id = ?1",
         params![job.as_str(), state, run_at, number],
     )?;
     // The tenant may have deleted the endpoint, with all that was on its way, while this was on its way.
@@ -365,13 +376,14 @@ pub fn disable(
     Ok(changed > 0)
 }
 
-fn fail_pending(tx: &mut Tx<'_>, endpoint: &EndpointId) -> Result<(), StoreError> {
+/// Fails what waits for an endpoint that is switched off: it is not delivered, and can be replayed. A part of it, where
+/// it is much.
+pub fn fail_pending(tx: &mut Tx<'_>, endpoint: &EndpointId) -> Result<(), StoreError> {
     tx.execute(FAIL_PENDING, params![endpoint.as_str(), FAIL_ROWS])?;
     Ok(())
 }
 
-pub(super) const FAIL_PENDING: &str =
-    "UPDATE webhook_jobs SET state = 'failed', claimed_until = NULL
+pub(super) const FAIL_PENDING: &str = "UPDATE webhook_jobs SET state = 'failed'
      WHERE id IN (SELECT id FROM webhook_jobs WHERE endpoint_id = ?1 AND state = 'pending'
                   ORDER BY run_at LIMIT ?2)";
 

@@ -151,10 +151,10 @@ impl Router {
         self.app
             .store
             .write(move |tx| {
-                use router::store::{dead_letters, dispatch, messages};
+                use router::store::{change, dead_letters, dispatch, messages};
                 let tenant = messages::owner(tx, &id)?.expect("there is such a message");
-                let failed = dispatch::Change::to(protocol::Status::Failed, now);
-                dispatch::change(tx, &tenant, &id, &failed)?;
+                let failed = change::Change::to(protocol::Status::Failed, now);
+                change::make(tx, &tenant, &id, &failed)?;
                 dispatch::drop_job(tx, &tenant, &id)?;
                 let why = protocol::Reason::AttemptsExhausted;
                 dead_letters::keep(tx, &tenant, &id, why, now)

@@ -5,8 +5,8 @@
 use protocol::{ChannelChoice, Class, MessageId, Reason, Status, TenantId, UnixMs};
 use router::billing::{Plans, Refusal, Terms};
 use router::store::accounts::{self, PayerRefused};
+use router::store::change::{self, Change};
 use router::store::credit::{self, Reservation};
-use router::store::dispatch::{self, Change};
 use router::store::messages::{self, Canceled, NewMessage};
 use router::store::{Store, StoreError, Tx, Value, admin};
 use router::{clock, params};
@@ -98,7 +98,7 @@ impl Books {
         let (tenant, id) = (tenant.clone(), id.clone());
         self.write(move |tx| {
             let ended = Change { reason: Some(Reason::Expired), ..Change::to(status, now) };
-            dispatch::change(tx, &tenant, &id, &ended)
+            change::make(tx, &tenant, &id, &ended)
         })
         .await;
     }
@@ -236,7 +236,7 @@ async fn what_no_phone_began_is_given_back_once() {
         let (of, again) = (tenant.clone(), id.clone());
         books.write(move |tx| credit::give_back(tx, &of, &again, NOW)).await;
         let (of, again) = (tenant.clone(), id.clone());
-        books.write(move |tx| dispatch::block_unread(tx, &of, &again, NOW)).await;
+        books.write(move |tx| change::block_unread(tx, &of, &again, NOW)).await;
         assert_eq!(books.account(&tenant, NOW).await, (1_000, 0), "{status}");
     }
     let id = books.send(&tenant, NOW).await.unwrap();
@@ -249,7 +249,7 @@ async fn what_no_phone_began_is_given_back_once() {
         .write(move |tx| {
             let broken = "UPDATE messages SET class = 'x' WHERE id = ?1 AND tenant_id = ?2";
             tx.execute(broken, params![damaged, of])?;
-            dispatch::block_unread(tx, &of, &damaged, NOW)
+            change::block_unread(tx, &of, &damaged, NOW)
         })
         .await;
     assert_eq!(books.account(&tenant, NOW).await, (1_000, 0));
@@ -264,7 +264,7 @@ async fn what_a_phone_began_is_paid_for() {
     books.on_small(&tenant, 1_000).await;
     let failed = books.send(&tenant, NOW).await.unwrap();
     let (of, id) = (tenant.clone(), failed.clone());
-    books.write(move |tx| dispatch::change(tx, &of, &id, &Change::step("started", NOW))).await;
+    books.write(move |tx| change::make(tx, &of, &id, &Change::step("started", NOW))).await;
     books.ends(&tenant, &failed, Status::Failed, NOW).await;
     let sent = books.send(&tenant, NOW).await.unwrap();
     for status in [Status::Sent, Status::Delivered, Status::Read] {
