@@ -12,7 +12,7 @@ pub mod guard;
 pub mod schedule;
 pub mod signature;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use protocol::api::WebhookData;
@@ -62,7 +62,7 @@ struct Worker {
     app: AppState,
     client: reqwest::Client,
     /// Deliveries under way.
-    busy: HashMap<EndpointId, HashSet<DeliveryId>>,
+    busy: HashMap<EndpointId, BTreeSet<DeliveryId>>,
     done: mpsc::Receiver<(EndpointId, DeliveryId)>,
     ended: mpsc::Sender<(EndpointId, DeliveryId)>,
     policy: guard::Policy,
@@ -123,7 +123,7 @@ impl Worker {
         let mut waiting = self.app.store.read(jobs::waiting_endpoints).await?;
         let now = self.app.clock.now();
         let mut sleep = SLEEP_MAX;
-        let mut free = in_flight.saturating_sub(self.busy.values().map(HashSet::len).sum());
+        let mut free = in_flight.saturating_sub(self.busy.values().map(BTreeSet::len).sum());
         self.turns = self.turns.wrapping_add(1);
         if !waiting.is_empty() {
             let first = self.turns % waiting.len();
@@ -142,7 +142,7 @@ impl Worker {
                 continue;
             }
             let under_way = self.busy.get(&endpoint);
-            let taken = under_way.map_or(0, HashSet::len);
+            let taken = under_way.map_or(0, BTreeSet::len);
             // Many that fail or are slow leave room for the others.
             let scarce = free * 2 < in_flight;
             let share = if state == State::Closed && !scarce { per_endpoint } else { 1 };
@@ -160,7 +160,7 @@ impl Worker {
             .app
             .store
             .read(move |tx| {
-                let next = |(under_way, endpoint, limit): &(HashSet<_>, EndpointId, usize)| {
+                let next = |(under_way, endpoint, limit): &(BTreeSet<_>, EndpointId, usize)| {
                     jobs::next(tx, endpoint, now, (under_way, *limit))
                 };
                 wanted.iter().map(next).collect::<Result<Vec<_>, _>>()

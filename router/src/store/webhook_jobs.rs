@@ -1,7 +1,7 @@
 //! Webhooks on their way: the outbox that is written together with the change it tells of, and what the
 //! delivery worker does with it.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 
 use protocol::api::{WEBHOOK_TEST, WebhookBody, WebhookData};
 use protocol::{DeliveryId, EndpointId, EventId, TenantId, UnixMs};
@@ -235,7 +235,7 @@ pub fn next(
     tx: &mut Tx<'_>,
     endpoint: &EndpointId,
     now: UnixMs,
-    (under_way, limit): (&HashSet<DeliveryId>, usize),
+    (under_way, limit): (&BTreeSet<DeliveryId>, usize),
 ) -> Result<Option<Next>, StoreError> {
     let target = tx.query_opt(
         "SELECT id, tenant_id, url, secret, disabled_at IS NOT NULL,
