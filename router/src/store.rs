@@ -14,6 +14,8 @@
 
 mod dialect;
 mod error;
+#[cfg(test)]
+pub(crate) mod in_memory;
 mod migrate;
 mod threads;
 mod tx;

@@ -108,10 +108,7 @@ pub(super) async fn put(
 
 fn checked(body: Value) -> Result<Said, ApiError> {
     let mut fields = Fields::new(body)?;
-    let time_zone = fields.line("time_zone", 1..=60);
-    if time_zone.as_deref().is_some_and(|zone| !place::is_zone(zone)) {
-        fields.wrong("time_zone", "unknown_time_zone", "No time zone has this name.");
-    }
+    let time_zone = fields.time_zone("time_zone");
     let state = fields.line("state", 2..=2);
     if state.as_deref().is_some_and(|state| !place::is_state(state)) {
         fields.wrong("state", "unknown_state", "No state of the United States has these letters.");

@@ -7,8 +7,13 @@ use std::str::FromStr;
 use protocol::api::FieldError;
 use protocol::{Channel, UnixMs};
 use serde_json::{Map, Value};
+use url::Url;
 
+use crate::compliance::place;
 use crate::error::ApiError;
+
+/// Longest name of a time zone, in characters.
+const ZONE_CHARS_MAX: usize = 60;
 
 /// Unknown fields named in one answer; a body of thousands of them needs no thousand complaints.
 const UNKNOWN_NAMED_MAX: usize = 20;
@@ -426,6 +431,15 @@ impl Fields {
         }
     }
 
+    /// The name of a time zone.
+    pub(crate) fn time_zone(&mut self, field: &str) -> Option<String> {
+        let zone = self.line(field, 1..=ZONE_CHARS_MAX);
+        if zone.as_deref().is_some_and(|zone| !place::is_zone(zone)) {
+            self.wrong(field, "unknown_time_zone", "No time zone has this name.");
+        }
+        zone
+    }
+
     /// Everything that was wrong, or nothing. Ask for it after the last field.
     pub(crate) fn finish(mut self) -> Result<(), ApiError> {
         self.name_unknown();
@@ -455,6 +469,19 @@ pub(crate) fn unfit(text: &str, chars: &RangeInclusive<usize>) -> Option<(&'stat
     let control = text.chars().find(|c| steers(*c))?;
     let detail = format!("It holds the control character U+{:04X}.", u32::from(control));
     Some(("invalid_character", detail))
+}
+
+/// An absolute URL of the web, or why it is none that anybody may be sent to.
+pub(super) fn web_url(text: &str, allow_plain: bool) -> Result<Url, &'static str> {
+    let url = Url::parse(text).map_err(|_no_url| "It is not an absolute URL.")?;
+    let is_web = url.scheme() == "https" || (allow_plain && url.scheme() == "http");
+    if !is_web || !url.has_host() {
+        return Err("It must begin with https://.");
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("It must not carry a user name or password.");
+    }
+    Ok(url)
 }
 
 /// The word of a closed list that is spelled so.

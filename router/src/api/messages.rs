@@ -12,7 +12,7 @@ use protocol::{
 };
 use serde_json::Value;
 
-use super::fields::Fields;
+use super::fields::{Fields, web_url};
 use super::pages::{Query, page};
 use super::templates::{self, Asked};
 use super::{JsonBody, PathId, json};
@@ -263,7 +263,7 @@ fn media(fields: &mut Fields) -> Option<Vec<Media>> {
     fields.objects("media", limits::ATTACHMENTS_MAX, |fields| {
         let url = fields.required_line("url", 1..=limits::MEDIA_URL_CHARS_MAX);
         if let Some(url) = &url
-            && let Err(why) = media_url(url)
+            && let Err(why) = web_url(url, false)
         {
             fields.wrong("url", "invalid_url", why);
         }
@@ -281,17 +281,6 @@ fn media(fields: &mut Fields) -> Option<Vec<Media>> {
         let sha256 = sha256.map(|sum| sum.to_ascii_lowercase());
         Some(Media { url: url?, name, sha256 })
     })
-}
-
-fn media_url(url: &str) -> Result<(), &'static str> {
-    let url = reqwest::Url::parse(url).map_err(|_error| "It is not a URL.")?;
-    if url.scheme() != "https" {
-        return Err("It must begin with https:// .");
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err("It must not hold a user's name or password.");
-    }
-    Ok(())
 }
 
 pub(super) fn recipient(fields: &mut Fields) -> Option<Recipient> {

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::fields::Fields;
 use super::{JsonBody, PathId, json};
 use crate::auth::{Caller, Scope};
-use crate::compliance::{hours, place};
+use crate::compliance::hours;
 use crate::error::ApiError;
 use crate::server::AppState;
 use crate::store::rules;
@@ -91,10 +91,7 @@ fn checked(body: Value) -> Result<TenantRules, ApiError> {
             "It must be two times of one day, such as 09:00-18:00.",
         );
     }
-    let time_zone = fields.line("time_zone", 1..=WORD_CHARS_MAX);
-    if time_zone.as_deref().is_some_and(|zone| !place::is_zone(zone)) {
-        fields.wrong("time_zone", "unknown_time_zone", "No time zone has this name.");
-    }
+    let time_zone = fields.time_zone("time_zone");
     let unknown_zone = fields
         .one_of("unknown_zone", "unknown_word", UnknownZone::ALL)
         .unwrap_or(defaults.unknown_zone);

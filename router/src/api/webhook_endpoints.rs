@@ -10,9 +10,8 @@ use protocol::api::{
 };
 use protocol::{DeliveryId, EndpointId, TenantId, UnixMs};
 use serde_json::Value;
-use url::Url;
 
-use super::fields::Fields;
+use super::fields::{Fields, web_url};
 use super::overlap;
 use super::pages::{page, window};
 use super::{JsonBody, OptionalJsonBody, PathId, json};
@@ -106,19 +105,11 @@ fn checked(
 /// An absolute URL that we may post to. Where it leads is checked again each time a connection is made.
 fn url(fields: &mut Fields, allow_private: bool) -> Option<String> {
     let text = fields.line("url", 1..=URL_CHARS_MAX)?;
-    let Ok(url) = Url::parse(&text) else {
-        fields.wrong("url", "invalid_url", "It is not an absolute URL.");
-        return None;
+    let url = match web_url(&text, allow_private) {
+        Ok(url) if url.fragment().is_some() => Err("It must not carry a fragment."),
+        other => other,
     };
-    let scheme_is_good = url.scheme() == "https" || (allow_private && url.scheme() == "http");
-    if !scheme_is_good || !url.has_host() {
-        fields.wrong("url", "invalid_url", "It must begin with https://.");
-    } else if !url.username().is_empty() || url.password().is_some() {
-        fields.wrong("url", "invalid_url", "It must not carry a user name or password.");
-    } else if url.fragment().is_some() {
-        fields.wrong("url", "invalid_url", "It must not carry a fragment.");
-    }
-    Some(url.to_string())
+    url.map_err(|why| fields.wrong("url", "invalid_url", why)).ok().map(String::from)
 }
 
 fn events(fields: &mut Fields) -> Option<Vec<String>> {

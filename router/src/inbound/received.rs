@@ -56,6 +56,7 @@ pub(crate) fn message(
         metrics::counter!("switchboard_inbound_canaries_total").increment(1);
         return Ok(());
     }
+    let sandbox = store::is_sandbox(tx, phone)?;
     let talked = talked(tx, phone, message)?;
     if let Some(original) = original(tx, phone, message)? {
         // iCloud's second copy of what was taken in already. It is told to nobody again, but who asked to be left alone
@@ -66,7 +67,14 @@ pub(crate) fn message(
                 let (asks, rules) = asked(tx, &tenant, message)?;
                 if let Some(asks) = asks.filter(|asks| asks.is_stop()) {
                     let about = (phone, &original);
-                    effects.merge(honour(tx, (&tenant, &rules), about, message, asks, now)?);
+                    effects.merge(honour(
+                        tx,
+                        (&tenant, &rules, sandbox),
+                        about,
+                        message,
+                        asks,
+                        now,
+                    )?);
                 }
             }
         }
@@ -92,15 +100,22 @@ pub(crate) fn message(
         if !message.attachments.is_empty() {
             store::keep_unplaced(tx, frame, "belongs to no tenant", now)?;
         }
-        return store::store_received(tx, &store::nobody(), (&id, phone), message, now);
+        return store::store_received(tx, (&store::nobody(), sandbox), (&id, phone), message, now);
     };
     for reached in reach(&tenant, &talked, now) {
         let (asks, rules) = asked(tx, &reached, message)?;
         if let Some(asks) = asks {
-            effects.merge(honour(tx, (&reached, &rules), (phone, &id), message, asks, now)?);
+            effects.merge(honour(
+                tx,
+                (&reached, &rules, sandbox),
+                (phone, &id),
+                message,
+                asks,
+                now,
+            )?);
         }
     }
-    store::store_received(tx, &tenant, (&id, phone), message, now)?;
+    store::store_received(tx, (&tenant, sandbox), (&id, phone), message, now)?;
     // What iCloud brings late was not written just now: an answer to it is none any more.
     let heard = if message.late { message.at.min(now) } else { now };
     capabilities::learn_from(tx, &tenant, &id, (message.service, true), message.at.min(now))?;
@@ -118,16 +133,16 @@ pub(super) fn salvage(
         return Ok(());
     }
     let talked = talked(tx, phone, message)?;
+    let sandbox = store::is_sandbox(tx, phone)?;
     let tenant = attribute(tx, phone, &talked)?;
     let id = if let Some(original) = original(tx, phone, message)? {
         original
     } else {
         let id = MessageId::new(now.0, clock::random());
         let owner = tenant.clone().unwrap_or_else(store::nobody);
-        store::store_received(tx, &owner, (&id, phone), message, now)?;
+        store::store_received(tx, (&owner, sandbox), (&id, phone), message, now)?;
         id
     };
-    let sandbox = store::is_sandbox(tx, phone)?;
     if let Some(tenant) = tenant {
         for tenant in reach(&tenant, &talked, now) {
             let (asks, _rules) = asked(tx, &tenant, message)?;
@@ -236,7 +251,7 @@ fn asked(
 
 fn honour(
     tx: &mut Tx<'_>,
-    (tenant, rules): (&TenantId, &TenantRules),
+    (tenant, rules, sandbox): (&TenantId, &TenantRules, bool),
     (phone, id): (&PhoneId, &MessageId),
     message: &Received,
     asks: Asks,
@@ -244,7 +259,6 @@ fn honour(
 ) -> Result<Effects, StoreError> {
     let mut effects = Effects::default();
     let recipient = &message.from;
-    let sandbox = store::is_sandbox(tx, phone)?;
     if asks == Asks::Help {
         return help(tx, (tenant, rules, sandbox), (phone, id), message, now);
     }

@@ -9,7 +9,7 @@ use crate::params;
 use crate::store::credit::Reservation;
 use crate::store::dispatch::NewAttempt;
 use crate::store::messages::{self, NewMessage};
-use crate::store::{Json, migrate};
+use crate::store::{Json, in_memory};
 use crate::warming::{DAY_MS, Step};
 
 const PHONES: u8 = 5;
@@ -77,10 +77,8 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let mut connection = Connection::open_in_memory().unwrap();
-        migrate(&mut connection).unwrap();
+        let connection = in_memory::open_loose();
         watch::start(&connection).unwrap();
-        connection.pragma_update(None, "foreign_keys", false).unwrap();
         let (links, pool) = (Links::new(), Pool::new(caps()));
         let world = Self { connection, links, pool, losses: 0, now: UnixMs(START_MS), made: 0 };
         for n in 0..HOSTS {

@@ -619,7 +619,7 @@ fn withdraw(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Value, migrate};
+    use crate::store::in_memory;
 
     #[test]
     fn a_batch_goes_only_where_it_can() {
@@ -647,21 +647,15 @@ mod tests {
 
     #[test]
     fn nothing_that_is_asked_again_and_again_reads_more_than_it_needs() {
-        let mut connection = rusqlite::Connection::open_in_memory().unwrap();
-        migrate(&mut connection).unwrap();
-        for (sql, values, index) in [
-            (OUTCOMES, 2, "messages_of_batch (batch_id=?)"),
-            (QUEUED, 3, "messages_of_batch (batch_id=? AND status=? AND held_reason=?)"),
-            (RECIPIENTS, 4, "(batch_id=? AND position>?"),
-            (PAGE, 5, "(batch_id=? AND position>? AND position<?)"),
-            (AT_WORK, 1, "batches_at_work"),
+        let connection = in_memory::open();
+        for (sql, index) in [
+            (OUTCOMES, "messages_of_batch (batch_id=?)"),
+            (QUEUED, "messages_of_batch (batch_id=? AND status=? AND held_reason=?)"),
+            (RECIPIENTS, "(batch_id=? AND position>?"),
+            (PAGE, "(batch_id=? AND position>? AND position<?)"),
+            (AT_WORK, "batches_at_work"),
         ] {
-            let plan = Tx::sqlite(&connection)
-                .query(&format!("EXPLAIN QUERY PLAN {sql}"), &vec![Value::Null; values], |row| {
-                    row.text(3)
-                })
-                .unwrap()
-                .join("; ");
+            let plan = in_memory::plan(&connection, sql);
             assert!(plan.contains(index), "{sql}: {plan}");
             assert!(!plan.contains("TEMP B-TREE"), "{sql}: {plan}");
         }

@@ -220,6 +220,33 @@ pub fn give_back(
     Ok(())
 }
 
+/// Whether a message was charged something that was not given back.
+pub(super) fn is_charged(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    id: &MessageId,
+) -> Result<bool, StoreError> {
+    let found = tx.query_opt(
+        "SELECT 1 FROM charges WHERE message_id = ?1 AND tenant_id = ?2",
+        params![id, tenant],
+        |row| row.int(0),
+    )?;
+    Ok(found.is_some())
+}
+
+/// Lets what one message was charged pay for another one in its place.
+pub(super) fn carry_over(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    (from, to): (&MessageId, &MessageId),
+) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE charges SET message_id = ?3 WHERE message_id = ?1 AND tenant_id = ?2",
+        params![from, tenant, to],
+    )?;
+    Ok(())
+}
+
 /// The steps of a story that say that a phone or a provider has begun: what has one of them is paid for.
 macro_rules! begun {
     () => {

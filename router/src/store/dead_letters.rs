@@ -10,9 +10,10 @@ use protocol::api::{DeadLetter, Message};
 use protocol::{E164, MessageId, Reason, Status, TenantId, UnixMs};
 
 use super::change::{self, Change};
+use super::credit::Reservation;
 use super::dispatch as rows;
 use super::messages::{self, NewMessage, Window};
-use super::{Json, StoreError, Tx};
+use super::{Json, StoreError, Tx, credit};
 use crate::billing::Refusal;
 use crate::params;
 
@@ -104,7 +105,7 @@ pub enum Retried {
     Refused(Refusal),
 }
 
-/// Tries a dead letter again, as a new message with as long a life as it had. Only what provably nothing was sent of: not one
+/// Tries a dead letter again, as a new message with as long a life as it had, which is paid for once. Only what provably nothing was sent of: not one
 /// whose status has changed since, nor one of which a part was sent. `None`: the tenant has no such dead letter.
 pub fn retry(
     tx: &mut Tx<'_>,
@@ -143,11 +144,17 @@ pub fn retry(
         expires_at: now.plus_ms(life_ms),
         now,
     };
-    let reservation = match messages::reserve(tx, tenant, &new)? {
-        Ok(reservation) => reservation,
-        Err(refusal) => return Ok(Some(Retried::Refused(refusal))),
+    // What a phone never began was given back when it failed; what one did begin is paid for, and pays for another try.
+    let message = if credit::is_charged(tx, tenant, id)? {
+        let message = messages::accept(tx, tenant, &new, &Reservation::FREE)?;
+        credit::carry_over(tx, tenant, (id, &message.id))?;
+        message
+    } else {
+        match messages::reserve(tx, tenant, &new)? {
+            Ok(reservation) => messages::accept(tx, tenant, &new, &reservation)?,
+            Err(refusal) => return Ok(Some(Retried::Refused(refusal))),
+        }
     };
-    let message = messages::accept(tx, tenant, &new, &reservation)?;
     forget(tx, tenant, id)?;
     let detail = format!("as {}", message.id);
     let step = Change { detail: Some(&detail), ..Change::step("retried", now) };

@@ -983,20 +983,7 @@ pub fn failures(tx: &mut Tx<'_>, tenant: &TenantId, id: &MessageId) -> Result<u3
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{contacts, doubts, inbound, migrate, rules, webhook_jobs};
-
-    fn plan(sql: &str) -> String {
-        let mut connection = rusqlite::Connection::open_in_memory().unwrap();
-        migrate(&mut connection).unwrap();
-        let values: Vec<super::super::Value> =
-            (0..connection.prepare(sql).unwrap().parameter_count())
-                .map(|_| super::super::Value::Null)
-                .collect();
-        let mut tx = Tx::sqlite(&connection);
-        tx.query(&format!("EXPLAIN QUERY PLAN {sql}"), &values, |row| row.text(3))
-            .unwrap()
-            .join("; ")
-    }
+    use crate::store::{contacts, doubts, in_memory, inbound, rules, webhook_jobs};
 
     /// What stands in the store grows; what a message costs must not.
     #[test]
@@ -1005,6 +992,7 @@ mod tests {
         let (one, all) = (recalls_sql(true), recalls_sql(false));
         let (lost, open) = (lost_sql(), open_attempts_sql());
         let of_others = of_other_journals_sql();
+        let connection = in_memory::open();
         for (sql, index) in [
             (OVERDUE, "messages_expiring (expires_at<?)"),
             (NEW_CONTACTS, "phone_contacts_counted (phone_id=? AND since>?)"),
@@ -1031,7 +1019,7 @@ mod tests {
             (webhook_jobs::NEXT, "webhook_jobs_due_by_endpoint (endpoint_id=?)"),
             (webhook_jobs::FAIL_PENDING, "webhook_jobs_due_by_endpoint (endpoint_id=?)"),
         ] {
-            let plan = plan(sql);
+            let plan = in_memory::plan(&connection, sql);
             assert!(plan.contains(index), "{sql}: {plan}");
             for scan in plan.split("; ").filter(|step| step.starts_with("SCAN")) {
                 // Indexes of what is open alone, and the recursion's own rows, may be read from end to end.

@@ -226,7 +226,7 @@ pub fn only_tenant(tx: &mut Tx<'_>) -> Result<Option<TenantId>, StoreError> {
 /// Stores an inbound message with its first event and its webhooks.
 pub fn store_received(
     tx: &mut Tx<'_>,
-    tenant: &TenantId,
+    (tenant, test): (&TenantId, bool),
     (id, phone): (&MessageId, &PhoneId),
     message: &Received,
     now: UnixMs,
@@ -235,7 +235,7 @@ pub fn store_received(
         "INSERT INTO messages (id, tenant_id, direction, kind, test, recipient, phone_id, channel_asked,
              channel_used, class, text, status, expires_at, attempts, sequence, guid, cancel_asked, created_at,
              updated_at)
-         VALUES (?1, ?2, 'inbound', 'tenant', COALESCE((SELECT sandbox FROM phones WHERE id = ?4), 0), ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, 0, 1, ?11, 0, ?10, ?10)",
+         VALUES (?1, ?2, 'inbound', 'tenant', ?12, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, 0, 1, ?11, 0, ?10, ?10)",
         params![
             id,
             tenant,
@@ -247,7 +247,8 @@ pub fn store_received(
             message.text,
             Status::Received,
             now,
-            message.guid
+            message.guid,
+            test
         ],
     )?;
     let event = NewEvent {
@@ -273,7 +274,6 @@ pub fn store_received(
         late: message.late,
         ..WebhookData::default()
     };
-    let test = is_sandbox(tx, phone)?;
     webhook_jobs::enqueue(tx, (tenant, test), "message.received", &data, now)?;
     Ok(())
 }

@@ -444,21 +444,16 @@ fn read(row: &Row<'_>) -> Result<Message, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::migrate;
+    use crate::store::in_memory;
 
     fn plan(filter: &Filter, tenant: bool) -> String {
-        let mut connection = rusqlite::Connection::open_in_memory().unwrap();
-        migrate(&mut connection).unwrap();
         let mut wanted = Conditions::default();
         if tenant {
             wanted.add("m.tenant_id =", params!["ten"]);
         }
         let before = Some("msg_z".to_owned());
-        let (sql, values) = wanted.finish(filter, &Window { before, limit: 10 });
-        let mut tx = Tx::sqlite(&connection);
-        tx.query(&format!("EXPLAIN QUERY PLAN {sql}"), &values, |row| row.text(3))
-            .unwrap()
-            .join("; ")
+        let (sql, _values) = wanted.finish(filter, &Window { before, limit: 10 });
+        in_memory::plan(&in_memory::open(), &sql)
     }
 
     #[test]

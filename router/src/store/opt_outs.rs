@@ -253,12 +253,11 @@ pub fn review(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Value, migrate};
+    use crate::store::in_memory;
 
     #[test]
     fn a_history_reads_its_page_alone() {
-        let mut connection = rusqlite::Connection::open_in_memory().unwrap();
-        migrate(&mut connection).unwrap();
+        let connection = in_memory::open();
         let of_one =
             || Steps { recipient: Some("+12025550143".parse().unwrap()), to_review: false };
         let to_review = || Steps { recipient: None, to_review: true };
@@ -269,10 +268,7 @@ mod tests {
             (of_one(), true, "opt_out_events_by_recipient (tenant_id=? AND recipient=? AND id<?)"),
             (to_review(), false, "opt_out_events_to_review (tenant_id=? AND id<?)"),
         ] {
-            let sql = format!("EXPLAIN QUERY PLAN {}", history_sql(&steps, test));
-            let values = vec![Value::Null; 4];
-            let plan = Tx::sqlite(&connection).query(&sql, &values, |row| row.text(3)).unwrap();
-            let plan = plan.join("; ");
+            let plan = in_memory::plan(&connection, &history_sql(&steps, test));
             assert!(plan.contains(index), "{steps:?} {test}: {plan}");
             assert!(!plan.contains("TEMP B-TREE") && !plan.contains("SCAN"), "{plan}");
         }

@@ -282,16 +282,9 @@ pub fn add(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{dispatch as rows, migrate};
+    use crate::store::{dispatch as rows, in_memory};
 
     const NOW: UnixMs = UnixMs(1_000_000);
-
-    fn store() -> rusqlite::Connection {
-        let mut connection = rusqlite::Connection::open_in_memory().unwrap();
-        migrate(&mut connection).unwrap();
-        connection.execute_batch("PRAGMA foreign_keys = OFF").unwrap();
-        connection
-    }
 
     fn tenant(n: u8) -> TenantId {
         TenantId::new(1, [n; 10])
@@ -333,7 +326,7 @@ mod tests {
 
     #[test]
     fn one_tenants_hundred_thousand_do_not_delay_anothers_one() {
-        let (connection, mut turns) = (store(), Turns::default());
+        let (connection, mut turns) = (in_memory::open_loose(), Turns::default());
         fill(&connection, 1, Class::Marketing, 100_000);
         assert_eq!(of(&turn(&connection, &mut turns, 64), 1), 64);
         fill(&connection, 2, Class::Otp, 1);
@@ -345,7 +338,7 @@ mod tests {
 
     #[test]
     fn tenants_take_turns_however_few_are_taken_at_once() {
-        let (connection, mut turns) = (store(), Turns::default());
+        let (connection, mut turns) = (in_memory::open_loose(), Turns::default());
         for whose in 1..=5 {
             fill(&connection, whose, Class::Transactional, 100);
         }
@@ -361,7 +354,7 @@ mod tests {
 
     #[test]
     fn marketing_moves_while_codes_flow_for_ever() {
-        let (connection, mut turns) = (store(), Turns::default());
+        let (connection, mut turns) = (in_memory::open_loose(), Turns::default());
         fill(&connection, 1, Class::Marketing, 100);
         let mut marketing = 0;
         for _ in 0..100 {
@@ -373,7 +366,7 @@ mod tests {
 
     #[test]
     fn what_was_claimed_and_never_decided_is_claimed_alone() {
-        let (connection, mut turns) = (store(), Turns::default());
+        let (connection, mut turns) = (in_memory::open_loose(), Turns::default());
         let mut tx = Tx::sqlite(&connection);
         fill(&connection, 1, Class::Otp, 3);
         for round in 1..=2 {
@@ -394,7 +387,7 @@ mod tests {
 
     #[test]
     fn only_what_was_in_hand_and_is_still_due_counts_as_undecided() {
-        let (connection, mut turns) = (store(), Turns::default());
+        let (connection, mut turns) = (in_memory::open_loose(), Turns::default());
         let mut tx = Tx::sqlite(&connection);
         fill(&connection, 1, Class::Otp, 4);
         let jobs = claim(&mut tx, &mut turns, NOW, 3).unwrap().jobs;
@@ -429,23 +422,16 @@ mod tests {
 
     #[test]
     fn every_step_goes_along_an_index() {
-        let connection = store();
-        for (sql, values, indexes) in [
-            (CLAIM, 4, &["jobs_ready (class_rank=? AND tenant_id=?)"][..]),
-            (SUSPECT, 0, &["jobs_suspect"]),
-            (WAITS, 1, &["jobs_ready (class_rank=?)"]),
-            (LANES, 4, &["jobs_ready (class_rank=? AND tenant_id>? AND tenant_id<?)"]),
-            (PROMOTE, 2, &["jobs_waiting (run_at<?)"]),
-            (NEXT_DUE, 0, &["jobs_ready", "jobs_waiting"]),
+        let connection = in_memory::open_loose();
+        for (sql, indexes) in [
+            (CLAIM, &["jobs_ready (class_rank=? AND tenant_id=?)"][..]),
+            (SUSPECT, &["jobs_suspect"]),
+            (WAITS, &["jobs_ready (class_rank=?)"]),
+            (LANES, &["jobs_ready (class_rank=? AND tenant_id>? AND tenant_id<?)"]),
+            (PROMOTE, &["jobs_waiting (run_at<?)"]),
+            (NEXT_DUE, &["jobs_ready", "jobs_waiting"]),
         ] {
-            let plan = Tx::sqlite(&connection)
-                .query(
-                    &format!("EXPLAIN QUERY PLAN {sql}"),
-                    &vec![crate::store::Value::Null; values],
-                    |row| row.text(3),
-                )
-                .unwrap()
-                .join("; ");
+            let plan = in_memory::plan(&connection, sql);
             for index in indexes {
                 assert!(plan.contains(index), "{sql}: {plan}");
             }

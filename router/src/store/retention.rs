@@ -194,14 +194,13 @@ const DELIVERIES: &str = "DELETE FROM webhook_jobs WHERE id IN
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Value, migrate};
+    use crate::store::in_memory;
 
     const DAY_MS: i64 = 86_400_000;
     const NOW: UnixMs = UnixMs(1_700_000_000_000);
 
     fn store() -> rusqlite::Connection {
-        let mut connection = rusqlite::Connection::open_in_memory().unwrap();
-        migrate(&mut connection).unwrap();
+        let connection = in_memory::open();
         connection
             .execute_batch(
                 "INSERT INTO tenants (id, name, brand, created_at) VALUES ('ten', 'Acme', 'Acme', 0);
@@ -514,11 +513,7 @@ mod tests {
             (KNOWN, "((tenant_id,test,recipient,channel)>(?,?,?,?))"),
             (UNSEEN, "((tenant_id,test,recipient,channel)>(?,?,?,?)"),
         ] {
-            let values = vec![Value::Null; connection.prepare(sql).unwrap().parameter_count()];
-            let plan = Tx::sqlite(&connection)
-                .query(&format!("EXPLAIN QUERY PLAN {sql}"), &values, |row| row.text(3))
-                .unwrap()
-                .join("; ");
+            let plan = in_memory::plan(&connection, sql);
             assert!(plan.contains(index), "{sql}: {plan}");
             assert!(!plan.contains("SCAN"), "{sql}: {plan}");
         }

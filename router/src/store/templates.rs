@@ -202,20 +202,15 @@ fn read_version(row: &Row<'_>) -> Result<TemplateVersion, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::migrate;
+    use crate::store::in_memory;
 
     #[test]
     fn a_list_reads_its_page_alone() {
-        let mut connection = rusqlite::Connection::open_in_memory().unwrap();
-        migrate(&mut connection).unwrap();
         let sql = format!(
-            "EXPLAIN QUERY PLAN {COLUMNS} WHERE t.tenant_id = ?1 AND t.id < ?2 AND t.deleted_at IS NULL
+            "{COLUMNS} WHERE t.tenant_id = ?1 AND t.id < ?2 AND t.deleted_at IS NULL
              ORDER BY t.id DESC LIMIT ?3"
         );
-        let plan = Tx::sqlite(&connection)
-            .query(&sql, params!["ten", "~", 10], |row| row.text(3))
-            .unwrap()
-            .join("; ");
+        let plan = in_memory::plan(&in_memory::open(), &sql);
         assert!(plan.contains("templates_by_tenant (tenant_id=? AND id<?)"), "{plan}");
         assert!(!plan.contains("TEMP B-TREE") && !plan.contains("SCAN"), "{plan}");
     }

@@ -122,7 +122,7 @@ fn read(row: &Row<'_>) -> Result<UnplacedEvent, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::migrate;
+    use crate::store::in_memory;
 
     #[test]
     fn a_place_survives_the_way_through_a_cursor() {
@@ -139,14 +139,9 @@ mod tests {
 
     #[test]
     fn no_page_reads_or_sorts_more_than_its_rows() {
-        let mut connection = rusqlite::Connection::open_in_memory().unwrap();
-        migrate(&mut connection).unwrap();
-        for (sql, values) in [(first_sql(), 1), (next_sql(), 5)] {
-            let values = vec![super::super::Value::Null; values];
-            let plan = Tx::sqlite(&connection)
-                .query(&format!("EXPLAIN QUERY PLAN {sql}"), &values, |row| row.text(3))
-                .unwrap()
-                .join("; ");
+        let connection = in_memory::open();
+        for sql in [first_sql(), next_sql()] {
+            let plan = in_memory::plan(&connection, &sql);
             assert!(plan.contains("unplaced_events_by_age"), "{sql}: {plan}");
             assert!(!plan.contains("TEMP B-TREE"), "{sql}: {plan}");
         }

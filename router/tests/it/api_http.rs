@@ -1213,7 +1213,13 @@ async fn the_operator_reads_what_belongs_to_nobody() {
     let taken = store
         .write(move |tx| {
             let received = from_a_stranger(now);
-            inbound::store_received(tx, &inbound::nobody(), (&message, &by), &received, now)?;
+            inbound::store_received(
+                tx,
+                (&inbound::nobody(), false),
+                (&message, &by),
+                &received,
+                now,
+            )?;
             // The guid was pruned or never kept; the message itself is proof enough.
             inbound::take_guid(tx, &by, (&received.guid, "j"), now)
         })
@@ -1637,12 +1643,16 @@ async fn an_endpoint_is_changed_switched_off_and_on_tested_and_replayed() {
     router.stop().await;
 }
 
+/// Stories of several requests that are tried, each with what the one before has answered.
+const STORIES: &str = "50";
+
 /// Tries the API out by its document: whether what it describes is what is answered, what is wrong is refused, what is
 /// right breaks nothing. What is tried is the same each time, so that a failure comes again.
 async fn schemathesis(
     router: &Router,
     key: &str,
     which: [&'static str; 2],
+    (phases, examples): (&'static str, &'static str),
 ) -> std::process::Output {
     let mut command = crate::python_support::program("schemathesis");
     let folder = tempfile::tempdir().expect("a folder for its notes");
@@ -1652,7 +1662,7 @@ async fn schemathesis(
         .args(["run", &format!("{}/openapi.json", router.url)])
         .args(["--header", &format!("Authorization: Bearer {key}")])
         .args(which)
-        .args(["--phases", "examples,coverage,fuzzing", "--max-examples", "5"])
+        .args(["--phases", phases, "--max-examples", examples])
         // What no schema can say is refused all the same: a number that no plan has, a time that is over.
         .args(["--exclude-checks", "positive_data_acceptance"])
         // One after another: Python's own parser fails at times when two threads ask it.
@@ -1675,13 +1685,19 @@ async fn the_api_does_what_its_document_says() {
         (tenant.test.as_str(), ["--exclude-path-regex", "^/v1/admin"]),
         (ADMIN, ["--include-path-regex", "^/v1/admin"]),
     ] {
-        let ran = schemathesis(&router, key, which).await;
-        let said = String::from_utf8_lossy(&ran.stdout);
-        assert!(ran.status.success(), "{which:?}: {said}{}", String::from_utf8_lossy(&ran.stderr));
-        // Something was tried: a run that finds no operation finds no failure either.
-        let tested = said.split("Tested: ").nth(1).and_then(|rest| rest.split_whitespace().next());
-        let tested: u32 = tested.unwrap_or("none").parse().unwrap_or(0);
-        assert!(tested >= 25, "{tested}: {said}");
+        for (phases, examples, operations) in
+            [("examples,coverage,fuzzing", "5", 25), ("stateful", STORIES, 15)]
+        {
+            let ran = schemathesis(&router, key, which, (phases, examples)).await;
+            let said = String::from_utf8_lossy(&ran.stdout);
+            let complained = String::from_utf8_lossy(&ran.stderr);
+            assert!(ran.status.success(), "{which:?} {phases}: {said}{complained}");
+            // Something was tried: a run that finds no operation finds no failure either.
+            let tested = said.split("Tested: ").nth(1);
+            let tested = tested.and_then(|rest| rest.split_whitespace().next());
+            let tested: u32 = tested.unwrap_or("none").parse().unwrap_or(0);
+            assert!(tested >= operations, "{tested}: {said}");
+        }
     }
     router.stop().await;
 }

@@ -7,6 +7,7 @@ use router::billing::{Plans, Refusal, Terms};
 use router::store::accounts::{self, PayerRefused};
 use router::store::change::{self, Change};
 use router::store::credit::{self, Reservation};
+use router::store::dead_letters::{self, Retried};
 use router::store::messages::{self, Canceled, NewMessage};
 use router::store::{Store, StoreError, Tx, Value, admin};
 use router::{clock, params};
@@ -272,6 +273,51 @@ async fn what_a_phone_began_is_paid_for() {
     }
     assert_eq!(books.account(&tenant, NOW).await, (990, 2));
     assert_eq!(books.usage(&tenant).await, [2, 4, 1, 0, 10, 0]);
+}
+
+#[tokio::test]
+async fn a_dead_letter_that_is_tried_again_is_paid_for_once() {
+    let books = Books::open(Some(10), 5);
+    let acme = books.tenant("Acme").await;
+    books.on_small(&acme, 20).await;
+    let dead = async |began: bool| {
+        let id = books.send(&acme, NOW).await.unwrap();
+        let (tenant, letter) = (acme.clone(), id.clone());
+        books
+            .write(move |tx| {
+                if began {
+                    change::change(tx, &tenant, &letter, &Change::step("started", NOW))?;
+                }
+                change::change(tx, &tenant, &letter, &Change::to(Status::Failed, NOW))?;
+                dead_letters::keep(tx, &tenant, &letter, Reason::AttemptsExhausted, NOW)
+            })
+            .await;
+        id
+    };
+    let retry = async |id: MessageId| {
+        let (tenant, new) = (acme.clone(), MessageId::new(NOW.0, clock::random()));
+        match books.write(move |tx| dead_letters::retry(tx, &tenant, &id, (new, NOW))).await {
+            Some(Retried::As(message)) => message.id,
+            other => panic!("{other:?}"),
+        }
+    };
+    // No phone ever began: it was given back, and the new message is charged.
+    let never = dead(false).await;
+    assert_eq!(books.account(&acme, NOW).await, (20, 0));
+    let again = retry(never).await;
+    assert_eq!(books.account(&acme, NOW).await, (15, 1));
+    books.ends(&acme, &again, Status::Expired, NOW).await;
+    assert_eq!(books.account(&acme, NOW).await, (20, 0));
+    // A phone began: that is paid for, and pays for the new message, too.
+    let began = dead(true).await;
+    assert_eq!(books.account(&acme, NOW).await, (15, 1));
+    let again = retry(began).await;
+    assert_eq!(books.account(&acme, NOW).await, (15, 1));
+    // Of this one nothing was begun: it is given back, once.
+    for _ in 0..2 {
+        books.ends(&acme, &again, Status::Expired, NOW).await;
+        assert_eq!(books.account(&acme, NOW).await, (20, 0));
+    }
 }
 
 #[tokio::test]
