@@ -39,11 +39,8 @@ async fn texts(app: &server::App, sql: &'static str) -> Vec<String> {
 
 #[tokio::test]
 async fn marketing_is_held_at_night_and_goes_when_the_tenant_knows_better() {
-    let router = router(NOT_NOW).await;
+    let (router, tenant, _host, mut bridge) = shelf(NOT_NOW, &[ONE]).await;
     let app = &router.app;
-    let tenant = tenant(app, "Acme").await;
-    let host = host(app, &[ONE]).await;
-    let mut bridge = Bridge::connect(&router, &host).await;
     set_rules(app, &tenant, json!({"hours_window": closed_window(app.clock.now())})).await;
     let id = accept(app, &tenant, TO, |new| new.class = Class::Marketing).await;
     eventually("it is held", || async {
@@ -75,11 +72,8 @@ async fn marketing_is_held_at_night_and_goes_when_the_tenant_knows_better() {
 
 #[tokio::test]
 async fn what_is_on_its_way_when_the_hour_is_over_is_not_started() {
-    let router = router(NOT_NOW).await;
+    let (router, tenant, host, mut bridge) = shelf(NOT_NOW, &[ONE]).await;
     let app = &router.app;
-    let tenant = tenant(app, "Acme").await;
-    let host = host(app, &[ONE]).await;
-    let mut bridge = Bridge::connect(&router, &host).await;
     // They wrote an hour ago less ten seconds: the answer may come at night for ten seconds more.
     set_rules(app, &tenant, json!({"hours_window": closed_window(app.clock.now())})).await;
     let (whose, now) = (tenant.clone(), app.clock.now());
@@ -101,11 +95,8 @@ async fn what_is_on_its_way_when_the_hour_is_over_is_not_started() {
 
 #[tokio::test]
 async fn a_claim_that_is_not_proven_is_judged_as_marketing() {
-    let router = router(NOT_NOW).await;
+    let (router, tenant, _host, _bridge) = shelf(NOT_NOW, &[ONE]).await;
     let app = &router.app;
-    let tenant = tenant(app, "Acme").await;
-    let host = host(app, &[ONE]).await;
-    let _bridge = Bridge::connect(&router, &host).await;
     set_rules(app, &tenant, json!({"hours_window": closed_window(app.clock.now())})).await;
     let long_code = accept(app, &tenant, TO, |new| {
         new.class = Class::Otp;
@@ -131,11 +122,8 @@ async fn a_claim_that_is_not_proven_is_judged_as_marketing() {
 
 #[tokio::test]
 async fn what_icloud_brings_late_is_no_question_of_now() {
-    let router = router(NOT_NOW).await;
+    let (router, tenant, _host, mut bridge) = shelf(NOT_NOW, &[ONE]).await;
     let app = &router.app;
-    let tenant = tenant(app, "Acme").await;
-    let host = host(app, &[ONE]).await;
-    let mut bridge = Bridge::connect(&router, &host).await;
     set_rules(app, &tenant, json!({"hours_window": closed_window(app.clock.now())})).await;
     let yesterday = app.clock.now().plus_ms(-25 * 3_600_000);
     let Event::Received(late) = received(TO, "late", "Are you there?", yesterday) else { panic!() };
@@ -189,11 +177,8 @@ async fn content_is_blocked_by_its_rule_and_the_text_is_not_repeated() {
 
 #[tokio::test]
 async fn words_in_every_dress_opt_out_before_the_tenant_hears_of_them() {
-    let router = router("").await;
+    let (router, tenant, _host, mut bridge) = shelf("", &[ONE]).await;
     let app = &router.app;
-    let tenant = tenant(app, "Acme").await;
-    let host = host(app, &[ONE]).await;
-    let mut bridge = Bridge::connect(&router, &host).await;
     set_rules(
         app,
         &tenant,
@@ -288,11 +273,8 @@ async fn the_operators_opt_out_holds_for_every_tenant() {
 
 #[tokio::test]
 async fn a_contacts_zone_counts_before_the_number() {
-    let router = router(NOT_NOW).await;
+    let (router, tenant, _host, mut bridge) = shelf(NOT_NOW, &[ONE]).await;
     let app = &router.app;
-    let tenant = tenant(app, "Acme").await;
-    let host = host(app, &[ONE]).await;
-    let mut bridge = Bridge::connect(&router, &host).await;
     // The tenant writes between one and three in the afternoon. Somebody who lives where it is one o'clock now is written
     // to, whatever hour the area code suggests.
     let local = jiff::Timestamp::from_millisecond(app.clock.now().0).unwrap().in_tz("UTC").unwrap();
@@ -319,11 +301,8 @@ async fn a_contacts_zone_counts_before_the_number() {
 
 #[tokio::test]
 async fn who_opts_out_on_one_number_is_not_written_to_on_another_of_theirs() {
-    let router = router(NOT_NOW).await;
+    let (router, tenant, _host, mut bridge) = shelf(NOT_NOW, &[ONE]).await;
     let app = &router.app;
-    let tenant = tenant(app, "Acme").await;
-    let host = host(app, &[ONE]).await;
-    let mut bridge = Bridge::connect(&router, &host).await;
     set_rules(app, &tenant, json!({"hours_window": closed_window(app.clock.now())})).await;
     let (mail, stranger) = ("anna@example.com", "+12125550199");
     for (who, person) in [(TO, "anna"), (mail, "anna"), (stranger, "somebody else")] {
@@ -367,11 +346,8 @@ async fn who_opts_out_on_one_number_is_not_written_to_on_another_of_theirs() {
 
 #[tokio::test]
 async fn rules_that_cannot_be_read_stop_everything_but_a_stop() {
-    let router = router("").await;
+    let (router, tenant, _host, mut bridge) = shelf("", &[ONE]).await;
     let app = &router.app;
-    let tenant = tenant(app, "Acme").await;
-    let host = host(app, &[ONE]).await;
-    let mut bridge = Bridge::connect(&router, &host).await;
     app.store
         .write(|tx| tx.execute("UPDATE tenants SET rules = '{\"hours\": 7}'", params![]))
         .await

@@ -33,11 +33,8 @@ const TWO_STRANGERS: &str = "[warming]\nnew_contacts = [{ from_day = 0, per_day 
 
 #[tokio::test]
 async fn a_phone_writes_to_no_more_strangers_than_its_age_allows() {
-    let router = router(TWO_STRANGERS).await;
+    let (router, tenant, _host, mut bridge) = shelf(TWO_STRANGERS, &[ONE]).await;
     let app = &router.app;
-    let tenant = tenant(app, "Acme").await;
-    let host = host(app, &[ONE]).await;
-    let mut bridge = Bridge::connect(&router, &host).await;
     for n in 1..=2 {
         accept(app, &tenant, &stranger(n), |_| {}).await;
         let send = bridge.wire.send_command().await;
@@ -65,7 +62,7 @@ async fn a_phone_writes_to_no_more_strangers_than_its_age_allows() {
     assert_eq!(send.message, answer);
     bridge.sends(&send).await;
     // Another phone has places of its own.
-    let other = crate::link_support::host(app, &[TWO]).await;
+    let other = host(app, &[TWO]).await;
     let mut second = Bridge::connect(&router, &other).await;
     let mut went =
         [second.wire.send_command().await.message, second.wire.send_command().await.message];
@@ -75,11 +72,9 @@ async fn a_phone_writes_to_no_more_strangers_than_its_age_allows() {
 
 #[tokio::test]
 async fn a_place_that_was_not_used_is_given_back() {
-    let router = router("[warming]\nnew_contacts = [{ from_day = 0, per_day = 1 }]\n").await;
+    let (router, tenant, _host, mut bridge) =
+        shelf("[warming]\nnew_contacts = [{ from_day = 0, per_day = 1 }]\n", &[ONE]).await;
     let app = &router.app;
-    let tenant = tenant(app, "Acme").await;
-    let host = host(app, &[ONE]).await;
-    let mut bridge = Bridge::connect(&router, &host).await;
     let first = accept(app, &tenant, &stranger(1), |_| {}).await;
     let send = bridge.wire.send_command().await;
     let second = accept(app, &tenant, &stranger(2), |_| {}).await;

@@ -19,11 +19,8 @@ const TO: &str = "+12025550143";
 
 #[tokio::test]
 async fn a_message_is_sent_delivered_and_read() {
-    let router = router("").await;
+    let (router, tenant, _host, mut bridge) = shelf("", &[ONE]).await;
     let app = &router.app;
-    let tenant = tenant(app, "Acme").await;
-    let host = host(app, &[ONE]).await;
-    let mut bridge = Bridge::connect(&router, &host).await;
     let id = accept(app, &tenant, TO, |new| new.text = "Hello, you".to_owned()).await;
     let send = bridge.wire.send_command().await;
     assert_eq!((&send.message, send.attempt, send.epoch), (&id, 1, bridge.epoch));
@@ -87,11 +84,9 @@ async fn without_a_phone_a_message_is_held_and_goes_as_soon_as_one_is_ready() {
 
 #[tokio::test]
 async fn three_failures_are_the_end_and_each_is_a_new_attempt() {
-    let router = router("[dispatch]\nretry_first_ms = 100\n").await;
+    let (router, tenant, _host, mut bridge) =
+        shelf("[dispatch]\nretry_first_ms = 100\n", &[ONE]).await;
     let app = &router.app;
-    let tenant = tenant(app, "Acme").await;
-    let host = host(app, &[ONE]).await;
-    let mut bridge = Bridge::connect(&router, &host).await;
     let id = accept(app, &tenant, TO, |_| {}).await;
     for attempt in 1..=3 {
         let send = bridge.wire.send_command().await;
@@ -117,11 +112,8 @@ async fn three_failures_are_the_end_and_each_is_a_new_attempt() {
 
 #[tokio::test]
 async fn a_permanent_failure_is_the_end_at_once() {
-    let router = router("").await;
+    let (router, tenant, _host, mut bridge) = shelf("", &[ONE]).await;
     let app = &router.app;
-    let tenant = tenant(app, "Acme").await;
-    let host = host(app, &[ONE]).await;
-    let mut bridge = Bridge::connect(&router, &host).await;
     let id = accept(app, &tenant, TO, |_| {}).await;
     let send = bridge.wire.send_command().await;
     bridge.event(Event::Failed(about(&send, Reason::NotRegistered, false))).await;
@@ -153,11 +145,8 @@ async fn an_attempt_that_was_not_started_may_go_to_another_phone() {
 
 #[tokio::test]
 async fn doubt_is_never_tried_again_and_resolved_by_what_the_phone_says_later() {
-    let router = router("").await;
+    let (router, tenant, _host, mut bridge) = shelf("", &[ONE]).await;
     let app = &router.app;
-    let tenant = tenant(app, "Acme").await;
-    let host = host(app, &[ONE]).await;
-    let mut bridge = Bridge::connect(&router, &host).await;
     let id = accept(app, &tenant, TO, |_| {}).await;
     let send = bridge.wire.send_command().await;
     bridge.event(Event::Unknown(about(&send, Reason::MessagesTimeout, true))).await;
@@ -193,11 +182,9 @@ async fn an_unanswered_offer_is_repeated_and_survives_a_new_session_and_a_new_ro
 
 #[tokio::test]
 async fn a_host_that_is_gone_for_good_leaves_its_messages_unknown() {
-    let router = router("[dispatch]\nstart_window_ms = 1000\nhost_lost_ms = 1000\n").await;
+    let (router, tenant, host, mut bridge) =
+        shelf("[dispatch]\nstart_window_ms = 1000\nhost_lost_ms = 1000\n", &[ONE]).await;
     let app = &router.app;
-    let tenant = tenant(app, "Acme").await;
-    let host = host(app, &[ONE]).await;
-    let mut bridge = Bridge::connect(&router, &host).await;
     let id = accept(app, &tenant, TO, |_| {}).await;
     let send = bridge.wire.send_command().await;
     drop(bridge);
@@ -212,11 +199,8 @@ async fn a_host_that_is_gone_for_good_leaves_its_messages_unknown() {
 
 #[tokio::test]
 async fn a_recall_reaches_the_phone_and_its_answer_is_the_outcome() {
-    let router = router("").await;
+    let (router, tenant, _host, mut bridge) = shelf("", &[ONE]).await;
     let app = &router.app;
-    let tenant = tenant(app, "Acme").await;
-    let host = host(app, &[ONE]).await;
-    let mut bridge = Bridge::connect(&router, &host).await;
     let id = accept(app, &tenant, TO, |_| {}).await;
     let send = bridge.wire.send_command().await;
     let (whose, which, now) = (tenant.clone(), id.clone(), app.clock.now());
@@ -271,11 +255,8 @@ async fn an_opted_out_recipient_is_blocked() {
 
 #[tokio::test]
 async fn stop_withdraws_what_a_phone_already_has() {
-    let router = router("").await;
+    let (router, tenant, _host, mut bridge) = shelf("", &[ONE]).await;
     let app = &router.app;
-    let tenant = tenant(app, "Acme").await;
-    let host = host(app, &[ONE]).await;
-    let mut bridge = Bridge::connect(&router, &host).await;
     let id = accept(app, &tenant, TO, |_| {}).await;
     let send = bridge.wire.send_command().await;
     bridge.seq += 1;
@@ -290,11 +271,9 @@ async fn stop_withdraws_what_a_phone_already_has() {
 #[tokio::test]
 async fn a_message_whose_life_is_over_expires() {
     // Without a phone it would fail for want of one; here the one there is has its hands full.
-    let router = router("[dispatch]\nin_flight_per_phone = 1\n").await;
+    let (router, tenant, _host, mut bridge) =
+        shelf("[dispatch]\nin_flight_per_phone = 1\n", &[ONE]).await;
     let app = &router.app;
-    let tenant = tenant(app, "Acme").await;
-    let host = host(app, &[ONE]).await;
-    let mut bridge = Bridge::connect(&router, &host).await;
     accept(app, &tenant, TO, |_| {}).await;
     bridge.wire.send_command().await;
     let id = accept(app, &tenant, TO, |new| new.expires_at = new.now.plus_ms(300)).await;
@@ -305,11 +284,9 @@ async fn a_message_whose_life_is_over_expires() {
 
 #[tokio::test]
 async fn a_phone_is_never_given_more_than_its_hands_hold_and_expiry_reaches_what_waits() {
-    let router = router("[dispatch]\nin_flight_per_phone = 2\n").await;
+    let (router, tenant, _host, mut bridge) =
+        shelf("[dispatch]\nin_flight_per_phone = 2\n", &[ONE]).await;
     let app = &router.app;
-    let tenant = tenant(app, "Acme").await;
-    let host = host(app, &[ONE]).await;
-    let mut bridge = Bridge::connect(&router, &host).await;
     for _ in 0..5 {
         accept(app, &tenant, TO, |_| {}).await;
     }
@@ -325,11 +302,9 @@ async fn a_phone_is_never_given_more_than_its_hands_hold_and_expiry_reaches_what
 
 #[tokio::test]
 async fn urgent_classes_go_first() {
-    let router = router("[dispatch]\nin_flight_per_phone = 1\n").await;
+    let (router, tenant, _host, mut bridge) =
+        shelf("[dispatch]\nin_flight_per_phone = 1\n", &[ONE]).await;
     let app = &router.app;
-    let tenant = tenant(app, "Acme").await;
-    let host = host(app, &[ONE]).await;
-    let mut bridge = Bridge::connect(&router, &host).await;
     accept(app, &tenant, TO, |_| {}).await;
     let blocking = bridge.wire.send_command().await;
     let marketing = accept(app, &tenant, TO, |_| {}).await;
@@ -367,11 +342,8 @@ async fn a_recipient_keeps_its_phone_and_a_number_asked_for_is_used() {
 
 #[tokio::test]
 async fn a_channel_asked_for_is_the_only_one_tried() {
-    let router = router("").await;
+    let (router, tenant, _host, mut bridge) = shelf("", &[ONE]).await;
     let app = &router.app;
-    let tenant = tenant(app, "Acme").await;
-    let host = host(app, &[ONE]).await;
-    let mut bridge = Bridge::connect(&router, &host).await;
     accept(app, &tenant, TO, |new| new.channel = ChannelChoice::Sms).await;
     assert_eq!(bridge.wire.send_command().await.route, [Channel::Sms]);
     accept(app, &tenant, "ann@example.com", |_| {}).await;
@@ -471,11 +443,9 @@ async fn what_cannot_be_checked_is_not_sent() {
 
 #[tokio::test]
 async fn a_phone_whose_lease_has_lapsed_gets_nothing_until_it_is_renewed() {
-    let router = router("[lease]\nttl_ms = 4000\ngrace_ms = 1000\n").await;
+    let (router, tenant, _host, mut bridge) =
+        shelf("[lease]\nttl_ms = 4000\ngrace_ms = 1000\n", &[ONE]).await;
     let app = &router.app;
-    let tenant = tenant(app, "Acme").await;
-    let host = host(app, &[ONE]).await;
-    let mut bridge = Bridge::connect(&router, &host).await;
     app.store
         .write(|tx| tx.execute("UPDATE leases SET expires_at = 1", router::params![]))
         .await

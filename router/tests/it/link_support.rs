@@ -60,6 +60,15 @@ pub(crate) async fn router(settings: &str) -> Router {
     router_in(folder, settings).await
 }
 
+/// A router with a tenant, and a host with these phones whose bridge has come.
+pub(crate) async fn shelf(settings: &str, numbers: &[&str]) -> (Router, TenantId, Host, Bridge) {
+    let router = router(settings).await;
+    let tenant = tenant(&router.app, "Acme").await;
+    let host = host(&router.app, numbers).await;
+    let bridge = Bridge::connect(&router, &host).await;
+    (router, tenant, host, bridge)
+}
+
 /// The same on the store of an earlier one.
 pub(crate) async fn router_in(folder: tempfile::TempDir, settings: &str) -> Router {
     let app = open(folder.path(), settings).await;

@@ -286,9 +286,9 @@ async fn a_dead_letter_that_is_tried_again_is_paid_for_once() {
         books
             .write(move |tx| {
                 if began {
-                    change::change(tx, &tenant, &letter, &Change::step("started", NOW))?;
+                    change::make(tx, &tenant, &letter, &Change::step("started", NOW))?;
                 }
-                change::change(tx, &tenant, &letter, &Change::to(Status::Failed, NOW))?;
+                change::make(tx, &tenant, &letter, &Change::to(Status::Failed, NOW))?;
                 dead_letters::keep(tx, &tenant, &letter, Reason::AttemptsExhausted, NOW)
             })
             .await;

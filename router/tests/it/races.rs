@@ -60,11 +60,9 @@ async fn connect_with(router: &Router, host: &Host, journal: &str, state: PhoneS
 
 #[tokio::test]
 async fn an_old_answer_that_comes_again_does_not_end_what_is_tried_again() {
-    let router = router("[dispatch]\nretry_first_ms = 300\n").await;
+    let (router, tenant, _host, mut bridge) =
+        shelf("[dispatch]\nretry_first_ms = 300\n", &[ONE]).await;
     let app = &router.app;
-    let tenant = tenant(app, "Acme").await;
-    let host = host(app, &[ONE]).await;
-    let mut bridge = Bridge::connect(&router, &host).await;
     let id = accept(app, &tenant, TO, |_| {}).await;
     let first = bridge.wire.send_command().await;
     bridge.event(Event::Failed(about(&first, Reason::Network, true))).await;
@@ -85,11 +83,9 @@ async fn an_old_answer_that_comes_again_does_not_end_what_is_tried_again() {
 
 #[tokio::test]
 async fn a_failure_after_sent_is_believed_of_the_attempt_that_sent_alone() {
-    let router = router("[dispatch]\nretry_first_ms = 100\n").await;
+    let (router, tenant, host, mut bridge) =
+        shelf("[dispatch]\nretry_first_ms = 100\n", &[ONE]).await;
     let app = &router.app;
-    let tenant = tenant(app, "Acme").await;
-    let host = host(app, &[ONE]).await;
-    let mut bridge = Bridge::connect(&router, &host).await;
     let id = accept(app, &tenant, TO, |_| {}).await;
     let first = bridge.wire.send_command().await;
     bridge.event(Event::Failed(about(&first, Reason::Network, true))).await;
@@ -112,11 +108,8 @@ async fn a_failure_after_sent_is_believed_of_the_attempt_that_sent_alone() {
 
 #[tokio::test]
 async fn what_is_wanted_back_is_not_offered_again() {
-    let router = router("[dispatch]\nreoffer_ms = 300\n").await;
+    let (router, tenant, host, mut bridge) = shelf("[dispatch]\nreoffer_ms = 300\n", &[ONE]).await;
     let app = &router.app;
-    let tenant = tenant(app, "Acme").await;
-    let host = host(app, &[ONE]).await;
-    let mut bridge = Bridge::connect(&router, &host).await;
     let id = accept(app, &tenant, TO, |_| {}).await;
     bridge.wire.send_command().await;
     drop(bridge);
@@ -171,11 +164,9 @@ async fn stop_withdraws_from_a_phone_that_is_away_as_soon_as_it_is_back() {
 
 #[tokio::test]
 async fn another_journal_neither_gets_nor_answers_what_the_first_may_have_sent() {
-    let router = router("[dispatch]\nin_flight_per_phone = 1\n").await;
+    let (router, tenant, host, mut bridge) =
+        shelf("[dispatch]\nin_flight_per_phone = 1\n", &[ONE]).await;
     let app = &router.app;
-    let tenant = tenant(app, "Acme").await;
-    let host = host(app, &[ONE]).await;
-    let mut bridge = Bridge::connect(&router, &host).await;
     let id = accept(app, &tenant, TO, |_| {}).await;
     let send = bridge.wire.send_command().await;
     drop(bridge);
@@ -207,11 +198,9 @@ async fn another_journal_neither_gets_nor_answers_what_the_first_may_have_sent()
 
 #[tokio::test]
 async fn one_damaged_message_does_not_stop_the_others() {
-    let router = router("[dispatch]\nin_flight_per_phone = 1\n").await;
+    let (router, tenant, _host, mut bridge) =
+        shelf("[dispatch]\nin_flight_per_phone = 1\n", &[ONE]).await;
     let app = &router.app;
-    let tenant = tenant(app, "Acme").await;
-    let host = host(app, &[ONE]).await;
-    let mut bridge = Bridge::connect(&router, &host).await;
     accept(app, &tenant, TO, |_| {}).await;
     let first = bridge.wire.send_command().await;
     let damaged = accept(app, &tenant, TO, |new| new.expires_at = new.now.plus_ms(200)).await;
@@ -240,11 +229,8 @@ async fn one_damaged_message_does_not_stop_the_others() {
 
 #[tokio::test]
 async fn a_damaged_message_does_not_lose_a_stop() {
-    let router = router("").await;
+    let (router, tenant, _host, mut bridge) = shelf("", &[ONE]).await;
     let app = &router.app;
-    let tenant = tenant(app, "Acme").await;
-    let host = host(app, &[ONE]).await;
-    let mut bridge = Bridge::connect(&router, &host).await;
     let later = app.clock.now().plus_ms(600_000);
     let good = accept(app, &tenant, TO, |new| new.send_at = Some(later)).await;
     let damaged = accept(app, &tenant, TO, |new| new.send_at = Some(later)).await;
@@ -317,11 +303,8 @@ async fn a_phones_wrong_clock_does_not_delay_webhooks() {
 
 #[tokio::test]
 async fn a_senders_wrong_clock_does_not_undo_a_stop() {
-    let router = router("").await;
+    let (router, tenant, _host, mut bridge) = shelf("", &[ONE]).await;
     let app = &router.app;
-    let tenant = tenant(app, "Acme").await;
-    let host = host(app, &[ONE]).await;
-    let mut bridge = Bridge::connect(&router, &host).await;
     let now = app.clock.now();
     let tomorrow = now.plus_ms(24 * 3_600_000);
     bridge.event(received(TO, "g-1", "STOP", now.plus_ms(-5_000))).await;
@@ -554,11 +537,8 @@ async fn a_message_for_which_no_phone_is_found_fails_with_that_reason() {
 
 #[tokio::test]
 async fn an_epoch_that_a_bridge_has_seen_is_never_undercut() {
-    let router = router("").await;
+    let (router, tenant, _host, mut bridge) = shelf("", &[ONE]).await;
     let app = &router.app;
-    let tenant = tenant(app, "Acme").await;
-    let host = host(app, &[ONE]).await;
-    let mut bridge = Bridge::connect(&router, &host).await;
     accept(app, &tenant, TO, |_| {}).await;
     let send = bridge.wire.send_command().await;
     assert_eq!(send.epoch, 1);
