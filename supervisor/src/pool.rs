@@ -398,12 +398,18 @@ enum Turn {
     Kill,
 }
 
+/// When the bridge's use is looked at.
+fn looks(tuning: &Tuning) -> tokio::time::Interval {
+    let mut looks = tokio::time::interval(tuning.cpu.look_every());
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    looks
+}
+
 impl Owner {
     async fn run(mut self) {
         let mut renew = tokio::time::interval(Duration::from_millis(RENEW_EVERY_MS));
-        let mut look = tokio::time::interval(resources::LOOK_EVERY);
+        let mut look = looks(&self.surroundings.tuning);
         renew.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let stopping = self.surroundings.stopping.clone();
         let killing = self.surroundings.killing.clone();
         let (mut stop_seen, mut kill_seen) = (false, false);
@@ -456,6 +462,7 @@ impl Owner {
                 Turn::Asked(Some(Ask::Tune(tuning))) => {
                     self.phone.tune(tuning.settings.clone());
                     self.surroundings.tuning = *tuning;
+                    look = looks(&self.surroundings.tuning);
                 }
                 Turn::Happened(happened) => {
                     self.happened(happened).await;

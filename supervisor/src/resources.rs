@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 
-/// How often memory is looked at: a leak grows over minutes, a look costs a system call per bridge.
-pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(15);
+/// How often a bridge is looked at, at most: a leak grows over minutes, a look costs a system call per bridge.
+const LOOK_EVERY_MAX: Duration = Duration::from_secs(15);
+/// And at least, however short the time is over which its share of a processor is taken.
+const LOOK_EVERY_MIN: Duration = Duration::from_millis(500);
 
 /// What a bridge may use, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +82,11 @@ impl CpuHistory {
 }
 
 impl CpuLimits {
+    /// How often to look: twice within the time that a share is taken over, or what is above it would be seen late.
+    pub(crate) fn look_every(self) -> Duration {
+        (self.over / 2).clamp(LOOK_EVERY_MIN, LOOK_EVERY_MAX)
+    }
+
     /// Judges a share.
     pub(crate) fn judge(self, percent: u64) -> Use {
         judge(percent, self.soft_percent, self.hard_percent)
@@ -134,6 +141,19 @@ mod tests {
         for (limits, bytes, wanted) in table {
             assert_eq!(limits.judge(bytes), wanted, "{limits:?} {bytes}");
         }
+    }
+
+    #[test]
+    fn a_bridge_is_looked_at_twice_within_the_time_of_its_share() {
+        let every = |over| {
+            CpuLimits { soft_percent: None, hard_percent: None, over: Duration::from_secs(over) }
+                .look_every()
+        };
+        assert_eq!(
+            [1, 10, 30, 300].map(every).map(|every| every.as_millis()),
+            [500, 5_000, 15_000, 15_000]
+        );
+        assert_eq!(every(0), LOOK_EVERY_MIN);
     }
 
     #[test]

@@ -40,6 +40,13 @@ exit:*) hello; exit "${behaviour#exit:}" ;;
 # Ready late, but within the time that it has.
 slow) sleep 1; hello; sleep 1; echo '{"type":"ready"}'; beat & serve ;;
 eats) hello; echo '{"type":"ready"}'; beat & held=$(head -c 60000000 /dev/zero | tr '\0' a); serve ;;
+# Works too much, and ends when it is told to.
+busy)
+  hello; echo '{"type":"ready"}'; beat &
+  trap 'exit 0' TERM
+  exec 3<&0
+  { (serve) <&3; kill $$; } &
+  while :; do :; done ;;
 mute) sleep 1000 ;;
 never_ready)
   hello

@@ -450,6 +450,36 @@ fn a_bridge_that_takes_too_much_memory_is_killed_and_restarted() {
 }
 
 #[test]
+fn a_bridge_that_works_without_end_is_killed_and_restarted() {
+    let house =
+        House::with(&["busy", "good"], "[cpu]\nsoft_percent = 4\nhard_percent = 5\nover_s = 2\n");
+    wait_for("it is killed for its share of the processor", || {
+        (house.phone(0)["last_exit"] == json!({"how": "killed", "why": "cpu"})).then_some(())
+    });
+    let first = house.pids(0)[0];
+    wait_for("its end", || (!alive(first)).then_some(()));
+    wait_for("a second process", || (house.pids(0).len() >= 2).then_some(()));
+    assert!(house.metric("switchboard_bridge_cpu_percent", &house.phones[0]).unwrap() > 5.0);
+    assert_eq!(house.pids(1).len(), 1, "the other one works as little as ever");
+    house.finish();
+}
+
+#[test]
+fn a_bridge_that_works_too_much_is_replaced_in_order() {
+    let house =
+        House::with(&["busy", "good"], "[cpu]\nsoft_percent = 5\nhard_percent = 0\nover_s = 2\n");
+    wait_for("a second process", || (house.pids(0).len() >= 2).then_some(()));
+    let phone = house.phone(0);
+    assert_eq!(
+        phone["last_exit"],
+        json!({"how": "code", "code": 0}),
+        "drained, not killed: {phone}"
+    );
+    assert_eq!(house.pids(1).len(), 1, "the other one works as little as ever");
+    house.finish();
+}
+
+#[test]
 fn a_supervisor_that_is_killed_leaves_no_bridge_and_the_next_one_adopts_none() {
     let mut house = House::new(&["good", "grandchild"]);
     for n in 0..2 {

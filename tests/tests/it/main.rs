@@ -11,6 +11,7 @@ mod kills;
 mod launchd;
 mod messages_app;
 mod reload;
+mod second_bridge;
 mod sends;
 mod simulation;
 mod standby;

@@ -1,0 +1,64 @@
+//! A bridge that outlives its supervisor holds its phone: the next one is refused until it is gone, and nothing is sent twice.
+
+#![cfg(test)]
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use e2e::flow::{recipient, settle};
+use e2e::program::freeze_pid;
+use e2e::shelf::{Plan, Shelf, message};
+use e2e::{eventually, program};
+use protocol::link::PhoneState;
+use serde_json::{Value, json};
+
+/// For a busy machine; nothing waits for its end.
+const WITHIN: Duration = Duration::from_secs(60);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_phone_whose_old_bridge_still_runs_waits_for_its_end() -> Result<()> {
+    let phones = vec![("+12025550190", "26")];
+    let mut shelf = Shelf::start(Plan { phones, speed: 0.2, ..Plan::default() }).await?;
+    let first = *shelf.bridge_pids()?.first().context("the bridge runs")?;
+    // It cannot notice that its supervisor is gone: for all that anybody knows, it may be sending.
+    freeze_pid(first, true)?;
+    shelf.crash_supervisor()?;
+    shelf.start_supervisor()?;
+
+    let dispatch = shelf.dispatch()?;
+    let phone = || async {
+        let phones = dispatch.call::<Value>(reqwest::Method::GET, "/v1/phones", None, None).await;
+        // It has only just been started.
+        let phones = phones.and_then(|answer| Ok(answer?)).unwrap_or_default();
+        phones.pointer("/data/0").cloned().unwrap_or_default()
+    };
+    eventually("bridges are refused and tried again", WITHIN, || async {
+        let phone = phone().await;
+        let refused = phone["last_exit"] == json!({"how": "code", "code": 75});
+        let again = phone["restarts"].as_u64().is_some_and(|restarts| restarts >= 2);
+        Ok(if refused && again { Ok(()) } else { Err(phone.to_string()) })
+    })
+    .await?;
+    // The operator finds out why, and the router gives the phone nothing to send.
+    let id = phone().await["id"].as_str().context("the phone's id")?.to_owned();
+    let log: Value =
+        dispatch.call(reqwest::Method::GET, &format!("/v1/phones/{id}/log"), None, None).await??;
+    assert!(log.to_string().contains("is held by another bridge of this phone"), "{log}");
+    let posted = shelf.tenant.send(&message(&recipient(1), "while nobody serves")?).await?.id;
+    eventually("the router knows", WITHIN, || async {
+        let phones = shelf.operator.phones().await?;
+        let ready = phones.iter().any(|phone| phone.online && phone.state == PhoneState::Ready);
+        Ok(if ready { Err(format!("{phones:?}")) } else { Ok(()) })
+    })
+    .await?;
+    assert_eq!(shelf.asked()?.len(), 0);
+
+    // Awake again it finds its supervisor gone, and ends; whoever comes next has the phone.
+    freeze_pid(first, false)?;
+    shelf.all_ready(WITHIN).await?;
+    let running = program::bridges(shelf.root())?;
+    assert!(running.len() == 1 && running.iter().all(|(pid, _)| *pid != first), "{running:?}");
+    let books = settle(&shelf, &[posted], WITHIN).await?;
+    assert_eq!((books.sent, books.doubled.len(), books.lost.len()), (1, 0, 0), "{books:?}");
+    shelf.stop().await
+}
