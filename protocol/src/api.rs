@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::link::PhoneState;
+use crate::link::{HostTunnel, PhoneState};
 use crate::pipe::{Conversation, InboundAttachment};
 use crate::{
     BatchId, Channel, ChannelChoice, Class, DeliveryId, E164, EndpointId, EventId, HostId, KeyId,
@@ -433,6 +433,9 @@ pub struct Host {
     /// It is given nothing new since then: an operator drains it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drained_at: Option<UnixMs>,
+    /// How its tunnel is, as it last said while its link is up; left out where it runs none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnel: Option<HostTunnel>,
     /// When it was enrolled.
     pub created_at: UnixMs,
 }

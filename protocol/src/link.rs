@@ -209,6 +209,85 @@ pub struct HostHealth {
     /// How its Messages is; none where nobody keeps it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub messages_app: Option<HostMessagesApp>,
+    /// How its tunnel is; none where it runs none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tunnel: Option<HostTunnel>,
+}
+
+/// How the tunnel of a host is, as the keeper of its cloudflared finds it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct HostTunnel {
+    /// What it is doing.
+    pub state: TunnelState,
+    /// What it waits for, or why it is restarted, as a stable code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// What to do about it, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+    /// Since when it is in this state.
+    pub since: UnixMs,
+    /// Connections to Cloudflare's edge.
+    #[serde(default)]
+    pub connections: u64,
+    /// How often it was started again since the supervisor started, whoever ended it.
+    #[serde(default)]
+    pub restarts: u64,
+    /// How often the supervisor restarted it within the last hour, which is capped.
+    #[serde(default)]
+    pub restarts_last_hour: u32,
+    /// It would be restarted, and has been as often as is allowed.
+    #[serde(default)]
+    pub capped: bool,
+}
+
+/// What a tunnel is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum TunnelState {
+    /// It is not there, and will be started.
+    Waiting,
+    /// It is being started.
+    Starting,
+    /// It is connected to the edge.
+    Ready,
+    /// It runs and is not connected.
+    Unready,
+    /// It is being ended.
+    Stopping,
+    /// It has ended for good.
+    Stopped,
+    /// A word that this build does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+impl TunnelState {
+    /// Every state.
+    pub const ALL: [Self; 7] = [
+        Self::Waiting,
+        Self::Starting,
+        Self::Ready,
+        Self::Unready,
+        Self::Stopping,
+        Self::Stopped,
+        Self::Unknown,
+    ];
+
+    /// The stable word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Unready => "unready",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+            Self::Unknown => "unknown",
+        }
+    }
 }
 
 /// How Messages is on a host, as its keeper finds it.

@@ -22,9 +22,9 @@ use protocol::api::{
 };
 use protocol::link::{
     EnrolPhone, EnrolRequest, EnrolResponse, EnrolledPhone, Enrolment, EventFrame, HostFrame,
-    HostHealth, HostHello, HostMessagesApp, HostNetwork, HostPower, HostUplink, MessagesAppState,
-    PhoneReport, PhoneState, PowerLevel, PowerSource, RouterFrame, UplinkState, Welcome,
-    WelcomePhone,
+    HostHealth, HostHello, HostMessagesApp, HostNetwork, HostPower, HostTunnel, HostUplink,
+    MessagesAppState, PhoneReport, PhoneState, PowerLevel, PowerSource, RouterFrame, TunnelState,
+    UplinkState, Welcome, WelcomePhone,
 };
 use protocol::pipe::{
     AccountState, App, AttachmentChange, Attempt, AttemptReason, Capability, ChannelCapability,
@@ -437,6 +437,16 @@ fn the_link_from_the_host() {
                         failures: 1,
                         last_recovery_ms: Some(17_000),
                         restarts_last_hour: 2,
+                    }),
+                    tunnel: Some(HostTunnel {
+                        state: TunnelState::Waiting,
+                        why: Some("token_missing".to_owned()),
+                        remedy: Some("put the tunnel's token into its file".to_owned()),
+                        since: NOON,
+                        connections: 0,
+                        restarts: 3,
+                        restarts_last_hour: 2,
+                        capped: false,
                     }),
                 },
             },
@@ -1079,6 +1089,16 @@ fn the_operators_api() {
             phones: vec![phone()],
             standby_phones: vec![],
             drained_at: Some(NOON),
+            tunnel: Some(HostTunnel {
+                state: TunnelState::Ready,
+                why: None,
+                remedy: None,
+                since: NOON,
+                connections: 4,
+                restarts: 1,
+                restarts_last_hour: 0,
+                capped: false,
+            }),
             created_at: NOON,
         },
     );

@@ -24,7 +24,7 @@ use axum::routing::get;
 use protocol::HostId;
 use protocol::api::{PROBLEM_JSON, Problem};
 use protocol::limits::FRAME_BYTES_MAX;
-use protocol::link::{PATH, RouterFrame};
+use protocol::link::{HostTunnel, PATH, RouterFrame};
 use router_client::auth;
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -77,6 +77,9 @@ struct Handle {
     outbox: mpsc::Sender<RouterFrame>,
     ending: watch::Sender<Ending>,
     free: Arc<Notify>,
+    /// How the host's tunnel is, as it last said. It says so with every renewal, and nothing is decided by it: a router
+    /// that starts anew knows it again within seconds.
+    tunnel: Option<HostTunnel>,
 }
 
 /// What a session gets at its registration.
@@ -133,13 +136,32 @@ impl Links {
         }
     }
 
+    /// Keeps how a host's tunnel is, unless a newer session has taken this one's place.
+    pub(crate) fn tunnel_is(&self, host: &HostId, session: &str, tunnel: Option<HostTunnel>) {
+        if let Some(handle) = self.sessions().get_mut(host)
+            && handle.session == session
+        {
+            handle.tunnel = tunnel;
+        }
+    }
+
+    /// How the tunnel of a host with a session here is; none where it has said nothing of one.
+    pub fn tunnel(&self, host: &HostId) -> Option<HostTunnel> {
+        self.sessions().get(host)?.tunnel.clone()
+    }
+
     /// Makes this session the host's; an older one is told to end.
     pub(crate) fn register(&self, host: &HostId, session: &str) -> Registered {
         let (outbox, frames) = mpsc::channel(OUTBOX_FRAMES);
         let (ending, ends) = watch::channel(Ending::Live);
         let free = Arc::new(Notify::new());
-        let handle =
-            Handle { session: session.to_owned(), outbox, ending, free: Arc::clone(&free) };
+        let handle = Handle {
+            session: session.to_owned(),
+            outbox,
+            ending,
+            free: Arc::clone(&free),
+            tunnel: None,
+        };
         let older = self.sessions().insert(host.clone(), handle);
         self.changed().insert(host.clone());
         if let Some(older) = older {

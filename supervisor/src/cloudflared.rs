@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use protocol::link::{HostNetwork, UplinkState};
-use router_client::clock::continuous_now;
+use protocol::link::{HostNetwork, TunnelState, UplinkState};
+use router_client::clock::{continuous_now, wall_now};
 use router_client::tls::{self, TlsRoots};
 use serde::Deserialize;
 use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind};
@@ -250,8 +250,11 @@ impl Owner {
     }
 
     fn tell(&self) {
-        let standing = self.keeper.standing(continuous_now());
-        let up = if standing.state == "ready" { 1.0 } else { 0.0 };
+        let standing = {
+            let before = self.told.borrow();
+            self.keeper.standing(before.as_ref(), continuous_now(), wall_now())
+        };
+        let up = if standing.state == TunnelState::Ready { 1.0 } else { 0.0 };
         metrics::gauge!("switchboard_cloudflared_ready").set(up);
         let connections = u32::try_from(standing.connections).unwrap_or(u32::MAX);
         metrics::gauge!("switchboard_cloudflared_connections").set(f64::from(connections));
@@ -300,10 +303,12 @@ fn say(before: Option<&Standing>, now: &Standing) {
         return;
     }
     match (now.state, now.why) {
-        ("ready", None) => {
+        (TunnelState::Ready, None) => {
             tracing::info!(target: "cloudflared", connections = now.connections, "the tunnel is up");
         }
-        ("unready", None) if before.is_some_and(|before| before.state == "ready") => {
+        (TunnelState::Unready, None)
+            if before.is_some_and(|before| before.state == TunnelState::Ready) =>
+        {
             tracing::warn!(target: "cloudflared", "the tunnel is down");
         }
         (_, Some(why)) if now.remedy.is_some() => {
@@ -382,8 +387,8 @@ impl Watches {
         tokio::join!(self.readiness(), self.internet(), self.through(), self.changes());
     }
 
-    fn state(&self) -> &'static str {
-        self.standing.borrow().as_ref().map_or("waiting", |standing| standing.state)
+    fn state(&self) -> TunnelState {
+        self.standing.borrow().as_ref().map_or(TunnelState::Waiting, |standing| standing.state)
     }
 
     async fn tell(&self, event: Event) {
@@ -399,7 +404,7 @@ impl Watches {
         let mut tick = every(self.settings.poll);
         loop {
             tick.tick().await;
-            if matches!(self.state(), "ready" | "unready") {
+            if matches!(self.state(), TunnelState::Ready | TunnelState::Unready) {
                 self.tell(Event::Ready(ask_ready(&client, &address).await)).await;
             }
         }
@@ -421,7 +426,9 @@ impl Watches {
             let watched = self.network.borrow().as_ref().map(is_good);
             let there = match watched {
                 Some(there) => there,
-                None if self.state() == "unready" => Some(prober.round(false).await.is_good()),
+                None if self.state() == TunnelState::Unready => {
+                    Some(prober.round(false).await.is_good())
+                }
                 None => continue,
             };
             self.tell(Event::Internet(there)).await;
@@ -435,7 +442,7 @@ impl Watches {
         let mut withheld = false;
         loop {
             tick.tick().await;
-            if self.state() != "ready" {
+            if self.state() != TunnelState::Ready {
                 continue;
             }
             let through = ask_through(&client, probe).await;

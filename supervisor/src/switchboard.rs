@@ -68,6 +68,7 @@ pub(crate) async fn forward(
                     power: machine.power.borrow().clone(),
                     network: machine.network.borrow().clone(),
                     messages_app: machine.messages_app.borrow().clone(),
+                    tunnel: machine.cloudflared.borrow().as_ref().map(cloudflared::Standing::to_host),
                     ..HostHealth::default()
                 };
                 // A full queue means that events wait; the next report is five seconds away.

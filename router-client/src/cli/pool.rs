@@ -4,7 +4,7 @@ use clap::Args;
 use protocol::{
     Channel, PhoneId, Reason, UnixMs,
     api::{Host, Phone, UpdatePhone},
-    link::PhoneState,
+    link::{HostTunnel, PhoneState},
 };
 
 use super::{
@@ -94,16 +94,29 @@ pub(crate) async fn hosts(screen: &mut Screen, client: &Client) -> Result<(), Fa
             link,
             host.phones.len().to_string(),
             host.standby_phones.len().to_string(),
+            tunnel(host.tunnel.as_ref()),
             or_nothing(host.version),
             time(host.last_seen_at),
             time(host.created_at),
         ]
     });
     screen.table(
-        ["HOST", "NAME", "LINK", "PHONES", "STANDBY", "VERSION", "LAST SEEN", "ENROLLED"],
+        ["HOST", "NAME", "LINK", "PHONES", "STANDBY", "TUNNEL", "VERSION", "LAST SEEN", "ENROLLED"],
         rows.collect(),
         "no host is enrolled: run `switchboard host enroll --config FILE` on a Mac",
     )
+}
+
+/// How a tunnel is, since when, and how often it was started again.
+fn tunnel(tunnel: Option<&HostTunnel>) -> String {
+    let Some(tunnel) = tunnel else { return or_nothing(None::<&str>) };
+    let why = tunnel.why.as_ref().map_or_else(String::new, |why| format!(" ({why})"));
+    let restarts = match tunnel.restarts {
+        0 => String::new(),
+        1 => ", restarted once".to_owned(),
+        times => format!(", restarted {times} times"),
+    };
+    format!("{}{why} since {}{restarts}", tunnel.state.as_str(), time(tunnel.since))
 }
 
 pub(crate) async fn phones(screen: &mut Screen, client: &Client) -> Result<(), Failure> {

@@ -177,7 +177,10 @@ pub(super) async fn list(
 ) -> Result<Response, ApiError> {
     let asked = window(raw.as_deref())?;
     let (after, limit) = (asked.after_id::<HostId>()?, asked.limit);
-    let rows = app.store.read(move |tx| admin::list_hosts(tx, after.as_deref(), limit)).await?;
+    let mut rows = app.store.read(move |tx| admin::list_hosts(tx, after.as_deref(), limit)).await?;
+    for host in &mut rows {
+        host.tunnel = app.links.tunnel(&host.id);
+    }
     Ok(json(StatusCode::OK, &page(rows, limit, |host| host.id.to_string())))
 }
 

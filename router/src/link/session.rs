@@ -568,6 +568,10 @@ impl Session {
     ) -> Result<(), End> {
         let now = self.app.clock.now();
         let (host, policy) = (self.host.clone(), self.app.lease_policy());
+        let health = health.map(|health| {
+            self.app.links.tunnel_is(&self.host, &self.id, health.tunnel);
+            health.power.map(|power| power.level)
+        });
         let named = named(&reports);
         let asked = reports
             .into_iter()
@@ -579,8 +583,8 @@ impl Session {
             .write(move |tx| {
                 let own = standby::phones_of(tx, &host)?;
                 // A renewal of the host's own speaks of all its phones; one that is asked in its name does not.
-                if let Some(health) = health {
-                    rows::host_seen(tx, &host, health.power.map(|power| power.level), now)?;
+                if let Some(power) = health {
+                    rows::host_seen(tx, &host, power, now)?;
                     rows::not_reported(tx, &host, &own, &named, now)?;
                 }
                 let mut answers = Vec::with_capacity(asked.len());

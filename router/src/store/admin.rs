@@ -190,6 +190,7 @@ pub fn list_hosts(
                 phones: Vec::new(),
                 standby_phones: Vec::new(),
                 drained_at: row.get(6)?,
+                tunnel: None,
                 created_at: row.get(5)?,
             })
         },

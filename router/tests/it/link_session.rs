@@ -7,7 +7,9 @@
 )]
 
 use crate::link_support::*;
-use protocol::link::{HostFrame, HostHealth, PhoneState, RouterFrame, close};
+use protocol::link::{
+    HostFrame, HostHealth, HostTunnel, PhoneState, RouterFrame, TunnelState, close,
+};
 use protocol::{PhoneId, UnixMs};
 use tokio_tungstenite::tungstenite::protocol::Message as Ws;
 
@@ -130,6 +132,45 @@ async fn a_phone_of_another_host_gets_no_lease() {
     })
     .await;
     assert_eq!(count(&router.app, "SELECT COUNT(*) FROM phone_journals").await, 0);
+}
+
+#[tokio::test]
+async fn the_operator_sees_how_the_tunnel_of_a_host_is_while_it_is_there() {
+    let router = router("").await;
+    let host = host(&router.app, &[ONE]).await;
+    let mut bridge = Bridge::connect(&router, &host).await;
+    let shown = || router.app.links.tunnel(&host.id);
+    // One that knows of none, as an older supervisor does.
+    let renew = serde_json::json!({"type": "renew", "renewal": 1, "phones": [], "health": {}});
+    bridge.wire.say_text(renew.to_string()).await;
+    let tunnel = HostTunnel {
+        state: TunnelState::Unready,
+        why: None,
+        remedy: None,
+        since: UnixMs(1_795_000_000_000),
+        connections: 0,
+        restarts: 2,
+        restarts_last_hour: 1,
+        capped: false,
+    };
+    let health = HostHealth { tunnel: Some(tunnel.clone()), ..HostHealth::default() };
+    bridge.wire.say(&HostFrame::Renew { renewal: 2, phones: Vec::new(), health }).await;
+    eventually("it is kept", || async { shown() == Some(tunnel.clone()) }).await;
+    // It has none any more.
+    let health = HostHealth::default();
+    bridge.wire.say(&HostFrame::Renew { renewal: 3, phones: Vec::new(), health }).await;
+    eventually("it is forgotten", || async { shown().is_none() }).await;
+    // What this build does not know is shown as that, and holds up nothing.
+    let health =
+        serde_json::json!({"tunnel": {"state": "resting", "since": "2026-11-22T12:00:00Z"}});
+    let renew = serde_json::json!({"type": "renew", "renewal": 4, "phones": [], "health": health});
+    bridge.wire.say_text(renew.to_string()).await;
+    eventually("its state is another", || async {
+        shown().is_some_and(|tunnel| tunnel.state == TunnelState::Unknown)
+    })
+    .await;
+    drop(bridge);
+    eventually("the host is gone", || async { shown().is_none() }).await;
 }
 
 #[tokio::test]

@@ -18,6 +18,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use protocol::UnixMs;
+use protocol::link::{HostTunnel, TunnelState};
 use router_client::clock::ContinuousMs;
 use serde::Serialize;
 
@@ -197,8 +199,10 @@ enum Phase {
 /// How it stands, for people and programs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Standing {
-    /// `waiting`, `starting`, `ready`, `unready`, `stopping`, `stopped`.
-    pub(crate) state: &'static str,
+    /// What it is doing.
+    pub(crate) state: TunnelState,
+    /// Since when.
+    pub(crate) since: UnixMs,
     /// What it waits for, in a stable word.
     pub(crate) why: Option<&'static str>,
     /// What to do about it, for people.
@@ -207,10 +211,28 @@ pub(crate) struct Standing {
     pub(crate) connections: u64,
     /// How the last one ended.
     pub(crate) last_exit: Option<Exit>,
+    /// How often it was started again, whoever had ended it.
+    pub(crate) restarts: u64,
     /// Restarts by the supervisor within the last hour.
     pub(crate) restarts_last_hour: usize,
     /// It would be restarted, and has been as often as is allowed.
     pub(crate) capped: bool,
+}
+
+impl Standing {
+    /// The same in the words of the link.
+    pub(crate) fn to_host(&self) -> HostTunnel {
+        HostTunnel {
+            state: self.state,
+            why: self.why.map(str::to_owned),
+            remedy: self.remedy.map(str::to_owned),
+            since: self.since,
+            connections: self.connections,
+            restarts: self.restarts,
+            restarts_last_hour: u32::try_from(self.restarts_last_hour).unwrap_or(u32::MAX),
+            capped: self.capped,
+        }
+    }
 }
 
 /// The state machine of one cloudflared.
@@ -220,6 +242,8 @@ pub(crate) struct Keeper {
     crashes: restart::Policy,
     phase: Phase,
     history: History,
+    /// How often it was started.
+    starts: u64,
     /// When we restarted it, oldest first; never longer than the cap.
     restarts: VecDeque<ContinuousMs>,
     /// Since when the internet is known to be there.
@@ -237,6 +261,7 @@ impl Keeper {
             crashes: restart::Policy::default(),
             phase: Phase::Waiting { until: 0 },
             history: History::default(),
+            starts: 0,
             restarts: VecDeque::new(),
             internet_since: None,
             unfit: None,
@@ -260,6 +285,7 @@ impl Keeper {
         match event {
             Event::Started if self.phase == Phase::Starting => {
                 self.unfit = None;
+                self.starts = self.starts.saturating_add(1);
                 self.phase = Phase::Running(Running {
                     since: now,
                     health: Health::Unready { since: now },
@@ -442,28 +468,35 @@ impl Keeper {
         }
     }
 
-    /// How it stands.
-    pub(crate) fn standing(&self, now: ContinuousMs) -> Standing {
+    /// How it stands, at a time and an hour. `before` is what was found the last time: a state is as old as its first sight.
+    pub(crate) fn standing(
+        &self,
+        before: Option<&Standing>,
+        now: ContinuousMs,
+        hour: UnixMs,
+    ) -> Standing {
         let recent = |at: &&ContinuousMs| now.saturating_sub(**at) < ms(HOUR);
         let mut standing = Standing {
-            state: "stopped",
+            state: TunnelState::Stopped,
+            since: hour,
             why: None,
             remedy: None,
             connections: 0,
             last_exit: self.last_exit,
+            restarts: self.starts.saturating_sub(1),
             restarts_last_hour: self.restarts.iter().filter(recent).count(),
             capped: self.capped,
         };
         match self.phase {
             Phase::Waiting { .. } => {
-                standing.state = "waiting";
+                standing.state = TunnelState::Waiting;
                 (standing.why, standing.remedy) = self.waits_for();
             }
-            Phase::Starting => standing.state = "starting",
+            Phase::Starting => standing.state = TunnelState::Starting,
             Phase::Running(running) => {
                 (standing.state, standing.connections) = match running.health {
-                    Health::Ready { connections, .. } => ("ready", connections),
-                    Health::Unready { .. } => ("unready", 0),
+                    Health::Ready { connections, .. } => (TunnelState::Ready, connections),
+                    Health::Unready { .. } => (TunnelState::Unready, 0),
                 };
                 if self.capped {
                     standing.why = Some("restarted_too_often");
@@ -474,10 +507,13 @@ impl Keeper {
                 }
             }
             Phase::Stopping { why, .. } => {
-                standing.state = "stopping";
+                standing.state = TunnelState::Stopping;
                 standing.why = why.map(Why::as_str);
             }
             Phase::Stopped => {}
+        }
+        if let Some(before) = before.filter(|before| before.state == standing.state) {
+            standing.since = before.since;
         }
         standing
     }

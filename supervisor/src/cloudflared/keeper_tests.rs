@@ -32,8 +32,12 @@ impl Bench {
         assert_eq!(bench.step(READY), None);
         assert_eq!(bench.step(Event::Internet(Some(true))), None);
         bench.now += 3_600 * SECOND;
-        assert_eq!(bench.keeper.standing(bench.now).state, "ready");
+        assert_eq!(bench.standing().state, TunnelState::Ready);
         bench
+    }
+
+    fn standing(&self) -> Standing {
+        self.keeper.standing(None, self.now, UnixMs(0))
     }
 
     fn step(&mut self, event: Event) -> Option<Action> {
@@ -64,7 +68,7 @@ fn with_the_internet_there_it_may_be_unready_for_thirty_seconds() {
     assert_eq!(bench.until(UNREADY, 60), Some((30, Action::Term)));
     assert_eq!(bench.keeper.restarting(), Some(Why::Unready));
     bench.restarted();
-    assert_eq!(bench.keeper.standing(bench.now).restarts_last_hour, 1);
+    assert_eq!(bench.standing().restarts_last_hour, 1);
     assert_eq!(bench.until(UNREADY, 60), Some((30, Action::Term)), "a new one has its own time");
 }
 
@@ -136,12 +140,36 @@ fn six_restarts_in_an_hour_are_all_and_that_is_told() {
     }
     bench.step(READY);
     assert_eq!(bench.until(LOST, 60), None);
-    let standing = bench.keeper.standing(bench.now);
+    let standing = bench.standing();
     assert!(standing.capped && standing.why == Some("restarted_too_often"), "{standing:?}");
     bench.step(Event::Through(Through::Answered));
-    assert!(!bench.keeper.standing(bench.now).capped);
+    assert!(!bench.standing().capped);
     bench.now += 3_600 * SECOND;
     assert_eq!(bench.until(LOST, 5), Some((2, Action::Term)), "the hour is over");
+}
+
+#[test]
+fn how_it_stands_is_as_old_as_its_state_and_every_restart_counts() {
+    let mut bench = Bench::started();
+    let first = bench.keeper.standing(None, bench.now, UnixMs(1_000));
+    assert_eq!(
+        (first.state, first.since, first.restarts),
+        (TunnelState::Unready, UnixMs(1_000), 0)
+    );
+    bench.step(UNREADY);
+    let same = bench.keeper.standing(Some(&first), bench.now, UnixMs(2_000));
+    assert_eq!(same, first, "an hour later it is the same");
+    bench.step(READY);
+    let ready = bench.keeper.standing(Some(&same), bench.now, UnixMs(3_000));
+    assert_eq!((ready.state, ready.since), (TunnelState::Ready, UnixMs(3_000)));
+    // One that ended by itself, and one that we ended.
+    assert_eq!(bench.step(code(1)), Some(Action::Start));
+    bench.step(Event::Started);
+    bench.step(READY);
+    assert_eq!(bench.until(LOST, 5), Some((2, Action::Term)));
+    bench.restarted();
+    let host = bench.keeper.standing(Some(&ready), bench.now, UnixMs(4_000)).to_host();
+    assert_eq!((host.restarts, host.restarts_last_hour, host.since), (2, 1, UnixMs(4_000)));
 }
 
 #[test]
@@ -191,7 +219,7 @@ fn how_it_ended_says_when_it_is_started_again() {
     // One that updates itself in a circle is one that crashes.
     bench.step(Event::Started);
     assert_eq!(bench.step(code(11)), None);
-    assert_eq!(bench.keeper.standing(bench.now).restarts_last_hour, 0);
+    assert_eq!(bench.standing().restarts_last_hour, 0);
 }
 
 #[test]
@@ -200,8 +228,8 @@ fn what_somebody_must_change_is_told_and_looked_at_again() {
         let mut bench = Bench { keeper: Keeper::new(Policy::default()), now: 0 };
         bench.step(Event::Tick);
         assert_eq!(bench.step(Event::Unfit(unfit)), None);
-        let standing = bench.keeper.standing(0);
-        assert_eq!((standing.state, standing.why), ("waiting", Some(unfit.as_str())));
+        let standing = bench.standing();
+        assert_eq!((standing.state, standing.why), (TunnelState::Waiting, Some(unfit.as_str())));
         assert!(standing.remedy.is_some());
         assert_eq!(bench.until(Event::Tick, 60), Some((30, Action::Start)));
     }

@@ -274,7 +274,8 @@ fn one_that_is_not_ready_or_not_heard_through_is_restarted_and_not_for_ever() {
     wait_for("another restart", || (mac.starts().len() == 3).then_some(()));
     let capped = mac.wait_until("the cap", |tunnel| tunnel["capped"] == true);
     assert_eq!(capped["why"], "restarted_too_often");
-    assert_eq!(capped["restarts_last_hour"], 2);
+    assert_eq!((&capped["restarts_last_hour"], &capped["restarts"]), (&2.into(), &2.into()));
+    assert!(capped["since"].as_str().is_some_and(|since| since.ends_with('Z')), "{capped}");
     for why in ["unready", "lost"] {
         let line = format!("switchboard_cloudflared_restarts_total{{why=\"{why}\"}} 1");
         assert!(mac.metric(&line), "{why}: {}", mac.ask("/metrics"));

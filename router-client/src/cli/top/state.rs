@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use protocol::api::{Host, Phone};
-use protocol::link::PhoneState;
+use protocol::link::{HostTunnel, PhoneState, TunnelState};
 use protocol::{HostId, PhoneId, Reason, UnixMs};
 use ratatui::crossterm::event::{KeyCode, KeyModifiers};
 
@@ -246,8 +246,14 @@ impl State {
         match (host.online, host.drained_at) {
             (false, _) => Alarm::Bad,
             (true, Some(_)) => Alarm::Warning,
+            (true, None) if Self::dead_tunnel(host).is_some() => Alarm::Warning,
             (true, None) => Alarm::None,
         }
+    }
+
+    /// The tunnel of a host, where it is not up: nobody reaches the host by its public name.
+    fn dead_tunnel(host: &Host) -> Option<&HostTunnel> {
+        host.tunnel.as_ref().filter(|tunnel| tunnel.state != TunnelState::Ready)
     }
 
     /// What is wrong, in words, the worst first.
@@ -262,7 +268,16 @@ impl State {
                     )
                 }
                 (Alarm::Bad, None) => format!("host {} was never here", host.name),
-                (Alarm::Warning, _) => format!("host {} is drained", host.name),
+                (Alarm::Warning, _) if host.drained_at.is_some() => {
+                    format!("host {} is drained", host.name)
+                }
+                (Alarm::Warning, _) => {
+                    let tunnel = Self::dead_tunnel(host)?;
+                    let why =
+                        tunnel.why.as_deref().map_or_else(String::new, |why| format!(": {why}"));
+                    let (state, age) = (tunnel.state.as_str(), short(self.now.since(tunnel.since)));
+                    format!("the tunnel of {} is {state} for {age}{why}", host.name)
+                }
                 (Alarm::None, _) => return None,
             };
             Some((Self::alarm_of_host(host), what))

@@ -100,6 +100,25 @@ PHONE            STATE                 HOST        STBY LEASE /MIN   TODAY  OPEN
 }
 
 #[test]
+fn a_tunnel_that_is_not_up_is_told_with_its_age() {
+    let mut hosts = hosts();
+    let tunnel = |state: &str| json!({"state": state, "why": "token_missing", "since": NOW.plus_ms(-180_000), "restarts": 2});
+    hosts[0].tunnel = serde_json::from_value(tunnel("waiting")).unwrap();
+    hosts[1].tunnel = serde_json::from_value(tunnel("ready")).unwrap();
+    let mut state = state();
+    state.came(Ok(Snapshot { hosts: hosts.clone(), phones: Vec::new(), held: None }), NOW);
+    let (text, _) = frame(&state, 80, 24);
+    assert!(text.contains(" ! the tunnel of shelf-a is waiting for 3m: token_missing"), "{text}");
+    // What a newer supervisor calls a state is no reason to show nothing.
+    hosts[0].tunnel = serde_json::from_value(tunnel("resting")).unwrap();
+    state.came(Ok(Snapshot { hosts: hosts.clone(), phones: Vec::new(), held: None }), NOW);
+    assert!(frame(&state, 80, 24).0.contains("the tunnel of shelf-a is unknown for 3m"));
+    hosts[0].tunnel = serde_json::from_value(tunnel("ready")).unwrap();
+    state.came(Ok(Snapshot { hosts, phones: Vec::new(), held: None }), NOW);
+    assert!(!frame(&state, 80, 24).0.contains("tunnel"));
+}
+
+#[test]
 fn colours_are_for_terminals_that_want_them() {
     let mut state = state();
     let red = |state: &State| {
