@@ -12,8 +12,8 @@ use std::io::{self, Write};
 
 use protocol::UnixMs;
 
-use self::rows::Rows;
-use crate::chatdb::{ChatDb, NotReady, Row};
+use self::rows::{Rows, Taken};
+use crate::chatdb::{ChatDb, NotReady};
 use crate::inbound::{Batch, Heard, Inbox, Patience};
 use crate::line;
 
@@ -48,17 +48,21 @@ fn impatient(from: i64, newest: Option<UnixMs>) -> Inbox {
 /// tried, and is given back.
 fn tell_each<E>(
     inbox: &mut Inbox,
-    rows: &[Row],
+    taken: Taken<'_>,
     now: UnixMs,
     mut tell: impl FnMut(&Heard) -> Result<(), E>,
 ) -> Result<(), E> {
     let mut told = Ok(());
     // Whoever reads once remembers nothing.
-    let _noted = inbox.take_each(Batch::of(rows), now, &mut |heard| {
-        if told.is_ok() {
-            told = tell(&heard);
-        }
-    });
+    let _noted = inbox.take_each(
+        Batch { following: taken.following, ..Batch::of(taken.rows) },
+        now,
+        &mut |heard| {
+            if told.is_ok() {
+                told = tell(&heard);
+            }
+        },
+    );
     told
 }
 

@@ -113,6 +113,8 @@ pub struct Batch<'r> {
     pub rows: &'r [Row],
     /// Those of [`Inbox::held`], as they are now.
     pub held: &'r [Row],
+    /// Those that follow `rows` and are taken after them: here they are only looked at, for what belongs to the last of `rows`.
+    pub following: &'r [Row],
     /// Older ones that have changed.
     pub changed: &'r [Row],
     /// The guid of an older row of the database with the same content, for a row that is late.
@@ -128,7 +130,7 @@ impl std::fmt::Debug for Batch<'_> {
 impl<'r> Batch<'r> {
     /// New rows alone.
     pub fn of(rows: &'r [Row]) -> Self {
-        Self { rows, held: &[], changed: &[], original: &|_| None }
+        Self { rows, held: &[], following: &[], changed: &[], original: &|_| None }
     }
 }
 
@@ -404,7 +406,7 @@ impl Inbox {
             understood = Understood::Incomplete;
         }
         if link::awaits_preview(row) && understood != Understood::Incomplete {
-            let preview = link::preview_among(row, &near, in_window);
+            let preview = link::preview_among(row, &near, batch.following, in_window);
             if preview.is_none_or(Row::awaits_payload) && !is_over(SETTLE_MS) && !full {
                 understood = Understood::Incomplete;
             } else if let Some(preview) = preview {

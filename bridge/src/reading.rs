@@ -223,7 +223,13 @@ impl Reading {
         let Some(inbox) = &mut self.inbox else { return Ok(Read::default()) };
         let Gathered { rows, held, changed, originals, more } = gathered;
         let original = |row: &Row| originals.get(&row.rowid).cloned();
-        let batch = Batch { rows: &rows, held: &held, changed: &changed, original: &original };
+        let batch = Batch {
+            rows: &rows,
+            held: &held,
+            following: &[],
+            changed: &changed,
+            original: &original,
+        };
         let Taken { heard, noted: Noted { seen, joined } } = inbox.take(batch, now.wall);
         if let Some(row) = rows.last() {
             self.last = Some((row.rowid, row.guid.clone()));

@@ -444,8 +444,8 @@ fn export(
     while let Some(batch) = rows.next() {
         let batch = batch?;
         let newest_before = inbox.newest();
-        let Some(last) = batch.last() else { break };
-        let mut rows = batch.iter();
+        let Some(last) = batch.rows.last() else { break };
+        let mut rows = batch.rows.iter();
         tell_each(&mut inbox, batch, plan.now, |heard| {
             // It was written before, and was read for what it leaves open. Rows that went away since
             // the note was made let a batch reach further.

@@ -20,9 +20,9 @@ use crate::chatdb::{ChatDb, NotReady, RawRows, Row};
 /// and so many that its three queries cost little beside its rows. Where rows are missing it is smaller.
 const BATCH_ROWIDS: i64 = 400;
 /// Batches that are claimed before the first of them is taken, besides one for each thread that reads:
-/// they need not wait while another is looked at, nor one who is interrupted hold up the other. Rows are a few hundred bytes, so that a batch is a few
-/// hundred kilobytes.
-const CLAIMS_AHEAD: u64 = 2;
+/// they need not wait while another is looked at, nor one who is interrupted hold up the other. One more has been taken and
+/// waits for the one before it. Rows are a few hundred bytes, so that a batch is a few hundred kilobytes.
+const CLAIMS_AHEAD: u64 = 1;
 /// Most threads that only read and decode: together they keep up with the one that writes.
 const READERS_MAX: usize = 2;
 
@@ -42,6 +42,18 @@ const TAKER: Decoder = 0;
 /// A batch, and the number of its claim.
 type Read = (u64, Result<Batch, NotReady>);
 
+/// Rows to look at now.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Taken<'r> {
+    /// Never none.
+    pub(super) rows: &'r [Row],
+    /// Those of the next batch. They come again; until then they tell what the last of `rows` belong to.
+    pub(super) following: &'r [Row],
+}
+
+/// Rows, and who has decoded them.
+type Decoded = (Vec<Row>, Decoder);
+
 /// Rows in the order of their numbers.
 pub(super) struct Rows {
     claims: Arc<Claims>,
@@ -50,9 +62,10 @@ pub(super) struct Rows {
     early: BTreeMap<u64, Result<Batch, NotReady>>,
     /// Over which whoever takes reads, too.
     db: ChatDb,
-    /// What was taken last, and who had decoded it.
-    last: Vec<Row>,
-    decoder: Decoder,
+    /// What was taken last.
+    last: Decoded,
+    /// What comes after it, or why it cannot; none before the first, and after the last.
+    following: Option<Result<Decoded, StreamError>>,
 }
 
 impl Rows {
@@ -76,12 +89,31 @@ impl Rows {
                 .spawn(move || reader.run())
                 .map_err(StreamError::Thread)?;
         }
-        let (early, last) = (BTreeMap::new(), Vec::new());
-        Ok(Self { claims, batches, early, db, last, decoder: TAKER })
+        let (early, last) = (BTreeMap::new(), (Vec::new(), TAKER));
+        let mut rows = Self { claims, batches, early, db, last, following: None };
+        rows.following = rows.fetch();
+        Ok(rows)
     }
 
-    /// The next rows, never none; nothing when all have been taken.
-    pub(super) fn next(&mut self) -> Option<Result<&[Row], StreamError>> {
+    /// The next rows; nothing when all have been taken.
+    pub(super) fn next(&mut self) -> Option<Result<Taken<'_>, StreamError>> {
+        let next = match self.following.take()? {
+            Ok(next) => next,
+            Err(why) => return Some(Err(why)),
+        };
+        let (rows, decoder) = std::mem::replace(&mut self.last, next);
+        self.claims.give_back(rows, decoder);
+        self.following = self.fetch();
+        let following = match &self.following {
+            Some(Ok((rows, _))) => rows.as_slice(),
+            // That it cannot be had is told when it is its turn.
+            Some(Err(_)) | None => &[],
+        };
+        Some(Ok(Taken { rows: &self.last.0, following }))
+    }
+
+    /// The next batch that is not empty.
+    fn fetch(&mut self) -> Option<Result<Decoded, StreamError>> {
         loop {
             let next = self.claims.state().taken;
             let Some(batch) = self.early.remove(&next) else {
@@ -95,14 +127,15 @@ impl Rows {
                 Ok(batch) => batch,
                 Err(why) => return Some(Err(why.into())),
             };
-            self.claims.taken(std::mem::take(&mut self.last), self.decoder);
-            (self.last, self.decoder) = match batch {
+            self.claims.taken();
+            let (rows, decoder) = match batch {
                 Batch::Raw(raw) => (self.claims.decode(raw, TAKER), TAKER),
                 Batch::Decoded(rows, decoder) => (rows, decoder),
             };
-            if !self.last.is_empty() {
-                return Some(Ok(&self.last));
+            if !rows.is_empty() {
+                return Some(Ok((rows, decoder)));
             }
+            self.claims.give_back(rows, decoder);
         }
     }
 
@@ -232,15 +265,17 @@ impl Claims {
         state.at = state.at.max(rowid);
     }
 
-    /// The next batch has been taken; the rows before it are not needed any more.
-    fn taken(&self, before: Vec<Row>, decoder: Decoder) {
-        let mut state = self.state();
-        state.taken += 1;
-        if let Some(free) = state.free.get_mut(decoder) {
-            free.push(before);
-        }
-        drop(state);
+    /// The next batch has been taken.
+    fn taken(&self) {
+        self.state().taken += 1;
         self.changed.notify_all();
+    }
+
+    /// These rows are not needed any more.
+    fn give_back(&self, rows: Vec<Row>, decoder: Decoder) {
+        if let Some(free) = self.state().free.get_mut(decoder) {
+            free.push(rows);
+        }
     }
 
     fn decode(&self, mut raw: RawRows, decoder: Decoder) -> Vec<Row> {
@@ -331,7 +366,11 @@ mod tests {
         let mut rows = Rows::read_by(readers, db, from, to).unwrap();
         let mut all = Vec::new();
         while let Some(read) = rows.next() {
-            all.extend(read.unwrap().iter().map(|row| row.rowid));
+            let taken = read.unwrap();
+            all.extend(taken.rows.iter().map(|row| row.rowid));
+            let following = taken.following.first();
+            assert!(following.is_none_or(|row| Some(&row.rowid) > all.last()), "they come next");
+            assert!(following.is_some() || all.last() == Some(&to), "the next ones are known");
         }
         all
     }
@@ -365,8 +404,9 @@ mod tests {
         let another = db.another().unwrap();
         drop(Reader { db: another, claims: Arc::clone(&claims), give, decoder: TAKER + 1 });
         assert!(claims.next().is_none(), "nobody may go on without it");
-        let (early, none) = (BTreeMap::new(), Vec::new());
-        let mut rows = Rows { claims, batches, early, db, last: none, decoder: TAKER };
+        let (early, last) = (BTreeMap::new(), (Vec::new(), TAKER));
+        let mut rows = Rows { claims, batches, early, db, last, following: None };
+        rows.following = rows.fetch();
         assert!(matches!(rows.next(), Some(Err(StreamError::Thread(_)))));
     }
 
@@ -380,7 +420,7 @@ mod tests {
             let claims = Arc::clone(&claims);
             move || claims.next().unwrap().number
         });
-        claims.taken(Vec::new(), TAKER);
+        claims.taken();
         assert_eq!(waiting.join().unwrap(), CLAIMS_AHEAD + 1);
     }
 }

@@ -76,16 +76,25 @@ fn is_near(left: Option<UnixMs>, right: Option<UnixMs>) -> bool {
     matches!((left, right), (Some(left), Some(right)) if left.since(right).abs() <= PREVIEW_MS)
 }
 
-/// The row among these that is the preview of this text. Where rows were numbered anew it may stand
-/// `anywhere`.
-pub(super) fn preview_among<'r>(row: &Row, near: &[&'r [Row]], anywhere: bool) -> Option<&'r Row> {
+/// The row among these that is the preview of this text: in any of the lists that are `near`, the last of which goes on in
+/// `following`. Where rows were numbered anew it may stand `anywhere`.
+pub(super) fn preview_among<'r>(
+    row: &Row,
+    near: &[&'r [Row]],
+    following: &'r [Row],
+    anywhere: bool,
+) -> Option<&'r Row> {
+    // Rows are in order, and a preview follows its text closely.
+    let after = |rows: &'r [Row]| {
+        let from = rows.partition_point(|other| other.rowid <= row.rowid);
+        rows.get(from..).unwrap_or_default()
+    };
+    let left = KEPT_MAX.saturating_sub(near.last().map_or(0, |rows| after(rows).len()));
     near.iter()
         .flat_map(|rows| {
-            // Rows are in order, and a preview follows its text closely.
-            let from = rows.partition_point(|other| other.rowid <= row.rowid);
-            let (from, most) = if anywhere { (0, rows.len()) } else { (from, KEPT_MAX) };
-            rows.iter().skip(from).take(most)
+            if anywhere { rows.iter().take(rows.len()) } else { after(rows).iter().take(KEPT_MAX) }
         })
+        .chain(after(following).iter().take(left))
         .find(|other| {
             is_preview(other)
                 && other.from_me == row.from_me

@@ -110,6 +110,41 @@ fn an_export_holds_every_row_of_a_mix_on_every_schema() {
 }
 
 #[test]
+fn a_text_and_the_preview_of_its_link_are_one_wherever_a_batch_ends() {
+    /// A batch begins above the row that an export begins above, and has so many numbers.
+    const BATCH_ROWIDS: i64 = 400;
+    let folder = tempfile::tempdir().unwrap();
+    let db = mixed(folder.path(), MacOs::Tahoe, 2_000);
+    let connection = Connection::open(&db).unwrap();
+    let mut select = connection
+        .prepare(
+            "SELECT t.ROWID, t.guid FROM message t JOIN message p ON p.ROWID = t.ROWID + 1
+             WHERE p.balloon_bundle_id LIKE '%URLBalloonProvider' AND p.payload_data IS NOT NULL
+             AND t.balloon_bundle_id IS NULL AND t.ROWID > ?1 LIMIT 12",
+        )
+        .unwrap();
+    let pairs: Vec<(i64, String)> = select
+        .query_map([BATCH_ROWIDS], |row| Ok((row.get(0)?, row.get(1)?)))
+        .unwrap()
+        .collect::<Result<_, _>>()
+        .unwrap();
+    assert!(pairs.len() > 5, "the mix has links: {pairs:?}");
+    let whole = exported(&db, "jsonl", &[]);
+    for (text, guid) in pairs {
+        let part = exported(&db, "jsonl", &["--since", &(text - BATCH_ROWIDS).to_string()]);
+        // The text is the last one of its batch, and its preview the first one of the next.
+        let lines: Vec<Value> = part
+            .lines()
+            .filter(|line| line.contains(&guid))
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(lines[0]["preview"]["url"].is_string(), "{lines:?}");
+        assert!(whole.ends_with(&part), "an export from {text} on is the end of the whole one");
+    }
+}
+
+#[test]
 fn texts_of_rows_and_of_bodies_are_exported_as_they_are_on_every_schema() {
     let folder = tempfile::tempdir().unwrap();
     for macos in MacOs::ALL {
