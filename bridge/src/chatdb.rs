@@ -62,11 +62,9 @@ use shared::Shared;
 /// How long SQLite waits for a lock. Readers of a WAL database hardly ever wait; two seconds is
 /// long for that and short enough that a bridge waiting here still sends its heartbeats.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
-/// Page cache in KiB (negative, as SQLite takes it): reads are by rowid, one pass, so a large cache
-/// holds memory for nothing.
-const CACHE_KIB: i64 = -512;
-/// The same where every page is read once, of which a few are needed again.
-const CACHE_ONCE_KIB: i64 = -128;
+/// Page cache in KiB (negative, as SQLite takes it): what is cached is void after each commit of Messages, and the system has
+/// the pages in memory. A large cache would hold them twice, for as long as nothing happens.
+const CACHE_KIB: i64 = -128;
 /// Prepared statements kept; there are about twenty different ones.
 const STATEMENTS: usize = 32;
 /// Most own rows above the mark that are looked at for one send, the newest ones. Sends are serial,
@@ -189,10 +187,6 @@ impl ChatDb {
             let detail = "the file was replaced: open it again";
             return Err(NotReady::new(&self.path, Cause::Failing, detail));
         }
-        // It reads each page once.
-        shared.run(generation, |connection| {
-            connection.pragma_update(None, "cache_size", CACHE_ONCE_KIB)
-        })?;
         let (path, schema) = (self.path.clone(), self.schema.clone());
         Ok(Self { path, shared, generation, schema, kept: RefCell::default() })
     }

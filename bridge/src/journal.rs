@@ -324,7 +324,7 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "fullfsync", true)?;
     connection.pragma_update(None, "secure_delete", true)?;
     // In KiB, as SQLite takes it: rows are looked up one by one, a large cache holds memory for nothing.
-    connection.pragma_update(None, "cache_size", -512_i64)?;
+    connection.pragma_update(None, "cache_size", -256_i64)?;
     connection.set_prepared_statement_cache_capacity(32);
     // Statements are planned once: else SQLite plans each anew for other numbers bound to it.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;

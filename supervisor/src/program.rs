@@ -6,14 +6,17 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Mutex;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::prelude::*;
 
 use crate::life::Failed;
 use crate::log_file::{Kept, LogFile, trim_outputs};
 
-/// What is logged, as `RUST_LOG` says.
-fn filter() -> EnvFilter {
-    EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"))
+/// What is logged, as `RUST_LOG` says: levels, for all and for single targets. What else an `EnvFilter` understands costs half a
+/// mebibyte.
+fn logged() -> Targets {
+    let wanted = std::env::var("RUST_LOG").ok().and_then(|wanted| wanted.parse().ok());
+    wanted.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO))
 }
 
 /// Logs into files of a folder that rotate themselves; to stderr where that cannot be.
@@ -21,9 +24,11 @@ pub fn start_log_in(folder: &Path, kept: Kept) {
     match LogFile::open(folder, kept) {
         Ok(file) => {
             tracing_subscriber::fmt()
-                .with_env_filter(filter())
+                .with_max_level(LevelFilter::TRACE)
                 .with_writer(Mutex::new(file))
                 .with_ansi(false)
+                .finish()
+                .with(logged())
                 .init();
             if let Err(error) = trim_outputs() {
                 tracing::warn!(%error, "what launchd keeps of stdout and stderr could not be cut");
@@ -43,9 +48,11 @@ const WORKERS: usize = 2;
 /// Logs to stderr.
 pub fn start_log() {
     tracing_subscriber::fmt()
-        .with_env_filter(filter())
+        .with_max_level(LevelFilter::TRACE)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .finish()
+        .with(logged())
         .init();
 }
 
