@@ -90,9 +90,12 @@ struct Args {
     /// Hand-overs in order in `standby`.
     #[arg(long, default_value_t = 20)]
     standby_hand_overs: u32,
-    /// Phones on one supervisor in `phones`.
+    /// Phones on one supervisor in `phones`, with stand-ins for their bridges.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(1..=200))]
     phones: u16,
+    /// Phones with bridges and a sandbox, of which two processors carry some 64; 0 for none.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(..=200))]
+    phones_whole: u16,
     /// Rows as JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -238,7 +241,7 @@ async fn main() -> Result<()> {
     }
     if wanted(Load::Phones) {
         progress("phones")?;
-        figures.extend(phones::measure(args.phones).await.context("phones")?);
+        figures.extend(phones::measure(args.phones, args.phones_whole).await.context("phones")?);
     }
     let mut out = std::io::stdout().lock();
     if args.json {

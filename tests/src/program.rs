@@ -202,11 +202,15 @@ pub fn freeze_pid(id: u32, frozen: bool) -> Result<()> {
     kill(pid(id)?, signal).with_context(|| format!("{signal} to {id}"))
 }
 
+/// What serves a phone, be it a stand-in.
+const BRIDGES: [&str; 2] = ["switchboard-bridge", "switchboard-load-child"];
+
 /// Ids of the running bridges whose configuration lies below `dir`, with their command lines.
 pub fn bridges(dir: &Path) -> Result<Vec<(u32, String)>> {
     let below = dir.display().to_string();
     let mut running = processes()?;
-    running.retain(|(_, line)| line.contains("switchboard-bridge") && line.contains(&below));
+    let is_bridge = |line: &str| BRIDGES.iter().any(|name| line.contains(name));
+    running.retain(|(_, line)| is_bridge(line) && line.contains(&below));
     Ok(running)
 }
 

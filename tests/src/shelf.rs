@@ -21,6 +21,8 @@ use crate::sink::Sink;
 
 /// Programs start in well under a second; a loaded machine may need much more.
 const START_WITHIN: Duration = Duration::from_secs(30);
+/// And so much for each phone: its chat.db is made, and its bridge reads it, beside all the others.
+const START_OF_ONE: Duration = Duration::from_millis(500);
 
 /// What stories wait less for than life does: of `[router]`, and after that.
 const HASTE: (&str, &str) = (
@@ -46,6 +48,8 @@ pub struct Plan {
     pub in_flight: u32,
     /// The Messages of the first phone is kept, with these further lines of `[messages_app]`.
     pub keeps_messages: Option<&'static str>,
+    /// A program of the workspace that stands in for the bridges; then there is no sandbox either.
+    pub stand_in: Option<&'static str>,
     /// Further settings of every bridge.
     pub bridges: &'static str,
     /// Further settings of the router's `[webhooks]`.
@@ -68,6 +72,7 @@ impl Default for Plan {
             patient: false,
             in_flight: 32,
             keeps_messages: None,
+            stand_in: None,
             bridges: "",
             webhooks: "",
             router: "",
@@ -148,10 +153,14 @@ impl Shelf {
         shelf.start_router().await?;
         shelf.make_tenant().await?;
         if !shelf.plan.phones.is_empty() {
-            shelf.start_sandbox().await?;
+            let phones = u32::try_from(shelf.plan.phones.len()).context("phones")?;
+            let within = START_WITHIN + START_OF_ONE * phones;
+            if shelf.plan.stand_in.is_none() {
+                shelf.start_sandbox(within).await?;
+            }
             shelf.enrol()?;
             shelf.start_supervisor()?;
-            shelf.all_ready(START_WITHIN).await?;
+            shelf.all_ready(within).await?;
         }
         Ok(shelf)
     }
@@ -187,8 +196,13 @@ hours = "off"
         write(&root.join("router.toml"), &format!("{router}\n{}", self.plan.router))?;
         let host_side = self.proxy.as_ref().map_or(*router_addr, Proxy::addr);
         let (redial, restart) = if self.plan.patient { ("", "") } else { HASTE };
+        let bridge = match self.plan.stand_in {
+            Some(program) => format!("bridge = \"{}\"", program::path_of(program)?.display()),
+            None => String::new(),
+        };
         let mut supervisor = format!(
             r#"state_dir = "{}"
+{bridge}
 
 [router]
 url = "http://{host_side}"
@@ -266,7 +280,7 @@ per_second = {per_second:.1}
         &self.operator_token
     }
 
-    async fn start_sandbox(&mut self) -> Result<()> {
+    async fn start_sandbox(&mut self, within: Duration) -> Result<()> {
         let mut args = vec!["phones".to_owned(), "--dir".to_owned(), text(&self.world())];
         for (number, macos) in &self.plan.phones {
             args.extend(["--phone".to_owned(), format!("{number}={macos}")]);
@@ -276,7 +290,7 @@ per_second = {per_second:.1}
         let log = self.root.join("sandbox.log");
         let mut sandbox = Program::start("switchboard-sandbox", &args, &[], &log)?;
         let socket = self.world().join("messages.sock");
-        eventually("the sandbox listens", START_WITHIN, || {
+        eventually("the sandbox listens", within, || {
             let up = std::os::unix::net::UnixStream::connect(&socket).map(drop);
             let ended = sandbox.check();
             async move { ended.map(|()| up.map_err(|error| error.to_string())) }
@@ -385,13 +399,9 @@ per_second = {per_second:.1}
         program::crash_bridges(&self.root.join("host"))
     }
 
-    /// Process ids of the router and of the sandbox.
-    pub fn other_pids(&self) -> Result<(u32, u32)> {
-        let of = |program: &Option<Program>| program.as_ref().map(Program::pid);
-        Ok((
-            of(&self.router).context("the router runs")?,
-            of(&self.sandbox).context("the sandbox runs")?,
-        ))
+    /// Process id of the sandbox, where there is one.
+    pub fn sandbox_pid(&self) -> Option<u32> {
+        self.sandbox.as_ref().map(Program::pid)
     }
 
     /// Process id of the supervisor.
