@@ -12,6 +12,7 @@
 //! falls due, or a second is over.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -605,9 +606,7 @@ pub fn whom_to_ask(
 pub fn ask(app: &App, question: Question, to: Recipient) {
     let Question { phone, host, epoch } = question;
     let command = Command::Capability { to };
-    if let Err(why) = app.links.send(&host, RouterFrame::Command { phone, epoch, command }) {
-        tracing::debug!(host = %host, why = %why, "dispatch: a phone was not asked what it knows");
-    }
+    put(app, &host, RouterFrame::Command { phone, epoch, command }, format_args!("a question"));
 }
 
 fn attachment(media: &Media) -> OutboundAttachment {
@@ -720,29 +719,24 @@ fn hand_over(app: &App, offer: &Offer) {
         conversation: None,
     });
     let (phone, epoch) = (offer.phone.clone(), offer.epoch);
-    if let Err(why) = app.links.send(host, RouterFrame::Command { phone, epoch, command }) {
-        tracing::debug!(message = %offer.message, attempt = offer.attempt, why = %why, "dispatch: not handed over yet");
-    }
+    let what = format_args!("attempt {} at {}", offer.attempt, offer.message);
+    put(app, host, RouterFrame::Command { phone, epoch, command }, what);
 }
 
 /// Tells a host that serves a phone no more under which epoch it is served now: what it has not started of older ones it
 /// gives back.
 fn give_back(app: &App, former: &Former) {
     let Former { host, phone, epoch } = former;
-    if let Err(why) =
-        app.links.send(host, RouterFrame::Release { phone: phone.clone(), epoch: *epoch })
-    {
-        tracing::debug!(host = %host, phone = %phone, why = %why, "dispatch: not asked to give back yet");
-    }
+    let frame = RouterFrame::Release { phone: phone.clone(), epoch: *epoch };
+    put(app, host, frame, format_args!("that {phone} is to be given back"));
 }
 
 fn withdraw(app: &App, given: &Given) {
     let Some(host) = &given.host else { return };
     let command = Command::Cancel { message: given.message.clone(), attempt: given.attempt };
     let (phone, epoch) = (given.phone.clone(), given.epoch);
-    if let Err(why) = app.links.send(host, RouterFrame::Command { phone, epoch, command }) {
-        tracing::debug!(message = %given.message, attempt = given.attempt, why = %why, "dispatch: not recalled yet");
-    }
+    let what = format_args!("the recall of attempt {} at {}", given.attempt, given.message);
+    put(app, host, RouterFrame::Command { phone, epoch, command }, what);
 }
 
 /// Asks the phones that have a message to give it up. The answer comes as an event and is the outcome.
@@ -844,22 +838,25 @@ pub async fn ask_of_doubts(app: &App, host: Option<&HostId>) -> Result<(), Store
         if let Some(host) = journal_at {
             let command =
                 Command::Cancel { message: doubt.message.clone(), attempt: doubt.attempt };
-            put(app, &host, RouterFrame::Command { phone: phone.clone(), epoch, command });
+            let frame = RouterFrame::Command { phone: phone.clone(), epoch, command };
+            put(app, &host, frame, format_args!("the recall of {}", doubt.message));
         }
         // Those that cannot be told apart are one question.
         if let Some(host) = serving
             && let Some(seek) = doubt::question(&doubt, &twins)
             && told.insert(seek.attempts.clone())
         {
-            put(app, &host, RouterFrame::Command { phone, epoch, command: Command::Seek(seek) });
+            let frame = RouterFrame::Command { phone, epoch, command: Command::Seek(seek) };
+            put(app, &host, frame, format_args!("what became of {}", doubt.message));
         }
     }
     Ok(())
 }
 
-fn put(app: &App, host: &HostId, frame: RouterFrame) {
+/// Gives a frame to a host's session. One that is gone or full costs nothing: what it was to hear is said again.
+fn put(app: &App, host: &HostId, frame: RouterFrame, what: fmt::Arguments<'_>) {
     if let Err(why) = app.links.send(host, frame) {
-        tracing::debug!(host = %host, why = %why, "dispatch: not asked yet what became of a message");
+        tracing::debug!(host = %host, why = %why, "dispatch: not told yet: {what}");
     }
 }
 

@@ -14,7 +14,7 @@ use crate::auth::{Caller, Scope};
 use crate::compliance::place;
 use crate::error::ApiError;
 use crate::server::AppState;
-use crate::store::contacts::{self, HANDLES_MAX, Said};
+use crate::store::contacts::{self, OTHERS_MAX, Said};
 
 /// Longest word for a person, in characters.
 const PERSON_CHARS_MAX: usize = 100;
@@ -90,12 +90,14 @@ pub(super) async fn put(
         .transact(move |tx| {
             let who = (&caller.tenant, caller.test);
             if let Some(person) = &said.person
-                && contacts::besides(tx, who, (&recipient, person))? >= HANDLES_MAX
+                && contacts::besides(tx, who, (&recipient, person))? > OTHERS_MAX
             {
                 return Err(ApiError::invalid(vec![FieldError {
                     pointer: "/person".to_owned(),
                     code: "too_many".to_owned(),
-                    detail: format!("One person has at most {HANDLES_MAX} numbers and addresses."),
+                    detail: format!(
+                        "A number or address has at most {OTHERS_MAX} others of the same person."
+                    ),
                 }]));
             }
             contacts::put(tx, who, &recipient, &said, now)?;

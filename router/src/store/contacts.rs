@@ -17,8 +17,8 @@ pub struct Said {
     pub person: Option<String>,
 }
 
-/// Numbers and addresses that one person may have: a STOP looks at all of them.
-pub const HANDLES_MAX: usize = 20;
+/// Numbers and addresses that a person may have besides one: a STOP there looks at all of them.
+pub const OTHERS_MAX: usize = 20;
 
 /// Writes down what a tenant knows of somebody, in place of what it knew before. What waits for its hour there is looked at
 /// again.
@@ -87,7 +87,7 @@ pub fn others(
     (tenant, test): (&TenantId, bool),
     recipient: &Recipient,
 ) -> Result<Vec<Recipient>, StoreError> {
-    tx.query(OTHERS, params![tenant, test, recipient, HANDLES_MAX], |row| row.get(0))
+    tx.query(OTHERS, params![tenant, test, recipient, OTHERS_MAX], |row| row.get(0))
 }
 
 pub(super) const OTHERS: &str = "SELECT o.recipient FROM contacts c JOIN contacts o

@@ -1643,6 +1643,29 @@ async fn an_endpoint_is_changed_switched_off_and_on_tested_and_replayed() {
     router.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_has_so_many_numbers_and_no_more() {
+    let router = Router::start().await;
+    let key = router.tenant("Acme").await.live;
+    let put = async |number: usize, body: Value| {
+        let path = format!("{}/v1/contacts/+1202555{number:04}", router.url);
+        router.send(router.client.put(path).bearer_auth(&key).json(&body)).await
+    };
+    let anna = || json!({"person": "anna"});
+    for number in 0..=20 {
+        let made = put(number, anna()).await;
+        assert_eq!((made.status, &made.body["person"]), (200, &json!("anna")), "{number}");
+    }
+    let refused = put(21, anna()).await;
+    assert_eq!((refused.status, &refused.body["errors"][0]["pointer"]), (422, &json!("/person")));
+    // One that is there already may be said again, and one that is somebody else's makes room.
+    assert_eq!(put(20, anna()).await.status, 200);
+    assert_eq!(put(0, json!({"person": ""})).await.status, 422);
+    assert_eq!(put(0, json!({})).await.body.get("person"), None);
+    assert_eq!(put(21, anna()).await.status, 200);
+    router.stop().await;
+}
+
 /// Stories of several requests that are tried, each with what the one before has answered.
 const STORIES: &str = "50";
 
