@@ -137,6 +137,29 @@ pub fn explain(facts: &Facts, now_ms: i64) -> Vec<(RuleName, Verdict)> {
     RULES.iter().map(|(name, rule)| (*name, rule(facts, &applied, now_ms))).collect()
 }
 
+/// How much later than its hour a message may be looked at again, so that all those who wait for the same one do not
+/// come at once: a hundred thousand are fewer a second than are decided, and nobody misses a minute of the morning.
+pub const SPREAD_MS_MAX: i64 = 60_000;
+
+/// When a message is looked at again that is held until `until_ms`: then, or a little later by a `share` of its own, well
+/// before its hours and its life are over. What somebody waits for is not spread.
+pub fn wakes_at(facts: &Facts, until_ms: i64, share: u64) -> i64 {
+    let is_waited_for = match facts.claim.class {
+        Class::Otp | Class::Conversational => true,
+        Class::Transactional | Class::Marketing => false,
+    };
+    let Verdict::Send { until_ms: end_ms } = check::<()>(Ok(facts), until_ms) else {
+        return until_ms;
+    };
+    if is_waited_for {
+        return until_ms;
+    }
+    let left_ms = end_ms.min(facts.expires_ms).saturating_sub(until_ms);
+    let room = u64::try_from(SPREAD_MS_MAX.min(left_ms / 2)).unwrap_or(0);
+    let later = share.checked_rem(room).and_then(|later| i64::try_from(later).ok());
+    until_ms.saturating_add(later.unwrap_or(0))
+}
+
 impl Facts {
     /// By which class's rules the message is judged.
     pub fn applied(&self, now_ms: i64) -> Applied {
@@ -300,6 +323,35 @@ mod tests {
     }
 
     #[test]
+    fn those_who_wait_for_the_same_hour_do_not_come_at_once() {
+        let facts = Facts { expires_ms: NIGHT + 24 * HOUR_MS, ..clear() };
+        let Verdict::Hold { until_ms, .. } = verdict(&facts, NIGHT) else { panic!("it is held") };
+        let mut of_second = [0_usize; 60];
+        for share in 0_u64..60_000 {
+            let share = u64::wrapping_mul(share, 0x9e37_79b9_7f4a_7c15);
+            let after = wakes_at(&facts, until_ms, share) - until_ms;
+            of_second[usize::try_from(after / 1_000).unwrap()] += 1;
+        }
+        assert!(of_second.iter().all(|count| (800..1_200).contains(count)), "{of_second:?}");
+        let class = |class| Facts { claim: Claim { class, ..facts.claim }, ..facts.clone() };
+        assert_eq!(wakes_at(&class(Class::Transactional), until_ms, 59_999), until_ms + 59_999);
+        // Who waits for it has it as soon as it may be.
+        for waited in [Class::Otp, Class::Conversational] {
+            assert_eq!(wakes_at(&class(waited), until_ms, 59_999), until_ms, "{waited}");
+        }
+        // One that ends soon after, and one that will not be sent then either.
+        let short = Facts { expires_ms: until_ms + 10_000, ..facts.clone() };
+        assert_eq!(wakes_at(&short, until_ms, 4_999), until_ms + 4_999);
+        assert_eq!(wakes_at(&short, until_ms, 5_000), until_ms);
+        for expires_ms in [until_ms - 1, until_ms, until_ms + 1] {
+            let over = Facts { expires_ms, ..facts.clone() };
+            assert_eq!(wakes_at(&over, until_ms, 59_999), until_ms);
+        }
+        let out = Facts { opt_out: OptOut::OptedOut, ..facts };
+        assert_eq!(wakes_at(&out, until_ms, 59_999), until_ms);
+    }
+
+    #[test]
     fn other_classes_are_exempt_as_far_as_they_are_proven() {
         let of = |class, life_ms: i64, asked| Facts {
             claim: Claim {
@@ -395,6 +447,12 @@ mod tests {
                     let then = verdict(&Facts { expires_ms: i64::MAX, ..facts.clone() }, until_ms);
                     let held = matches!(then, Verdict::Hold { reason: again, .. } if again == reason);
                     prop_assert!(!held, "{:?}", then);
+                    // Nor when its turn comes, and nothing that could have been sent then is over by its turn.
+                    let turn = wakes_at(&facts, until_ms, after.unsigned_abs());
+                    prop_assert!((0..SPREAD_MS_MAX).contains(&(turn - until_ms)));
+                    if verdict(&facts, until_ms).as_str() == "send" {
+                        prop_assert_eq!(verdict(&facts, turn).as_str(), "send");
+                    }
                 }
                 Verdict::Block { .. } | Verdict::Expire => {}
             }

@@ -351,11 +351,14 @@ fn decide_and_record(
         accepted_at: message.accepted_at,
         expires_at: message.expires_at,
     };
-    let allowed_until = match facts::decide(tx, &desk.compliance, (tenant, id), &subject, now)? {
+    let decided = facts::decide(tx, &desk.compliance, (tenant, id), &subject, now)?;
+    let allowed_until = match decided.verdict {
         Verdict::Block { reason, detail } => return forbid(tx, job, (reason, detail), now),
         Verdict::Expire => return expire(tx, job, message.held_reason, now),
         Verdict::Hold { until_ms, reason } => {
-            return hold(tx, job, &message, UnixMs(until_ms), reason, now);
+            let until = UnixMs(until_ms);
+            let wakes_at = decided.wakes_at.unwrap_or(until);
+            return hold_and_wake(tx, job, &message, (until, wakes_at), reason, now);
         }
         Verdict::Send { until_ms } => UnixMs(until_ms),
     };
@@ -685,6 +688,18 @@ fn hold(
     reason: Reason,
     now: UnixMs,
 ) -> Result<Done, StoreError> {
+    hold_and_wake(tx, job, message, (until, until), reason, now)
+}
+
+/// The same for what is looked at again later than it says: the hour is what the tenant is told, its turn is ours.
+fn hold_and_wake(
+    tx: &mut Tx<'_>,
+    job: &Claimed,
+    message: &Outbound,
+    (until, wakes_at): (UnixMs, UnixMs),
+    reason: Reason,
+    now: UnixMs,
+) -> Result<Done, StoreError> {
     if message.held_reason == Some(reason) {
         change::set_next_at(tx, &job.tenant, &job.message, until)?;
     } else {
@@ -696,7 +711,7 @@ fn hold(
         };
         change::make(tx, &job.tenant, &job.message, &change)?;
     }
-    rows::put_job(tx, (&job.tenant, &job.message), message.class.rank(), until, Some(reason))?;
+    rows::put_job(tx, (&job.tenant, &job.message), message.class.rank(), wakes_at, Some(reason))?;
     Ok(Done::Held)
 }
 

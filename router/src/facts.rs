@@ -84,6 +84,22 @@ pub fn of(settings: &Compliance, known: &Known, subject: &Subject<'_>) -> Facts 
     }
 }
 
+/// What the rules have decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Decided {
+    /// Their verdict.
+    pub verdict: Verdict,
+    /// When to ask them again, of what is held.
+    pub wakes_at: Option<UnixMs>,
+}
+
+/// A number that is a message's own and always the same (FNV-1a), evenly spread whatever its id has in common with others.
+fn share(id: &MessageId) -> u64 {
+    id.as_str().bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
 /// Gathers, asks the rules, and writes down what they say.
 pub fn decide(
     tx: &mut Tx<'_>,
@@ -91,7 +107,7 @@ pub fn decide(
     (tenant, id): (&TenantId, &MessageId),
     subject: &Subject<'_>,
     now: UnixMs,
-) -> Result<Verdict, StoreError> {
+) -> Result<Decided, StoreError> {
     let facts = match gather(tx, settings, tenant, subject) {
         // The store is away, not the fact: the message waits for it.
         Err(error) if error.is_unavailable() => return Err(error),
@@ -106,7 +122,14 @@ pub fn decide(
     let decision =
         Decision { verdict, class, rules: versions().0, zones: versions().1, text_hash: &hash };
     rules::record(tx, (tenant, id), &decision, now)?;
-    Ok(verdict)
+    let wakes_at = match (verdict, &facts) {
+        (Verdict::Hold { until_ms, .. }, Ok(facts)) => {
+            Some(UnixMs(compliance::wakes_at(facts, until_ms, share(id))))
+        }
+        (Verdict::Hold { until_ms, .. }, Err(_)) => Some(UnixMs(until_ms)),
+        (Verdict::Send { .. } | Verdict::Block { .. } | Verdict::Expire, _) => None,
+    };
+    Ok(Decided { verdict, wakes_at })
 }
 
 /// The versions of the rules (code and hours) and of the time zone data, as the ledger and the API tell them.

@@ -50,6 +50,9 @@ async fn marketing_is_held_at_night_and_goes_when_the_tenant_knows_better() {
     let held = message(app, &tenant, &id).await;
     assert_eq!(held.status, Status::Queued);
     assert!(held.next_at.unwrap() > app.clock.now(), "{held:?}");
+    // It is told the hour, and comes within a minute of it.
+    let turn = count(app, "SELECT run_at FROM jobs").await - held.next_at.unwrap().0;
+    assert!((0..60_000).contains(&turn), "{turn}");
     // A one-time code does not wait.
     let code = accept(app, &tenant, TO, |new| {
         new.class = Class::Otp;
