@@ -298,3 +298,71 @@ fn only_its_owner_can_read_it() {
         assert_eq!(mode & 0o777, 0o600, "{name}");
     }
 }
+
+/// Every statement of the journal, as it stands in the source.
+fn statements() -> Vec<&'static str> {
+    let sources = [include_str!("../journal.rs"), include_str!("rows.rs")];
+    let literals = sources.into_iter().flat_map(|source| source.split('"'));
+    let verbs = ["SELECT ", "INSERT ", "UPDATE ", "DELETE "];
+    literals.filter(|text| verbs.iter().any(|verb| text.trim_start().starts_with(verb))).collect()
+}
+
+fn plan(connection: &Connection, sql: &str) -> Vec<String> {
+    let mut explain = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+    explain.raw_query().mapped(|row| row.get(3)).collect::<Result<_, _>>().unwrap()
+}
+
+#[test]
+fn every_statement_finds_its_rows_by_an_index_whatever_is_bound_to_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path());
+    let statements = statements();
+    assert!(statements.len() >= 22, "{} found", statements.len());
+    for sql in statements {
+        let stable = plan(&journal.connection, sql);
+        let qpsg = DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG;
+        journal.connection.set_db_config(qpsg, false).unwrap();
+        assert_eq!(plan(&journal.connection, sql), stable, "no plan depends on a value: {sql}");
+        journal.connection.set_db_config(qpsg, true).unwrap();
+        // One row, and what is read whole at a start.
+        let whole = sql.contains("meta") || sql.ends_with("FROM claims");
+        let scans = stable.iter().any(|step| step.starts_with("SCAN") && !step.contains("INDEX"));
+        assert!(whole || !scans, "{sql}: {stable:?}");
+    }
+}
+
+#[test]
+fn no_statement_is_planned_again_while_the_journal_is_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut journal = open(dir.path());
+    let again = |journal: &Journal| -> i32 {
+        let count = |sql: &&str| {
+            let statement = journal.connection.prepare_cached(sql).unwrap();
+            statement.get_status(rusqlite::StatementStatus::RePrepare)
+        };
+        statements().iter().map(count).sum()
+    };
+    let story = |n: u8| {
+        let at = UnixMs(NOW.wall.0 + i64::from(n));
+        let seen = Change::Heard { guid: format!("guid {n}"), print: Some(u64::from(n)) };
+        let (seq, id) = (u64::from(n), attempt(n));
+        let phases = [
+            Phase::Accepted,
+            Phase::Started { mark: i64::from(n), at },
+            Phase::Handed { mark: i64::from(n), at },
+        ];
+        let mut changes: Vec<Change> =
+            phases.into_iter().map(|phase| put(&send(n, phase))).collect();
+        changes.extend([event(seq), seen, Change::Claim { guid: format!("own {n}") }]);
+        changes.extend([Change::Cursor(format!("{n}")), Change::Acked(seq.saturating_sub(3))]);
+        (changes, id)
+    };
+    for n in 1..60 {
+        let (changes, id) = story(n);
+        journal.commit(&changes, NOW).unwrap();
+        assert!(journal.told(&id).unwrap().is_some());
+        assert_eq!(journal.events(u64::from(n), 10).unwrap().len(), 1);
+        assert!(journal.heard_as(u64::from(n)).unwrap().is_some());
+    }
+    assert_eq!(again(&journal), 0);
+}
