@@ -31,8 +31,10 @@ use router_client::clock::wall_now;
 const STDOUT_QUEUE: usize = 64;
 /// Lines waiting to be written to a child: more than a session's burst of commands, at most some megabytes.
 const STDIN_QUEUE: usize = 256;
-/// Bytes read from a child at once: some lines of an ordinary bridge. There are two such buffers for each of many phones.
-const READ_BYTES: usize = 2 * 1024;
+/// Bytes read from a child's stdout at once: a line or two of an ordinary bridge. Each of many phones has such a buffer.
+const READ_BYTES: usize = 512;
+/// And from its stderr, which is seldom written to.
+const LOG_READ_BYTES: usize = 256;
 /// One write to a child's stdin must end within this time; a healthy bridge reads at once.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 /// Longest log line that is kept of a child's stderr; the rest of the line is dropped.
@@ -438,7 +440,7 @@ async fn read_stdout(stdout: ChildStdout, line_max: usize, report: mpsc::Sender<
 }
 
 async fn read_stderr(stderr: ChildStderr, name: String, voice: Voice, ring: Arc<Mutex<Ring>>) {
-    let mut lines = Lines::new(BufReader::with_capacity(READ_BYTES, stderr), LOG_LINE_MAX);
+    let mut lines = Lines::new(BufReader::with_capacity(LOG_READ_BYTES, stderr), LOG_LINE_MAX);
     let mut second = Instant::now();
     let mut passed = 0_u32;
     let mut withheld = 0_u64;

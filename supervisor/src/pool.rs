@@ -323,7 +323,8 @@ fn start_owner(id: PhoneId, config: PhoneConfig, surroundings: &Surroundings) ->
     let logs = Arc::new(Mutex::new(Ring::default()));
     let config = Arc::new(config);
     let (end, ended) = (surroundings.stopping.child_token(), CancellationToken::new());
-    let owner = Owner {
+    // In a box: a future that is handed on is held once by each that awaits it.
+    let owner = Box::new(Owner {
         id: id.clone(),
         config: Arc::clone(&config),
         phone,
@@ -343,7 +344,7 @@ fn start_owner(id: PhoneId, config: PhoneConfig, surroundings: &Surroundings) ->
         link_slow: false,
         refused: Refused::default(),
         cpu: CpuHistory::default(),
-    };
+    });
     let over = ended.clone().drop_guard();
     surroundings.tracker.spawn(async move {
         owner.run().await;
@@ -406,7 +407,7 @@ fn looks(tuning: &Tuning) -> tokio::time::Interval {
 }
 
 impl Owner {
-    async fn run(mut self) {
+    async fn run(mut self: Box<Self>) {
         let mut renew = tokio::time::interval(Duration::from_millis(RENEW_EVERY_MS));
         let mut look = looks(&self.surroundings.tuning);
         renew.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -452,7 +453,8 @@ impl Owner {
                 }
                 Turn::Tick => self.take(Input::Tick).await,
                 Turn::Renew => self.grant(),
-                Turn::Look => self.look().await,
+                // What is large and done now and then is not room that each phone keeps for it.
+                Turn::Look => Box::pin(self.look()).await,
                 Turn::Power => {
                     let low = power.borrow_and_update().as_ref().is_some_and(power::is_low);
                     self.take(Input::PowerLow(low)).await;
@@ -465,7 +467,7 @@ impl Owner {
                     look = looks(&self.surroundings.tuning);
                 }
                 Turn::Happened(happened) => {
-                    self.happened(happened).await;
+                    Box::pin(self.happened(happened)).await;
                     lines += 1;
                     if lines >= LINES_A_TURN {
                         lines = 0;
@@ -490,7 +492,7 @@ impl Owner {
                     inputs.push_back(next);
                 }
             }
-            self.tell().await;
+            Box::pin(self.tell()).await;
         }
     }
 
