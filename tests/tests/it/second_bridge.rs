@@ -1,4 +1,4 @@
-//! A bridge that outlives its supervisor holds its phone: the next one is refused until it is gone, and nothing is sent twice.
+//! A bridge that no supervisor knows of holds its phone: the supervisor's own is refused until it is gone, and nothing is sent twice.
 
 #![cfg(test)]
 
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use e2e::flow::{recipient, settle};
-use e2e::program::freeze_pid;
+use e2e::program::Lines;
 use e2e::shelf::{Plan, Shelf, message};
 use e2e::{eventually, program};
 use protocol::link::PhoneState;
@@ -16,13 +16,22 @@ use serde_json::{Value, json};
 const WITHIN: Duration = Duration::from_mins(1);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_phone_whose_old_bridge_still_runs_waits_for_its_end() -> Result<()> {
+async fn a_phone_that_a_stray_bridge_holds_waits_for_its_end() -> Result<()> {
     let phones = vec![("+12025550190", "26")];
     let mut shelf = Shelf::start(Plan { phones, speed: 0.2, ..Plan::default() }).await?;
-    let first = *shelf.bridge_pids()?.first().context("the bridge runs")?;
-    // It cannot notice that its supervisor is gone: for all that anybody knows, it may be sending.
-    freeze_pid(first, true)?;
+    let id = shelf.operator.phones().await?.first().context("a phone")?.id.clone();
+    // Somebody starts it by hand, as one does to look at what is wrong, and lets it run.
     shelf.crash_supervisor()?;
+    eventually("its own bridge has noticed", WITHIN, || async {
+        let left = shelf.bridge_pids()?;
+        Ok(if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) })
+    })
+    .await?;
+    let config = shelf.root().join("host/phones").join(id.as_str()).join("bridge.toml");
+    let config = config.display().to_string();
+    let stray = Lines::start("switchboard-bridge", &["run", "--config", &config])?;
+    stray.next(WITHIN).await.context("the stray says hello")?;
+    let first = stray.pid();
     shelf.start_supervisor()?;
 
     let dispatch = shelf.dispatch()?;
@@ -40,7 +49,6 @@ async fn a_phone_whose_old_bridge_still_runs_waits_for_its_end() -> Result<()> {
     })
     .await?;
     // The operator finds out why, and the router gives the phone nothing to send.
-    let id = phone().await["id"].as_str().context("the phone's id")?.to_owned();
     let log: Value =
         dispatch.call(reqwest::Method::GET, &format!("/v1/phones/{id}/log"), None, None).await??;
     assert!(log.to_string().contains("is held by another bridge of this phone"), "{log}");
@@ -53,8 +61,9 @@ async fn a_phone_whose_old_bridge_still_runs_waits_for_its_end() -> Result<()> {
     .await?;
     assert_eq!(shelf.asked()?.len(), 0);
 
-    // Awake again it finds its supervisor gone, and ends; whoever comes next has the phone.
-    freeze_pid(first, false)?;
+    // However it ends, the system gives its lock back, and whoever comes next has the phone.
+    program::crash_pid(first)?;
+    drop(stray);
     shelf.all_ready(WITHIN).await?;
     let running = program::bridges(shelf.root())?;
     assert!(running.len() == 1 && running.iter().all(|(pid, _)| *pid != first), "{running:?}");
