@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use data_encoding::BASE64URL_NOPAD;
@@ -308,8 +309,8 @@ pub(crate) struct PhoneConfig {
     pub(crate) chat_db: PathBuf,
     /// What runs AppleScript, when it is not osascript itself; absolute.
     pub(crate) osascript: Option<PathBuf>,
-    /// Further settings of the bridge.
-    pub(crate) extra: toml::Table,
+    /// Further settings of the bridge, held once by all that know the phone.
+    pub(crate) extra: Arc<toml::Table>,
 }
 
 impl PhoneConfig {
@@ -606,7 +607,8 @@ fn phones(
                 table.get_ref().clone()
             }
         };
-        phones.push(PhoneConfig { number, label: phone.label.clone(), chat_db, osascript, extra });
+        let (label, extra) = (phone.label.clone(), Arc::new(extra));
+        phones.push(PhoneConfig { number, label, chat_db, osascript, extra });
     }
     Ok(phones)
 }

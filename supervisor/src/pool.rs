@@ -875,7 +875,7 @@ pub(crate) fn bridge_config(
     config: &PhoneConfig,
     directory: &std::path::Path,
 ) -> String {
-    let mut table = config.extra.clone();
+    let mut table = toml::Table::clone(&config.extra);
     let mut set = |key: &str, value: String| {
         table.insert(key.to_owned(), toml::Value::String(value));
     };
@@ -990,7 +990,7 @@ mod tests {
                 label: None,
                 chat_db: "/db".into(),
                 osascript: None,
-                extra,
+                extra: Arc::new(extra),
             };
             let pool = Pool::start(&BTreeMap::from([(id.clone(), config)]), &surroundings);
             Self { dir, pool, id, up, surroundings }
@@ -1190,7 +1190,7 @@ mod tests {
             label: None,
             chat_db: "/a \"quoted\" place".into(),
             osascript: Some("/o".into()),
-            extra,
+            extra: Arc::new(extra),
         };
         let text = bridge_config(&PhoneId::new(1, [0; 10]), &config, Path::new("/state"));
         let read: toml::Table = toml::from_str(&text).unwrap();
