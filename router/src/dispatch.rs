@@ -415,6 +415,7 @@ fn decide_and_record(
         journal: phone.journal.as_deref(),
         route: &choice.route,
         start_before,
+        sequence: message.sequence,
     };
     let new_contact = rows::dispatched(tx, (tenant, id), &message.recipient, &new, now)?;
     pool.gave(tx, &choice.phone, new_contact, now)?;
@@ -477,6 +478,7 @@ fn stand_in(
         journal: None,
         route: &[Channel::Sms],
         start_before,
+        sequence: message.sequence,
     };
     rows::dispatched(tx, (tenant, id), &message.recipient, &new, now)?;
     provider_rows::ordered(tx, (tenant, id, attempt), &provider.phone, keep_until)?;

@@ -197,6 +197,7 @@ impl World {
             journal: journal.as_deref(),
             route: &choice.route,
             start_before: now,
+            sequence: 1,
         };
         let met = rows::dispatched(&mut tx, (&tenant, &new.id), &recipient, &attempt, now).unwrap();
         self.pool.gave(&mut tx, &choice.phone, met, now).unwrap();

@@ -184,7 +184,8 @@ pub fn make_of(
         tx.execute(
             "UPDATE messages SET status = ?3, reason = ?4, detail = ?5, held_reason = ?6, next_at = ?7,
                  channel_used = COALESCE(?8, channel_used), guid = COALESCE(?9, guid),
-                 phone_id = COALESCE(?10, phone_id), sequence = ?12, updated_at = ?11
+                 phone_id = COALESCE(?10, phone_id), sequence = ?12, updated_at = ?11,
+                 room = CASE WHEN ?9 IS NULL THEN room END
              WHERE id = ?1 AND tenant_id = ?2",
             params![
                 id,

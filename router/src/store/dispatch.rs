@@ -90,6 +90,8 @@ pub struct Outbound {
     pub media: Vec<Media>,
     /// Attempts so far.
     pub attempts: u32,
+    /// How many steps its story has.
+    pub sequence: u64,
     /// When it was accepted.
     pub accepted_at: UnixMs,
     /// Not after.
@@ -111,7 +113,7 @@ pub fn outbound(
     tx.query_opt(
         "SELECT status, kind = 'confirmation', recipient, asked_from, channel_asked, class, text, attempts,
              expires_at, cancel_asked, held_reason, recall_reason, created_at, test,
-             fallback, media
+             fallback, media, sequence
          FROM messages WHERE id = ?1 AND tenant_id = ?2 AND direction = 'outbound'",
         params![id, tenant],
         |row| {
@@ -134,6 +136,7 @@ pub fn outbound(
                 recall_reason: row.get(11)?,
                 accepted_at: row.get(12)?,
                 test: row.get(13)?,
+                sequence: row.get(16)?,
             })
         },
     )
@@ -390,12 +393,19 @@ fn contacted(
     (recipient, phone): (&Recipient, &PhoneId),
     now: UnixMs,
 ) -> Result<bool, StoreError> {
+    let new = tx.execute(
+        "INSERT INTO phone_contacts (recipient, phone_id, since, counted, attempts, heard) VALUES (?1, ?2, ?3, 1, 1, 0)
+         ON CONFLICT (recipient, phone_id) DO NOTHING",
+        params![recipient, phone, now],
+    )?;
+    if new > 0 {
+        return Ok(true);
+    }
     // One that counts and has a single attempt was made by this one.
     tx.query_row(
-        "INSERT INTO phone_contacts (recipient, phone_id, since, counted, attempts, heard) VALUES (?1, ?2, ?3, 1, 1, 0)
-         ON CONFLICT (recipient, phone_id) DO UPDATE SET attempts = phone_contacts.attempts + 1
+        "UPDATE phone_contacts SET attempts = attempts + 1 WHERE recipient = ?1 AND phone_id = ?2
          RETURNING counted = 1 AND attempts = 1",
-        params![recipient, phone, now],
+        params![recipient, phone],
         |row| row.get(0),
     )
 }
@@ -516,6 +526,8 @@ pub struct NewAttempt<'a> {
     pub route: &'a [Channel],
     /// Not to be started after.
     pub start_before: UnixMs,
+    /// How many steps the message's story has before.
+    pub sequence: u64,
 }
 
 /// Writes down that a message goes to a phone: attempt, counters, binding, step; its job is done with. True when the
@@ -552,13 +564,16 @@ pub fn dispatched(
     let new_contact = contacted(tx, (recipient, new.phone), now)?;
     bind(tx, tenant, (recipient, new.phone), Direction::Outbound, now)?;
     // As [`change::make`] would, in one statement: it happens to every message, and what it was before is known.
-    let sequence = tx.query_row(
+    let sequence = new.sequence.saturating_add(1);
+    let changed = tx.execute(
         "UPDATE messages SET attempts = ?3, phone_id = ?4, status = ?5, reason = NULL, detail = NULL, held_reason = NULL,
-             next_at = NULL, sequence = sequence + 1, updated_at = ?6
-         WHERE id = ?1 AND tenant_id = ?2 AND status IN ('queued', 'scheduled') RETURNING sequence",
-        params![id, tenant, new.attempt, new.phone, Status::Dispatching, now],
-        |row| row.get(0),
+             next_at = NULL, sequence = ?7, updated_at = ?6, room = zeroblob(56)
+         WHERE id = ?1 AND tenant_id = ?2 AND status IN ('queued', 'scheduled')",
+        params![id, tenant, new.attempt, new.phone, Status::Dispatching, now, sequence],
     )?;
+    if changed == 0 {
+        return Err(StoreError::NoRow);
+    }
     let step = NewEvent {
         phone: Some(new.phone),
         attempt: Some(new.attempt),

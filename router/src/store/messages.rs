@@ -107,9 +107,9 @@ pub fn accept(
     tx.execute(
         "INSERT INTO messages (id, tenant_id, direction, kind, test, recipient, asked_from, channel_asked, class,
             text, metadata, status, next_at, send_at, expires_at, attempts, sequence, cancel_asked, created_at,
-            updated_at, template_id, template_version, fallback, media, batch_id)
+            updated_at, template_id, template_version, fallback, media, batch_id, room)
          VALUES (?1, ?2, 'outbound', 'tenant', ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?11, ?12, 0, 1, 0, ?13, ?13,
-            ?14, ?15, ?16, ?17, ?18)",
+            ?14, ?15, ?16, ?17, ?18, zeroblob(96))",
         params![
             new.id,
             tenant,

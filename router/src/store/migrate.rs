@@ -128,6 +128,7 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "in_hand",
         sql: include_str!("../../migrations/0027_in_hand.sql"),
     },
+    Migration { version: 28, name: "room", sql: include_str!("../../migrations/0028_room.sql") },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

@@ -165,26 +165,36 @@ pub fn record(
         Verdict::Hold { until_ms, reason } => (Some(reason), Some(until_ms)),
         Verdict::Block { reason, .. } => (Some(reason), None),
     };
-    tx.execute(
+    let values = params![
+        id,
+        tenant,
+        now,
+        decision.verdict.as_str(),
+        reason,
+        until,
+        decision.class,
+        decision.rules,
+        decision.zones,
+        decision.text_hash
+    ];
+    // Most messages are decided once.
+    let first = tx.execute(
         "INSERT INTO decisions
              (message_id, number, tenant_id, at, verdict, reason, until, class, rules, zones, text_hash)
-         SELECT ?1, COALESCE(n.number, 0) + 1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10
-         FROM (SELECT MAX(number) AS number FROM decisions WHERE message_id = ?1) n
-         LEFT JOIN decisions d ON d.message_id = ?1 AND d.number = n.number
-         WHERE d.verdict IS NULL OR d.verdict <> ?4 OR COALESCE(d.reason, '') <> COALESCE(?5, '')
-             OR COALESCE(d.until, 0) <> COALESCE(?6, 0)",
-        params![
-            id,
-            tenant,
-            now,
-            decision.verdict.as_str(),
-            reason,
-            until,
-            decision.class,
-            decision.rules,
-            decision.zones,
-            decision.text_hash
-        ],
+         VALUES (?1, 1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT (message_id, number) DO NOTHING",
+        values,
     )?;
+    if first == 0 {
+        tx.execute(
+            "INSERT INTO decisions
+                 (message_id, number, tenant_id, at, verdict, reason, until, class, rules, zones, text_hash)
+             SELECT ?1, n.number + 1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10
+             FROM (SELECT MAX(number) AS number FROM decisions WHERE message_id = ?1) n
+             JOIN decisions d ON d.message_id = ?1 AND d.number = n.number
+             WHERE d.verdict <> ?4 OR COALESCE(d.reason, '') <> COALESCE(?5, '')
+                 OR COALESCE(d.until, 0) <> COALESCE(?6, 0)",
+            values,
+        )?;
+    }
     Ok(())
 }
