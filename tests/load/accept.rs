@@ -1,14 +1,18 @@
-//! `POST /v1/messages` with fsync over 64 connections, beside what SQLite's group commit and axum
-//! alone can do here.
+//! `POST /v1/messages` with fsync, beside what SQLite's group commit and axum alone can do here, and beside Kannel.
+//!
+//! The phones have their hands full, as they do whenever more comes in than they send: what is accepted stays in the
+//! queue. Kannel's own is held up in the same way.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use axum::Router;
 use axum::routing::post;
 use e2e::shelf::{Plan, Shelf};
-use rusqlite::Connection;
+use rusqlite::types::Value;
+use rusqlite::{Connection, OpenFlags};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -17,16 +21,50 @@ use crate::kannel::Kannel;
 use crate::percentile::{p50_p99, per_second};
 use crate::posts::{self, Ask, CONNECTIONS, Key, Post};
 use crate::relay::{Rounds, ask, id};
+use crate::standin::Standins;
 
-/// Rows that one accepted message writes: itself, its event, its job.
-const ROWS_PER_MESSAGE: usize = 3;
+/// What an accepted message writes: itself, its event, its job. The order suits what refers to what.
+const TABLES: [&str; 3] = ["messages", "message_events", "jobs"];
+
+/// A router whose phones take a few messages each, answer nothing and so get no more.
+struct Full {
+    shelf: Shelf,
+    phones: Standins,
+}
+
+impl Full {
+    async fn start() -> Result<Self> {
+        let shelf = Shelf::start(Plan { phones: vec![], ..Plan::default() }).await?;
+        let phones = Standins::start(&shelf.url(), &shelf.operator, 1, PHONES).await?;
+        phones.answer(false);
+        let wanted = PHONES * Plan::default().in_flight;
+        let range = (FILLING, FILLING + 2 * wanted);
+        posts::run(shelf.addr(), range, ask(shelf.key.clone()), id).await.context("filling")?;
+        phones.until(usize::try_from(wanted).context("phones")?, FULL_WITHIN).await?;
+        Ok(Self { shelf, phones })
+    }
+
+    async fn stop(self) -> Result<()> {
+        self.phones.answer(true);
+        self.phones.stop().await;
+        self.shelf.stop().await
+    }
+}
+
+const PHONES: u32 = 16;
+/// Where the numbers of what fills them begin: beyond those of any round.
+const FILLING: u32 = 1_000_000_000;
+const FULL_WITHIN: Duration = Duration::from_secs(20);
 
 pub(crate) async fn measure(messages: u32) -> Result<Vec<Figure>> {
-    // A router without phones: accepting is measured alone, nothing is dispatched.
-    let shelf = Shelf::start(Plan { phones: vec![], ..Plan::default() }).await?;
-    let (accept, mut latencies) =
-        load(shelf.addr(), (ask(shelf.key.clone()), id), messages).await?;
-    shelf.stop().await?;
+    let full = Full::start().await?;
+    let key = full.shelf.key.clone();
+    let (accept, mut latencies) = load(full.shelf.addr(), (ask(key), id), messages).await?;
+    let store = full.shelf.root().join("router.db");
+    let group = tokio::task::spawn_blocking(move || group_commit(&store))
+        .await
+        .context("group commit")??;
+    full.stop().await?;
     let beside = beside_kannel(messages).await?;
 
     let tasks = TaskTracker::new();
@@ -37,7 +75,6 @@ pub(crate) async fn measure(messages: u32) -> Result<Vec<Figure>> {
     // The same requests; the answer is about nothing.
     let key: Key = |n, _| Some(n.to_string());
     let (bare, mut bare_latencies) = load(hello, (ask("none".to_owned()), key), messages).await?;
-    let group = tokio::task::spawn_blocking(group_commit).await.context("group commit")??;
 
     Ok(vec![
         Figure::new(
@@ -49,7 +86,9 @@ pub(crate) async fn measure(messages: u32) -> Result<Vec<Figure>> {
         Figure::new(
             "accept, beside the store alone",
             format!("{accept:.0} messages/s"),
-            format!("SQLite group commit of 64 × 3 rows, synchronous=FULL: {group:.0} messages/s"),
+            format!(
+                "SQLite group commit of 64 messages with the same rows and indexes, synchronous=FULL: {group:.0} messages/s"
+            ),
             Some(accept / group),
         ),
         beside,
@@ -61,13 +100,14 @@ const BESIDE: usize = 32;
 
 /// Both over 32 connections in turns, so that a noisy moment meets both.
 async fn beside_kannel(messages: u32) -> Result<Figure> {
-    let kannel = Kannel::start().await?;
-    let shelf = Shelf::start(Plan { phones: vec![], ..Plan::default() }).await?;
+    let kannel = Kannel::start(Some(PHONES)).await?;
+    let full = Full::start().await?;
     let (mut ours, mut theirs) = (Rounds::default(), Rounds::default());
     for round in 0..3 {
         let range = (round * messages, (round + 1) * messages);
         let key: Key = id;
-        let taken = posts::over(BESIDE, shelf.addr(), range, ask(shelf.key.clone()), key).await?;
+        let ask = ask(full.shelf.key.clone());
+        let taken = posts::over(BESIDE, full.shelf.addr(), range, ask, key).await?;
         let (rate, latencies) = rated(taken);
         ours.add(rate, latencies);
         if let Some(kannel) = &kannel {
@@ -75,7 +115,7 @@ async fn beside_kannel(messages: u32) -> Result<Figure> {
             theirs.add(rate, latencies);
         }
     }
-    shelf.stop().await?;
+    full.stop().await?;
     let (baseline, ratio) = match kannel {
         Some(_) => (
             format!("Kannel, file store without fsync: {}", theirs.say()),
@@ -99,31 +139,50 @@ fn rated((posts, took): (Vec<Post>, Duration)) -> (f64, Vec<Duration>) {
     (per_second(posts.len(), took), posts.iter().map(|post| post.took).collect())
 }
 
-/// What SQLite can do here when 64 messages share one commit.
-fn group_commit() -> Result<f64> {
-    const COMMITS: usize = 200;
+/// How fast SQLite alone writes what the router has written, 64 messages in a commit: the same rows into tables with the
+/// same indexes, through nothing but prepared statements.
+fn group_commit(store: &Path) -> Result<f64> {
+    const MESSAGES: usize = 200 * CONNECTIONS;
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY;
+    let written = Connection::open_with_flags(store, flags).context("store")?;
     let dir = tempfile::Builder::new().prefix("swb-").tempdir_in("/tmp").context("folder")?;
     let mut db = Connection::open(dir.path().join("raw.db")).context("database")?;
-    db.execute_batch(
-        "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; \
-         CREATE TABLE rows (id TEXT PRIMARY KEY, tenant TEXT, body TEXT, at BIGINT);",
-    )
-    .context("schema")?;
+    db.execute_batch("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;").context("database")?;
+    let mut inserts = Vec::new();
+    let mut rows: Vec<Vec<Vec<Value>>> = Vec::new();
+    for table in TABLES {
+        let schema = "SELECT sql FROM sqlite_master WHERE tbl_name = ?1 AND sql IS NOT NULL ORDER BY type DESC";
+        let mut schema = written.prepare(schema).context("schema")?;
+        for sql in schema.query_map([table], |row| row.get::<_, String>(0)).context("schema")? {
+            db.execute_batch(&sql.context("schema")?).context(table)?;
+        }
+        let key = if table == "messages" { "id" } else { "message_id" };
+        // What a phone has been given was written more than once.
+        let sql = format!(
+            "SELECT t.* FROM {table} t JOIN messages m ON m.id = t.{key}
+             WHERE m.status = 'queued' ORDER BY m.id LIMIT {MESSAGES}"
+        );
+        let mut all = written.prepare(&sql).context(table)?;
+        let columns = all.column_count();
+        let places: Vec<String> = (1..=columns).map(|place| format!("?{place}")).collect();
+        inserts.push(format!("INSERT INTO {table} VALUES ({})", places.join(", ")));
+        let read = |row: &rusqlite::Row<'_>| (0..columns).map(|column| row.get(column)).collect();
+        let all = all.query_map([], read).context(table)?;
+        rows.push(all.collect::<rusqlite::Result<_>>().context(table)?);
+    }
+    let messages = rows.iter().map(Vec::len).min().context("rows")?;
+    ensure!(messages > 10 * CONNECTIONS, "{messages} messages are too few to measure");
     let began = Instant::now();
-    let per_commit = CONNECTIONS * ROWS_PER_MESSAGE;
-    for commit in 0..COMMITS {
+    for first in (0..messages).step_by(CONNECTIONS) {
         let tx = db.transaction().context("begin")?;
-        {
-            let mut insert = tx
-                .prepare_cached("INSERT INTO rows VALUES (?1, 'ten_1', ?2, 1)")
-                .context("insert")?;
-            for row in 0..per_commit {
-                insert
-                    .execute((format!("msg_{commit:08}{row:08}"), "x".repeat(200)))
-                    .context("insert")?;
+        for message in first..messages.min(first + CONNECTIONS) {
+            for (insert, rows) in inserts.iter().zip(&rows) {
+                let mut insert = tx.prepare_cached(insert).context("insert")?;
+                let row = rows.get(message).context("row")?;
+                insert.execute(rusqlite::params_from_iter(row)).context("insert")?;
             }
         }
         tx.commit().context("commit")?;
     }
-    Ok(per_second(COMMITS * CONNECTIONS, began.elapsed()))
+    Ok(per_second(messages, began.elapsed()))
 }

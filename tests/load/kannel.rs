@@ -34,8 +34,9 @@ pub(crate) struct Kannel {
 }
 
 impl Kannel {
-    /// Starts all three; `None`, and a word about it, where Kannel is not installed.
-    pub(crate) async fn start() -> Result<Option<Self>> {
+    /// Starts all three; `None`, and a word about it, where Kannel is not installed. With `throughput` its fakesmsc takes
+    /// no more than so many messages a second.
+    pub(crate) async fn start(throughput: Option<u32>) -> Result<Option<Self>> {
         for program in [BEARERBOX, SMSBOX, FAKESMSC] {
             if !Path::new(program).exists() {
                 crate::say(&format!(
@@ -48,7 +49,8 @@ impl Kannel {
         let root = dir.path();
         let [admin, boxes, smsc, send] = [free_addr()?, free_addr()?, free_addr()?, free_addr()?];
         let config = root.join("kannel.conf");
-        std::fs::write(&config, conf(root, [admin, boxes, smsc, send])).context("kannel.conf")?;
+        std::fs::write(&config, conf(root, [admin, boxes, smsc, send], throughput))
+            .context("kannel.conf")?;
         let config = config.display().to_string();
         let start = |program: &str, args: &[&str], name: &str| {
             Program::start_at(Path::new(program), args, &[], &root.join(name))
@@ -112,13 +114,18 @@ async fn up(what: &str, addr: SocketAddr) -> Result<()> {
 }
 
 /// Everything in one folder and on ports of its own; the store is the file store, reports are kept in memory.
-fn conf(root: &Path, [admin, boxes, smsc, send]: [SocketAddr; 4]) -> String {
+fn conf(
+    root: &Path,
+    [admin, boxes, smsc, send]: [SocketAddr; 4],
+    throughput: Option<u32>,
+) -> String {
     let root = root.display();
+    let throughput = throughput.map_or_else(String::new, |most| format!("throughput = {most}\n"));
     format!(
         "group = core\nadmin-port = {}\nadmin-password = load\nsmsbox-port = {}\nbox-allow-ip = 127.0.0.1\n\
          store-type = file\nstore-location = {root}/kannel.store\ndlr-storage = internal\n\
          log-file = {root}/bearerbox.log\nlog-level = 4\n\n\
-         group = smsc\nsmsc = fake\nsmsc-id = fake\nport = {}\nconnect-allow-ip = 127.0.0.1\n\n\
+         group = smsc\nsmsc = fake\nsmsc-id = fake\nport = {}\nconnect-allow-ip = 127.0.0.1\n{throughput}\n\
          group = smsbox\nbearerbox-host = 127.0.0.1\nsendsms-port = {}\nlog-file = {root}/smsbox.log\nlog-level = 4\n\n\
          group = sendsms-user\nusername = load\npassword = load\n\n\
          group = sms-service\nkeyword = default\ntext = none\n",

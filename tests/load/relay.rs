@@ -121,7 +121,7 @@ pub(crate) async fn measure(messages: u32) -> Result<Vec<Figure>> {
     let _endpoint: CreatedWebhookEndpoint =
         api.call(Method::POST, "/v1/webhook_endpoints", Some(body), None).await??;
     let phones = Standins::start(&shelf.url(), &shelf.operator, HOSTS, PHONES).await?;
-    let kannel = Kannel::start().await?;
+    let kannel = Kannel::start(None).await?;
 
     let (mut ours, mut theirs) = (Rounds::default(), Rounds::default());
     for round in 0..ROUNDS {
