@@ -16,6 +16,7 @@ mod dialect;
 mod error;
 #[cfg(test)]
 pub(crate) mod in_memory;
+mod log_writes;
 mod migrate;
 mod threads;
 mod tx;

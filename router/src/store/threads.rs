@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::usage::{self, Counts};
-use super::{StoreError, Tx, migrate, watch};
+use super::{StoreError, Tx, log_writes, migrate, watch};
 
 /// Closures waiting for the writer. At some tens of microseconds each this is well under a second of work; more
 /// waiting would only be answered after its caller has given up.
@@ -319,11 +319,13 @@ fn lock(path: &Path) -> Result<File, StoreError> {
 }
 
 fn open(path: &Path, cache: Cache) -> Result<Connection, StoreError> {
-    let connection = Connection::open_with_flags(
+    log_writes::register()?;
+    let connection = Connection::open_with_flags_and_vfs(
         path,
         OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+        log_writes::NAME,
     )?;
     connection.busy_timeout(LOCK_WAIT)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
