@@ -23,8 +23,9 @@ use super::StoreError;
 /// The layer's name, to open a database with.
 pub(super) const NAME: &CStr = c"switchboard-log";
 
-/// What is kept at most: a commit that is larger is written in parts.
-const KEPT_MAX: usize = 1024 * 1024;
+/// What is kept at most, 31 pages with their heads: a commit that is larger is written in parts. SQLite's own way to files
+/// takes less than 128 KiB in a call (`seekAndWriteFd` in os_unix.c).
+const KEPT_MAX: usize = 31 * 4_120;
 
 /// What was written and not handed on: one stretch of the file.
 #[derive(Debug, Default)]
