@@ -24,7 +24,7 @@ use super::StoreError;
 pub(super) const NAME: &CStr = c"switchboard-log";
 
 /// What is kept at most, 31 pages with their heads: a commit that is larger is written in parts. SQLite's own way to files
-/// takes less than 128 KiB in a call (`seekAndWriteFd` in os_unix.c).
+/// takes less than 128 KiB in a call (`seekAndWriteFd` in `os_unix.c`).
 const KEPT_MAX: usize = 31 * 4_120;
 
 /// What was written and not handed on: one stretch of the file.
