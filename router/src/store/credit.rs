@@ -234,16 +234,14 @@ pub(super) fn is_charged(
     Ok(found.is_some())
 }
 
-/// Lets what one message was charged pay for another one in its place.
+/// Lets what one message was charged pay for another one in its place. What a phone had begun of the first is not given back
+/// for the second either.
 pub(super) fn carry_over(
     tx: &mut Tx<'_>,
     tenant: &TenantId,
     (from, to): (&MessageId, &MessageId),
 ) -> Result<(), StoreError> {
-    tx.execute(
-        "UPDATE charges SET message_id = ?3 WHERE message_id = ?1 AND tenant_id = ?2",
-        params![from, tenant, to],
-    )?;
+    tx.execute(CARRY_OVER, params![from, tenant, to])?;
     Ok(())
 }
 
@@ -255,10 +253,17 @@ macro_rules! begun {
 }
 pub(super) use begun;
 
+const CARRY_OVER: &str = concat!(
+    "UPDATE charges SET message_id = ?3, begun = CASE WHEN begun = 1 OR EXISTS (
+         SELECT 1 FROM message_events e WHERE e.message_id = ?1 AND e.tenant_id = ?2 AND e.type IN ",
+    begun!(),
+    ") THEN 1 ELSE 0 END WHERE message_id = ?1 AND tenant_id = ?2"
+);
+
 /// What a phone says before it hands a message to Messages is `started`; what it was never heard to say of a message that
 /// has ended as not sent, it has not done.
 const GIVE_BACK: &str = concat!(
-    "DELETE FROM charges WHERE message_id = ?1 AND tenant_id = ?2 AND NOT EXISTS (
+    "DELETE FROM charges WHERE message_id = ?1 AND tenant_id = ?2 AND begun = 0 AND NOT EXISTS (
          SELECT 1 FROM message_events e WHERE e.message_id = ?1 AND e.tenant_id = ?2 AND e.type IN ",
     begun!(),
     ") RETURNING payer_id, month, credits"

@@ -129,6 +129,7 @@ pub const MIGRATIONS: &[Migration] = &[
         sql: include_str!("../../migrations/0027_in_hand.sql"),
     },
     Migration { version: 28, name: "room", sql: include_str!("../../migrations/0028_room.sql") },
+    Migration { version: 29, name: "begun", sql: include_str!("../../migrations/0029_begun.sql") },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

@@ -97,13 +97,13 @@ pub fn charges(
 
 const OLD_CHARGES: &str = "SELECT message_id FROM charges WHERE message_id > ?1 AND message_id < ?2
      ORDER BY message_id LIMIT ?3";
-/// What has one of the steps with which [`super::credit::give_back`] gives nothing back.
+/// What has one of the steps with which [`super::credit::give_back`] gives nothing back, or was paid for a message that had.
 const CHARGES: &str = concat!(
-    "DELETE FROM charges WHERE message_id > ?1 AND message_id <= ?2 AND EXISTS (
+    "DELETE FROM charges WHERE message_id > ?1 AND message_id <= ?2 AND (begun = 1 OR EXISTS (
          SELECT 1 FROM message_events e WHERE e.message_id = charges.message_id AND e.tenant_id = charges.tenant_id
              AND e.type IN ",
     begun!(),
-    ")"
+    "))"
 );
 
 /// Deletes some of what the operator did before `before`; answers how many rows.
@@ -401,6 +401,8 @@ mod tests {
             .collect();
         charge(&mut tx, days_ago(450), 1, "started");
         charge(&mut tx, days_ago(450), 2, "delivered");
+        let carried = charge(&mut tx, days_ago(450), 3, "queued");
+        tx.execute("UPDATE charges SET begun = 1 WHERE message_id = ?1", params![carried]).unwrap();
         kept.push(charge(&mut tx, days_ago(399), 3, "delivered"));
         let (mut after, mut deleted) = (None, 0);
         loop {
@@ -411,7 +413,7 @@ mod tests {
                 break;
             }
         }
-        assert_eq!(deleted, 2);
+        assert_eq!(deleted, 3);
         assert_eq!(all(&mut tx, "SELECT message_id FROM charges ORDER BY 1"), kept);
     }
 

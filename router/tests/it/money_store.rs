@@ -313,11 +313,19 @@ async fn a_dead_letter_that_is_tried_again_is_paid_for_once() {
     assert_eq!(books.account(&acme, NOW).await, (15, 1));
     let again = retry(began).await;
     assert_eq!(books.account(&acme, NOW).await, (15, 1));
-    // Of this one nothing was begun: it is given back, once.
-    for _ in 0..2 {
-        books.ends(&acme, &again, Status::Expired, NOW).await;
-        assert_eq!(books.account(&acme, NOW).await, (20, 0));
-    }
+    // Of this one nothing was begun; what a phone began of the one before is paid for all the same, however often it is tried.
+    let (tenant, letter) = (acme.clone(), again.clone());
+    books
+        .write(move |tx| {
+            change::make(tx, &tenant, &letter, &Change::to(Status::Failed, NOW))?;
+            dead_letters::keep(tx, &tenant, &letter, Reason::AttemptsExhausted, NOW)
+        })
+        .await;
+    assert_eq!(books.account(&acme, NOW).await, (15, 1));
+    let third = retry(again).await;
+    books.ends(&acme, &third, Status::Canceled, NOW).await;
+    assert_eq!(books.account(&acme, NOW).await, (15, 1));
+    assert_eq!(books.numbers("SELECT begun FROM charges", &[], 1).await, [1]);
 }
 
 #[tokio::test]
