@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use axum::Router;
 use axum::routing::post;
+use e2e::eventually;
 use e2e::shelf::{Plan, Shelf};
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
@@ -40,7 +41,15 @@ impl Full {
         let wanted = PHONES * Plan::default().in_flight;
         let range = (FILLING, FILLING + 2 * wanted);
         posts::run(shelf.addr(), range, ask(shelf.key.clone()), id).await.context("filling")?;
-        phones.until(usize::try_from(wanted).context("phones")?, FULL_WITHIN).await?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY;
+        let store = Connection::open_with_flags(shelf.root().join("router.db"), flags);
+        let store = store.context("store")?;
+        eventually("the phones have their hands full", FULL_WITHIN, || async {
+            let given = "SELECT COUNT(*) FROM attempts";
+            let given: u32 = store.query_row(given, [], |row| row.get(0)).context("attempts")?;
+            Ok(if given >= wanted { Ok(()) } else { Err(format!("{given} of {wanted}")) })
+        })
+        .await?;
         Ok(Self { shelf, phones })
     }
 

@@ -5,23 +5,26 @@
 //! that keeps what is written to a log in memory until SQLite wants it on disk, or read. Every other file is the layer's
 //! below, untouched.
 //!
-//! It is sound because nothing of a log counts before it was synced, where `synchronous` is FULL: SQLite syncs the log, and
-//! only then tells other connections, through the index in shared memory, how far it goes (sqlite.org/walformat.html). What
-//! the same connection reads back before that is written first ([`read`]). A process that dies in between leaves what it
-//! would have left by dying between two writes: a log whose end counts for nothing.
+//! It is sound on two conditions, which [`open`] sets. `synchronous` is FULL: SQLite syncs the log, and only then tells other
+//! connections, through the index in shared memory, how far it goes (sqlite.org/walformat.html). And `cache_spill` is off: a
+//! log is written from the beginning of a commit to its sync and at no other time, so that nothing is kept while a
+//! transaction goes on or after it was taken back, and what cannot be written is an error of the commit itself, which
+//! takes everything back. (With it on, pages of an open transaction go into the log and count from then on, though only for
+//! their own connection.) A process that dies in between leaves what it would have left by dying between two writes: a log
+//! whose end counts for nothing.
 
 #![expect(unsafe_code, reason = "SQLite's interface to files is one of C")]
 
 use std::ffi::{CStr, c_int, c_void};
+use std::path::Path;
 use std::ptr;
 use std::sync::OnceLock;
 
-use rusqlite::ffi;
+use rusqlite::{Connection, OpenFlags, ffi};
 
 use super::StoreError;
 
-/// The layer's name, to open a database with.
-pub(super) const NAME: &CStr = c"switchboard-log";
+const NAME: &CStr = c"switchboard-log";
 
 /// What is kept at most, 31 pages with their heads: a commit that is larger is written in parts. SQLite's own way to files
 /// takes less than 128 KiB in a call (`seekAndWriteFd` in `os_unix.c`).
@@ -57,8 +60,17 @@ struct Log {
     kept: *mut Kept,
 }
 
+/// Opens a database whose log is written by one call a commit. What a transaction changes stays in memory until then.
+pub(super) fn open(path: &Path, flags: OpenFlags) -> Result<Connection, StoreError> {
+    register()?;
+    let connection = Connection::open_with_flags_and_vfs(path, flags, NAME)?;
+    connection.pragma_update(None, "cache_spill", false)?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    Ok(connection)
+}
+
 /// Makes the layer known to SQLite, once a process.
-pub(super) fn register() -> Result<(), StoreError> {
+fn register() -> Result<(), StoreError> {
     static REGISTERED: OnceLock<c_int> = OnceLock::new();
     let code = *REGISTERED.get_or_init(|| {
         // SAFETY: a null name asks for the default, which lives as long as the process.
@@ -72,7 +84,7 @@ pub(super) fn register() -> Result<(), StoreError> {
             zName: NAME.as_ptr(),
             pNext: ptr::null_mut(),
             pAppData: below.cast::<c_void>(),
-            xOpen: Some(open),
+            xOpen: Some(open_file),
             ..*found
         };
         let layer = Box::into_raw(Box::new(layer));
@@ -89,7 +101,7 @@ pub(super) fn register() -> Result<(), StoreError> {
 ///
 /// # Safety
 ///
-/// `file` is a log that [`open`] was called with.
+/// `file` is a log that [`open_file`] was called with.
 unsafe fn below(file: *mut ffi::sqlite3_file) -> *mut ffi::sqlite3_file {
     // SAFETY: the memory has room for both, by `szOsFile`.
     unsafe { file.cast::<Log>().add(1).cast::<ffi::sqlite3_file>() }
@@ -110,7 +122,7 @@ macro_rules! pass {
 }
 
 /// Hands on what is kept. What cannot be written is forgotten: it is an error of the commit that wanted it, and counts for
-/// nothing.
+/// nothing (above).
 ///
 /// # Safety
 ///
@@ -143,7 +155,7 @@ macro_rules! hand_on_and_pass {
     }};
 }
 
-unsafe extern "C" fn open(
+unsafe extern "C" fn open_file(
     layer: *mut ffi::sqlite3_vfs,
     name: ffi::sqlite3_filename,
     file: *mut ffi::sqlite3_file,
@@ -206,7 +218,7 @@ static METHODS: ffi::sqlite3_io_methods = ffi::sqlite3_io_methods {
 unsafe extern "C" fn close(file: *mut ffi::sqlite3_file) -> c_int {
     // SAFETY: SQLite closes an open file once.
     let handed_on = unsafe { hand_on(file) };
-    // SAFETY: nobody uses the file after this, and what is kept was made by `open`.
+    // SAFETY: nobody uses the file after this, and what is kept was made by `open_file`.
     drop(unsafe { Box::from_raw((*file.cast::<Log>()).kept) });
     let closed = pass!(file, xClose);
     if handed_on == ffi::SQLITE_OK { closed } else { handed_on }
@@ -286,10 +298,6 @@ unsafe extern "C" fn device_characteristics(file: *mut ffi::sqlite3_file) -> c_i
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
-    use rusqlite::{Connection, OpenFlags};
-
     use super::*;
 
     #[test]
@@ -307,10 +315,9 @@ mod tests {
     }
 
     fn open(path: &Path, layer: bool) -> Connection {
-        register().unwrap();
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
         let connection = if layer {
-            Connection::open_with_flags_and_vfs(path, flags, NAME).unwrap()
+            super::open(path, flags).unwrap()
         } else {
             Connection::open_with_flags(path, flags).unwrap()
         };
@@ -336,8 +343,7 @@ mod tests {
         check == "ok"
     }
 
-    /// A cache of ten pages makes SQLite write pages of an open transaction into the log, read them back from there and
-    /// write them again.
+    /// A cache of ten pages would make SQLite write pages of an open transaction into the log, and read them back from there.
     #[test]
     fn what_is_committed_is_there_for_everybody_and_nothing_else_is() {
         let folder = tempfile::tempdir().unwrap();
@@ -345,6 +351,7 @@ mod tests {
         let mut writer = open(&path, true);
         writer.execute_batch("PRAGMA cache_size = 10").unwrap();
         writer.execute_batch("CREATE TABLE t (id INTEGER PRIMARY KEY, body TEXT)").unwrap();
+        let log = || std::fs::metadata(path.with_extension("db-wal")).unwrap().len();
         let (same, other) = (open(&path, true), open(&path, false));
         let mut expected = (0, 0);
         for round in 0..40_i64 {
@@ -355,9 +362,11 @@ mod tests {
                 tx.execute("UPDATE t SET body = body || 'y' WHERE id % 7 = ?1", [row % 7]).unwrap();
             }
             let within = sum(&tx);
+            let before = log();
             assert_eq!((sum(&same), sum(&other)), (expected, expected), "round {round}");
             if round % 3 == 2 {
                 tx.rollback().unwrap();
+                assert_eq!(log(), before, "nothing of it was written");
             } else {
                 tx.commit().unwrap();
                 expected = within;

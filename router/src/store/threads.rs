@@ -31,17 +31,17 @@ const BATCH_MAX: usize = 512;
 const READERS: usize = 4;
 /// Prepared statements kept per connection: more than the crate has.
 const STATEMENTS: usize = 512;
-/// Whose pages are kept in memory. What does not fit is read from the system's own cache, which costs little more: it is the
-/// upper levels of the indexes that everything goes through.
+/// What a connection is for.
 #[derive(Debug, Clone, Copy)]
-enum Cache {
+enum Role {
     Writer,
     Reader,
 }
 
-impl Cache {
-    /// KiB are negative there.
-    const fn pragma(self) -> i64 {
+impl Role {
+    /// What is kept of the file in memory; KiB are negative there. What does not fit is read from the system's own cache,
+    /// which costs little more: it is the upper levels of the indexes that everything goes through.
+    const fn cache(self) -> i64 {
         match self {
             Self::Writer => -16_384,
             Self::Reader => -2_048,
@@ -178,12 +178,13 @@ impl Threads {
         let path = &resolved(path)?;
         let lock = lock(path)?;
         let place = Place::of(path)?;
-        let mut writer = open(path, Cache::Writer)?;
+        // A step may change more than memory holds, which the writer's connection keeps there.
+        migrate(&mut open(path, Role::Reader)?)?;
+        let mut writer = open(path, Role::Writer)?;
         // A log that grew behind a long reader is cut back.
         writer.pragma_update(None, "journal_size_limit", i64::from(LOG_PAGES_MAX) * 4_096)?;
-        migrate(&mut writer)?;
         watch::start(&writer)?;
-        copy_log(&mut writer, open(path, Cache::Reader)?)?;
+        copy_log(&mut writer, open(path, Role::Reader)?)?;
 
         let (write, front) = mpsc::channel(WRITE_QUEUE);
         let (behind, back) = mpsc::channel(WRITE_QUEUE);
@@ -207,7 +208,7 @@ impl Threads {
         let (read, waiting) = mpsc::channel(READ_QUEUE);
         let waiting = Arc::new(Mutex::new(waiting));
         for _ in 0..READERS {
-            let reader = open(path, Cache::Reader)?;
+            let reader = open(path, Role::Reader)?;
             reader.pragma_update(None, "query_only", true)?;
             let waiting = Arc::clone(&waiting);
             spawn("store-reader", move || read_all(&reader, &waiting))?;
@@ -318,15 +319,14 @@ fn lock(path: &Path) -> Result<File, StoreError> {
     }
 }
 
-fn open(path: &Path, cache: Cache) -> Result<Connection, StoreError> {
-    log_writes::register()?;
-    let connection = Connection::open_with_flags_and_vfs(
-        path,
-        OpenFlags::SQLITE_OPEN_READ_WRITE
-            | OpenFlags::SQLITE_OPEN_CREATE
-            | OpenFlags::SQLITE_OPEN_NO_MUTEX,
-        log_writes::NAME,
-    )?;
+fn open(path: &Path, role: Role) -> Result<Connection, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_CREATE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = match role {
+        Role::Writer => log_writes::open(path, flags)?,
+        Role::Reader => Connection::open_with_flags(path, flags)?,
+    };
     connection.busy_timeout(LOCK_WAIT)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     // A plan is made once. Otherwise SQLite plans most statements anew whenever a parameter is bound, because its value
@@ -336,7 +336,7 @@ fn open(path: &Path, cache: Cache) -> Result<Connection, StoreError> {
     // FULL: a commit is on disk before it is answered. That is what the API's 202 promises.
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
-    connection.pragma_update(None, "cache_size", cache.pragma())?;
+    connection.pragma_update(None, "cache_size", role.cache())?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     Ok(connection)
 }
@@ -569,7 +569,7 @@ mod tests {
     #[test]
     fn a_statement_is_not_planned_anew_for_other_values() {
         let folder = tempfile::tempdir().unwrap();
-        let mut connection = open(&folder.path().join("store.db"), Cache::Writer).unwrap();
+        let mut connection = open(&folder.path().join("store.db"), Role::Writer).unwrap();
         migrate(&mut connection).unwrap();
         let sql = "SELECT p.number FROM messages m LEFT JOIN phones p ON p.id = m.phone_id
                    WHERE m.tenant_id = ?1 AND m.recipient = ?2 ORDER BY m.id DESC LIMIT ?3";

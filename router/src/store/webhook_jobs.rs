@@ -385,6 +385,7 @@ pub fn fail_pending(tx: &mut Tx<'_>, endpoint: &EndpointId) -> Result<(), StoreE
 
 pub(super) const FAIL_PENDING: &str = "UPDATE webhook_jobs SET state = 'failed'
      WHERE id IN (SELECT id FROM webhook_jobs WHERE endpoint_id = ?1 AND state = 'pending'
+                  AND EXISTS (SELECT 1 FROM webhook_endpoints e WHERE e.id = ?1 AND e.disabled_at IS NOT NULL)
                   ORDER BY run_at LIMIT ?2)";
 
 /// Rows failed in one go: an endpoint may have been behind by days, and the writer has other work to do.
