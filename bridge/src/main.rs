@@ -79,12 +79,13 @@ fn main() -> ExitCode {
             return error.print().map_or(ExitCode::from(USAGE), |()| ExitCode::from(code));
         }
     };
+    let logged = logged(std::env::var("RUST_LOG").ok().as_deref());
     tracing_subscriber::fmt()
-        .with_max_level(LevelFilter::TRACE)
+        .with_max_level(finest(&logged))
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .finish()
-        .with(logged())
+        .with(logged)
         .init();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build();
@@ -109,9 +110,21 @@ fn main() -> ExitCode {
 
 /// What is logged, as `RUST_LOG` says: levels, for all and for single targets. What else an `EnvFilter` understands costs half a
 /// mebibyte in every bridge.
-fn logged() -> Targets {
-    let wanted = std::env::var("RUST_LOG").ok().and_then(|wanted| wanted.parse().ok());
-    wanted.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO))
+fn logged(wanted: Option<&str>) -> Targets {
+    // A comma too many would stand for "errors, of all".
+    let wanted = wanted.map(|wanted| {
+        let directives = wanted.split(',').map(str::trim).filter(|one| !one.is_empty());
+        directives.collect::<Vec<_>>().join(",")
+    });
+    wanted
+        .and_then(|wanted| wanted.parse().ok())
+        .unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO))
+}
+
+/// The most that any target logs: what is finer is not even looked at.
+fn finest(logged: &Targets) -> LevelFilter {
+    let levels = logged.iter().map(|(_, level)| level).chain(logged.default_level());
+    levels.max().unwrap_or(LevelFilter::OFF)
 }
 
 async fn act(command: Command) -> Result<Exit, (Exit, anyhow::Error)> {
@@ -159,5 +172,21 @@ async fn act(command: Command) -> Result<Exit, (Exit, anyhow::Error)> {
                 (Exit::TryAgain, error.context(format!("write manual pages to {}", dir.display())))
             })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_logged_is_what_was_asked_for_and_a_comma_too_many_changes_nothing() {
+        let level = |wanted| finest(&logged(wanted));
+        assert_eq!(level(None), LevelFilter::INFO);
+        for wanted in ["warn", "warn,", ",warn", "warn, ,"] {
+            assert_eq!(logged(Some(wanted)).default_level(), Some(LevelFilter::WARN), "{wanted}");
+            assert_eq!(level(Some(wanted)), LevelFilter::WARN, "{wanted}");
+        }
+        assert_eq!(level(Some("warn,this=debug")), LevelFilter::DEBUG);
     }
 }

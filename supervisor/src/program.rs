@@ -14,21 +14,34 @@ use crate::log_file::{Kept, LogFile, trim_outputs};
 
 /// What is logged, as `RUST_LOG` says: levels, for all and for single targets. What else an `EnvFilter` understands costs half a
 /// mebibyte.
-fn logged() -> Targets {
-    let wanted = std::env::var("RUST_LOG").ok().and_then(|wanted| wanted.parse().ok());
-    wanted.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO))
+fn logged(wanted: Option<&str>) -> Targets {
+    // A comma too many would stand for "errors, of all".
+    let wanted = wanted.map(|wanted| {
+        let directives = wanted.split(',').map(str::trim).filter(|one| !one.is_empty());
+        directives.collect::<Vec<_>>().join(",")
+    });
+    wanted
+        .and_then(|wanted| wanted.parse().ok())
+        .unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO))
+}
+
+/// The most that any target logs: what is finer is not even looked at.
+fn finest(logged: &Targets) -> LevelFilter {
+    let levels = logged.iter().map(|(_, level)| level).chain(logged.default_level());
+    levels.max().unwrap_or(LevelFilter::OFF)
 }
 
 /// Logs into files of a folder that rotate themselves; to stderr where that cannot be.
 pub fn start_log_in(folder: &Path, kept: Kept) {
     match LogFile::open(folder, kept) {
         Ok(file) => {
+            let logged = logged(std::env::var("RUST_LOG").ok().as_deref());
             tracing_subscriber::fmt()
-                .with_max_level(LevelFilter::TRACE)
+                .with_max_level(finest(&logged))
                 .with_writer(Mutex::new(file))
                 .with_ansi(false)
                 .finish()
-                .with(logged())
+                .with(logged)
                 .init();
             if let Err(error) = trim_outputs() {
                 tracing::warn!(%error, "what launchd keeps of stdout and stderr could not be cut");
@@ -47,12 +60,13 @@ const WORKERS: usize = 2;
 
 /// Logs to stderr.
 pub fn start_log() {
+    let logged = logged(std::env::var("RUST_LOG").ok().as_deref());
     tracing_subscriber::fmt()
-        .with_max_level(LevelFilter::TRACE)
+        .with_max_level(finest(&logged))
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .finish()
-        .with(logged())
+        .with(logged)
         .init();
 }
 
@@ -82,5 +96,21 @@ pub fn exit(program: &str, done: Result<(), Failed>) -> ExitCode {
             drop(writeln!(std::io::stderr().lock(), "{program}: {message}"));
             ExitCode::from(status)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_logged_is_what_was_asked_for_and_a_comma_too_many_changes_nothing() {
+        let level = |wanted| finest(&logged(wanted));
+        assert_eq!(level(None), LevelFilter::INFO);
+        for wanted in ["warn", "warn,", ",warn", "warn, ,"] {
+            assert_eq!(logged(Some(wanted)).default_level(), Some(LevelFilter::WARN), "{wanted}");
+            assert_eq!(level(Some(wanted)), LevelFilter::WARN, "{wanted}");
+        }
+        assert_eq!(level(Some("warn,this=debug")), LevelFilter::DEBUG);
     }
 }

@@ -89,6 +89,8 @@ impl Rows {
                 .spawn(move || reader.run())
                 .map_err(StreamError::Thread)?;
         }
+        // That no reader is left is known by there being nobody who could give.
+        drop(give);
         let (early, last) = (BTreeMap::new(), (Vec::new(), TAKER));
         let mut rows = Self { claims, batches, early, db, last, following: None };
         rows.following = rows.fetch();
@@ -103,10 +105,13 @@ impl Rows {
         };
         let (rows, decoder) = std::mem::replace(&mut self.last, next);
         self.claims.give_back(rows, decoder);
-        self.following = self.fetch();
+        self.following = match self.fetch() {
+            // What belongs to these rows may be among those that cannot be had.
+            Some(Err(why)) => return Some(Err(why)),
+            following => following,
+        };
         let following = match &self.following {
             Some(Ok((rows, _))) => rows.as_slice(),
-            // That it cannot be had is told when it is its turn.
             Some(Err(_)) | None => &[],
         };
         Some(Ok(Taken { rows: &self.last.0, following }))
@@ -381,6 +386,17 @@ mod tests {
         for readers in [0, 1, 2, 4] {
             let db = db.another().unwrap();
             assert_eq!(rowids(readers, db, 17, 4_990), (18..=4_990).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn where_there_is_nothing_the_end_comes_at_once() {
+        let (_dir, db) = database(10, "");
+        for readers in [0, 1, 2] {
+            for (from, to) in [(10, 10), (10, i64::MAX - 1)] {
+                let db = db.another().unwrap();
+                assert_eq!(rowids(readers, db, from, to), Vec::<i64>::new(), "{readers}");
+            }
         }
     }
 

@@ -68,6 +68,20 @@ fn guids(connection: &Connection, sql: &str) -> BTreeSet<String> {
     select.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
 }
 
+/// A night without a message, and somebody who has just bought a Mac.
+#[test]
+fn an_export_of_nothing_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = mixed(folder.path(), MacOs::Sequoia, 50);
+    for format in ["jsonl", "txt"] {
+        assert_eq!(exported(&db, format, &["--since", "2099-01-01T00:00:00Z"]), "");
+    }
+    let db = mixed(folder.path(), MacOs::ALL[0], 0);
+    let file = folder.path().join("nothing.jsonl");
+    exported(&db, "jsonl", &["--out", file.to_str().unwrap()]);
+    assert_eq!(fs::read_to_string(file).unwrap(), "");
+}
+
 #[test]
 fn an_export_holds_every_row_of_a_mix_on_every_schema() {
     let folder = tempfile::tempdir().unwrap();
