@@ -3,18 +3,19 @@
 use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
-use protocol::Recipient;
 use protocol::api::{Contact, FieldError, Page, Problem, PutContact};
+use protocol::{MessageId, Recipient, TenantId, UnixMs};
 use serde_json::Value;
 
 use super::fields::Fields;
 use super::pages::{page, window};
 use super::{JsonBody, PathId, json};
 use crate::auth::{Caller, Scope};
-use crate::compliance::place;
+use crate::compliance::{OptOut, place};
 use crate::error::ApiError;
 use crate::server::AppState;
 use crate::store::contacts::{self, OTHERS_MAX, Said};
+use crate::store::{StoreError, Tx, inbound, rules};
 
 /// Longest word for a person, in characters.
 const PERSON_CHARS_MAX: usize = 100;
@@ -67,8 +68,8 @@ pub(super) async fn get(
 /// Say what you know of somebody
 ///
 /// A time zone here counts before the one that the number suggests. It replaces what was said before. Numbers and addresses
-/// with the same `person` are one person's: who opts out on one of them is not written to on any. What a test key says holds
-/// for the sandbox alone.
+/// with the same `person` are one person's: who opts out, or has opted out, on one of them is not written to on any. What a
+/// test key says holds for the sandbox alone.
 #[utoipa::path(put, path = "/v1/contacts/{recipient}", tag = "contacts", request_body = PutContact,
     security(("api_key" = [])),
     params(("recipient" = String, Path, description = "The number or address.")),
@@ -85,7 +86,7 @@ pub(super) async fn put(
     caller.needs(Scope::Contacts)?;
     let said = checked(body)?;
     let now = app.clock.now();
-    let written = app
+    let (written, recalled) = app
         .store
         .transact(move |tx| {
             let who = (&caller.tenant, caller.test);
@@ -101,11 +102,39 @@ pub(super) async fn put(
                 }]));
             }
             contacts::put(tx, who, &recipient, &said, now)?;
-            contacts::get(tx, who, &recipient)?.ok_or_else(ApiError::not_found)
+            let with_phones = match said.person {
+                Some(_) => stop_where_opted_out(tx, who, &recipient, now)?,
+                None => Vec::new(),
+            };
+            let written = contacts::get(tx, who, &recipient)?.ok_or_else(ApiError::not_found)?;
+            Ok::<_, ApiError>((written, with_phones))
         })
         .await?;
+    // It is written down that they are wanted back; dispatch asks again for as long as a phone has not answered.
+    for message in &recalled {
+        crate::dispatch::recall(&app, message).await;
+    }
     app.bells.dispatch.notify_one();
+    app.bells.webhooks.notify_one();
     Ok(json(StatusCode::OK, &written))
+}
+
+/// Whoever turns out to be a person who has opted out is sent nothing of what is on its way to any number or address of
+/// theirs; answers what of it phones have.
+fn stop_where_opted_out(
+    tx: &mut Tx<'_>,
+    who: (&TenantId, bool),
+    recipient: &Recipient,
+    now: UnixMs,
+) -> Result<Vec<MessageId>, StoreError> {
+    match rules::known(tx, who, recipient)?.opt_out {
+        OptOut::OptedOut | OptOut::OptedOutElsewhere => {
+            inbound::block_waiting(tx, who, recipient, now)
+                .map(|(_stopped, with_phones)| with_phones)
+        }
+        // What cannot be read is decided when a message is due.
+        OptOut::Clear | OptOut::Unreadable => Ok(Vec::new()),
+    }
 }
 
 fn checked(body: Value) -> Result<Said, ApiError> {

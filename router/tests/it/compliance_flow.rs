@@ -6,7 +6,7 @@
 )]
 
 use crate::link_support::*;
-use protocol::pipe::{Event, Received};
+use protocol::pipe::{Attempt, Event, Received};
 use protocol::{Class, Reason, Recipient, Status};
 use router::store::contacts::{self, Said};
 use router::store::{opt_outs, rules};
@@ -345,6 +345,49 @@ async fn who_opts_out_on_one_number_is_not_written_to_on_another_of_theirs() {
     assert_eq!(count(app, confirmed).await, 3);
     held(TO).await;
     held(mail).await;
+}
+
+#[tokio::test]
+async fn what_is_on_its_way_is_withdrawn_when_its_recipient_turns_out_to_have_opted_out() {
+    // Phones are asked at once or not within this test.
+    let (router, tenant, _host, mut bridge) =
+        shelf("[dispatch]\nreoffer_ms = 600000\n", &[ONE]).await;
+    let app = &router.app;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let url = format!("http://{}", router.address);
+    let key = client.post(format!("{url}/v1/admin/keys")).bearer_auth("an-admin-token-for-tests");
+    let key = key.json(&json!({"tenant": tenant, "name": "key"})).send().await.unwrap();
+    let key: Value = key.json().await.unwrap();
+    let secret = key.get("secret").and_then(Value::as_str).unwrap();
+    let say = async |request: reqwest::RequestBuilder, body: Value| {
+        let answer = request.bearer_auth(secret).json(&body).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+    };
+    let person = async |who: &str, person: &str| {
+        say(client.put(format!("{url}/v1/contacts/{who}")), json!({"person": person})).await;
+    };
+    let later = app.clock.now().plus_ms(600_000);
+    for (name, out, other, out_is_last) in [
+        ("anna", "+12125550161", "+12125550162", false),
+        ("berta", "+12125550163", "+12125550164", true),
+    ] {
+        let body = json!({"recipients": [out], "source": "by telephone"});
+        say(client.post(format!("{url}/v1/opt_outs")), body).await;
+        let given = accept(app, &tenant, other, |_| {}).await;
+        let send = bridge.wire.send_command().await;
+        assert_eq!(send.message, given);
+        let waits = accept(app, &tenant, other, |new| new.send_at = Some(later)).await;
+        let (first, last) = if out_is_last { (other, out) } else { (out, other) };
+        person(first, name).await;
+        person(last, "somebody else").await;
+        assert_eq!(message(app, &tenant, &waits).await.status, Status::Scheduled, "{name}");
+        person(last, name).await;
+        assert_eq!(message(app, &tenant, &waits).await.reason, Some(Reason::OptedOut), "{name}");
+        assert_eq!(bridge.wire.cancel_command().await, (given.clone(), send.attempt), "{name}");
+        bridge.event(Event::Canceled(Attempt { message: given.clone(), attempt: 1 })).await;
+        let end = message(app, &tenant, &given).await;
+        assert_eq!((end.status, end.reason), (Status::Blocked, Some(Reason::OptedOut)), "{name}");
+    }
 }
 
 #[tokio::test]
