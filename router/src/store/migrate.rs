@@ -130,6 +130,11 @@ pub const MIGRATIONS: &[Migration] = &[
     },
     Migration { version: 28, name: "room", sql: include_str!("../../migrations/0028_room.sql") },
     Migration { version: 29, name: "begun", sql: include_str!("../../migrations/0029_begun.sql") },
+    Migration {
+        version: 30,
+        name: "stripe_ended",
+        sql: include_str!("../../migrations/0030_stripe_ended.sql"),
+    },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

@@ -25,7 +25,7 @@ pub struct Pruned {
     pub deliveries: usize,
     /// Dead letters that nobody has looked after; the messages themselves stay.
     pub dead_letters: usize,
-    /// Events of Stripe, which repeats none after so long, and what waited for a tenant in vain.
+    /// Events of Stripe, which repeats none after so long, ends of subscriptions, and what waited for a tenant in vain.
     pub stripe: usize,
     /// What phones were asked of recipients.
     pub questions: usize,
@@ -53,7 +53,8 @@ pub fn prune(tx: &mut Tx<'_>, before: UnixMs) -> Result<Pruned, StoreError> {
     let dead_letters = tx.execute(DEAD_LETTERS, step)?;
     let stripe = tx.execute(STRIPE_EVENTS, step)?
         + tx.execute(STRIPE_WAITING, step)?
-        + tx.execute(STRIPE_CREDITS, step)?;
+        + tx.execute(STRIPE_CREDITS, step)?
+        + tx.execute(STRIPE_ENDED, step)?;
     let questions = tx.execute(QUESTIONS, step)?;
     Ok(Pruned { unplaced, guids, deliveries, dead_letters, stripe, questions })
 }
@@ -174,6 +175,9 @@ const STRIPE_WAITING: &str = "DELETE FROM stripe_waiting WHERE customer IN
 
 const STRIPE_CREDITS: &str = "DELETE FROM stripe_waiting_credits WHERE (customer, reference) IN
      (SELECT customer, reference FROM stripe_waiting_credits WHERE at < ?1 ORDER BY at LIMIT ?2)";
+
+const STRIPE_ENDED: &str = "DELETE FROM stripe_ended WHERE (customer, subscription) IN
+     (SELECT customer, subscription FROM stripe_ended WHERE at < ?1 ORDER BY at LIMIT ?2)";
 
 const QUESTIONS: &str = "DELETE FROM capability_questions WHERE (phone_id, recipient, tenant_id, test) IN
      (SELECT phone_id, recipient, tenant_id, test FROM capability_questions WHERE asked_at < ?1 ORDER BY asked_at LIMIT ?2)";
@@ -498,12 +502,28 @@ mod tests {
     }
 
     #[test]
+    fn that_a_subscription_has_ended_is_known_for_a_while() {
+        let connection = store();
+        let mut tx = Tx::sqlite(&connection);
+        for (subscription, taken) in [("sub_old", days_ago(31)), ("sub_new", days_ago(29))] {
+            tx.execute(
+                "INSERT INTO stripe_ended (customer, subscription, created, rank, at) VALUES ('cus', ?1, 1, 2, ?2)",
+                params![subscription, taken],
+            )
+            .unwrap();
+        }
+        assert_eq!(prune(&mut tx, days_ago(30)).unwrap().stripe, 1);
+        assert_eq!(all(&mut tx, "SELECT subscription FROM stripe_ended"), ["sub_new"]);
+    }
+
+    #[test]
     fn a_step_reads_only_what_it_deletes() {
         let connection = store();
         for (sql, index) in [
             (UNPLACED, "unplaced_events_by_age (at<?)"),
             (GUIDS, "received_guids_by_age (at<?)"),
             (QUESTIONS, "capability_questions_by_age (asked_at<?)"),
+            (STRIPE_ENDED, "stripe_ended_by_age (at<?)"),
             (ATTEMPTS, "webhook_jobs_over (run_at<?)"),
             (DELIVERIES, "webhook_jobs_over (run_at<?)"),
             (BATCHES_OVER, "batches_over (ended_at>? AND ended_at<?)"),

@@ -114,6 +114,11 @@ fn act(tx: &mut Tx<'_>, event: &Event, plans: &Plans, now: UnixMs) -> Result<Out
                 at: (event.created, *rank),
                 ended: plan.is_none(),
             };
+            if let Some(customer) = &event.customer
+                && !still_counts(tx, customer, &told, now)?
+            {
+                return Ok(Outcome::Outdated);
+            }
             match (tenant, &event.customer) {
                 (Some(tenant), _) => move_plan(tx, &tenant, &told, plan, plans, now),
                 (None, Some(customer)) => {
@@ -234,6 +239,33 @@ fn told(row: &Row<'_>) -> Result<Told, StoreError> {
         at: (row.int(2)?, row.int(3)?),
         ended: row.get(4)?,
     })
+}
+
+/// Whether what is told of a subscription is no older than its end. An end is remembered, whichever subscription counts: one
+/// that is unpaid or paused may give its plan again later, and what was said before that may not.
+fn still_counts(
+    tx: &mut Tx<'_>,
+    customer: &str,
+    new: &Told,
+    now: UnixMs,
+) -> Result<bool, StoreError> {
+    if new.ended {
+        tx.execute(
+            "INSERT INTO stripe_ended (customer, subscription, created, rank, at) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT (customer, subscription) DO UPDATE SET created = excluded.created, rank = excluded.rank,
+                 at = excluded.at
+             WHERE (excluded.created, excluded.rank) > (stripe_ended.created, stripe_ended.rank)",
+            params![customer, new.subscription, new.at.0, new.at.1, now],
+        )?;
+        return Ok(true);
+    }
+    let ended_since = tx.query_opt(
+        "SELECT 1 FROM stripe_ended
+         WHERE customer = ?1 AND subscription = ?2 AND (created, rank) > (?3, ?4)",
+        params![customer, new.subscription, new.at.0, new.at.1],
+        |row| row.int(0),
+    )?;
+    Ok(ended_since.is_none())
 }
 
 /// Keeps what nobody's customer has paid for.

@@ -443,6 +443,42 @@ async fn an_older_subscription_undoes_no_newer_ones_plan() {
     router.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_told_late_of_a_subscription_that_has_ended_gives_no_plan() {
+    let router = with_stripe().await;
+    let tenant = router.tenant("Acme").await;
+    put(&router, &tenant, json!({"stripe_customer_id": "cus_1"})).await;
+    let mut number = 0;
+    let mut outcome = async |customer: &str, kind: &str, created: i64, of: (&str, i64, &str)| {
+        number += 1;
+        let mut event = subscription(&format!("evt_{number}"), kind, created, customer, of.2);
+        event["data"]["object"]["id"] = json!(of.0);
+        event["data"]["object"]["created"] = json!(of.1);
+        told(&router, &event).await.body["outcome"].as_str().unwrap().to_owned()
+    };
+    let (counts, dead) = (("sub_a", 100, "price_small"), ("sub_b", 200, "price_paid"));
+    assert_eq!(outcome("cus_1", "created", 100, counts).await, "plan_set");
+    // The newer one was made and ended again; its end is told first, and an earlier word of that after it.
+    assert_eq!(outcome("cus_1", "deleted", 300, dead).await, "outdated");
+    assert_eq!(outcome("cus_1", "deleted", 210, dead).await, "outdated");
+    assert_eq!(outcome("cus_1", "created", 200, dead).await, "outdated");
+    assert_eq!(outcome("cus_1", "updated", 300, dead).await, "outdated");
+    assert_eq!(billing(&router, &tenant).await["plan"], "small");
+    // Another customer's of the same name is another one.
+    assert_eq!(outcome("cus_3", "created", 200, dead).await, "unknown_customer");
+    // Of a customer who is nobody yet, too.
+    assert_eq!(outcome("cus_2", "created", 100, counts).await, "unknown_customer");
+    assert_eq!(outcome("cus_2", "deleted", 300, dead).await, "unknown_customer");
+    assert_eq!(outcome("cus_2", "created", 200, dead).await, "outdated");
+    let second = router.tenant("Second").await;
+    let bound = put(&router, &second, json!({"stripe_customer_id": "cus_2"})).await;
+    assert_eq!(bound.body["plan"], "small");
+    // One that was only unpaid gives its plan when it is paid.
+    assert_eq!(outcome("cus_1", "updated", 301, dead).await, "plan_set");
+    assert_eq!(billing(&router, &tenant).await["plan"], "paid");
+    router.stop().await;
+}
+
 /// An invoice with so many lines, of which an event shows ten; each is one piece of 500 credits.
 fn long_invoice(event: &str) -> Value {
     json!({"id": event, "type": "invoice.paid", "created": 310, "data": {"object": {"id": "in_1",
