@@ -1,9 +1,9 @@
 //! From a due job to a command on its way to a phone.
 //!
 //! claim → facts → decide → record → hand over. A claim writes down what is in hand, so that a message that ends the
-//! router is known when it starts again. Deciding and recording are one transaction per message: the verdict, the phone, the attempt, its
-//! epoch, the counters, the story and the webhooks are all on disk or none is. Only after that commit is the
-//! command handed to the host's session; should it get lost there, it is offered again until the phone answers,
+//! router is known when it starts again. Deciding and recording are one transaction per message: the verdict, the
+//! phone, the attempt, its epoch, the counters, the story and the webhooks are all on disk or none is. Only after that
+//! commit is the command handed to the host's session; should it get lost there, it is offered again until the phone answers,
 //! which a phone takes once. What is wanted back (a cancel, an opt-out) is not offered again, but recalled until the
 //! phone answers. An attempt belongs to the journal it was given to: a bridge with another one is not asked to send
 //! what the first may have sent.

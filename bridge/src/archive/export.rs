@@ -30,7 +30,8 @@ use crate::watch::Since;
 /// work, and so much that bringing it to the disk does not make the export slower.
 const NOTE_EVERY_MIB: u32 = 32;
 const MIB: u64 = 1024 * 1024;
-/// The version of the note's form and of what it says was written: up to version 1 a preview in the batch after its text was told by itself.
+/// The version of the note's form and of what it says was written: up to version 1 a preview in the batch after its text was
+/// told by itself.
 const NOTE_VERSION: u32 = 2;
 /// How often a person sees progress.
 const DRAWS_A_SECOND: u8 = 8;

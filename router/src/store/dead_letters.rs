@@ -105,8 +105,9 @@ pub enum Retried {
     Refused(Refusal),
 }
 
-/// Tries a dead letter again, as a new message with as long a life as it had, which is paid for once. Only what provably nothing was sent of: not one
-/// whose status has changed since, nor one of which a part was sent. `None`: the tenant has no such dead letter.
+/// Tries a dead letter again, as a new message with as long a life as it had, which is paid for once. Only what provably
+/// nothing was sent of: not one whose status has changed since, nor one of which a part was sent. `None`: the tenant has no
+/// such dead letter.
 pub fn retry(
     tx: &mut Tx<'_>,
     tenant: &TenantId,

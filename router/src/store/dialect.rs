@@ -19,14 +19,6 @@ impl Dialect {
             Self::Postgres => Cow::Owned(dollar_parameters(sql)),
         }
     }
-
-    /// What a claiming SELECT carries at its end. SQLite has one writer, which is lock enough.
-    pub fn skip_locked(self) -> &'static str {
-        match self {
-            Self::Sqlite => "",
-            Self::Postgres => " FOR UPDATE SKIP LOCKED",
-        }
-    }
 }
 
 fn dollar_parameters(sql: &str) -> String {

@@ -4,7 +4,7 @@ use rusqlite::Connection;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 
 use super::usage::{self, Counts};
-use super::{Column, Dialect, FromColumn, StoreError, Value};
+use super::{Column, FromColumn, StoreError, Value};
 
 /// One open transaction. It ends when the closure that got it returns: `Ok` commits, `Err` takes everything back.
 #[derive(Debug)]
@@ -67,13 +67,6 @@ impl<'a> Tx<'a> {
     pub fn write_counts(&mut self) -> Result<(), StoreError> {
         let counts = self.take_counts();
         usage::write(self, &counts)
-    }
-
-    /// The dialect of the engine behind, for the statements that must differ.
-    pub fn dialect(&self) -> Dialect {
-        match self.engine {
-            Engine::Sqlite(_) => Dialect::Sqlite,
-        }
     }
 
     /// Runs a statement that answers no rows; answers how many rows it changed.
