@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::pipe::{Command, Event};
 use crate::wire::{WireError, parse_tagged};
-use crate::{E164, HostId, PhoneId, UnixMs, limits};
+use crate::{E164, HostId, MessageId, PhoneId, UnixMs, limits};
 
 /// Path of the link on the router, and on a host behind cloudflared.
 pub const PATH: &str = "/v1/link";
@@ -82,6 +82,8 @@ pub enum HostFrame {
         /// The release's epoch.
         epoch: u64,
     },
+    /// Asks about a canary to a phone of another host, where [`Welcome::canaries`] says that it is answered.
+    Canary(CanaryAsk),
     /// Are you there?
     Ping {
         /// The asker's clock.
@@ -97,6 +99,53 @@ pub enum HostFrame {
         /// Why, for people.
         reason: String,
     },
+}
+
+/// A question about one canary: before it is written, and again while it is under way, until the answer ends it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CanaryAsk {
+    /// The canary's id.
+    pub message: MessageId,
+    /// The phone of the asking host that writes it.
+    pub from: PhoneId,
+    /// The number of the phone that is to hear it.
+    pub to: E164,
+}
+
+/// What the router knows of a canary: the answer to a question, and said again of its own accord when it arrives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CanaryTold {
+    /// The canary's id.
+    pub message: MessageId,
+    /// How it stands.
+    pub standing: CanaryStanding,
+}
+
+/// How a canary stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum CanaryStanding {
+    /// It has arrived.
+    Seen {
+        /// At which phone.
+        phone: PhoneId,
+        /// The host that told of it first, where that is still known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        host: Option<HostId>,
+        /// When that phone's bridge noted it, by its host's clock.
+        at: UnixMs,
+        /// For so long the router has known of it when it said this.
+        waited_ms: u64,
+    },
+    /// The phone is ready, nothing that it has noted is still on its way, and this canary is not among it.
+    NotSeen,
+    /// The phone is not heard now: its host has no session, it is not ready, or what it has noted is on its way.
+    Away,
+    /// This is not a canary between a phone of the asking host and another phone of this router, both of the sandbox or neither.
+    Strange,
+    /// A word that this build does not know; nothing follows from it.
+    #[serde(other)]
+    Unknown,
 }
 
 /// First frame of a host.
@@ -528,6 +577,8 @@ pub enum RouterFrame {
         /// The command.
         command: Command,
     },
+    /// How a canary stands that this host has asked about.
+    Canary(CanaryTold),
     /// Are you there?
     Ping {
         /// The asker's clock.
@@ -554,6 +605,9 @@ pub struct Welcome {
     pub clock: UnixMs,
     /// Every announced phone that the router knows as this host's, those for which it stands by among them.
     pub phones: Vec<WelcomePhone>,
+    /// It answers [`HostFrame::Canary`]; an older router does not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub canaries: bool,
 }
 
 /// A phone, as the router sees it.
@@ -571,9 +625,9 @@ pub struct WelcomePhone {
 }
 
 const HOST_FRAMES: &[&str] =
-    &["hello", "renew", "phone", "event", "released", "ping", "pong", "bye"];
+    &["hello", "renew", "phone", "event", "released", "canary", "ping", "pong", "bye"];
 const ROUTER_FRAMES: &[&str] =
-    &["welcome", "lease", "revoke", "release", "ack", "command", "ping", "pong", "bye"];
+    &["welcome", "lease", "revoke", "release", "ack", "command", "canary", "ping", "pong", "bye"];
 
 /// Parses one frame from a host.
 pub fn parse_host(frame: &str) -> Result<HostFrame, WireError> {

@@ -21,10 +21,10 @@ use protocol::api::{
     WebhookData, WebhookDelivery, WebhookEndpoint,
 };
 use protocol::link::{
-    EnrolPhone, EnrolRequest, EnrolResponse, EnrolledPhone, Enrolment, EventFrame, HostFrame,
-    HostHealth, HostHello, HostMessagesApp, HostNetwork, HostPower, HostTunnel, HostUplink,
-    MessagesAppState, PhoneReport, PhoneState, PowerLevel, PowerSource, RouterFrame, TunnelState,
-    UplinkState, Welcome, WelcomePhone,
+    CanaryAsk, CanaryStanding, CanaryTold, EnrolPhone, EnrolRequest, EnrolResponse, EnrolledPhone,
+    Enrolment, EventFrame, HostFrame, HostHealth, HostHello, HostMessagesApp, HostNetwork,
+    HostPower, HostTunnel, HostUplink, MessagesAppState, PhoneReport, PhoneState, PowerLevel,
+    PowerSource, RouterFrame, TunnelState, UplinkState, Welcome, WelcomePhone,
 };
 use protocol::pipe::{
     AccountState, App, AttachmentChange, Attempt, AttemptReason, Capability, ChannelCapability,
@@ -35,8 +35,8 @@ use protocol::pipe::{
 };
 use protocol::{
     BatchId, Channel, ChannelChoice, Class, DeliveryId, E164, EndpointId, EventId, HostId, KeyId,
-    MessageId, PhoneId, Reason, Recipient, Status, TemplateId, TenantId, UnixMs, WireError, link,
-    pipe,
+    MessageId, PhoneId, Reason, Recipient, Status, TemplateId, TenantId, UnixMs, WireError, canary,
+    link, pipe,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -464,6 +464,14 @@ fn the_link_from_the_host() {
             }),
         ),
         ("released", HostFrame::Released { phone: phone(), epoch: 8 }),
+        (
+            "canary",
+            HostFrame::Canary(CanaryAsk {
+                message: canary::id(NOON, [1, 2, 3, 4]),
+                from: phone(),
+                to: number(),
+            }),
+        ),
         ("ping", HostFrame::Ping { at: NOON }),
         ("pong", HostFrame::Pong { at: NOON }),
         ("bye", HostFrame::Bye { reason: "stopping".to_owned() }),
@@ -472,6 +480,23 @@ fn the_link_from_the_host() {
         golden(&format!("link/host_{name}"), &frame);
         assert_eq!(link::parse_host(&serde_json::to_string(&frame).unwrap()), Ok(frame));
     }
+}
+
+fn told(standing: CanaryStanding) -> RouterFrame {
+    RouterFrame::Canary(CanaryTold { message: canary::id(NOON, [1, 2, 3, 4]), standing })
+}
+
+#[test]
+fn what_a_newer_router_says_of_a_canary_and_what_an_older_one_leaves_out_is_taken() {
+    let told = r#"{"type":"canary","message":"MSG","standing":{"state":"eaten","by":"cat"}}"#
+        .replace("MSG", canary::id(NOON, [1, 2, 3, 4]).as_str());
+    let Ok(RouterFrame::Canary(told)) = link::parse_router(&told) else { panic!("{told}") };
+    assert_eq!(told.standing, CanaryStanding::Unknown);
+    let welcome = r#"{"type":"welcome","session":"s","clock":"2026-11-22T12:00:00Z","phones":[]}"#;
+    let Ok(RouterFrame::Welcome(welcome)) = link::parse_router(welcome) else {
+        panic!("{welcome}")
+    };
+    assert!(!welcome.canaries);
 }
 
 #[test]
@@ -488,6 +513,7 @@ fn the_link_from_the_router() {
                     ttl_ms: 15_000,
                     acked_seq: 41,
                 }],
+                canaries: true,
             }),
         ),
         ("lease", RouterFrame::Lease { phone: phone(), epoch: 7, ttl_ms: 15_000, renewal: 3 }),
@@ -497,6 +523,16 @@ fn the_link_from_the_router() {
         (
             "command",
             RouterFrame::Command { phone: phone(), epoch: 7, command: Command::Send(send()) },
+        ),
+        ("canary_not_seen", told(CanaryStanding::NotSeen)),
+        (
+            "canary_seen",
+            told(CanaryStanding::Seen {
+                phone: phone(),
+                host: Some(host()),
+                at: NOON,
+                waited_ms: 1_200,
+            }),
         ),
         ("ping", RouterFrame::Ping { at: NOON }),
         ("pong", RouterFrame::Pong { at: NOON }),

@@ -296,7 +296,7 @@ fn perform(
     for output in outputs {
         match output {
             Output::Deliver(delivery) => {
-                if let LinkOutput::Connected { session } = &delivery {
+                if let LinkOutput::Connected { session, .. } = &delivery {
                     tracing::debug!(session, "link up");
                     stats.set_connected(true);
                 }

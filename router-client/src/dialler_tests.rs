@@ -192,6 +192,7 @@ impl Router {
                         ttl_ms: LEASE_TTL_MS,
                         acked_seq: self.acked(),
                     }],
+                    canaries: false,
                 }),
                 RouterFrame::Command { phone: phone(), epoch: 1, command: cancel() },
             ],
@@ -206,7 +207,9 @@ impl Router {
             }
             HostFrame::Phone(_) => vec![ack(self.acked())],
             HostFrame::Ping { at } => vec![RouterFrame::Pong { at }],
-            HostFrame::Pong { .. } | HostFrame::Released { .. } => Vec::new(),
+            HostFrame::Pong { .. } | HostFrame::Released { .. } | HostFrame::Canary(_) => {
+                Vec::new()
+            }
             HostFrame::Bye { .. } => {
                 self.said_bye = true;
                 Vec::new()
@@ -262,6 +265,7 @@ impl Bridge {
                 | LinkOutput::Disconnected { .. }
                 | LinkOutput::Lease { .. }
                 | LinkOutput::Revoke { .. }
+                | LinkOutput::Canary(_)
                 | LinkOutput::Release { .. } => {}
             }
             if self.acked == EVENTS && self.commands > 0 {

@@ -28,7 +28,7 @@ use std::sync::{
 use futures_util::{Sink, Stream};
 use protocol::{
     HostId, PhoneId,
-    link::{HOST_SILENCE_MS, HostHealth, PhoneReport},
+    link::{CanaryAsk, CanaryTold, HOST_SILENCE_MS, HostHealth, PhoneReport},
     pipe::{Command, EventLine},
 };
 use tokio::{
@@ -138,6 +138,8 @@ pub enum LinkInput {
         /// The release's epoch.
         epoch: u64,
     },
+    /// A question about a canary. Dropped where the router does not answer such: whoever waits asks again.
+    Canary(CanaryAsk),
     /// How the host is; travels with the next renewal.
     Health(HostHealth),
 }
@@ -149,6 +151,8 @@ pub enum LinkOutput {
     Connected {
         /// Id of the session, for logs.
         session: String,
+        /// It answers questions about canaries.
+        canaries: bool,
     },
     /// The session is over, or an attempt to make one has failed. Leases go on until their deadline.
     Disconnected {
@@ -192,6 +196,8 @@ pub enum LinkOutput {
         /// The epoch from which on others may send.
         epoch: u64,
     },
+    /// How a canary stands, as the router knows.
+    Canary(CanaryTold),
     /// The router has every event of this journal up to `seq`.
     Ack {
         /// Whose.

@@ -231,8 +231,8 @@ impl Phones {
                 self.reports.remove(&phone);
             }
             LinkInput::Health(health) => self.health = health,
-            // Outside of a session nobody waits for it; the router asks again.
-            LinkInput::Released { .. } => {}
+            // Outside of a session nobody waits for it; whoever asks asks again.
+            LinkInput::Released { .. } | LinkInput::Canary(_) => {}
             LinkInput::Event { phone, journal, line } => {
                 if let Some(report) = self.reports.get_mut(&phone)
                     && report.journal.as_ref() == Some(&journal)
@@ -361,6 +361,8 @@ pub(crate) struct Session {
     answered: ContinuousMs,
     /// Since when an answer is awaited, nothing having come before or since.
     asked: Option<ContinuousMs>,
+    /// The router answers questions about canaries.
+    canaries: bool,
     /// How long nothing may be heard.
     silence_ms: u64,
     /// Added to the first ping, so that the hosts behind one router do not ping in step.
@@ -382,6 +384,7 @@ impl Session {
             heard: 0,
             answered: 0,
             asked: None,
+            canaries: false,
             silence_ms: HOST_SILENCE_MS,
             ping_jitter_ms: random % PING_EVERY_MS,
             counts: Counts::default(),
@@ -622,6 +625,7 @@ impl Session {
                     }
                 }
             }
+            RouterFrame::Canary(told) => out.push(Output::Deliver(LinkOutput::Canary(told))),
             RouterFrame::Ping { at } => self.send(HostFrame::Pong { at }, out),
             RouterFrame::Pong { .. } | RouterFrame::Welcome(_) | RouterFrame::Bye { .. } => {}
         }
@@ -649,7 +653,11 @@ impl Session {
             next_renew: hello_sent + RENEW_EVERY_MS,
             next_ping: now.continuous + self.ping_jitter_ms,
         };
-        out.push(Output::Deliver(LinkOutput::Connected { session: welcome.session.clone() }));
+        self.canaries = welcome.canaries;
+        out.push(Output::Deliver(LinkOutput::Connected {
+            session: welcome.session.clone(),
+            canaries: welcome.canaries,
+        }));
         for theirs in &welcome.phones {
             let Some(line) = self.lines.get_mut(&theirs.phone) else {
                 self.stray("welcome for a phone that is not here");
@@ -746,6 +754,11 @@ impl Session {
             LinkInput::Released { phone, epoch } => {
                 if self.is_live() {
                     self.send(HostFrame::Released { phone, epoch }, out);
+                }
+            }
+            LinkInput::Canary(ask) => {
+                if self.is_live() && self.canaries {
+                    self.send(HostFrame::Canary(ask), out);
                 }
             }
             LinkInput::Forget(phone) => {

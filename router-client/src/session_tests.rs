@@ -133,7 +133,7 @@ impl Bench {
 }
 
 fn welcome(phones: Vec<WelcomePhone>) -> RouterFrame {
-    RouterFrame::Welcome(Welcome { session: "s1".to_owned(), clock: WALL, phones })
+    RouterFrame::Welcome(Welcome { session: "s1".to_owned(), clock: WALL, phones, canaries: true })
 }
 
 fn sent(out: &[Output]) -> Vec<&HostFrame> {
@@ -172,6 +172,7 @@ fn seqs(out: &[Output]) -> Vec<u64> {
             | HostFrame::Ping { .. }
             | HostFrame::Pong { .. }
             | HostFrame::Bye { .. }
+            | HostFrame::Canary(_)
             | HostFrame::Released { .. } => None,
         })
         .collect()
@@ -222,8 +223,35 @@ fn welcome_brings_acks_and_leases_counted_from_hello() {
         acked_seq: 4,
     }]);
     let out = bench.after(900, Input::Frame(frame));
-    let connected = LinkOutput::Connected { session: "s1".to_owned() };
+    let connected = LinkOutput::Connected { session: "s1".to_owned(), canaries: true };
     assert_eq!(delivered(&out), [&connected, &acked(4, true), &lease(7, START)]);
+}
+
+#[test]
+fn a_canary_is_asked_about_only_where_that_is_answered() {
+    let ask = protocol::link::CanaryAsk {
+        message: protocol::canary::id(WALL, [1; 4]),
+        from: phone(1),
+        to: "+12025550191".parse().unwrap(),
+    };
+    let local = || Input::Local(LinkInput::Canary(ask.clone()));
+    for canaries in [true, false] {
+        let mut bench = Bench::new(Vec::new());
+        bench.step(Input::Opened);
+        assert_eq!(sent(&bench.step(local())), Vec::<&HostFrame>::new(), "before the welcome");
+        let (session, clock) = ("s1".to_owned(), WALL);
+        let frame = Welcome { session, clock, phones: Vec::new(), canaries };
+        bench.step(Input::Frame(RouterFrame::Welcome(frame)));
+        let out = bench.step(local());
+        let asked = HostFrame::Canary(ask.clone());
+        let wanted = if canaries { vec![&asked] } else { Vec::new() };
+        assert_eq!(sent(&out), wanted);
+    }
+    let standing = protocol::link::CanaryStanding::NotSeen;
+    let told = protocol::link::CanaryTold { message: ask.message.clone(), standing };
+    let mut bench = Bench::live(4, None);
+    let out = bench.step(Input::Frame(RouterFrame::Canary(told.clone())));
+    assert_eq!(delivered(&out), [&LinkOutput::Canary(told)]);
 }
 
 #[test]
@@ -749,6 +777,7 @@ impl World {
             HostFrame::Event(_)
             | HostFrame::Pong { .. }
             | HostFrame::Bye { .. }
+            | HostFrame::Canary(_)
             | HostFrame::Released { .. } => {}
         }
     }
@@ -857,7 +886,12 @@ fn a_clock_that_is_more_than_a_minute_off_is_told_and_a_smaller_difference_is_no
             let mut bench = Bench::new(Vec::new());
             bench.step(Input::Opened);
             let (session, clock) = ("s1".to_owned(), WALL.plus_ms(off_ms));
-            let frame = RouterFrame::Welcome(Welcome { session, clock, phones: Vec::new() });
+            let frame = RouterFrame::Welcome(Welcome {
+                session,
+                clock,
+                phones: Vec::new(),
+                canaries: false,
+            });
             let out = bench.step(Input::Frame(frame));
             let live = matches!(delivered(&out)[..], [LinkOutput::Connected { .. }]);
             assert!(live, "a difference ends no session: {out:?}");

@@ -25,6 +25,8 @@ use crate::store::{StoreError, Tx, capabilities, inbound as store, lease as jour
 pub(crate) struct Effects {
     /// Messages whose other attempts are to be withdrawn.
     pub(crate) recall: Vec<MessageId>,
+    /// Canaries that have arrived.
+    pub(crate) canaries: Vec<MessageId>,
     /// A job or a free place has come up.
     pub(crate) dispatch: bool,
 }
@@ -32,6 +34,7 @@ pub(crate) struct Effects {
 impl Effects {
     pub(crate) fn merge(&mut self, mut other: Self) {
         self.recall.append(&mut other.recall);
+        self.canaries.append(&mut other.canaries);
         self.dispatch |= other.dispatch;
     }
 }
@@ -72,6 +75,7 @@ pub async fn take(app: &App, frames: Vec<EventFrame>) -> Result<Acks, StoreError
     if effects.dispatch {
         app.bells.dispatch.notify_one();
     }
+    crate::canaries::arrived(app, &effects.canaries).await;
     for message in &effects.recall {
         crate::dispatch::recall(app, message).await;
     }

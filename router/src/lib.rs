@@ -28,6 +28,7 @@ pub mod api;
 pub mod auth;
 pub mod batches;
 pub mod billing;
+mod canaries;
 pub mod clock;
 pub mod config;
 pub mod error;

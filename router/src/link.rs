@@ -13,7 +13,7 @@
 mod dial;
 mod session;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::extract::State;
@@ -21,10 +21,10 @@ use axum::extract::ws::WebSocketUpgrade;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use protocol::HostId;
 use protocol::api::{PROBLEM_JSON, Problem};
 use protocol::limits::FRAME_BYTES_MAX;
-use protocol::link::{HostTunnel, PATH, RouterFrame};
+use protocol::link::{CanaryAsk, HostTunnel, PATH, PhoneReport, RouterFrame};
+use protocol::{HostId, MessageId, PhoneId};
 use router_client::auth;
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -36,6 +36,9 @@ const OUTBOX_FRAMES: usize = 1_024;
 
 /// What a socket may hold back from the network before a write fails: a few frames of the largest size.
 const WRITE_BUFFER_BYTES_MAX: usize = 4 * FRAME_BYTES_MAX;
+
+/// Canaries that a host may be waiting for at one time: one for each pair of phones, and a host has some dozens of phones.
+const CANARIES_MAX: usize = 64;
 
 /// Why a session ends from our side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +83,10 @@ struct Handle {
     /// How the host's tunnel is, as it last said. It says so with every renewal, and nothing is decided by it: a router
     /// that starts anew knows it again within seconds.
     tunnel: Option<HostTunnel>,
+    /// The journal of each phone and its newest event, as the host last said.
+    heads: HashMap<PhoneId, (String, u64)>,
+    /// The canaries that it has asked about and not heard of yet; the oldest goes when there are too many.
+    canaries: VecDeque<CanaryAsk>,
 }
 
 /// What a session gets at its registration.
@@ -150,6 +157,54 @@ impl Links {
         self.sessions().get(host)?.tunnel.clone()
     }
 
+    /// Keeps how far a phone's journal is, unless a newer session has taken this one's place.
+    pub(crate) fn head_is(&self, host: &HostId, session: &str, report: &PhoneReport) {
+        if let Some(handle) = self.sessions().get_mut(host)
+            && handle.session == session
+        {
+            match &report.journal {
+                Some(journal) => {
+                    let head = (journal.clone(), report.last_seq);
+                    handle.heads.insert(report.phone.clone(), head);
+                }
+                None => drop(handle.heads.remove(&report.phone)),
+            }
+        }
+    }
+
+    /// The journal of a phone on a host with a session here, and the newest event in it, as the host last said.
+    pub(crate) fn head(&self, host: &HostId, phone: &PhoneId) -> Option<(String, u64)> {
+        self.sessions().get(host)?.heads.get(phone).cloned()
+    }
+
+    /// Notes that a host waits for a canary.
+    pub(crate) fn expect_canary(&self, host: &HostId, ask: &CanaryAsk) {
+        if let Some(handle) = self.sessions().get_mut(host)
+            && !handle.canaries.contains(ask)
+        {
+            if handle.canaries.len() >= CANARIES_MAX {
+                handle.canaries.pop_front();
+            }
+            handle.canaries.push_back(ask.clone());
+        }
+    }
+
+    /// A host waits for this canary no more.
+    pub(crate) fn forget_canary(&self, host: &HostId, canary: &MessageId) {
+        if let Some(handle) = self.sessions().get_mut(host) {
+            handle.canaries.retain(|ask| ask.message != *canary);
+        }
+    }
+
+    /// Who waits for this canary.
+    pub(crate) fn expecting(&self, canary: &MessageId) -> Vec<(HostId, CanaryAsk)> {
+        let sessions = self.sessions();
+        let asks = sessions.iter().flat_map(|(host, handle)| {
+            handle.canaries.iter().map(move |ask| (host.clone(), ask.clone()))
+        });
+        asks.filter(|(_, ask)| ask.message == *canary).collect()
+    }
+
     /// Makes this session the host's; an older one is told to end.
     pub(crate) fn register(&self, host: &HostId, session: &str) -> Registered {
         let (outbox, frames) = mpsc::channel(OUTBOX_FRAMES);
@@ -161,6 +216,8 @@ impl Links {
             ending,
             free: Arc::clone(&free),
             tunnel: None,
+            heads: HashMap::new(),
+            canaries: VecDeque::new(),
         };
         let older = self.sessions().insert(host.clone(), handle);
         self.changed().insert(host.clone());

@@ -26,6 +26,7 @@ pub mod accounts;
 pub mod admin;
 pub mod audit;
 pub mod batches;
+pub mod canaries;
 pub mod capabilities;
 pub mod change;
 pub mod contacts;

@@ -519,8 +519,9 @@ impl Config {
         let memory = memory(&source, &raw.memory)?;
         let cpu = cpu(&source, &raw.cpu)?;
         let power = power(&source, &raw.power)?;
+        let known = (phones.as_slice(), router.is_some());
         let canaries =
-            raw.canary.iter().map(|raw| canary(&source, raw, &phones)).collect::<Result<_, _>>()?;
+            raw.canary.iter().map(|raw| canary(&source, raw, known)).collect::<Result<_, _>>()?;
         let messages_app = messages_app(&source, &raw.messages_app, &phones)?;
         let network = network(&source, &raw.network, router.as_ref())?;
         let cloudflared =
@@ -833,20 +834,30 @@ fn power(source: &Source<'_>, raw: &RawPower) -> Result<power::Settings, ConfigE
 fn canary(
     source: &Source<'_>,
     raw: &RawCanary,
-    phones: &[PhoneConfig],
+    (phones, has_router): (&[PhoneConfig], bool),
 ) -> Result<canary::Settings, ConfigError> {
-    // Both are ours, so that no mistake of a digit writes to a stranger again and again.
-    let own = |field, written: &Spanned<String>| {
+    let own = |written: &Spanned<String>| {
         let number = written.get_ref();
-        phones
-            .iter()
-            .find(|phone| phone.number.as_str() == number)
-            .map(|phone| phone.number.clone())
-            .ok_or_else(|| {
-                source.wrong(field, written, "is not the number of a phone of this file")
-            })
+        let phone = phones.iter().find(|phone| phone.number.as_str() == number);
+        phone.map(|phone| phone.number.clone())
     };
-    let (from, to) = (own("from", &raw.from)?, own("to", &raw.to)?);
+    let from = own(&raw.from).ok_or_else(|| {
+        source.wrong("from", &raw.from, "is not the number of a phone of this file")
+    })?;
+    // Whom the router does not know as one of its phones is not written to either, so that no mistake of a digit writes to a
+    // stranger again and again.
+    let (to, remote) = match own(&raw.to) {
+        Some(to) => (to, false),
+        None if has_router => {
+            let number = raw.to.get_ref().parse();
+            let number = number.map_err(|_bad| source.wrong("to", &raw.to, "is not a number"))?;
+            (number, true)
+        }
+        None => {
+            let what = "is not the number of a phone of this file, and without [router] nobody knows another";
+            return Err(source.wrong("to", &raw.to, what));
+        }
+    };
     if from == to {
         return Err(source.wrong(
             "to",
@@ -860,6 +871,7 @@ fn canary(
     Ok(canary::Settings {
         from,
         to,
+        remote,
         every,
         lost_after: lost,
         alarm_after: source.count("alarm_after", raw.alarm_after.as_ref(), 3)?,
@@ -1205,7 +1217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_canary_flies_between_two_phones_of_this_host_only() {
+    fn a_canary_flies_to_a_phone_of_this_host_or_to_one_that_the_router_knows() {
         let second = "[[phones]]\nnumber = \"+15550100002\"\nchat_db = \"/second\"\n";
         let refused = |from: &str, to: &str| {
             let pair = format!("[[canary]]\nfrom = \"{from}\"\nto = \"{to}\"\n");
@@ -1213,13 +1225,26 @@ mod tests {
         };
         assert_eq!(refused("+15550100001", "+15550100002"), None);
         for (from, to, what) in [
-            ("+15550100001", "+12025550100", "`to`: is not the number of a phone of this file"),
+            (
+                "+15550100001",
+                "+12025550100",
+                "`to`: is not the number of a phone of this file, and",
+            ),
             ("+12025550100", "+15550100001", "`from`: is not the number of a phone"),
             ("+15550100001", "+15550100001", "`to`: must be another phone"),
         ] {
             let said = refused(from, to).unwrap();
             assert!(said.contains(what), "{said}");
         }
+        let pair = |to: &str| {
+            let router = "[router]\nurl = \"https://router.example\"\n";
+            let pair = format!("[[canary]]\nfrom = \"+15550100001\"\nto = \"{to}\"\n");
+            parse(&format!("{DEFAULT}\n{second}{router}{pair}"))
+                .map(|config| config.canaries.iter().map(|pair| pair.remote).collect::<Vec<_>>())
+        };
+        assert_eq!(pair("+12025550100"), Ok(vec![true]));
+        assert_eq!(pair("+15550100002"), Ok(vec![false]));
+        assert!(pair("0100").unwrap_err().contains("`to`: is not a number"));
     }
 
     #[test]

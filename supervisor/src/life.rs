@@ -159,7 +159,9 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
     let owners = TaskTracker::new();
     let surroundings = Surroundings { tracker: owners.clone(), ..surroundings };
     let pool = Pool::start(&phones, &surroundings);
-    let canaries = canary::start(&config.canaries, &pool, &tracker, &closing);
+    let post = canary::Post::default();
+    let asks = linked.as_ref().map(|linked| &linked.inputs);
+    let canaries = canary::start(&config.canaries, (&pool, &post), asks, &tracker, &closing);
     let machine = Machine { canaries, ..machine };
     let reloader = Reloader::new(config.clone(), pool.clone(), surroundings);
     let (state, link_state) = watch::channel(match &linked {
@@ -174,7 +176,7 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
             pool.clone(),
             outputs,
             inputs,
-            state,
+            (state, post),
             machine.clone(),
             closing.clone(),
         ));

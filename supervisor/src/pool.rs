@@ -1022,6 +1022,7 @@ mod tests {
                 | LinkInput::Forget(_)
                 | LinkInput::Released { .. }
                 | LinkInput::Event { .. }
+                | LinkInput::Canary(_)
                 | LinkInput::Health(_) => None,
             })
             .await
@@ -1074,6 +1075,7 @@ mod tests {
                 LinkInput::Phone { .. }
                 | LinkInput::Forget(_)
                 | LinkInput::Released { .. }
+                | LinkInput::Canary(_)
                 | LinkInput::Health(_) => None,
             })
             .await;
@@ -1124,6 +1126,7 @@ mod tests {
             LinkInput::Phone { .. }
             | LinkInput::Forget(_)
             | LinkInput::Event { .. }
+            | LinkInput::Canary(_)
             | LinkInput::Health(_) => None,
         };
         assert!(house.up(next).await, "released without a bridge");

@@ -51,7 +51,7 @@ pub(crate) async fn forward(
     pool: Pool,
     mut outputs: mpsc::Receiver<LinkOutput>,
     inputs: mpsc::Sender<LinkInput>,
-    state: watch::Sender<LinkState>,
+    (state, post): (watch::Sender<LinkState>, canary::Post),
     machine: Machine,
     shutdown: CancellationToken,
 ) {
@@ -80,17 +80,18 @@ pub(crate) async fn forward(
             output = outputs.recv() => output,
         };
         let Some(output) = output else { return };
-        switch(&pool, output, &state);
+        switch(&pool, output, &state, &post);
     }
 }
 
 /// Hands one output of the link to whom it concerns.
-fn switch(pool: &Pool, output: LinkOutput, state: &watch::Sender<LinkState>) {
+fn switch(pool: &Pool, output: LinkOutput, state: &watch::Sender<LinkState>, post: &canary::Post) {
     match output {
-        LinkOutput::Connected { session } => {
+        LinkOutput::Connected { session, canaries } => {
             tracing::info!(session, "linked with the router");
             metrics::gauge!("switchboard_link_up").set(1.0);
             state.send_replace(LinkState::Connected);
+            post.road_is(if canaries { canary::Road::Open } else { canary::Road::Deaf });
         }
         LinkOutput::Disconnected { why, redial_in } => {
             let redial_ms = u64::try_from(redial_in.as_millis()).unwrap_or(u64::MAX);
@@ -98,7 +99,9 @@ fn switch(pool: &Pool, output: LinkOutput, state: &watch::Sender<LinkState>) {
             metrics::gauge!("switchboard_link_up").set(0.0);
             metrics::counter!("switchboard_link_ends_total").increment(1);
             state.send_replace(LinkState::Disconnected);
+            post.road_is(canary::Road::Down);
         }
+        LinkOutput::Canary(told) => post.tell(told),
         LinkOutput::Command { phone, command, .. } => tell(pool, &phone, [command]),
         LinkOutput::Lease { phone, epoch, ttl_ms, issued_ms } => {
             tell(pool, &phone, [Command::Lease { epoch, ttl_ms, issued_ms }]);

@@ -1,4 +1,4 @@
-//! The second Mac of one phone: its own Messages with its own chat.db, its own supervisor, which stands by.
+//! A second Mac: its own supervisor, for the phone of the first, for which it stands by, or for another one.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,16 +16,16 @@ use crate::shelf::{Shelf, free_addr};
 /// For a busy machine; what is measured is given back.
 const WITHIN: Duration = Duration::from_secs(90);
 
-/// A Mac that stands by for the only phone of a shelf.
+/// Another Mac of a shelf.
 #[derive(Debug)]
 pub struct Second {
     dir: PathBuf,
     supervisor: Option<Program>,
-    sandbox: Program,
+    sandbox: Option<Program>,
 }
 
 impl Second {
-    /// Starts one in the shelf's folder and enrols it.
+    /// Starts one in the shelf's folder, with a Messages of its own that shares nothing with the shelf's, and enrols it.
     pub async fn start(shelf: &Shelf, number: &str) -> Result<Self> {
         let dir = shelf.root().join("second");
         let world = dir.join("phones");
@@ -43,6 +43,23 @@ impl Second {
             Ok(up.map_err(|error| error.to_string()))
         })
         .await?;
+        Self::enrolled(shelf, number, (dir, &world), Some(sandbox))
+    }
+
+    /// Starts one for a phone of the shelf's own sandbox that the shelf does not serve itself ([`crate::shelf::Plan`]'s
+    /// `elsewhere`), and enrols it.
+    pub fn beside(shelf: &Shelf, number: &str) -> Result<Self> {
+        let dir = shelf.root().join("beside");
+        std::fs::create_dir_all(&dir).context("beside")?;
+        Self::enrolled(shelf, number, (dir, &shelf.world()), None)
+    }
+
+    fn enrolled(
+        shelf: &Shelf,
+        number: &str,
+        (dir, world): (PathBuf, &Path),
+        sandbox: Option<Program>,
+    ) -> Result<Self> {
         let home = world.join(number.trim_start_matches('+'));
         let text = format!(
             "state_dir = \"{}\"\n[router]\nurl = \"{}\"\nredial_max_ms = 200\n[dispatch]\nlisten = \"{}\"\n\
@@ -58,8 +75,8 @@ impl Second {
         std::fs::write(second.config(), text).context("second's configuration")?;
         let config = second.config().display().to_string();
         let token = [("SWITCHBOARD_ADMIN_TOKEN", shelf.operator_token())];
-        let enrol =
-            ["--url", &shelf.url(), "host", "enroll", "--name", "second", "--config", &config];
+        let url = shelf.url();
+        let enrol = ["--url", &url, "host", "enroll", "--name", "second", "--config", &config];
         program::run("switchboard", &enrol, &token)?;
         second.start_supervisor()?;
         Ok(second)
@@ -96,7 +113,7 @@ impl Second {
     /// Stops it in order.
     pub async fn stop(self) -> Result<()> {
         const STOP_WITHIN: Duration = Duration::from_secs(25);
-        for program in self.supervisor.into_iter().chain([self.sandbox]) {
+        for program in self.supervisor.into_iter().chain(self.sandbox) {
             program.stop(STOP_WITHIN).await?;
         }
         Ok(())

@@ -36,6 +36,8 @@ const HASTE: (&str, &str) = (
 pub struct Plan {
     /// The phones: number and the macOS version whose schema their chat.db has. None: a router alone.
     pub phones: Vec<(&'static str, &'static str)>,
+    /// Phones of the same sandbox that another host serves.
+    pub elsewhere: Vec<(&'static str, &'static str)>,
     /// How fast the sandbox plays: 1 is life, 0 is at once.
     pub speed: f64,
     /// Sends a second and phone; 0 is without pacing.
@@ -66,6 +68,7 @@ impl Default for Plan {
     fn default() -> Self {
         Self {
             phones: vec![("+12025550190", "15"), ("+12025550191", "26"), ("+12025550192", "27")],
+            elsewhere: Vec::new(),
             speed: 1.0,
             per_second: 0.0,
             with_proxy: false,
@@ -282,7 +285,7 @@ per_second = {per_second:.1}
 
     async fn start_sandbox(&mut self, within: Duration) -> Result<()> {
         let mut args = vec!["phones".to_owned(), "--dir".to_owned(), text(&self.world())];
-        for (number, macos) in &self.plan.phones {
+        for (number, macos) in self.plan.phones.iter().chain(&self.plan.elsewhere) {
             args.extend(["--phone".to_owned(), format!("{number}={macos}")]);
         }
         args.extend(["--speed".to_owned(), format!("{}", self.plan.speed)]);

@@ -118,6 +118,7 @@ async fn welcome<S: AsyncRead + AsyncWrite + Unpin>(stream: S) -> WebSocketStrea
             ttl_ms: link::LEASE_TTL_MS,
             acked_seq: 0,
         }],
+        canaries: false,
     });
     let text = serde_json::to_string(&frame).unwrap();
     socket.send(Message::text(text)).await.unwrap();
@@ -511,7 +512,8 @@ async fn greets(socket: &mut WebSocketStream<tokio::io::DuplexStream>) {
     let HostFrame::Hello(hello) = link::parse_host(&text).unwrap() else { panic!("{text}") };
     assert_eq!(hello.phones.len(), 1, "what the supervisor told before is not forgotten");
     let (session, clock) = ("s".to_owned(), hello.clock);
-    let welcome = RouterFrame::Welcome(Welcome { session, clock, phones: Vec::new() });
+    let welcome =
+        RouterFrame::Welcome(Welcome { session, clock, phones: Vec::new(), canaries: false });
     socket.send(Message::text(serde_json::to_string(&welcome).unwrap())).await.unwrap();
 }
 

@@ -4,7 +4,7 @@ use protocol::api::Direction;
 use protocol::api::TenantRules;
 use protocol::link::EventFrame;
 use protocol::pipe::{ConversationKind, Event, Received};
-use protocol::{Channel, EventId, MessageId, PhoneId, Recipient, TenantId, UnixMs, canary};
+use protocol::{Channel, E164, EventId, MessageId, PhoneId, Recipient, TenantId, UnixMs, canary};
 
 use super::Effects;
 use crate::clock;
@@ -13,7 +13,9 @@ use crate::compliance::opt_out::{self, Asks, Words};
 use crate::facts;
 use crate::store::dispatch as rows;
 use crate::store::opt_outs::{self, Method, Turned, Wish};
-use crate::store::{StoreError, Tx, capabilities, inbound as store, providers, rules, standby};
+use crate::store::{
+    StoreError, Tx, canaries, capabilities, inbound as store, providers, rules, standby,
+};
 
 /// On a pooled phone, STOP counts for every tenant that has talked with its sender within this time.
 const STOP_REACH_MS: i64 = 30 * 24 * 3_600 * 1_000;
@@ -52,8 +54,10 @@ pub(crate) fn message(
         }
         return Ok(());
     }
-    if is_canary(tx, message)? {
+    if let Some((canary, sender)) = canary_of(tx, message)? {
         metrics::counter!("switchboard_inbound_canaries_total").increment(1);
+        canaries::arrived(tx, (&canary, sender), (phone, journal), (frame.at, now))?;
+        effects.canaries.push(canary);
         return Ok(());
     }
     let sandbox = store::is_sandbox(tx, phone)?;
@@ -132,6 +136,9 @@ pub(super) fn salvage(
     if !store::take_guid(tx, phone, (&message.guid, journal), now)? {
         return Ok(());
     }
+    if canary_of(tx, message)?.is_some() {
+        return Ok(());
+    }
     let talked = talked(tx, phone, message)?;
     let sandbox = store::is_sandbox(tx, phone)?;
     let tenant = attribute(tx, phone, &talked)?;
@@ -156,17 +163,18 @@ pub(super) fn salvage(
     Ok(())
 }
 
-/// Whether a host has had this written from one of its phones to another: the text is nothing but a canary's, and its
-/// sender is a phone of ours. From anybody else it is a message like all others.
-fn is_canary(tx: &mut Tx<'_>, message: &Received) -> Result<bool, StoreError> {
+/// The canary that a host has had written from one of its phones, and the sender: the text is nothing but a canary's, and
+/// its sender is a phone of ours. From anybody else it is a message like all others.
+fn canary_of<'a>(
+    tx: &mut Tx<'_>,
+    message: &'a Received,
+) -> Result<Option<(MessageId, &'a E164)>, StoreError> {
+    let Some(canary) = canary::of_text(&message.text) else { return Ok(None) };
     match &message.from {
-        Recipient::Number(number) if canary::of_text(&message.text).is_some() => {
-            store::is_own_number(tx, number)
+        Recipient::Number(number) => {
+            Ok(store::is_own_number(tx, number)?.then_some((canary, number)))
         }
-        Recipient::Number(_)
-        | Recipient::Email(_)
-        | Recipient::Group(_)
-        | Recipient::Service(_) => Ok(false),
+        Recipient::Email(_) | Recipient::Group(_) | Recipient::Service(_) => Ok(None),
     }
 }
 

@@ -21,7 +21,7 @@ use crate::lease::Decision;
 use crate::server::AppState;
 use crate::store::lease::{self as rows, Asked, Reported};
 use crate::store::{StoreError, Tx, standby};
-use crate::{clock, dispatch, inbound};
+use crate::{canaries, clock, dispatch, inbound};
 
 /// Frames read at once before they are handled: what a host has sent while the store was at the last batch. As many as
 /// its bridges may have on the way without an acknowledgement.
@@ -336,12 +336,12 @@ impl Session {
             self.foreign(&phone);
         }
         self.phones = own.into_iter().collect();
-        let welcome = Welcome { session: self.id.clone(), clock: now, phones };
+        let welcome = Welcome { session: self.id.clone(), clock: now, phones, canaries: true };
         self.answer(RouterFrame::Welcome(welcome)).await?;
         let mut ready = Vec::new();
         for (report, asked) in asked {
             let (phone, state) = (report.phone.clone(), report.state);
-            self.reports.insert(phone.clone(), report.clone());
+            self.note(&report);
             let epoch = self.asked(report, &asked).await?;
             if epoch.is_some() && state == PhoneState::Ready {
                 ready.push(phone);
@@ -499,6 +499,7 @@ impl Session {
                     | HostFrame::Renew { .. }
                     | HostFrame::Phone(_)
                     | HostFrame::Released { .. }
+                    | HostFrame::Canary(_)
                     | HostFrame::Ping { .. }
                     | HostFrame::Pong { .. }
                     | HostFrame::Bye { .. }) => {
@@ -548,6 +549,10 @@ impl Session {
             }
             HostFrame::Released { phone, epoch } => flow(self.released(phone, epoch).await),
             HostFrame::Phone(report) => flow(self.phone(report).await),
+            HostFrame::Canary(ask) => {
+                let told = canaries::asked(&self.app, &self.host, ask).await;
+                flow(told.map_err(|error| self.store_failed(&error)))
+            }
             // Events are taken in runs by the caller; one alone is a run of one.
             HostFrame::Event(event) => flow(self.events(vec![event]).await),
             HostFrame::Ping { at } => flow(self.answer(RouterFrame::Pong { at }).await),
@@ -612,7 +617,7 @@ impl Session {
                 self.revoke(phone, held).await?;
                 continue;
             };
-            self.reports.insert(phone.clone(), report.clone());
+            self.note(&report);
             let Some(epoch) = self.asked(report, &asked).await? else {
                 if asked.release.is_none() {
                     self.revoke(phone, held).await?;
@@ -679,7 +684,7 @@ impl Session {
             return Ok(());
         }
         self.phones.insert(report.phone.clone());
-        self.reports.insert(report.phone.clone(), report.clone());
+        self.note(&report);
         if let Some((waiting, _)) = self.waits.get_mut(&report.phone) {
             waiting.clone_from(&report);
         }
@@ -690,6 +695,12 @@ impl Session {
             self.ask_of_doubts().await?;
         }
         if ready { self.phones_came(&[report.phone], now).await } else { Ok(()) }
+    }
+
+    /// Keeps what was said of a phone.
+    fn note(&mut self, report: &PhoneReport) {
+        self.app.links.head_is(&self.host, &self.id, report);
+        self.reports.insert(report.phone.clone(), report.clone());
     }
 
     fn foreign(&self, phone: &PhoneId) {

@@ -135,6 +135,11 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "stripe_ended",
         sql: include_str!("../../migrations/0030_stripe_ended.sql"),
     },
+    Migration {
+        version: 31,
+        name: "canaries",
+        sql: include_str!("../../migrations/0031_canaries.sql"),
+    },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

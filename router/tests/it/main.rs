@@ -5,6 +5,7 @@ mod api_http;
 mod api_store;
 mod api_support;
 mod batches;
+mod canaries;
 mod compliance_flow;
 mod delivery;
 mod dispatch_flow;

@@ -1,4 +1,4 @@
-//! Two phones of a host write to each other to see that both work, and no tenant hears of it.
+//! Two phones write to each other to see that both work, on one host or on two, and no tenant hears of it.
 
 #![cfg(test)]
 
@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::eventually;
+use e2e::program;
+use e2e::second::Second;
 use e2e::shelf::{Plan, Shelf};
 use protocol::api::Direction;
 use protocol::{UnixMs, canary};
@@ -77,7 +79,7 @@ async fn played() -> Result<()> {
 
     // A phone that is known to be down is not asked to prove it.
     let before = standing(&shelf).await?;
-    e2e::program::run(
+    program::run(
         "switchboard-sandbox",
         &[
             "account",
@@ -106,4 +108,120 @@ async fn played() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn canaries_are_seen_to_arrive_and_told_to_no_tenant() {
     played().await.unwrap();
+}
+
+/// Who writes, who hears on another host, who is another host's and hears nothing, and a stranger.
+const FROM: &str = "+12025550190";
+const TO: &str = "+12025550191";
+const DEAF: &str = "+12025550192";
+const STRANGER: &str = "+14155550123";
+
+const ACROSS: &str = r#"
+[[canary]]
+from = "+12025550190"
+to = "+12025550191"
+every_s = 2
+lost_after_s = 10
+[[canary]]
+from = "+12025550190"
+to = "+12025550192"
+every_s = 2
+lost_after_s = 1
+alarm_after = 1
+[[canary]]
+from = "+12025550190"
+to = "+14155550123"
+every_s = 2
+"#;
+
+/// How each pair stands: the one that is heard, the one that is not, the stranger's.
+async fn pairs(shelf: &Shelf) -> Result<[Value; 3]> {
+    let host: Value = shelf.dispatch()?.call(Method::GET, "/v1/host", None, None).await??;
+    let pairs: Vec<Value> = serde_json::from_value(host["canaries"].clone())?;
+    pairs.try_into().map_err(|pairs| anyhow::anyhow!("three pairs: {pairs:?}"))
+}
+
+/// Waits until the first pair stands so.
+async fn until(shelf: &Shelf, what: &str, holds: impl Fn(&Value) -> bool) -> Result<Value> {
+    eventually(what, WITHIN, || async {
+        let [heard, ..] = pairs(shelf).await?;
+        Ok(if holds(&heard) { Ok(heard) } else { Err(heard.to_string()) })
+    })
+    .await
+}
+
+fn number(pair: &Value, field: &str) -> u64 {
+    pair[field].as_u64().unwrap_or(u64::MAX)
+}
+
+async fn played_across() -> Result<()> {
+    let mut shelf = Shelf::start(Plan {
+        phones: vec![(FROM, "26")],
+        elsewhere: vec![(TO, "15")],
+        speed: 0.2,
+        more: ACROSS,
+        ..Plan::default()
+    })
+    .await?;
+    // Nobody hears these phones yet, so nobody is written to.
+    let pair = until(&shelf, "canaries are skipped", |pair| number(pair, "skipped") > 0).await?;
+    ensure!(number(&pair, "sent") == 0 && pair["why"] == "not_a_phone", "{pair}");
+
+    let beside = Second::beside(&shelf, TO)?;
+    let pair = until(&shelf, "canaries arrive", |pair| number(pair, "seen") >= 3).await?;
+    println!("{pair}");
+    ensure!(number(&pair, "lost") == 0 && pair["remote"] == true, "{pair}");
+    ensure!(pair["why"] == Value::Null && number(&pair, "last_latency_ms") < 10_000, "{pair}");
+
+    // The host that hears is cut off while one is under way, and the router is killed: what has arrived is told when both
+    // are there again, later than it was due.
+    program::freeze_pid(beside.supervisor_pid()?, true)?;
+    let settled =
+        |pair: &Value| number(pair, "seen") + number(pair, "lost") + number(pair, "unknown");
+    let under_way = |pair: &Value| number(pair, "sent") > settled(pair);
+    let pair = until(&shelf, "one is under way", |pair| under_way(pair)).await;
+    shelf.crash_router()?;
+    program::freeze_pid(beside.supervisor_pid()?, false)?;
+    let before = pair?;
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    let [late, ..] = pairs(&shelf).await?;
+    ensure!(settled(&late) == settled(&before) && under_way(&late), "{before} {late}");
+    shelf.start_router().await?;
+    let known = settled(&before);
+    let pair = until(&shelf, "it is known", |pair| settled(pair) > known).await?;
+    println!("{pair}");
+    ensure!(number(&pair, "lost") == 0 && number(&pair, "unknown") == 0, "{pair}");
+    ensure!(number(&pair, "last_latency_ms") < 10_000, "the outage is none of its own: {pair}");
+    let seen = number(&pair, "seen");
+    until(&shelf, "others follow", |pair| number(pair, "seen") > seen).await?;
+
+    // A phone that is well by every light and hears nothing: its Messages is in another world.
+    let deaf = Second::start(&shelf, DEAF).await?;
+    let lost = eventually("one is lost", WITHIN, || async {
+        let [_, lost, _] = pairs(&shelf).await?;
+        Ok(if number(&lost, "lost") > 0 { Ok(lost) } else { Err(lost.to_string()) })
+    })
+    .await?;
+    println!("{lost}");
+    ensure!(lost["alarm"] == true && number(&lost, "seen") == 0, "{lost}");
+
+    // Nobody was written to who is no phone of this router, and no tenant has heard of any of it.
+    let [_, _, stranger] = pairs(&shelf).await?;
+    ensure!(number(&stranger, "sent") == 0 && stranger["why"] == "not_a_phone", "{stranger}");
+    let asked = shelf.asked()?;
+    ensure!(asked.iter().all(|ask| ask.phone == FROM && ask.to != STRANGER), "{asked:?}");
+    ensure!(shelf.tenant.messages().await?.is_empty(), "a canary reached a tenant");
+    let all: Value = shelf.operator.call(Method::GET, "/v1/admin/messages", None, None).await??;
+    ensure!(all["data"] == serde_json::json!([]), "{all}");
+    let unplaced: Value =
+        shelf.operator.call(Method::GET, "/v1/admin/unplaced_events", None, None).await??;
+    ensure!(unplaced["data"] == serde_json::json!([]), "{unplaced}");
+    deaf.stop().await?;
+    beside.stop().await?;
+    shelf.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn canaries_to_another_host_are_told_by_the_router_however_late() {
+    played_across().await.unwrap();
 }
