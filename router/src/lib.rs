@@ -54,6 +54,7 @@ pub mod resolve;
 pub mod retry;
 pub mod route;
 pub mod shares;
+pub mod starts;
 pub mod template;
 pub mod warming;
 pub mod webhooks;

@@ -27,6 +27,7 @@ use crate::listener::{Bounded, CONNECTIONS_MAX, PATIENCE};
 use crate::metrics::{self, Metrics};
 use crate::pool::{self, Caps, Pool};
 use crate::providers::{self, Providers};
+use crate::starts::Start;
 use crate::steady::Steady;
 use crate::store::queue::Turns;
 use crate::store::{Store, StoreError, retention, tally};
@@ -41,6 +42,8 @@ pub struct App {
     pub store: Store,
     /// Where the present comes from.
     pub clock: Clock,
+    /// This start, and how often the router died soon after the ones before it.
+    pub start: Start,
     /// Whether the wall clock can be believed.
     pub steady: Steady,
     /// What wakes the workers.
@@ -126,6 +129,15 @@ impl App {
         });
         let providers = Providers::new(config.providers.clone());
         providers.load(&store).await?;
+        let start = store.write(move |tx| store::starts::begin(tx, now)).await?;
+        let pause_ms = start.quiet_until().since(start.at);
+        if pause_ms > 0 {
+            tracing::warn!(
+                deaths = start.deaths,
+                pause_ms,
+                "the router died soon after each of its last starts; what it may have had in hand waits"
+            );
+        }
         Ok(Arc::new(Self {
             config,
             providers,
@@ -134,6 +146,7 @@ impl App {
             store,
             steady: Steady::new(clock.now(), tokio::time::Instant::now()),
             clock,
+            start,
             bells: Bells::default(),
             links: Links::default(),
             tasks: TaskTracker::new(),
@@ -204,6 +217,8 @@ pub async fn serve(app: &AppState, listener: TcpListener) -> std::io::Result<()>
     app.tasks.close();
     if tokio::time::timeout(app.config.drain, app.tasks.wait()).await.is_err() {
         tracing::warn!(tasks = app.tasks.len(), "tasks were still running when the drain ended");
+    } else if let Err(error) = app.store.write(store::starts::end).await {
+        tracing::warn!(error = %error, "the end was not written down; the next start takes it for a death");
     }
     Ok(())
 }

@@ -47,6 +47,7 @@ pub mod queue;
 pub mod retention;
 pub mod rules;
 pub mod standby;
+pub mod starts;
 pub mod stripe;
 pub mod tally;
 pub mod templates;

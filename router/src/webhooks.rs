@@ -5,7 +5,7 @@
 //! the deliveries run beside it. An endpoint that fails gets one delivery at a time, and after some failures in a row
 //! none for a while ([`breaker`]); while places are scarce, everybody gets one. What is under way is known to the worker
 //! alone: what a dead router had under way is due when the next one starts, so that an endpoint may see an event twice,
-//! under the same `webhook-id`.
+//! under the same `webhook-id`; where routers die again and again, after a pause ([`crate::starts`]).
 
 pub mod breaker;
 pub mod guard;
@@ -120,7 +120,10 @@ impl Worker {
             let settings = &self.app.config.webhooks;
             (places(settings.in_flight), places(settings.per_endpoint))
         };
-        let mut waiting = self.app.store.read(jobs::waiting_endpoints).await?;
+        let now = self.app.clock.now();
+        let left_alone = self.app.start.leaves_alone(now);
+        let mut waiting =
+            self.app.store.read(move |tx| jobs::waiting_endpoints(tx, left_alone)).await?;
         let now = self.app.clock.now();
         let mut sleep = SLEEP_MAX;
         let mut free = in_flight.saturating_sub(self.busy.values().map(BTreeSet::len).sum());
@@ -132,6 +135,7 @@ impl Worker {
         let mut wanted = Vec::new();
         for jobs::Waiting { endpoint, due, failures, paused_until } in waiting {
             let state = State::of(failures, paused_until, now);
+            let Some(due) = due else { continue };
             let due = match state {
                 State::Open { until } => due.max(until),
                 State::HalfOpen | State::Closed => due,
@@ -161,7 +165,7 @@ impl Worker {
             .store
             .read(move |tx| {
                 let next = |(under_way, endpoint, limit): &(BTreeSet<_>, EndpointId, usize)| {
-                    jobs::next(tx, endpoint, now, (under_way, *limit))
+                    jobs::next(tx, endpoint, now, left_alone, (under_way, *limit))
                 };
                 wanted.iter().map(next).collect::<Result<Vec<_>, _>>()
             })

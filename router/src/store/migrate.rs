@@ -140,6 +140,12 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "canaries",
         sql: include_str!("../../migrations/0031_canaries.sql"),
     },
+    Migration {
+        version: 32,
+        name: "starts",
+        sql: include_str!("../../migrations/0032_starts.sql"),
+    },
+    Migration { version: 33, name: "due", sql: include_str!("../../migrations/0033_due.sql") },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

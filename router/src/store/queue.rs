@@ -1,7 +1,7 @@
 //! The queue: which jobs are due, and whose turn it is.
 //!
 //! A job is `ready` from the moment at which it is due until it is decided. The ready ones stand in an index by class and
-//! tenant, the others in one by time; the first step of every claim moves over what has fallen due. So the next job
+//! tenant, the others in one by class and time; the first step of every claim moves over what has fallen due. So the next job
 //! of a tenant, the next tenant of a class and the next job to fall due are one look-up each, however many there are.
 //!
 //! There is one dispatcher, which decides what it has claimed before it claims again: a claim writes which messages are in
@@ -65,7 +65,8 @@ const BUSY_WAIT_MS: i64 = 500;
 /// And the next one of the same tenant so much later: a phone sends about one a second.
 const BUSY_SPREAD_MS: i64 = 2;
 
-/// Jobs that fall due in one claim; the next one moves more.
+/// Jobs of each class that fall due in one claim; the next one moves more. A class has rows of its own, so that what is
+/// urgent never waits for those that were due before it and matter less.
 const PROMOTE_ROWS: usize = 512;
 
 /// Claims up to `limit` due jobs: between classes by their weights, between the tenants of a class in turn. What was
@@ -181,15 +182,19 @@ pub fn put_off(
 }
 
 /// Takes over what another router had in hand when it ended: what is still due was claimed once more without a decision.
-pub fn take_over(tx: &mut Tx<'_>) -> Result<(), StoreError> {
+/// What was so twice may be what ends it, and is not looked at before `quiet_until`: whatever else is due goes first.
+pub fn take_over(tx: &mut Tx<'_>, quiet_until: UnixMs) -> Result<(), StoreError> {
     let Json(messages): Json<Vec<MessageId>> =
         tx.query_row("SELECT messages FROM jobs_in_hand WHERE id = 1", params![], |row| {
             row.get(0)
         })?;
     for message in messages {
         tx.execute(
-            "UPDATE jobs SET claims = claims + 1 WHERE message_id = ?1 AND ready = 1",
-            params![message],
+            "UPDATE jobs SET claims = claims + 1,
+                 ready = CASE WHEN claims > 0 AND run_at < ?2 THEN 0 ELSE ready END,
+                 run_at = CASE WHEN claims > 0 AND run_at < ?2 THEN ?2 ELSE run_at END
+             WHERE message_id = ?1 AND ready = 1",
+            params![message, quiet_until],
         )?;
     }
     tx.execute("UPDATE jobs_in_hand SET messages = '[]' WHERE id = 1", params![])?;
@@ -254,7 +259,13 @@ fn promote(tx: &mut Tx<'_>, now: UnixMs) -> Result<(), StoreError> {
 }
 
 const PROMOTE: &str = "UPDATE jobs SET ready = 1 WHERE message_id IN (
-         SELECT message_id FROM jobs WHERE ready = 0 AND run_at <= ?1 ORDER BY run_at LIMIT ?2)
+         SELECT * FROM (SELECT message_id FROM jobs WHERE ready = 0 AND class_rank = 0 AND run_at <= ?1 ORDER BY run_at LIMIT ?2)
+         UNION ALL
+         SELECT * FROM (SELECT message_id FROM jobs WHERE ready = 0 AND class_rank = 1 AND run_at <= ?1 ORDER BY run_at LIMIT ?2)
+         UNION ALL
+         SELECT * FROM (SELECT message_id FROM jobs WHERE ready = 0 AND class_rank = 2 AND run_at <= ?1 ORDER BY run_at LIMIT ?2)
+         UNION ALL
+         SELECT * FROM (SELECT message_id FROM jobs WHERE ready = 0 AND class_rank = 3 AND run_at <= ?1 ORDER BY run_at LIMIT ?2))
      RETURNING message_id, tenant_id";
 
 /// When the next job falls due.
@@ -263,7 +274,11 @@ pub fn next_due(tx: &mut Tx<'_>) -> Result<Option<UnixMs>, StoreError> {
 }
 
 const NEXT_DUE: &str = "SELECT CASE WHEN EXISTS (SELECT 1 FROM jobs WHERE ready = 1) THEN 0
-     ELSE (SELECT MIN(run_at) FROM jobs WHERE ready = 0) END";
+     ELSE (SELECT MIN(due) FROM (
+         SELECT MIN(run_at) AS due FROM jobs WHERE ready = 0 AND class_rank = 0
+         UNION ALL SELECT MIN(run_at) FROM jobs WHERE ready = 0 AND class_rank = 1
+         UNION ALL SELECT MIN(run_at) FROM jobs WHERE ready = 0 AND class_rank = 2
+         UNION ALL SELECT MIN(run_at) FROM jobs WHERE ready = 0 AND class_rank = 3)) END";
 
 /// A job as it is accepted: due at `run_at`, or at once.
 pub fn add(
@@ -337,6 +352,51 @@ mod tests {
     }
 
     #[test]
+    fn what_falls_due_later_and_is_urgent_does_not_wait_for_all_that_fell_due_before_it() {
+        let (connection, mut turns) = (in_memory::open_loose(), Turns::default());
+        fill(&connection, 1, Class::Marketing, 100_000);
+        fill(&connection, 1, Class::Conversational, 10_000);
+        fill(&connection, 2, Class::Otp, 1);
+        fill(&connection, 3, Class::Transactional, 1);
+        let wait =
+            "UPDATE jobs SET ready = 0, run_at = CASE WHEN class_rank < 2 THEN ?1 ELSE run_at END";
+        Tx::sqlite(&connection).execute(wait, params![NOW]).unwrap();
+        let next = turn(&connection, &mut turns, 64);
+        assert_eq!(
+            next[..2].iter().map(|job| &job.tenant).collect::<Vec<_>>(),
+            [&tenant(2), &tenant(3)]
+        );
+        assert_eq!(next.len(), 64, "the rest goes to those that wait as well");
+        let ready = Tx::sqlite(&connection)
+            .query_row("SELECT count(*) FROM jobs WHERE ready = 1", params![], |row| {
+                row.get::<usize>(0)
+            })
+            .unwrap();
+        assert_eq!(ready, 2 * PROMOTE_ROWS + 2 - 64, "a claim moves no more than it has to");
+    }
+
+    #[test]
+    fn less_urgent_classes_fall_due_beside_a_flood_of_codes() {
+        let (connection, mut turns) = (in_memory::open_loose(), Turns::default());
+        fill(&connection, 1, Class::Otp, 10_000);
+        fill(&connection, 2, Class::Marketing, 2);
+        Tx::sqlite(&connection).execute("UPDATE jobs SET ready = 0", params![]).unwrap();
+        assert_eq!(of(&turn(&connection, &mut turns, 64), 2), 1);
+        while !turn(&connection, &mut turns, 4_000).is_empty() {}
+        assert_eq!(next_due(&mut Tx::sqlite(&connection)).unwrap(), None, "all of it goes");
+    }
+
+    #[test]
+    fn the_classes_of_the_statements_are_all_there_are() {
+        for class in 0..CLASSES {
+            for sql in [PROMOTE, NEXT_DUE] {
+                assert!(sql.contains(&format!("class_rank = {class}")), "{sql}");
+            }
+        }
+        assert!(!PROMOTE.contains(&format!("class_rank = {CLASSES}")));
+    }
+
+    #[test]
     fn tenants_take_turns_however_few_are_taken_at_once() {
         let (connection, mut turns) = (in_memory::open_loose(), Turns::default());
         for whose in 1..=5 {
@@ -374,7 +434,7 @@ mod tests {
             assert_eq!(jobs.len(), 3);
             assert!(jobs.iter().all(|job| job.claims == round));
             // The router ended, and another one starts.
-            take_over(&mut tx).unwrap();
+            take_over(&mut tx, UnixMs(0)).unwrap();
         }
         fill(&connection, 1, Class::Otp, 5);
         for _ in 0..3 {
@@ -393,8 +453,8 @@ mod tests {
         let jobs = claim(&mut tx, &mut turns, NOW, 3).unwrap().jobs;
         decide(&connection, &jobs[..1]);
         put_off(&mut tx, &jobs[1].tenant, &jobs[1].message, NOW.plus_ms(5)).unwrap();
-        take_over(&mut tx).unwrap();
-        take_over(&mut tx).unwrap();
+        take_over(&mut tx, UnixMs(0)).unwrap();
+        take_over(&mut tx, UnixMs(0)).unwrap();
         let claims = |message: &MessageId| {
             Tx::sqlite(&connection)
                 .query_opt(
@@ -409,6 +469,23 @@ mod tests {
         assert_eq!(claims(&jobs[2].message), Some((1, 1)), "it may be what ended the router");
         let later = claim(&mut tx, &mut turns, NOW.plus_ms(5), 8).unwrap().jobs;
         assert_eq!(later.iter().map(|job| job.claims).collect::<Vec<_>>(), [2, 2, 1]);
+    }
+
+    #[test]
+    fn what_may_end_the_router_lets_everything_else_go_first() {
+        let (connection, mut turns) = (in_memory::open_loose(), Turns::default());
+        let mut tx = Tx::sqlite(&connection);
+        fill(&connection, 1, Class::Otp, 1);
+        let quiet = NOW.plus_ms(5_000);
+        for _ in 0..2 {
+            assert_eq!(claim(&mut tx, &mut turns, NOW, 8).unwrap().jobs.len(), 1);
+            take_over(&mut tx, quiet).unwrap();
+        }
+        fill(&connection, 2, Class::Marketing, 3);
+        assert_eq!(of(&turn(&connection, &mut turns, 8), 2), 3);
+        assert_eq!(next_due(&mut tx).unwrap(), Some(quiet));
+        let late = claim(&mut tx, &mut turns, quiet, 8).unwrap().jobs;
+        assert_eq!(late.iter().map(|job| job.claims).collect::<Vec<_>>(), [3]);
     }
 
     #[test]
@@ -428,8 +505,8 @@ mod tests {
             (SUSPECT, &["jobs_suspect"]),
             (WAITS, &["jobs_ready (class_rank=?)"]),
             (LANES, &["jobs_ready (class_rank=? AND tenant_id>? AND tenant_id<?)"]),
-            (PROMOTE, &["jobs_waiting (run_at<?)"]),
-            (NEXT_DUE, &["jobs_ready", "jobs_waiting"]),
+            (PROMOTE, &["jobs_waiting (class_rank=? AND run_at<?)"]),
+            (NEXT_DUE, &["jobs_ready", "jobs_waiting (class_rank=?)"]),
         ] {
             let plan = in_memory::plan(&connection, sql);
             for index in indexes {

@@ -176,25 +176,31 @@ fn wants(events: &str, kind: &str) -> bool {
     }
 }
 
+/// Before everything that falls due.
+const NEVER: UnixMs = UnixMs(i64::MIN);
+
 /// An endpoint that has something waiting.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waiting {
     /// Which endpoint.
     pub endpoint: EndpointId,
-    /// When the first of it is due.
-    pub due: UnixMs,
+    /// When the first of it is due; `None` where all of it is left alone.
+    pub due: Option<UnixMs>,
     /// Attempts that have failed since one did not.
     pub failures: u32,
     /// Nothing is to be posted before that.
     pub paused_until: Option<UnixMs>,
 }
 
-/// Every endpoint that has something waiting.
+/// Every endpoint that has something waiting. What fell due by `left_alone` does not count.
 ///
 /// The recursion jumps from endpoint to endpoint along the index, so that its cost grows with the endpoints that
 /// have work and not with the work.
-pub fn waiting_endpoints(tx: &mut Tx<'_>) -> Result<Vec<Waiting>, StoreError> {
-    tx.query(WAITING, params![], |row| {
+pub fn waiting_endpoints(
+    tx: &mut Tx<'_>,
+    left_alone: Option<UnixMs>,
+) -> Result<Vec<Waiting>, StoreError> {
+    tx.query(WAITING, params![left_alone.unwrap_or(NEVER)], |row| {
         Ok(Waiting {
             endpoint: row.parse(0)?,
             due: row.get(1)?,
@@ -212,7 +218,7 @@ pub(super) const WAITING: &str = "WITH RECURSIVE waiting (id) AS (
                      WHERE j.state = 'pending' AND j.endpoint_id > waiting.id)
              FROM waiting WHERE waiting.id IS NOT NULL)
          SELECT waiting.id, (SELECT MIN(j.run_at) FROM webhook_jobs j
-                             WHERE j.state = 'pending' AND j.endpoint_id = waiting.id),
+                             WHERE j.state = 'pending' AND j.endpoint_id = waiting.id AND j.run_at > ?1),
              e.failures, e.paused_until, e.disabled_at IS NOT NULL
          FROM waiting JOIN webhook_endpoints e ON e.id = waiting.id WHERE waiting.id IS NOT NULL";
 
@@ -230,11 +236,12 @@ pub struct Next {
 /// Up to `limit` due jobs of an endpoint that are not `under_way`; `None` where it is gone.
 ///
 /// What is under way is known to the one worker that there is, and to nobody else: what a dead router had under way is due
-/// as if it had never been tried.
+/// as if it had never been tried. What fell due by `left_alone` waits (see [`crate::starts`]).
 pub fn next(
     tx: &mut Tx<'_>,
     endpoint: &EndpointId,
     now: UnixMs,
+    left_alone: Option<UnixMs>,
     (under_way, limit): (&BTreeSet<DeliveryId>, usize),
 ) -> Result<Option<Next>, StoreError> {
     let target = tx.query_opt(
@@ -260,7 +267,7 @@ pub fn next(
         return Ok(Some(next));
     }
     let rows = under_way.len().saturating_add(limit).saturating_add(1);
-    tx.query(NEXT, params![endpoint, rows], |row| {
+    tx.query(NEXT, params![endpoint, rows, left_alone.unwrap_or(NEVER)], |row| {
         let id: DeliveryId = row.parse(0)?;
         if next.later.is_some() || under_way.contains(&id) {
             return Ok(());
@@ -286,7 +293,7 @@ pub fn next(
 
 pub(super) const NEXT: &str =
     "SELECT id, run_at, event_id, tenant_id, type, body, attempts, round_from FROM webhook_jobs
-     WHERE endpoint_id = ?1 AND state = 'pending' ORDER BY run_at LIMIT ?2";
+     WHERE endpoint_id = ?1 AND state = 'pending' AND run_at > ?3 ORDER BY run_at LIMIT ?2";
 
 /// Writes down an attempt and what follows from it.
 pub fn finish(

@@ -24,4 +24,5 @@ mod races;
 mod routes;
 mod standby;
 mod templates;
+mod webhook_crash;
 mod webhook_delivery;

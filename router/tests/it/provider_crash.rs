@@ -16,18 +16,18 @@ use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 
-const ADMIN: &str = "operator-token-of-the-tests";
+pub(crate) const ADMIN: &str = "operator-token-of-the-tests";
 const PUBLIC: &str = "https://sb.example";
 
 /// The program while it serves; killed when dropped, as by SIGKILL.
-struct Serving {
-    child: Child,
-    url: String,
-    client: reqwest::Client,
+pub(crate) struct Serving {
+    pub(crate) child: Child,
+    pub(crate) url: String,
+    pub(crate) client: reqwest::Client,
 }
 
 impl Serving {
-    fn start(config: &Path) -> Self {
+    pub(crate) fn start(config: &Path) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_switchboard-router"))
             .args(["serve", "--config"])
             .arg(config)
@@ -45,7 +45,7 @@ impl Serving {
         Self { child, url, client }
     }
 
-    async fn call(&self, request: reqwest::RequestBuilder) -> Value {
+    pub(crate) async fn call(&self, request: reqwest::RequestBuilder) -> Value {
         let answer = request.send().await.unwrap();
         let status = answer.status().as_u16();
         let text = answer.text().await.unwrap();
@@ -53,7 +53,7 @@ impl Serving {
         serde_json::from_str(&text).unwrap_or(Value::Null)
     }
 
-    async fn post(&self, path: &str, key: &str, body: &Value) -> Value {
+    pub(crate) async fn post(&self, path: &str, key: &str, body: &Value) -> Value {
         let request = self.client.post(format!("{}{path}", self.url));
         self.call(request.bearer_auth(key).json(body)).await
     }
@@ -72,7 +72,7 @@ impl Drop for Serving {
     }
 }
 
-async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
     while !holds().await {
         assert!(tokio::time::Instant::now() < deadline, "{what}");
