@@ -4,12 +4,20 @@
 //! the supervisor, file events, the end of an osascript and the clock all arrive as [`Input`].
 //! The loop runs on the main thread and may block there for a short read or an fsync; what must
 //! not wait (the pipes, the child, signals) runs on threads and workers of its own.
+//!
+//! Here is the loop and what it owns. What comes in is in `commands`, what has happened to chat.db in
+//! `news`, what is to be done in `effects`, the osascript that does it in `child`, its files in `files`,
+//! what is said in `says`, the pipe itself in `lines`, and the look at the Mac in `look`.
 
+mod child;
+mod commands;
+mod effects;
 mod files;
 mod lines;
 mod lock;
 mod look;
 mod news;
+mod says;
 #[cfg(test)]
 mod tests;
 
@@ -17,11 +25,8 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use protocol::pipe::{
-    AccountState, Attempt, Capability, ChannelCapability, Command, Event as Fact, Heartbeat, Hello,
-    NotReady, Seek, Up, parse_command,
-};
-use protocol::{PROTOCOL, Reason, Recipient, WireError};
+use protocol::pipe::{AccountState, Attempt, Heartbeat, Hello, Up};
+use protocol::{PROTOCOL, WireError};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -33,11 +38,10 @@ use crate::evidence::{Database, Evidence};
 use crate::exit::Exit;
 use crate::health::Health;
 use crate::journal::{Journal, JournalError};
-use crate::osascript::{
-    Disposition, Failure, Osascript, PROBE, PrepareError, Prepared, SEND, is_about_messages,
-};
-use crate::outbound::{Change, Content, Dated, Effect, Event, NotPrepared, Outbound, Policy, Turn};
+use crate::osascript::{Disposition, Osascript, Prepared};
+use crate::outbound::{Event, Outbound, Policy, Turn};
 use crate::window::Window;
+use child::{Child, Ending, Job};
 use files::Fetched;
 pub(crate) use lock::Lock;
 
@@ -45,8 +49,6 @@ pub(crate) use lock::Lock;
 const INPUTS_A_TURN: usize = 128;
 /// Lines waiting to be taken, or to be written: more than a window of events and its signals.
 const LINES_QUEUED_MAX: usize = 512;
-/// Events read from the journal at a time.
-const EVENTS_A_READ: usize = 64;
 /// The regular look at everything that depends on time.
 const TICK: Duration = Duration::from_millis(250);
 /// The same while there is nothing to do: what happens wakes the loop by itself, and each turn costs.
@@ -60,9 +62,6 @@ const HEARTBEAT_MS: i64 = 5_000;
 const MACHINE_MS: i64 = 60_000;
 /// Finished sends and old claims are swept this often.
 const PRUNE_MS: i64 = 60 * 60 * 1000;
-/// Our supervisor is gone: of the 5 s until our end, three are kept for killing a running osascript
-/// that resists (a tick, TERM and its grace, KILL, its group, its pipe), and for the last lines.
-const ORPHANED_DEADLINE_MS: i64 = 2_000;
 /// What is said last still has this long to get into the pipe.
 const FLUSH: Duration = Duration::from_millis(500);
 /// Guids of inbound messages remembered over a restart.
@@ -173,36 +172,6 @@ pub(crate) struct Ports {
     /// Lines to the supervisor.
     pub(crate) lines: mpsc::Sender<String>,
 }
-
-/// What the one child is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Job {
-    Text,
-    File,
-    Probe,
-}
-
-impl Job {
-    const fn is_send(self) -> bool {
-        match self {
-            Self::Text | Self::File => true,
-            Self::Probe => false,
-        }
-    }
-}
-
-/// The child that runs.
-#[derive(Debug)]
-struct Child {
-    /// Tells its end from that of an earlier one, which may be heard of late.
-    id: u64,
-    job: Job,
-    since_ms: i64,
-    kill: CancellationToken,
-}
-
-/// Which child has ended, and what that says.
-type Ending = (u64, Disposition);
 
 /// The loop and all it owns.
 #[derive(Debug)]
@@ -459,539 +428,9 @@ impl<E: Evidence> Daemon<E> {
         }
     }
 
-    // ---- inputs -----------------------------------------------------------------------------
-
-    fn input(&mut self, input: Input, now: Now, turn: &mut Turn) -> Result<(), DaemonError> {
-        match input {
-            Input::Line(line) => match parse_command(&line) {
-                Ok(command) => self.command(command, now, turn)?,
-                Err(error) => self.refuse(&error),
-            },
-            Input::BadLine(error) => self.refuse(&error),
-            Input::Eof => {
-                tracing::info!("the supervisor is gone: ending");
-                self.stop(now, turn);
-            }
-            Input::Terminate => {
-                tracing::info!("asked to end by a signal");
-                self.stop(now, turn);
-            }
-            Input::DatabaseChanged => {
-                self.heartbeat.last_change = Some(now.wall);
-                self.read_database(now, turn)?;
-            }
-            Input::Fetched(fetched) => self.fetched(fetched, now, turn),
-            Input::Ended(child, disposition) => self.child_ended(child, disposition, now, turn),
-            Input::Tick => {
-                self.health.tick(now.continuous_ms);
-                self.window.tick(now.continuous_ms);
-                if now.continuous_ms >= self.database_at_ms {
-                    self.read_database(now, turn)?;
-                }
-                self.outbound.step(Event::Tick, now, turn);
-            }
-        }
-        Ok(())
-    }
-
-    fn stop(&mut self, now: Now, turn: &mut Turn) {
-        self.outbound.step(Event::Stop { deadline_ms: ORPHANED_DEADLINE_MS }, now, turn);
-    }
-
-    fn refuse(&mut self, error: &WireError) {
-        self.heartbeat.refused_lines = self.heartbeat.refused_lines.saturating_add(1);
-        // The label and the field, never the content.
-        tracing::warn!(what = error.label(), "a line of the supervisor was refused");
-    }
-
-    fn command(&mut self, command: Command, now: Now, turn: &mut Turn) -> Result<(), DaemonError> {
-        let event = match command {
-            Command::Send(send) => {
-                let attempt = Attempt { message: send.message.clone(), attempt: send.attempt };
-                let known = self.known(&attempt)?;
-                Event::Send { send: Box::new(send), known }
-            }
-            Command::Cancel { message, attempt } => {
-                let attempt = Attempt { message, attempt };
-                let known = self.known(&attempt)?;
-                Event::Cancel { attempt, known }
-            }
-            Command::Seek(seek) => {
-                let mut known = Vec::new();
-                for attempt in &seek.attempts {
-                    known.extend(self.known(attempt)?.map(|told| (attempt.clone(), told)));
-                }
-                Event::Seek { seek: Box::new(seek), known }
-            }
-            Command::Lease { epoch, ttl_ms, issued_ms } => {
-                Event::Lease { epoch, ttl_ms, issued_ms }
-            }
-            Command::Revoke { epoch } => Event::Revoke { epoch },
-            Command::Release { epoch } => {
-                self.releasing = Some(epoch);
-                Event::Release { epoch }
-            }
-            Command::Ack { journal, seq } => {
-                if journal != self.journal.id() || !self.window.ack(seq, now.continuous_ms) {
-                    return Ok(());
-                }
-                turn.changes.push(Change::Acked(seq));
-                Event::Acked { seq }
-            }
-            Command::Replay => {
-                self.window.replay(now.continuous_ms);
-                self.health.forget_said();
-                return Ok(());
-            }
-            Command::Capability { to } => {
-                let channels = self.capabilities(&to);
-                let known = Capability { to, channels };
-                turn.tell(Fact::Capability(known), now, self.outbound.max_epoch());
-                return Ok(());
-            }
-            Command::Pause { for_ms, end_after_ms } => {
-                self.pause(for_ms, end_after_ms, now, turn);
-                return Ok(());
-            }
-            Command::Block { blocked } => {
-                self.block(blocked, now, turn);
-                return Ok(());
-            }
-            Command::Drain { deadline_ms } => Event::Drain { deadline_ms: bounded(deadline_ms) },
-            Command::Stop { deadline_ms } => Event::Stop { deadline_ms: bounded(deadline_ms) },
-        };
-        self.outbound.step(event, now, turn);
-        Ok(())
-    }
-
-    /// Recorded in the turn in which it was said, before anything of that turn can start.
-    fn block(&mut self, blocked: bool, now: Now, turn: &mut Turn) {
-        if blocked == self.health.is_blocked() {
-            return;
-        }
-        self.health.block(blocked, now.continuous_ms);
-        self.hold(now, turn);
-        if blocked {
-            tracing::error!("the account is blocked, by the word of an operator: nothing is sent");
-            let detail = "by the word of an operator".to_owned();
-            self.tell_account(AccountState::Blocked, detail, now, turn);
-        } else {
-            tracing::warn!("the account is not blocked any more, by the word of an operator");
-            // The next answer is news, and what is kept until then is no block.
-            self.account = None;
-            turn.changes.push(Change::Account(String::new()));
-        }
-    }
-
-    /// From here on nothing starts, also not by what else comes in this very turn.
-    fn hold(&mut self, now: Now, turn: &mut Turn) {
-        self.usable = false;
-        self.outbound.step(Event::Usable(false), now, turn);
-    }
-
-    fn tell_account(&mut self, state: AccountState, detail: String, now: Now, turn: &mut Turn) {
-        let account = Remembered { state, detail: detail.clone() }.to_text();
-        self.account = Some(account.clone());
-        turn.changes.push(Change::Account(account));
-        turn.tell(Fact::Account { state, detail }, now, self.outbound.max_epoch());
-    }
-
-    /// Nothing talks to Messages while it is restarted. A question that is on its way is ended, for nobody
-    /// waits for its answer; a text when it has had its time, and is settled as at its own deadline. A file
-    /// has that alone: how long Messages reads one is not known.
-    fn pause(&mut self, for_ms: u64, end_after_ms: Option<u64>, now: Now, turn: &mut Turn) {
-        let was = self.health.is_paused();
-        self.health.pause(for_ms, now.continuous_ms);
-        if self.health.is_paused() {
-            self.hold(now, turn);
-        }
-        if let Some(child) = self.child.as_ref().filter(|_| self.health.is_paused()) {
-            let ran_ms = now.continuous_ms.saturating_sub(child.since_ms);
-            let is_late = || end_after_ms.is_some_and(|after_ms| ran_ms >= bounded(after_ms));
-            let ends = match child.job {
-                Job::Probe => true,
-                Job::Text => is_late(),
-                Job::File => false,
-            };
-            if ends {
-                child.kill.cancel();
-            }
-        }
-        if was != self.health.is_paused() {
-            tracing::info!(paused = !was, "Messages is restarted by its keeper, or that is over");
-        }
-        // Whoever asked waits to hear that nothing runs.
-        self.heartbeat_at_ms = now.continuous_ms;
-    }
-
-    /// What is known of the channels of an address: nothing of groups and services, nor while chat.db cannot
-    /// be read.
-    fn capabilities(&mut self, to: &Recipient) -> Vec<ChannelCapability> {
-        match to {
-            Recipient::Number(_) | Recipient::Email(_) => {}
-            Recipient::Group(_) | Recipient::Service(_) => return Vec::new(),
-        }
-        match self.evidence.contacts(to.address()) {
-            Ok(contacts) => {
-                crate::capability::known(&contacts, |guid| self.outbound.has_claimed(guid))
-            }
-            Err(why) => {
-                self.saw_database(Err(why));
-                Vec::new()
-            }
-        }
-    }
-
-    fn known(&self, attempt: &Attempt) -> Result<Option<crate::outbound::Told>, DaemonError> {
-        if self.outbound.knows(attempt) { Ok(None) } else { Ok(self.journal.told(attempt)?) }
-    }
-
     // ---- osascript --------------------------------------------------------------------------
 
-    fn probe(&mut self, now: Now, turn: &mut Turn) {
-        self.health.probing(now.continuous_ms);
-        let disposition = match self.osascript.prepare(&[]) {
-            Ok(prepared) => {
-                self.outbound.step(Event::Probing, now, turn);
-                self.hand(prepared, PROBE, Job::Probe, now);
-                return;
-            }
-            Err(PrepareError::Orphan) => {
-                // Whoever waits for its end also says when it has come.
-                self.health.orphan(true);
-                self.outbound.step(Event::OrphanMet, now, turn);
-                return;
-            }
-            Err(error) => {
-                tracing::error!(error = chain(&error), "osascript cannot be started");
-                Disposition::NotStarted(cannot_start(&error))
-            }
-        };
-        self.probed(&disposition, now, turn);
-    }
-
-    fn probed(&mut self, disposition: &Disposition, now: Now, turn: &mut Turn) {
-        let news = self.health.probed(disposition, now.continuous_ms);
-        let account = Remembered { state: news.state, detail: news.detail.clone() }.to_text();
-        // A blocked account may well be connected.
-        if self.account.as_ref() == Some(&account) || self.health.is_blocked() {
-            return;
-        }
-        match news.state {
-            AccountState::Ready => tracing::info!("the account is connected"),
-            AccountState::Degraded
-            | AccountState::SignedOut
-            | AccountState::Blocked
-            | AccountState::NoPermission => {
-                tracing::warn!(state = ?news.state, detail = news.detail, "the account cannot send");
-            }
-        }
-        self.tell_account(news.state, news.detail, now, turn);
-    }
-
-    /// Gives a child its script and waits for its end elsewhere; false when it took nothing.
-    fn hand(&mut self, prepared: Prepared, script: &'static str, job: Job, now: Now) -> bool {
-        let (running, handed) = match prepared.hand_over(script) {
-            Ok(running) => (running, true),
-            Err(failed) => {
-                let (running, error) = *failed;
-                tracing::warn!(%error, "osascript ended before it took its script");
-                (running, false)
-            }
-        };
-        self.wait_for(running, job, now);
-        handed
-    }
-
-    fn wait_for(&mut self, running: crate::osascript::Running, job: Job, now: Now) {
-        let kill = CancellationToken::new();
-        self.children = self.children.saturating_add(1);
-        let id = self.children;
-        let ended = self.ended.0.clone();
-        let finish = running.finish(kill.clone());
-        self.tracker.spawn(async move {
-            // The loop may have ended by itself; then nobody asks any more.
-            if ended.send((id, finish.await)).await.is_err() {
-                tracing::debug!("an osascript ended after the loop");
-            }
-        });
-        self.child = Some(Child { id, job, since_ms: now.continuous_ms, kill });
-    }
-
-    fn child_ended(&mut self, id: u64, disposition: Disposition, now: Now, turn: &mut Turn) {
-        let Some(child) = self.child.take_if(|child| child.id == id) else { return };
-        if self.health.is_paused() {
-            self.heartbeat_at_ms = now.continuous_ms;
-        }
-        match child.job {
-            Job::Probe => {
-                if !child.kill.is_cancelled() {
-                    self.probed(&disposition, now, turn);
-                }
-                self.outbound.step(Event::ProbeEnded, now, turn);
-            }
-            Job::Text | Job::File => {
-                let suspicious = match &disposition {
-                    Disposition::Succeeded { .. } => None,
-                    Disposition::NotStarted(failure) | Disposition::MayHaveCompleted(failure) => {
-                        Some(failure)
-                    }
-                };
-                if let Some(failure) = suspicious {
-                    tracing::warn!(reason = %failure.reason, detail = failure.detail, "osascript");
-                    if is_about_messages(failure.reason) {
-                        // Only an answer can say whether it was this send or Messages itself.
-                        self.health.suspect(now.continuous_ms);
-                        self.usable = false;
-                        self.outbound.step(Event::Usable(false), now, turn);
-                    }
-                }
-                self.outbound.step(Event::Ended { disposition }, now, turn);
-            }
-        }
-    }
-
-    // ---- effects ----------------------------------------------------------------------------
-
-    fn perform(&mut self, effect: Effect, turn: &mut Turn) {
-        let now = (self.clock)();
-        match effect {
-            Effect::Fetch { attempt, files } => self.fetch(attempt, files),
-            Effect::StopFetch { attempt } => self.stop_fetch(&attempt),
-            Effect::Prepare { attempt, to, channel, content } => {
-                let event = match self.prepare(&to, channel, &content, now) {
-                    Ok(mark) => Event::Prepared { attempt, mark },
-                    Err(why) => Event::NotPrepared { attempt, why },
-                };
-                self.outbound.step(event, now, turn);
-            }
-            Effect::Confirm { attempt } => {
-                let before = turn.effects.len();
-                self.outbound.step(Event::Recorded { attempt }, now, turn);
-                // What follows from this goes before everything else that waits: between the
-                // gate's answer and the write of the script there is nothing.
-                for effect in turn.effects.split_off(before) {
-                    self.perform(effect, turn);
-                }
-            }
-            Effect::HandOver { attempt } => {
-                let handed = match self.waiting.take() {
-                    Some((prepared, job)) => self.hand(prepared, SEND, job, now),
-                    None => false,
-                };
-                let event = if handed {
-                    Event::HandedOver { attempt }
-                } else {
-                    Event::NotHandedOver { attempt }
-                };
-                self.outbound.step(event, now, turn);
-            }
-            Effect::Abandon => {
-                if let Some((prepared, job)) = self.waiting.take() {
-                    let running = prepared.abandon();
-                    self.wait_for(running, job, now);
-                }
-            }
-            Effect::KillOsascript => {
-                if let Some(child) = &self.child {
-                    child.kill.cancel();
-                }
-            }
-            Effect::Find { attempt, mark, since, to, content } => {
-                if self.database_ready {
-                    match self.evidence.rows(mark, since, &to, &content) {
-                        Ok(rows) => self.outbound.step(Event::Rows { attempt, rows }, now, turn),
-                        Err(why) => self.saw_database(Err(why)),
-                    }
-                }
-            }
-            Effect::ReadStates { rowids } => {
-                if self.database_ready {
-                    match self.evidence.states(&rowids) {
-                        Ok(states) => self.outbound.step(Event::States(states), now, turn),
-                        Err(why) => self.saw_database(Err(why)),
-                    }
-                }
-            }
-            Effect::Seek(seek) => match self.sought(&seek) {
-                Ok(Some((rows, missing))) => {
-                    self.outbound.step(Event::Sought { seek, rows, missing }, now, turn);
-                }
-                Ok(None) => tracing::info!("what another bridge had in hand cannot be looked for"),
-                Err(why) => self.saw_database(Err(why)),
-            },
-            Effect::CheckOrphan => match self.osascript.orphan_runs() {
-                Ok(runs) => {
-                    self.health.orphan(runs);
-                    if !runs {
-                        self.outbound.step(Event::OrphanGone, now, turn);
-                    }
-                }
-                Err(error) => {
-                    tracing::error!(error = chain(&error), "osascript's lock cannot be looked at");
-                }
-            },
-            Effect::EndOrphan { force } => {
-                if let Err(error) = self.osascript.end_orphan(force) {
-                    tracing::error!(error = chain(&error), "an earlier osascript cannot be ended");
-                }
-            }
-        }
-    }
-
-    /// The rows that a lost bridge's sends may have, and how many of those that are known to have been sent have none.
-    fn sought(&mut self, seek: &Seek) -> Result<Option<(Vec<Dated>, usize)>, NotReady> {
-        let between = (seek.since, seek.until);
-        let Some(rows) = self.evidence.dated(between, &seek.to, &seek.text)? else {
-            return Ok(None);
-        };
-        let elsewhere: Vec<String> = seek
-            .known
-            .iter()
-            .filter(|guid| !self.outbound.has_claimed(guid))
-            .filter(|guid| !rows.iter().any(|dated| dated.row.guid == **guid))
-            .cloned()
-            .collect();
-        // A row of another time is accounted for as well.
-        let there = if elsewhere.is_empty() { 0 } else { self.evidence.numbers(&elsewhere)?.len() };
-        Ok(Some((rows, elsewhere.len().saturating_sub(there))))
-    }
-
-    /// Starts a child that waits for its script, then reads the newest row: whatever this send
-    /// writes lies above it.
-    fn prepare(
-        &mut self,
-        to: &Recipient,
-        channel: protocol::Channel,
-        content: &Content,
-        now: Now,
-    ) -> Result<i64, NotPrepared> {
-        let guid = match (to, self.evidence.chat_guid(to, channel)) {
-            // Its own guid, whatever its prefix: turned into another, it would lead nowhere (imsg#90).
-            (_, Ok(Some(guid))) => guid,
-            (Recipient::Number(_) | Recipient::Email(_) | Recipient::Service(_), Ok(None)) => {
-                String::new()
-            }
-            (Recipient::Group(_), Ok(None)) => {
-                return Err(NotPrepared::Failed(Failure {
-                    reason: Reason::NotResolved,
-                    detail: "chat.db has no such group".to_owned(),
-                    retryable: false,
-                }));
-            }
-            (_, Err(why)) => {
-                self.saw_database(Err(why));
-                return Err(self.held());
-            }
-        };
-        let address = match to {
-            Recipient::Number(_) | Recipient::Email(_) | Recipient::Service(_) => to.address(),
-            // A group's id as an address would make a new chat of that name (imsg#16).
-            Recipient::Group(_) => "",
-        };
-        let (kind, value, job) = match content {
-            Content::Text(text) => ("text", text.as_str(), Job::Text),
-            // Names are made of what URLs and commands hold, which is Unicode.
-            Content::File(path) => ("file", path.to_str().unwrap_or_default(), Job::File),
-        };
-        let args = [channel.service(), address, guid.as_str(), kind, value];
-        let prepared = match self.osascript.prepare(&args) {
-            Ok(prepared) => prepared,
-            Err(PrepareError::Orphan) => {
-                self.health.orphan(true);
-                return Err(NotPrepared::Orphan);
-            }
-            Err(error) => {
-                tracing::error!(error = chain(&error), "osascript cannot be started");
-                self.health.suspect(now.continuous_ms);
-                return Err(self.held());
-            }
-        };
-        match self.evidence.mark() {
-            Ok(mark) => {
-                self.waiting = Some((prepared, job));
-                Ok(mark)
-            }
-            Err(why) => {
-                let running = prepared.abandon();
-                self.wait_for(running, job, now);
-                self.saw_database(Err(why));
-                Err(self.held())
-            }
-        }
-    }
-
-    fn held(&mut self) -> NotPrepared {
-        self.usable = false;
-        NotPrepared::Held
-    }
-
     // ---- lines ------------------------------------------------------------------------------
-
-    /// Says the events that are due. A listener that does not read is not waited for: they are in
-    /// the journal.
-    fn emit(&mut self) -> Result<(), DaemonError> {
-        while let Some((from, count)) = self.window.due() {
-            let events = self.journal.events(from, count.min(EVENTS_A_READ))?;
-            if events.first().is_none_or(|event| event.seq != from) {
-                // Cannot be: the journal keeps what is not acknowledged.
-                tracing::error!(from, "an event is missing in the journal");
-                return Ok(());
-            }
-            for event in events {
-                let seq = event.seq;
-                if !self.say(&Up::Event(event)) {
-                    return Ok(());
-                }
-                self.window.said(seq, (self.clock)().continuous_ms);
-            }
-        }
-        Ok(())
-    }
-
-    /// False when the listener does not read.
-    fn say(&self, up: &Up) -> bool {
-        let line = match serde_json::to_string(up) {
-            Ok(line) => line,
-            Err(error) => {
-                tracing::error!(%error, "a line cannot be written as JSON");
-                return false;
-            }
-        };
-        match self.ports.lines.try_send(line) {
-            Ok(()) => true,
-            Err(mpsc::error::TrySendError::Full(_) | mpsc::error::TrySendError::Closed(_)) => false,
-        }
-    }
-
-    fn beat(&mut self, now: Now) {
-        let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
-        self.heartbeat.osascript_age_ms = self.child.as_ref().map(|child| {
-            u64::try_from(now.continuous_ms.saturating_sub(child.since_ms)).unwrap_or(0)
-        });
-        // An osascript of an earlier life may be sending; only its lock tells. Ours holds the same one.
-        self.heartbeat.paused = self.health.is_paused()
-            && (self.child.is_some() || matches!(self.osascript.orphan_runs(), Ok(false)));
-        self.heartbeat.queued = count(self.outbound.queued());
-        self.heartbeat.in_flight = count(self.outbound.in_flight());
-        self.heartbeat.unacked = self.window.unacked();
-        let longest = self.evidence.longest_read_us();
-        self.heartbeat.longest_read_us = self.heartbeat.longest_read_us.max(longest);
-        self.say(&Up::Heartbeat(self.heartbeat.clone()));
-    }
-}
-
-fn bounded(deadline_ms: u64) -> i64 {
-    i64::try_from(deadline_ms).unwrap_or(i64::MAX)
-}
-
-fn cannot_start(error: &PrepareError) -> Failure {
-    let detail = match error {
-        PrepareError::Orphan => "an earlier osascript still runs",
-        PrepareError::Spawn { .. } => "osascript cannot be started",
-        PrepareError::Stderr { .. } => "state_dir cannot be written",
-    };
-    Failure { reason: Reason::ScriptFault, detail: detail.to_owned(), retryable: true }
 }
 
 /// An error with its causes, on one line.

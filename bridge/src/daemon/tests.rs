@@ -7,16 +7,17 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use protocol::pipe::{
-    AccountState, Conversation, ConversationKind, EventLine, Received, Send, parse_up,
+    Command, Conversation, ConversationKind, Event as Fact, EventLine, NotReady, Received, Seek,
+    Send, parse_up,
 };
-use protocol::{Channel, Class, E164, MessageId, PhoneId, UnixMs};
+use protocol::{Channel, Class, E164, MessageId, PhoneId, Reason, Recipient, UnixMs};
 
 use super::*;
 use crate::attachments;
 use crate::chatdb::Contact;
 use crate::config::Pacing;
 use crate::evidence::{NewFact, News, NoNews};
-use crate::outbound::{Dated, RowState};
+use crate::outbound::{Content, Dated, RowState};
 
 /// What a test may change while the loop runs.
 #[derive(Debug, Default)]
