@@ -174,13 +174,13 @@ fn fill(store: &Path, tenant: &TenantId, (stored, queued): (u32, u32)) -> Result
     for sql in [
         "INSERT INTO messages (id, tenant_id, direction, kind, test, recipient, phone_id, channel_asked, channel_used,
              class, text, status, held_reason, next_at, expires_at, attempts, sequence, guid, cancel_asked, created_at,
-             updated_at)
+             updated_at, on_the_way)
          SELECT id, :tenant, 'outbound', 'tenant', 0, recipient, CASE WHEN held THEN NULL ELSE 'pho_' || printf('%025d0', n % 8) END,
              'auto', CASE WHEN held THEN NULL ELSE 'imessage' END, 'transactional',
              'Your table number ' || n || ' is ready. We keep it for ten minutes.',
              CASE WHEN held THEN 'queued' ELSE 'sent' END, CASE WHEN held THEN 'no_phone_available' END,
              CASE WHEN held THEN at + 43200000 END, at + 43200000, NOT held, CASE WHEN held THEN 2 ELSE 5 END,
-             CASE WHEN held THEN NULL ELSE 'guid-' || n END, 0, at, at FROM filled",
+             CASE WHEN held THEN NULL ELSE 'guid-' || n END, 0, at, at, held FROM filled",
         "INSERT INTO message_events (id, message_id, tenant_id, sequence, type, at)
          SELECT 'evt_' || n || '-' || s.column1, id, :tenant, s.column1, s.column2, at
          FROM filled, (VALUES (1, 'queued'), (2, 'dispatching'), (3, 'accepted'), (4, 'started'), (5, 'sent')) s

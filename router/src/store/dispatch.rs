@@ -460,7 +460,7 @@ pub fn bind(
     tx.execute(
         "INSERT INTO bindings (tenant_id, recipient, phone_id, last_at, last_direction, last_inbound_at, unanswered)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
-         ON CONFLICT (tenant_id, recipient, phone_id) DO UPDATE SET
+         ON CONFLICT (recipient, phone_id, tenant_id) DO UPDATE SET
              last_at = CASE WHEN excluded.last_at >= bindings.last_at
                             THEN excluded.last_at ELSE bindings.last_at END,
              last_direction = CASE WHEN excluded.last_at >= bindings.last_at
@@ -505,10 +505,9 @@ pub fn wake_for(
     Ok(())
 }
 
-/// The condition on the status is the index's own, word for word.
 const WAKE_FOR: &str =
     "UPDATE jobs SET run_at = ?3, held_reason = NULL WHERE held_reason = ?4 AND message_id IN (
-         SELECT id FROM messages WHERE tenant_id = ?1 AND recipient = ?2
+         SELECT id FROM messages WHERE tenant_id = ?1 AND recipient = ?2 AND on_the_way = 1
              AND status IN ('queued', 'scheduled', 'dispatching') AND kind = 'tenant')";
 
 /// An attempt as it is handed to a phone.
@@ -1011,7 +1010,7 @@ mod tests {
         for (sql, index) in [
             (OVERDUE, "messages_expiring (expires_at<?)"),
             (NEW_CONTACTS, "phone_contacts_counted (phone_id=? AND since>?)"),
-            (WAKE_FOR, "messages_on_the_way (tenant_id=? AND recipient=? AND kind=?)"),
+            (WAKE_FOR, "messages_by_recipient (tenant_id=? AND recipient=? AND on_the_way=?)"),
             (WAKE_HELD, "jobs_held (held_reason=? AND message_id>?)"),
             (offers.as_str(), "attempts_offered (phone_id=? AND offered_at<?)"),
             (one.as_str(), "attempts_open (phone_id=?)"),
@@ -1021,17 +1020,20 @@ mod tests {
             (of_others.as_str(), "attempts_open (phone_id=?)"),
             (FORMER_HOSTS, "attempts_open"),
             (doubts::LIST, "messages_unknown (updated_at>?)"),
-            (doubts::TWINS, "messages_by_tenant_recipient (tenant_id=? AND recipient=?)"),
+            (doubts::TWINS, "messages_by_recipient (tenant_id=? AND recipient=?)"),
             (IN_FLIGHT, "attempts_open (phone_id=?)"),
-            (inbound::ON_THE_WAY, "messages_on_the_way (tenant_id=? AND recipient=? AND kind=?)"),
-            (rules::KNOWN, "(tenant_id=? AND recipient=?)"),
+            (
+                inbound::ON_THE_WAY,
+                "messages_by_recipient (tenant_id=? AND recipient=? AND on_the_way=?)",
+            ),
+            (rules::KNOWN, "USING PRIMARY KEY (recipient=?)"),
             (rules::OF_PERSON, "contacts_by_person (tenant_id=? AND test=? AND person=?)"),
             (contacts::OTHERS, "contacts_by_person (tenant_id=? AND test=? AND person=?)"),
-            (inbound::TALKED_WITH, "bindings_by_phone (phone_id=? AND recipient=?)"),
+            (inbound::TALKED_WITH, "PRIMARY KEY (recipient=? AND phone_id=?)"),
             (inbound::BY_GUID, "messages_by_phone_guid (phone_id=? AND guid=?)"),
             (inbound::RECEIVED_AS, "messages_by_phone_guid (phone_id=? AND guid=?)"),
             (webhook_jobs::WAITING, "webhook_jobs_due_by_endpoint"),
-            (webhook_jobs::NEXT, "webhook_jobs_due_by_endpoint (endpoint_id=?)"),
+            (webhook_jobs::NEXT, "webhook_jobs_due_by_endpoint (endpoint_id=? AND run_at>?)"),
             (webhook_jobs::FAIL_PENDING, "webhook_jobs_due_by_endpoint (endpoint_id=?)"),
         ] {
             let plan = in_memory::plan(&connection, sql);

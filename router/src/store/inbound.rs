@@ -351,10 +351,10 @@ fn on_the_way(
     })
 }
 
-/// The condition on the status is the index's own, word for word, so that the recipient's history is not read.
+/// What is on its way stands apart in the index, so that the recipient's history is not read.
 pub(super) const ON_THE_WAY: &str = "SELECT id, status FROM messages
-     WHERE tenant_id = ?1 AND recipient = ?2 AND status IN ('queued', 'scheduled', 'dispatching')
-         AND kind = ?3 AND test = ?4 AND direction = 'outbound' ORDER BY id";
+     WHERE tenant_id = ?1 AND recipient = ?2 AND on_the_way = 1
+         AND status IN ('queued', 'scheduled', 'dispatching') AND kind = ?3 AND test = ?4 AND direction = 'outbound' ORDER BY id";
 
 /// Tells the tenant that a contact has opted out or in again.
 pub fn tell_contact(
@@ -410,9 +410,9 @@ pub fn queue_confirmation(
     let id = MessageId::new(now.0, clock::random());
     tx.execute(
         "INSERT INTO messages (id, tenant_id, direction, kind, test, recipient, asked_from, channel_asked, class,
-             text, status, expires_at, attempts, sequence, cancel_asked, created_at, updated_at)
+             text, status, expires_at, attempts, sequence, cancel_asked, created_at, updated_at, on_the_way)
          VALUES (?1, ?2, 'outbound', 'confirmation', COALESCE((SELECT sandbox FROM phones WHERE id = ?11), 0), ?3, ?4, ?5, ?6, ?7, ?8,
-             ?9, 0, 1, 0, ?10, ?10)",
+             ?9, 0, 1, 0, ?10, ?10, 1)",
         params![
             id,
             tenant,

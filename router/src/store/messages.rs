@@ -107,9 +107,10 @@ pub fn accept(
     tx.execute(
         "INSERT INTO messages (id, tenant_id, direction, kind, test, recipient, asked_from, channel_asked, class,
             text, metadata, status, next_at, send_at, expires_at, attempts, sequence, cancel_asked, created_at,
-            updated_at, template_id, template_version, fallback, media, batch_id, room)
+            updated_at, template_id, template_version, fallback, media, batch_id, room,
+            on_the_way)
          VALUES (?1, ?2, 'outbound', 'tenant', ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?11, ?12, 0, 1, 0, ?13, ?13,
-            ?14, ?15, ?16, ?17, ?18, zeroblob(96))",
+            ?14, ?15, ?16, ?17, ?18, zeroblob(96), 1)",
         params![
             new.id,
             tenant,
@@ -199,7 +200,7 @@ fn simulate(
         tell(tx, (tenant, true), &message, status, now)?;
     }
     tx.execute(
-        "UPDATE messages SET status = ?3, next_at = NULL WHERE id = ?1 AND tenant_id = ?2",
+        "UPDATE messages SET status = ?3, next_at = NULL, on_the_way = 0 WHERE id = ?1 AND tenant_id = ?2",
         params![message.id, tenant, message.status],
     )?;
     Ok(message)
@@ -330,17 +331,22 @@ impl Conditions {
         if let Some(before) = &window.before {
             self.add("m.id <", params![before]);
         }
-        let condition = if self.clauses.is_empty() {
-            String::new()
-        } else {
-            format!(" WHERE {}", self.clauses.join(" AND "))
-        };
         self.values.extend_from_slice(params![window.limit.saturating_add(1)]);
-        let limit = self.values.len();
-        (
-            format!("SELECT {COLUMNS} {FROM}{condition} ORDER BY m.id DESC LIMIT ?{limit}"),
-            self.values,
-        )
+        let last = self.values.len();
+        let of_tenant = self.clauses.iter().any(|clause| clause.starts_with("m.tenant_id"));
+        let of = |more: Option<&str>| {
+            let clauses: Vec<&str> = self.clauses.iter().map(String::as_str).chain(more).collect();
+            let condition = if clauses.is_empty() { "" } else { " WHERE " };
+            format!("SELECT {COLUMNS} {FROM}{condition}{}", clauses.join(" AND "))
+        };
+        let rows = if of_tenant && filter.recipient.is_some() && !filter.test {
+            // What is on its way to a recipient stands apart from what was, each in the order of its ids.
+            ["m.on_the_way = 0", "m.on_the_way = 1"].map(|side| of(Some(side))).join(" UNION ALL ")
+        } else {
+            of(None)
+        };
+        let sql = format!("{rows} ORDER BY 1 DESC LIMIT ?{last}");
+        (sql, self.values)
     }
 }
 
@@ -373,7 +379,7 @@ pub fn cancel(
     let event = NewEvent { reason, ..NewEvent::new(Status::Canceled.as_str(), now) };
     message.sequence = events::append(tx, tenant, id, &[event])?;
     tx.execute(
-        "UPDATE messages SET status = ?3, reason = ?4, held_reason = NULL, next_at = NULL
+        "UPDATE messages SET status = ?3, reason = ?4, held_reason = NULL, next_at = NULL, on_the_way = 0
          WHERE id = ?1 AND tenant_id = ?2",
         params![id, tenant, Status::Canceled, reason],
     )?;
@@ -469,7 +475,7 @@ mod tests {
             (
                 Filter { recipient: recipient(), ..Filter::default() },
                 true,
-                "messages_by_tenant_recipient ",
+                "messages_by_recipient ",
             ),
             (Filter { test: true, ..Filter::default() }, true, "messages_of_sandbox "),
             (

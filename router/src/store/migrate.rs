@@ -146,6 +146,11 @@ pub const MIGRATIONS: &[Migration] = &[
         sql: include_str!("../../migrations/0032_starts.sql"),
     },
     Migration { version: 33, name: "due", sql: include_str!("../../migrations/0033_due.sql") },
+    Migration {
+        version: 34,
+        name: "by_recipient",
+        sql: include_str!("../../migrations/0034_by_recipient.sql"),
+    },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

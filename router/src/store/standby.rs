@@ -426,7 +426,7 @@ pub fn replace(
     moved.conversations = u64::try_from(tx.execute(
         "INSERT INTO bindings (tenant_id, recipient, phone_id, last_at, last_direction)
          SELECT tenant_id, recipient, ?2, last_at, last_direction FROM bindings WHERE phone_id = ?1
-         ON CONFLICT (tenant_id, recipient, phone_id) DO UPDATE SET last_at = excluded.last_at,
+         ON CONFLICT (recipient, phone_id, tenant_id) DO UPDATE SET last_at = excluded.last_at,
              last_direction = excluded.last_direction
          WHERE excluded.last_at > bindings.last_at",
         params![phone, by],

@@ -61,7 +61,7 @@ const LOCK_WAIT: Duration = Duration::from_secs(5);
 /// Time that the closures of one transaction take, but for the last of them.
 const BATCH_TIME: Duration = Duration::from_millis(10);
 /// The same from the first on that somebody waits for: he is answered when those that came with his are done.
-const FRONT_TIME: Duration = Duration::from_millis(2);
+const FRONT_TIME: Duration = Duration::from_millis(4);
 /// With what nobody waits for each transaction begins, for so long, so that it goes on however many wait.
 const BACK_TIME: Duration = Duration::from_millis(1);
 
