@@ -94,46 +94,50 @@ fn serve(path: &Path) -> anyhow::Result<ExitCode> {
     let config = Config::load(path)?;
     log(&config)?;
     let runtime = runtime()?;
-    let served = runtime.block_on(async {
-        let listener = TcpListener::bind(config.listen)
-            .await
-            .with_context(|| format!("cannot listen on {}", config.listen))?;
-        let address = listener.local_addr().context("reading the listening address")?;
-        let database = config.database.clone();
-        if config.admin_token.is_none() {
-            tracing::warn!("there is no admin token: the operator's routes refuse everybody");
-        }
-        let app = App::open(config, Clock::system())
-            .await
-            .with_context(|| format!("opening the store {}", database.display()))?;
-        raise_open_files();
-        let mut signals = Signals::watch()?;
-        say(&format!("listening on http://{address}"))?;
-        tracing::info!(%address, database = %database.display(), "serving");
-        let impatience = async {
-            tokio::select! {
-                () = signals.next() => {}
-                () = app.stop.cancelled() => {}
-            }
-            tracing::info!("stopping: finishing what has begun");
-            app.stop.cancel();
-            signals.next().await;
-        };
-        tokio::select! {
-            served = server::serve(&app, listener) => {
-                served.context("serving")?;
-                tracing::info!("stopped");
-                Ok(ExitCode::SUCCESS)
-            }
-            () = impatience => {
-                tracing::warn!("told to stop a second time: ending with work unfinished");
-                Ok(ExitCode::FAILURE)
-            }
-        }
-    });
+    // On one of the threads that serve: what starting needs for a moment (the routes, the API's document) is some megabytes,
+    // and what a thread has given back is used again by that thread first.
+    let served = runtime.block_on(runtime.spawn(start_and_serve(config)));
     // What still runs was given its time. The store survives a cut at any point, so nothing is waited for.
     runtime.shutdown_background();
-    served
+    served.context("serving")?
+}
+
+async fn start_and_serve(config: Config) -> anyhow::Result<ExitCode> {
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}", config.listen))?;
+    let address = listener.local_addr().context("reading the listening address")?;
+    let database = config.database.clone();
+    if config.admin_token.is_none() {
+        tracing::warn!("there is no admin token: the operator's routes refuse everybody");
+    }
+    let app = App::open(config, Clock::system())
+        .await
+        .with_context(|| format!("opening the store {}", database.display()))?;
+    raise_open_files();
+    let mut signals = Signals::watch()?;
+    say(&format!("listening on http://{address}"))?;
+    tracing::info!(%address, database = %database.display(), "serving");
+    let impatience = async {
+        tokio::select! {
+            () = signals.next() => {}
+            () = app.stop.cancelled() => {}
+        }
+        tracing::info!("stopping: finishing what has begun");
+        app.stop.cancel();
+        signals.next().await;
+    };
+    tokio::select! {
+        served = server::serve(&app, listener) => {
+            served.context("serving")?;
+            tracing::info!("stopped");
+            Ok(ExitCode::SUCCESS)
+        }
+        () = impatience => {
+            tracing::warn!("told to stop a second time: ending with work unfinished");
+            Ok(ExitCode::FAILURE)
+        }
+    }
 }
 
 /// Open files that the router asks for: every connection is one, and the listener takes up to 8,192. macOS gives no

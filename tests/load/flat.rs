@@ -166,7 +166,7 @@ fn fill(store: &Path, tenant: &TenantId, (stored, queued): (u32, u32)) -> Result
     tx.execute(
         "INSERT INTO filled WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < :all)
          SELECT n, 'msg_0' || printf('%019d', n) || '000000',
-             '+1212' || printf('%07d', 2000000 + (n * 7919) % 200000), :now - (:all - n) * 500, n > :stored FROM n",
+             '+1212' || printf('%07d', 2000000 + (n * 7919) % 200000), :now - (:all - n) * 100, n > :stored FROM n",
         named_params! { ":all": stored + queued, ":stored": stored, ":now": now },
     )
     .context("filled")?;

@@ -49,7 +49,9 @@ pub fn wake_held(
     Ok(woken.into_iter().max())
 }
 
-const WAKE_HELD: &str = "UPDATE jobs SET run_at = ?2, held_reason = NULL WHERE message_id IN (
+// What is due is said to be: otherwise each of them would be moved over once more when jobs are claimed.
+const WAKE_HELD: &str =
+    "UPDATE jobs SET run_at = ?2, held_reason = NULL, ready = 1 WHERE message_id IN (
          SELECT message_id FROM jobs WHERE held_reason = ?1 AND message_id > ?3
          ORDER BY message_id LIMIT ?4)
      RETURNING message_id";
