@@ -182,13 +182,19 @@ pub fn make_of(
         let reason = status.is_final().then_some(change.reason).flatten();
         let last = before.sequence.saturating_add(u64::try_from(all.len()).unwrap_or(u64::MAX));
         // Naming a column writes each index that has it, even where it stays what it was.
-        let sql = match (before.status.is_final(), status.is_final()) {
-            (false, false) | (true, true) => SET,
-            (false, true) => SET_AND_LEAVE,
-            (true, false) => SET_AND_RETURN,
+        let place = match (before.status.is_final(), status.is_final()) {
+            (false, false) | (true, true) => "",
+            (false, true) => "on_the_way = 0,",
+            (true, false) => "on_the_way = 1,",
         };
         tx.execute(
-            sql,
+            &format!(
+                "UPDATE messages SET {place} status = ?3, reason = ?4, detail = ?5, held_reason = ?6, next_at = ?7,
+                     channel_used = COALESCE(?8, channel_used), guid = COALESCE(?9, guid),
+                     phone_id = COALESCE(?10, phone_id), sequence = ?12, updated_at = ?11,
+                     room = CASE WHEN ?9 IS NULL THEN room END
+                 WHERE id = ?1 AND tenant_id = ?2"
+            ),
             params![
                 id,
                 tenant,
@@ -217,22 +223,6 @@ pub fn make_of(
     }
     Ok(true)
 }
-
-macro_rules! set_sql {
-    ($more:literal) => {
-        concat!(
-            "UPDATE messages SET status = ?3, reason = ?4, detail = ?5, held_reason = ?6, next_at = ?7,
-                 channel_used = COALESCE(?8, channel_used), guid = COALESCE(?9, guid),
-                 phone_id = COALESCE(?10, phone_id), sequence = ?12, updated_at = ?11,
-                 room = CASE WHEN ?9 IS NULL THEN room END",
-            $more,
-            " WHERE id = ?1 AND tenant_id = ?2"
-        )
-    };
-}
-const SET: &str = set_sql!("");
-const SET_AND_LEAVE: &str = set_sql!(", on_the_way = 0");
-const SET_AND_RETURN: &str = set_sql!(", on_the_way = 1");
 
 /// Moves the moment at which what waits is looked at again; that is no step in its story.
 pub fn set_next_at(

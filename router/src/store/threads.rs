@@ -44,7 +44,7 @@ impl Role {
     const fn cache(self) -> i64 {
         match self {
             Self::Writer => -16_384,
-            Self::Reader => -2_048,
+            Self::Reader => -1_024,
         }
     }
 }

@@ -11,6 +11,7 @@ use protocol::api::Message;
 use protocol::pipe::{Attempt, Event};
 use protocol::{Class, MessageId, Reason, Status, TenantId};
 use router::server::App;
+use router::store::messages::{self, Filter, NewMessage, Window};
 use router::warming::DAY_MS;
 
 const ONE: &str = "+15550100190";
@@ -99,6 +100,42 @@ async fn a_place_that_was_not_used_is_given_back() {
 }
 
 #[tokio::test]
+async fn a_recipients_messages_are_listed_newest_first_whether_they_are_on_their_way_or_over() {
+    let (router, tenant, _host, mut bridge) = shelf("", &[ONE]).await;
+    let app = &router.app;
+    let far = |new: &mut NewMessage| {
+        new.send_at = Some(new.now.plus_ms(DAY_MS));
+        new.expires_at = new.now.plus_ms(2 * DAY_MS);
+    };
+    let mut all = Vec::new();
+    for n in 0..3 {
+        all.push(accept(app, &tenant, &stranger(1), far).await);
+        let sent = accept(app, &tenant, &stranger(1), |_| {}).await;
+        let send = bridge.wire.send_command().await;
+        bridge.sends(&send).await;
+        reaches(app, &tenant, &sent, Status::Sent).await;
+        all.push(sent);
+        accept(app, &tenant, &stranger(2 + n), far).await;
+    }
+    // Those of one millisecond are in no order but that of their ids.
+    all.sort();
+    all.reverse();
+    let mut before = None;
+    let mut listed = Vec::new();
+    for _page in 0..3 {
+        let window = Window { before, limit: 2 };
+        let filter = Filter { recipient: Some(stranger(1).parse().unwrap()), ..Filter::default() };
+        let tenant = tenant.clone();
+        let page = app.store.read(move |tx| messages::list(tx, &tenant, &filter, &window));
+        let page: Vec<MessageId> =
+            page.await.unwrap().into_iter().take(2).map(|message| message.id).collect();
+        before = page.last().map(ToString::to_string);
+        listed.extend(page);
+    }
+    assert_eq!(listed, all);
+}
+
+#[tokio::test]
 async fn when_every_phone_has_sent_its_day_a_message_fails() {
     let router = router("[dispatch]\ndaily_cap = 1\n").await;
     let app = &router.app;
@@ -170,10 +207,7 @@ async fn a_scheduled_message_is_queued_when_its_time_comes_and_not_before() {
     let never = accept(app, &tenant, &stranger(2), |new| new.send_at = Some(later)).await;
     assert_eq!(message(app, &tenant, &id).await.status, Status::Scheduled);
     let (whose, which, now) = (tenant.clone(), never.clone(), app.clock.now());
-    app.store
-        .write(move |tx| router::store::messages::cancel(tx, &whose, &which, now))
-        .await
-        .unwrap();
+    app.store.write(move |tx| messages::cancel(tx, &whose, &which, now)).await.unwrap();
     // There is no phone: what happens by its time alone.
     reaches(app, &tenant, &id, Status::Queued).await;
     assert!(app.clock.now() >= later);

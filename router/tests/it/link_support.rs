@@ -521,6 +521,13 @@ pub(crate) async fn kinds(app: &App, tenant: &TenantId, id: &MessageId) -> Vec<S
     story(app, tenant, id).await.into_iter().map(|event| event.kind).collect()
 }
 
+/// An opt-out withdraws what is marked as being on its way: whatever became of a message, its mark says where it is.
+async fn all_are_in_their_places(app: &App) {
+    let wrong = "SELECT COUNT(*) FROM messages
+         WHERE on_the_way <> (direction = 'outbound' AND status IN ('queued', 'scheduled', 'dispatching'))";
+    assert_eq!(count(app, wrong).await, 0);
+}
+
 /// Waits for a status; the message as it then stands.
 pub(crate) async fn reaches(
     app: &App,
@@ -533,6 +540,7 @@ pub(crate) async fn reaches(
         loop {
             let now = message(app, tenant, id).await;
             if now.status == status {
+                all_are_in_their_places(app).await;
                 return now;
             }
             last = Some(now.status);
