@@ -5,7 +5,6 @@
 //! needed, in the forms from before and after the API version 2025-03-31, which moved the price of an invoice's line. What an
 //! event leaves out, `billing::invoice` asks for.
 
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use aws_lc_rs::hmac;
@@ -281,38 +280,45 @@ fn mapped<'a, T>(line: &Value, by_id: &'a BTreeMap<String, T>) -> Option<&'a T> 
     .find_map(|path| by_id.get(&line.pointer(path).and_then(id_of)?))
 }
 
-/// Where one of a customer's subscriptions stands, by an event.
+/// Where one of a customer's subscriptions stands, by the newest event about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Told {
     /// Which subscription.
     pub subscription: String,
     /// When it was made, in seconds; 0 where that is not known.
     pub since: i64,
-    /// When the event was made, in seconds, and its place in that second.
-    pub at: (i64, i64),
-    /// It gives no plan any more.
-    pub ended: bool,
+    /// The plan that it gives; `None` where it gives none any more.
+    pub plan: Option<String>,
 }
 
-/// Whether an event about a subscription is acted on, after `last` was: not when newer ones about the same came before. The
-/// newest subscription counts, whatever is told of an older one and when; an older one again once that has ended. The end of
-/// another than the one that counts ends nothing.
-pub fn moves(last: Option<&Told>, told: &Told) -> bool {
-    let Some(last) = last else { return true };
-    if last.subscription == told.subscription {
-        return told.at >= last.at;
-    }
-    if told.ended {
-        return false;
-    }
-    let later = told.at.0 >= last.at.0;
-    if last.since == 0 || told.since == 0 {
-        return later;
-    }
-    match told.since.cmp(&last.since) {
-        Ordering::Greater => true,
-        Ordering::Equal => later,
-        Ordering::Less => last.ended && later,
+/// Which of a customer's subscriptions counts: of those that give a plan the one that was made last.
+pub fn counts(all: &[Told]) -> Option<&Told> {
+    all.iter()
+        .filter(|told| told.plan.is_some())
+        .max_by_key(|told| (told.since, told.subscription.as_str()))
+}
+
+/// What follows from a word about a subscription.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Moved {
+    /// The customer is on this plan; `None` for the default one.
+    To(Option<String>),
+    /// Another subscription counts, and still does.
+    Unmoved,
+    /// None gave a plan before, and none does now: the plan that the tenant has came from elsewhere.
+    Foreign,
+}
+
+/// What follows from all that was known before a word about `subscription`, and all that is known with it.
+pub fn moved(before: &[Told], after: &[Told], subscription: &str) -> Moved {
+    let was = counts(before).map(|told| told.subscription.as_str());
+    match counts(after) {
+        Some(is) if is.subscription == subscription || was != Some(is.subscription.as_str()) => {
+            Moved::To(is.plan.clone())
+        }
+        Some(_) => Moved::Unmoved,
+        None if was.is_some() => Moved::To(None),
+        None => Moved::Foreign,
     }
 }
 
@@ -475,38 +481,43 @@ mod tests {
     }
 
     #[test]
-    fn older_news_move_nothing_back() {
-        let told = |subscription: &str, since, at, ended| Told {
+    fn the_newest_that_gives_a_plan_counts() {
+        let told = |subscription: &str, since, plan: Option<&str>| Told {
             subscription: subscription.to_owned(),
             since,
-            at,
-            ended,
+            plan: plan.map(ToOwned::to_owned),
         };
-        let last = told("a", 5, (10, 1), false);
-        assert!(moves(None, &told("a", 5, (1, 0), true)));
-        for (next, moved) in [
-            (told("a", 5, (10, 1), false), true),
-            (told("a", 5, (10, 2), true), true),
-            (told("a", 5, (10, 0), false), false),
-            (told("a", 5, (9, 2), true), false),
-            (told("a", 5, (11, 0), false), true),
-            (told("newer", 6, (11, 2), true), false),
-            (told("newer", 6, (11, 0), false), true),
-            // Told late, but it is the newer one all the same.
-            (told("newer", 6, (9, 0), false), true),
-            (told("older", 4, (9, 0), false), false),
-            (told("older", 4, (11, 0), false), false),
-            (told("as old", 5, (11, 0), false), true),
-            (told("as old", 5, (9, 0), false), false),
-            (told("of no age", 0, (11, 0), false), true),
-            (told("of no age", 0, (9, 0), false), false),
+        let to = |plan: Option<&str>| Moved::To(plan.map(ToOwned::to_owned));
+        let (old, new) = (told("z_old", 5, Some("small")), told("a_new", 6, Some("large")));
+        let (old_over, new_over) = (told("z_old", 5, None), told("a_new", 6, None));
+        for (before, after, word, expected) in [
+            (vec![], vec![old.clone()], "z_old", to(Some("small"))),
+            (vec![old.clone()], vec![old.clone(), new.clone()], "a_new", to(Some("large"))),
+            (vec![new.clone()], vec![old.clone(), new.clone()], "z_old", Moved::Unmoved),
+            (
+                vec![old.clone(), new.clone()],
+                vec![old.clone(), new_over.clone()],
+                "a_new",
+                to(Some("small")),
+            ),
+            (
+                vec![old.clone(), new.clone()],
+                vec![old_over.clone(), new.clone()],
+                "z_old",
+                Moved::Unmoved,
+            ),
+            (
+                vec![old_over.clone(), new.clone()],
+                vec![old_over.clone(), new_over.clone()],
+                "a_new",
+                to(None),
+            ),
+            (vec![old.clone()], vec![old.clone(), new_over.clone()], "a_new", Moved::Unmoved),
+            (vec![], vec![old_over.clone()], "z_old", Moved::Foreign),
+            (vec![old_over.clone()], vec![old_over, new_over], "a_new", Moved::Foreign),
+            (vec![new.clone()], vec![new], "a_new", to(Some("large"))),
         ] {
-            assert_eq!(moves(Some(&last), &next), moved, "{next:?}");
+            assert_eq!(moved(&before, &after, word), expected, "{before:?} {after:?}");
         }
-        // The newest has ended: what is told of an older one from then on counts.
-        let last = Told { ended: true, ..last };
-        assert!(moves(Some(&last), &told("older", 4, (11, 0), false)));
-        assert!(!moves(Some(&last), &told("older", 4, (9, 0), false)));
-        assert!(moves(Some(&last), &told("newer", 6, (9, 0), false)));
     }
 }

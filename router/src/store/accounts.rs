@@ -191,10 +191,8 @@ pub fn set_customer(
     customer: Option<&str>,
     now: UnixMs,
 ) -> Result<(), StoreError> {
-    // Another customer has other subscriptions.
     tx.execute(
-        "UPDATE billing_accounts SET stripe_subscription = NULL, stripe_at = NULL, stripe_rank = NULL,
-             stripe_customer = ?2, updated_at = ?3
+        "UPDATE billing_accounts SET stripe_customer = ?2, updated_at = ?3
          WHERE tenant_id = ?1 AND COALESCE(stripe_customer, '') <> COALESCE(?2, '')",
         params![tenant, customer, now],
     )?;

@@ -151,6 +151,11 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "by_recipient",
         sql: include_str!("../../migrations/0034_by_recipient.sql"),
     },
+    Migration {
+        version: 35,
+        name: "subscriptions",
+        sql: include_str!("../../migrations/0035_subscriptions.sql"),
+    },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

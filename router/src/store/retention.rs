@@ -52,9 +52,8 @@ pub fn prune(tx: &mut Tx<'_>, before: UnixMs) -> Result<Pruned, StoreError> {
     let deliveries = tx.execute(DELIVERIES, step)?;
     let dead_letters = tx.execute(DEAD_LETTERS, step)?;
     let stripe = tx.execute(STRIPE_EVENTS, step)?
-        + tx.execute(STRIPE_WAITING, step)?
         + tx.execute(STRIPE_CREDITS, step)?
-        + tx.execute(STRIPE_ENDED, step)?;
+        + tx.execute(SUBSCRIPTIONS, step)?;
     let questions = tx.execute(QUESTIONS, step)?;
     Ok(Pruned { unplaced, guids, deliveries, dead_letters, stripe, questions })
 }
@@ -170,14 +169,11 @@ const UNPLACED: &str = "DELETE FROM unplaced_events WHERE (phone_id, journal, se
 
 const STRIPE_EVENTS: &str = "DELETE FROM stripe_events WHERE id IN
      (SELECT id FROM stripe_events WHERE at < ?1 ORDER BY at LIMIT ?2)";
-const STRIPE_WAITING: &str = "DELETE FROM stripe_waiting WHERE customer IN
-     (SELECT customer FROM stripe_waiting WHERE at < ?1 ORDER BY at LIMIT ?2)";
-
 const STRIPE_CREDITS: &str = "DELETE FROM stripe_waiting_credits WHERE (customer, reference) IN
      (SELECT customer, reference FROM stripe_waiting_credits WHERE at < ?1 ORDER BY at LIMIT ?2)";
 
-const STRIPE_ENDED: &str = "DELETE FROM stripe_ended WHERE (customer, subscription) IN
-     (SELECT customer, subscription FROM stripe_ended WHERE at < ?1 ORDER BY at LIMIT ?2)";
+const SUBSCRIPTIONS: &str = "DELETE FROM stripe_subscriptions WHERE (customer, subscription) IN
+     (SELECT customer, subscription FROM stripe_subscriptions WHERE passing = 1 AND at < ?1 ORDER BY at LIMIT ?2)";
 
 const QUESTIONS: &str = "DELETE FROM capability_questions WHERE (phone_id, recipient, tenant_id, test) IN
      (SELECT phone_id, recipient, tenant_id, test FROM capability_questions WHERE asked_at < ?1 ORDER BY asked_at LIMIT ?2)";
@@ -505,15 +501,23 @@ mod tests {
     fn that_a_subscription_has_ended_is_known_for_a_while() {
         let connection = store();
         let mut tx = Tx::sqlite(&connection);
-        for (subscription, taken) in [("sub_old", days_ago(31)), ("sub_new", days_ago(29))] {
+        for (subscription, taken, passing) in [
+            ("sub_old", days_ago(31), true),
+            ("sub_new", days_ago(29), true),
+            ("sub_counts", days_ago(31), false),
+        ] {
             tx.execute(
-                "INSERT INTO stripe_ended (customer, subscription, created, rank, at) VALUES ('cus', ?1, 1, 2, ?2)",
-                params![subscription, taken],
+                "INSERT INTO stripe_subscriptions (customer, subscription, since, created, rank, event, passing, at)
+                 VALUES ('cus', ?1, 1, 1, 2, 'evt', ?3, ?2)",
+                params![subscription, taken, passing],
             )
             .unwrap();
         }
         assert_eq!(prune(&mut tx, days_ago(30)).unwrap().stripe, 1);
-        assert_eq!(all(&mut tx, "SELECT subscription FROM stripe_ended"), ["sub_new"]);
+        assert_eq!(
+            all(&mut tx, "SELECT subscription FROM stripe_subscriptions ORDER BY 1"),
+            ["sub_counts", "sub_new"]
+        );
     }
 
     #[test]
@@ -523,7 +527,7 @@ mod tests {
             (UNPLACED, "unplaced_events_by_age (at<?)"),
             (GUIDS, "received_guids_by_age (at<?)"),
             (QUESTIONS, "capability_questions_by_age (asked_at<?)"),
-            (STRIPE_ENDED, "stripe_ended_by_age (at<?)"),
+            (SUBSCRIPTIONS, "stripe_subscriptions_by_age (at<?)"),
             (ATTEMPTS, "webhook_jobs_over (run_at<?)"),
             (DELIVERIES, "webhook_jobs_over (run_at<?)"),
             (BATCHES_OVER, "batches_over (ended_at>? AND ended_at<?)"),

@@ -4,9 +4,9 @@ use protocol::api::CreditSource;
 use protocol::{TenantId, UnixMs};
 
 use super::ledger::{Booked, NewEntry};
-use super::{Row, StoreError, Tx, accounts, admin, ledger};
+use super::{StoreError, Tx, accounts, admin, ledger};
 use crate::billing::Plans;
-use crate::billing::stripe::{Event, News, Subscription, Told, moves};
+use crate::billing::stripe::{Event, Moved, News, Subscription, Told, counts, moved};
 use crate::params;
 
 /// What came of an event.
@@ -108,24 +108,27 @@ fn act(tx: &mut Tx<'_>, event: &Event, plans: &Plans, now: UnixMs) -> Result<Out
                 Subscription::UnknownPrice => return Ok(Outcome::UnknownPrice),
                 Subscription::Pending => return Ok(Outcome::Ignored),
             };
-            let told = Told {
-                subscription: id.clone(),
-                since: *since,
-                at: (event.created, *rank),
-                ended: plan.is_none(),
-            };
-            if let Some(customer) = &event.customer
-                && !still_counts(tx, customer, &told, now)?
-            {
+            let Some(customer) = &event.customer else { return Ok(Outcome::UnknownCustomer) };
+            let told =
+                Told { subscription: id.clone(), since: *since, plan: plan.map(ToOwned::to_owned) };
+            let before = subscriptions(tx, customer)?;
+            let word = (event.created, *rank, event.id.as_str());
+            if !note(tx, customer, (&told, word), tenant.is_none(), now)? {
                 return Ok(Outcome::Outdated);
             }
-            match (tenant, &event.customer) {
-                (Some(tenant), _) => move_plan(tx, &tenant, &told, plan, plans, now),
-                (None, Some(customer)) => {
-                    wait(tx, customer, &told, plan, now)?;
-                    Ok(Outcome::UnknownCustomer)
+            let Some(tenant) = tenant else { return Ok(Outcome::UnknownCustomer) };
+            let after = subscriptions(tx, customer)?;
+            match moved(&before, &after, id) {
+                Moved::To(plan) => {
+                    if accounts::set_plan(tx, &tenant, plan.as_deref(), plans, now)? {
+                        Ok(Outcome::PlanSet)
+                    } else {
+                        // It was told under a configuration that had this plan.
+                        Ok(Outcome::UnknownPrice)
+                    }
                 }
-                (None, None) => Ok(Outcome::UnknownCustomer),
+                Moved::Unmoved => Ok(Outcome::Outdated),
+                Moved::Foreign => Ok(Outcome::Ignored),
             }
         }
         (News::PaidMore { .. }, _) => Ok(Outcome::Incomplete),
@@ -208,15 +211,23 @@ pub fn bind(
     now: UnixMs,
 ) -> Result<(), StoreError> {
     accounts::open(tx, tenant, plans, now)?;
+    let known = match customer {
+        Some(customer) => of_customer(tx, customer)?.as_ref() == Some(tenant),
+        None => false,
+    };
     accounts::set_customer(tx, tenant, customer, now)?;
     let Some(customer) = customer else { return Ok(()) };
-    let waited = tx.query_opt(
-        "DELETE FROM stripe_waiting WHERE customer = ?1 RETURNING subscription, since, created, rank, plan IS NULL, plan",
-        params![customer],
-        |row| Ok((told(row)?, row.opt_text(5)?)),
-    )?;
-    if let Some((told, plan)) = waited {
-        move_plan(tx, tenant, &told, plan.as_deref(), plans, now)?;
+    if !known {
+        tx.execute(
+            "UPDATE stripe_subscriptions SET passing = 0 WHERE customer = ?1 AND plan IS NOT NULL",
+            params![customer],
+        )?;
+        let all = subscriptions(tx, customer)?;
+        if let Some(told) = counts(&all)
+            && !accounts::set_plan(tx, tenant, told.plan.as_deref(), plans, now)?
+        {
+            tracing::warn!(tenant = %tenant, plan = told.plan, "stripe: a subscription waited for its tenant since a configuration that had this plan");
+        }
     }
     let bought = tx.query(
         "DELETE FROM stripe_waiting_credits WHERE customer = ?1 RETURNING reference, credits, reason",
@@ -231,41 +242,37 @@ pub fn bind(
     Ok(())
 }
 
-/// What was told of a subscription, as its columns stand in every statement here.
-fn told(row: &Row<'_>) -> Result<Told, StoreError> {
-    Ok(Told {
-        subscription: row.text(0)?,
-        since: row.int(1)?,
-        at: (row.int(2)?, row.int(3)?),
-        ended: row.get(4)?,
+/// What is known of a customer's subscriptions.
+fn subscriptions(tx: &mut Tx<'_>, customer: &str) -> Result<Vec<Told>, StoreError> {
+    tx.query(SUBSCRIPTIONS, params![customer], |row| {
+        Ok(Told { subscription: row.text(0)?, since: row.int(1)?, plan: row.opt_text(2)? })
     })
 }
 
-/// Whether what is told of a subscription is no older than its end. An end is remembered, whichever subscription counts: one
-/// that is unpaid or paused may give its plan again later, and what was said before that may not.
-fn still_counts(
+const SUBSCRIPTIONS: &str =
+    "SELECT subscription, since, plan FROM stripe_subscriptions WHERE customer = ?1";
+
+/// Notes a word about a subscription; false where a newer one came before. An end is kept as well: one that is unpaid or
+/// paused may give its plan again later, and what was said before that may not.
+fn note(
     tx: &mut Tx<'_>,
     customer: &str,
-    new: &Told,
+    (told, (created, rank, event)): (&Told, (i64, i64, &str)),
+    waits: bool,
     now: UnixMs,
 ) -> Result<bool, StoreError> {
-    if new.ended {
-        tx.execute(
-            "INSERT INTO stripe_ended (customer, subscription, created, rank, at) VALUES (?1, ?2, ?3, ?4, ?5)
-             ON CONFLICT (customer, subscription) DO UPDATE SET created = excluded.created, rank = excluded.rank,
-                 at = excluded.at
-             WHERE (excluded.created, excluded.rank) > (stripe_ended.created, stripe_ended.rank)",
-            params![customer, new.subscription, new.at.0, new.at.1, now],
-        )?;
-        return Ok(true);
-    }
-    let ended_since = tx.query_opt(
-        "SELECT 1 FROM stripe_ended
-         WHERE customer = ?1 AND subscription = ?2 AND (created, rank) > (?3, ?4)",
-        params![customer, new.subscription, new.at.0, new.at.1],
-        |row| row.int(0),
+    let passing = waits || told.plan.is_none();
+    let noted = tx.execute(
+        "INSERT INTO stripe_subscriptions (customer, subscription, since, created, rank, event, plan, passing, at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+         ON CONFLICT (customer, subscription) DO UPDATE SET since = excluded.since, created = excluded.created,
+             rank = excluded.rank, event = excluded.event, plan = excluded.plan, passing = excluded.passing,
+             at = excluded.at
+         WHERE (excluded.created, excluded.rank, excluded.event)
+             >= (stripe_subscriptions.created, stripe_subscriptions.rank, stripe_subscriptions.event)",
+        params![customer, told.subscription, told.since, created, rank, event, told.plan, passing, now],
     )?;
-    Ok(ended_since.is_none())
+    Ok(noted > 0)
 }
 
 /// Keeps what nobody's customer has paid for.
@@ -283,70 +290,90 @@ fn wait_with(
     Ok(())
 }
 
-/// Keeps what a subscription of nobody's gives, the newest word of it.
-fn wait(
-    tx: &mut Tx<'_>,
-    customer: &str,
-    new: &Told,
-    plan: Option<&str>,
-    now: UnixMs,
-) -> Result<(), StoreError> {
-    let last = tx.query_opt(
-        "SELECT subscription, since, created, rank, plan IS NULL FROM stripe_waiting WHERE customer = ?1",
-        params![customer],
-        told,
-    )?;
-    if moves(last.as_ref(), new) {
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::billing::Terms;
+    use crate::store::in_memory;
+
+    const PLANS: [&str; 3] = ["small", "large", "huge"];
+
+    fn plans() -> Plans {
+        let terms = Terms { quota: Some(5), price: 0 };
+        Plans::new(
+            "none".to_owned(),
+            PLANS.iter().chain(&["none"]).map(|name| ((*name).to_owned(), terms)),
+        )
+        .unwrap()
+    }
+
+    /// The plan after these events, and what is told of who the customer is at `bound` of them.
+    fn plan_after(events: &[Event], bound: usize) -> Option<String> {
+        let connection = in_memory::open_loose();
+        let mut tx = Tx::sqlite(&connection);
+        let (tenant, plans) = (TenantId::new(1, [1; 10]), plans());
         tx.execute(
-            "INSERT INTO stripe_waiting (customer, subscription, plan, created, rank, at, since)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
-             ON CONFLICT (customer) DO UPDATE SET subscription = excluded.subscription, plan = excluded.plan,
-                 created = excluded.created, rank = excluded.rank, at = excluded.at, since = excluded.since",
-            params![customer, new.subscription, plan, new.at.0, new.at.1, now, new.since],
-        )?;
+            "INSERT INTO tenants (id, name, brand, created_at) VALUES (?1, 'Acme', 'Acme', 0)",
+            params![tenant],
+        )
+        .unwrap();
+        for (number, event) in events.iter().enumerate() {
+            if number == bound {
+                bind(&mut tx, &tenant, Some("cus"), &plans, UnixMs(0)).unwrap();
+            }
+            take(&mut tx, event, &plans, UnixMs(0)).unwrap();
+        }
+        bind(&mut tx, &tenant, Some("cus"), &plans, UnixMs(0)).unwrap();
+        tx.query_row("SELECT plan FROM billing_accounts", params![], |row| row.opt_text(0)).unwrap()
     }
-    Ok(())
-}
 
-/// Puts a tenant on the plan that its subscription gives, `None` for the default one, unless newer news came before.
-fn move_plan(
-    tx: &mut Tx<'_>,
-    tenant: &TenantId,
-    new: &Told,
-    plan: Option<&str>,
-    plans: &Plans,
-    now: UnixMs,
-) -> Result<Outcome, StoreError> {
-    let last = tx.query_opt(
-        "SELECT stripe_subscription, stripe_since, stripe_at, stripe_rank, stripe_ended FROM billing_accounts
-         WHERE tenant_id = ?1 AND stripe_subscription IS NOT NULL",
-        params![tenant],
-        told,
-    )?;
-    if !moves(last.as_ref(), new) {
-        return Ok(Outcome::Outdated);
+    fn event() -> impl Strategy<Value = (usize, i64, i64, Option<usize>)> {
+        (0_usize..3, 0_i64..6, 0_i64..3, proptest::option::of(0..PLANS.len()))
     }
-    if last.is_none() && plan.is_none() {
-        // It never gave the plan that the tenant has: a first payment that was never made, say. That it has ended is
-        // kept, so that what is told late of it counts for nothing.
-        accounts::open(tx, tenant, plans, now)?;
-        note(tx, tenant, new)?;
-        return Ok(Outcome::Ignored);
-    }
-    if !accounts::set_plan(tx, tenant, plan, plans, now)? {
-        // It waited for its tenant since a configuration that had this plan.
-        return Ok(Outcome::UnknownPrice);
-    }
-    note(tx, tenant, new)?;
-    Ok(Outcome::PlanSet)
-}
 
-/// Notes which word of which subscription was the newest.
-fn note(tx: &mut Tx<'_>, tenant: &TenantId, new: &Told) -> Result<(), StoreError> {
-    tx.execute(
-        "UPDATE billing_accounts SET stripe_subscription = ?2, stripe_at = ?3, stripe_rank = ?4, stripe_since = ?5,
-             stripe_ended = ?6 WHERE tenant_id = ?1",
-        params![tenant, new.subscription, new.at.0, new.at.1, new.since, new.ended],
-    )?;
-    Ok(())
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn the_same_events_end_in_the_same_plan_whatever_their_order(
+            (events, mixed) in prop::collection::vec(event(), 1..10).prop_flat_map(|events| {
+                let numbers: Vec<usize> = (0..events.len()).chain(0..events.len()).collect();
+                (Just(events), Just(numbers).prop_shuffle())
+            }),
+            bound in 0_usize..20,
+        ) {
+            let events: Vec<Event> = events.iter().enumerate().map(|(number, (of, created, rank, plan))| Event {
+                id: format!("evt_{number}"),
+                kind: "customer.subscription.updated".to_owned(),
+                created: *created,
+                customer: Some("cus".to_owned()),
+                tenant: None,
+                news: News::Subscription {
+                    id: format!("sub_{of}"),
+                    since: 100 - i64::try_from(*of).unwrap(),
+                    state: match plan {
+                        Some(plan) if *rank < 2 => Subscription::Gives(PLANS[*plan].to_owned()),
+                        Some(_) | None => Subscription::Ended,
+                    },
+                    rank: *rank,
+                },
+            }).collect();
+            let mixed: Vec<Event> = mixed.into_iter().map(|number| events[number].clone()).collect();
+            // The last word of each subscription, and of those that give a plan the one that was made last.
+            let expected = (0..3).find_map(|of| {
+                let word = |event: &&Event| match &event.news {
+                    News::Subscription { id, rank, .. } if *id == format!("sub_{of}") => Some((event.created, *rank, event.id.clone())),
+                    News::Subscription { .. } | News::Paid { .. } | News::PaidMore { .. } | News::Bound | News::Other => None,
+                };
+                let last = events.iter().filter(|event| word(event).is_some()).max_by_key(word)?;
+                match &last.news {
+                    News::Subscription { state: Subscription::Gives(plan), .. } => Some(plan.clone()),
+                    News::Subscription { .. } | News::Paid { .. } | News::PaidMore { .. } | News::Bound | News::Other => None,
+                }
+            });
+            prop_assert_eq!(plan_after(&events, bound), expected.clone());
+            prop_assert_eq!(plan_after(&mixed, bound), expected);
+        }
+    }
 }

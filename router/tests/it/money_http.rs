@@ -425,8 +425,13 @@ async fn an_older_subscription_undoes_no_newer_ones_plan() {
     assert_eq!(plan().await, "paid");
     assert_eq!(outcome("evt_6", "deleted", 400, new).await, "plan_set");
     assert_eq!(plan().await, "unlimited");
-    assert_eq!(outcome("evt_7", "updated", 399, old).await, "outdated");
+    assert_eq!(outcome("evt_7", "updated", 309, old).await, "outdated");
     assert_eq!(outcome("evt_8", "updated", 401, old).await, "plan_set");
+    assert_eq!(plan().await, "small");
+    // When the newer one ends, the older one that goes on counts at once, by what was told of it last.
+    assert_eq!(outcome("evt_20", "updated", 410, new).await, "plan_set");
+    assert_eq!(plan().await, "paid");
+    assert_eq!(outcome("evt_21", "deleted", 420, new).await, "plan_set");
     assert_eq!(plan().await, "small");
     // Of a customer who is nobody yet, too.
     for (event, created, (id, since, price)) in
