@@ -276,4 +276,71 @@ mod tests {
         }
         migrate(&mut Connection::open_in_memory().unwrap()).unwrap();
     }
+
+    /// The steps up to one, then `rows`, then the others; what `answer` selects of it, a text a row.
+    fn carried_over(step: usize, rows: &str, answer: &str) -> Vec<String> {
+        let mut connection = Connection::open_in_memory().unwrap();
+        connection.pragma_update(None, "foreign_keys", false).unwrap();
+        migrate_with(&mut connection, &MIGRATIONS[..step]).unwrap();
+        connection.execute_batch(rows).unwrap();
+        migrate(&mut connection).unwrap();
+        let mut statement = connection.prepare(answer).unwrap();
+        let rows = statement.query_map([], |row| row.get(0)).unwrap();
+        rows.map(Result::unwrap).collect()
+    }
+
+    #[test]
+    fn what_is_on_its_way_and_whom_a_phone_knows_is_carried_over() {
+        let message = |id: &str, direction: &str, status: &str| {
+            format!(
+                "INSERT INTO messages (id, tenant_id, direction, kind, test, recipient, channel_asked, class, status,
+                     expires_at, attempts, sequence, cancel_asked, created_at, updated_at)
+                 VALUES ('{id}', 'ten', '{direction}', 'tenant', 0, 'r', 'auto', 'otp', '{status}', 1, 0, 1, 0, 1, 1);"
+            )
+        };
+        let rows = [
+            message("a", "outbound", "queued"),
+            message("b", "outbound", "scheduled"),
+            message("c", "outbound", "dispatching"),
+            message("d", "outbound", "sent"),
+            message("e", "inbound", "received"),
+            "INSERT INTO bindings VALUES ('ten', 'r', 'pho', 5, 'inbound', 4, 3);".to_owned(),
+        ];
+        let answer = "SELECT id || on_the_way FROM messages UNION ALL
+             SELECT recipient || phone_id || tenant_id || last_at || last_direction || last_inbound_at || unanswered FROM bindings ORDER BY 1";
+        assert_eq!(
+            carried_over(33, &rows.concat(), answer),
+            ["a1", "b1", "c1", "d0", "e0", "rphoten5inbound43"]
+        );
+    }
+
+    #[test]
+    fn what_is_known_of_subscriptions_is_carried_over() {
+        let rows = "INSERT INTO stripe_ended (customer, subscription, created, rank, at)
+                 VALUES ('cus_1', 'sub_old', 10, 2, 100), ('cus_3', 'sub_gone', 11, 2, 101);
+             INSERT INTO stripe_waiting (customer, subscription, plan, created, rank, at, since)
+                 VALUES ('cus_2', 'sub_early', 'growth', 12, 1, 102, 9);
+             INSERT INTO billing_accounts (tenant_id, plan, price, credit, month, used, warned, stripe_customer,
+                 stripe_subscription, stripe_at, stripe_rank, updated_at, stripe_since, stripe_ended)
+             VALUES ('ten_1', 'growth', 1, 0, 0, 0, 0, 'cus_1', 'sub_new', 13, 1, 103, 8, 0),
+                 ('ten_3', 'starter', 1, 0, 0, 0, 0, 'cus_3', 'sub_gone', 11, 2, 104, 7, 1),
+                 ('ten_4', 'starter', 1, 0, 0, 0, 0, NULL, NULL, NULL, NULL, 105, 0, 0);";
+        let answer = "SELECT customer || ' ' || subscription || ' ' || since || ' ' || created || ' ' || rank || ' '
+                 || COALESCE(plan, 'ended') || ' ' || passing FROM stripe_subscriptions ORDER BY 1";
+        assert_eq!(
+            carried_over(34, rows, answer),
+            [
+                "cus_1 sub_new 8 13 1 growth 0",
+                "cus_1 sub_old 0 10 2 ended 1",
+                "cus_2 sub_early 9 12 1 growth 1",
+                "cus_3 sub_gone 7 11 2 ended 1",
+            ]
+        );
+        let plans =
+            "SELECT tenant_id || ' ' || COALESCE(plan, '-') FROM billing_accounts ORDER BY 1";
+        assert_eq!(
+            carried_over(34, rows, plans),
+            ["ten_1 growth", "ten_3 starter", "ten_4 starter"]
+        );
+    }
 }
