@@ -74,7 +74,7 @@ pub fn start(app: &AppState) {
 
 async fn run(app: &AppState) {
     let mut swept_at = UnixMs(i64::MIN);
-    let quiet_until = app.start.quiet_until();
+    let quiet_until = (app.start.quiet_until > app.start.at).then_some(app.start.quiet_until);
     while let Err(error) = app.store.write(move |tx| queue::take_over(tx, quiet_until)).await {
         tracing::warn!(error = %error, "dispatch: the store does not answer");
         tokio::select! {

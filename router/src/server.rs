@@ -130,7 +130,7 @@ impl App {
         let providers = Providers::new(config.providers.clone());
         providers.load(&store).await?;
         let start = store.write(move |tx| store::starts::begin(tx, now)).await?;
-        let pause_ms = start.quiet_until().since(start.at);
+        let pause_ms = start.quiet_until.since(start.at);
         if pause_ms > 0 {
             tracing::warn!(
                 deaths = start.deaths,

@@ -158,7 +158,8 @@ enum Way {
     /// The router was asked whether the phone is heard; nothing is written yet.
     Asked { id: MessageId, since: Duration },
     /// It is written, at this hour; who has to ask the router has done so last at `asked`.
-    Written { id: MessageId, since: Duration, at: UnixMs, asked: Duration },
+    /// `away`: when nobody could say last what the phone hears.
+    Written { id: MessageId, since: Duration, at: UnixMs, asked: Duration, away: Option<Duration> },
 }
 
 /// One pair. Pure; times are since anything.
@@ -209,20 +210,30 @@ impl Pair {
 
     fn sent(&mut self, id: MessageId, at: UnixMs, now: Duration) {
         self.standing.sent += 1;
-        self.way = Some(Way::Written { id, since: now, at, asked: now });
+        self.way = Some(Way::Written { id, since: now, at, asked: now, away: None });
     }
 
     fn skipped(&mut self, why: Why) -> News {
         self.way = None;
         self.standing.skipped += 1;
         self.standing.why = Some(why);
+        self.not_ours(why);
         News::Skipped(why)
+    }
+
+    /// What another host writes, or nobody, raises no alarm here any more.
+    fn not_ours(&mut self, why: Why) {
+        if matches!(why, Why::NoPhone | Why::NoLease | Why::NotAPhone) {
+            self.standing.alarm = false;
+            self.standing.lost_in_a_row = 0;
+        }
     }
 
     fn unknown(&mut self, why: Why) -> News {
         self.way = None;
         self.standing.unknown += 1;
         self.standing.why = Some(why);
+        self.not_ours(why);
         News::Unknown(why)
     }
 
@@ -270,7 +281,7 @@ impl Pair {
                     Follows::News(self.skipped(Why::Away))
                 }
             },
-            Some(Way::Written { id, since, at: written, asked }) if *id == told.message => {
+            Some(Way::Written { id, since, at: written, asked, away }) if *id == told.message => {
                 match &told.standing {
                     CanaryStanding::Seen { at, waited_ms, .. } => {
                         let waited = Duration::from_millis(*waited_ms);
@@ -282,22 +293,38 @@ impl Pair {
                             after = after.min(Duration::from_millis(noted));
                         }
                         let at = *at;
-                        Follows::News(if after > within {
-                            self.lost()
-                        } else {
+                        let away = away.is_some();
+                        Follows::News(if after <= within {
                             self.seen(at, after)
+                        } else if away {
+                            // A host that is cut off is as a rule cut off from Apple as well: so late says nothing.
+                            self.unknown(Why::Away)
+                        } else {
+                            self.lost()
                         })
                     }
                     CanaryStanding::NotSeen => {
-                        let judged = since.saturating_add(within).saturating_add(JUDGE_AFTER);
+                        // Whoever comes back hears only then what was written meanwhile.
+                        let heard_from = away.map_or(*since, |away| away.max(*since));
+                        let judged = heard_from.saturating_add(within).saturating_add(JUDGE_AFTER);
                         if *asked >= judged { Follows::News(self.lost()) } else { Follows::Nothing }
                     }
                     // The phone was taken from this host, or is one no longer.
                     CanaryStanding::Strange => Follows::News(self.unknown(Why::NotAPhone)),
-                    CanaryStanding::Away | CanaryStanding::Unknown => Follows::Nothing,
+                    CanaryStanding::Away | CanaryStanding::Unknown => {
+                        self.is_away(now);
+                        Follows::Nothing
+                    }
                 }
             }
             Some(Way::Asked { .. } | Way::Written { .. }) | None => Follows::Nothing,
+        }
+    }
+
+    /// Nobody can say now what the phone hears.
+    fn is_away(&mut self, now: Duration) {
+        if let Some(Way::Written { away, .. }) = &mut self.way {
+            *away = Some(now);
         }
     }
 
@@ -317,6 +344,9 @@ impl Pair {
     /// Time has passed. Nobody answers for the reason `road`, where there is one.
     fn tick(&mut self, road: Option<Why>, now: Duration) -> Option<News> {
         let within = self.settings.lost_after;
+        if road.is_some() {
+            self.is_away(now);
+        }
         match &self.way {
             Some(Way::Asked { since, .. }) => {
                 let over = now.saturating_sub(*since) >= ANSWER_WITHIN;
@@ -825,11 +855,33 @@ mod tests {
             "to an old question"
         );
         assert_eq!(pair.question(now), Some(id(1)));
-        for nothing in [CanaryStanding::Away, CanaryStanding::Unknown] {
-            assert_eq!(pair.told(&told(1, nothing), now), Follows::Nothing);
-        }
         assert_eq!(pair.told(&told(1, CanaryStanding::NotSeen), now), Follows::News(MISS));
         assert_eq!(pair.standing.lost, 1);
+    }
+
+    /// A Mac that is cut off hears only afterwards what was written to it meanwhile, and may say before that it has heard all.
+    #[test]
+    fn whoever_was_away_has_the_whole_time_again() {
+        for nothing in [CanaryStanding::Away, CanaryStanding::Unknown] {
+            let mut pair = under_way();
+            let back = LOST + JUDGE_AFTER + S;
+            assert_eq!(pair.question(back), Some(id(1)));
+            assert_eq!(pair.told(&told(1, nothing), back), Follows::Nothing);
+            let judged = back + LOST + JUDGE_AFTER;
+            assert_eq!(pair.question(judged.saturating_sub(S)), Some(id(1)));
+            assert_eq!(pair.told(&told(1, CanaryStanding::NotSeen), judged), Follows::Nothing);
+            let asked = judged.saturating_sub(S) + ASK_EVERY;
+            assert_eq!(pair.question(asked), Some(id(1)));
+            assert_eq!(pair.told(&told(1, CanaryStanding::NotSeen), asked), Follows::News(MISS));
+        }
+        // The same where this host was cut off.
+        let mut pair = under_way();
+        assert_eq!(pair.tick(Some(Why::NoLink), LOST * 2), None);
+        assert_eq!(pair.question(LOST * 2 + S), Some(id(1)));
+        let at_once = pair.told(&told(1, CanaryStanding::NotSeen), LOST * 2 + S);
+        assert_eq!(at_once, Follows::Nothing);
+        let late = pair.told(&told(1, seen_at(1_500_000, 0)), LOST * 2 + S * 2);
+        assert_eq!(late, Follows::News(News::Unknown(Why::Away)));
     }
 
     #[test]

@@ -550,8 +550,11 @@ impl Session {
             HostFrame::Released { phone, epoch } => flow(self.released(phone, epoch).await),
             HostFrame::Phone(report) => flow(self.phone(report).await),
             HostFrame::Canary(ask) => {
-                let told = canaries::asked(&self.app, &self.host, ask).await;
-                flow(told.map_err(|error| self.store_failed(&error)))
+                // No canary is worth the wire: whoever is not answered asks again.
+                if let Err(error) = canaries::asked(&self.app, &self.host, ask).await {
+                    tracing::warn!(host = %self.host, %error, "link: asked about a canary, and cannot say");
+                }
+                ControlFlow::Continue(())
             }
             // Events are taken in runs by the caller; one alone is a run of one.
             HostFrame::Event(event) => flow(self.events(vec![event]).await),

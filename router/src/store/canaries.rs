@@ -6,7 +6,7 @@ use protocol::{E164, HostId, MessageId, PhoneId, UnixMs};
 use super::{StoreError, Tx};
 use crate::params;
 
-/// One that is this old by its id is forgotten: who wrote it has stopped asking long ago.
+/// One that came so long ago is forgotten: who wrote it has stopped asking long ago.
 const KEPT_MS: i64 = 2 * 86_400_000;
 
 /// Notes that a canary has arrived, and forgets old ones. The first that tells of it counts.
@@ -16,9 +16,8 @@ pub fn arrived(
     (phone, journal): (&PhoneId, &str),
     (at, now): (UnixMs, UnixMs),
 ) -> Result<(), StoreError> {
-    // Ids sort by time: the least one of an instant stands before all of them.
-    let oldest = MessageId::new(now.plus_ms(-KEPT_MS).0, [0; 10]);
-    tx.execute("DELETE FROM canaries WHERE message_id < ?1", params![oldest])?;
+    // By when they came: the time in an id is whatever its writer put there. A shelf's canaries of two days are few.
+    tx.execute("DELETE FROM canaries WHERE taken_at < ?1", params![now.plus_ms(-KEPT_MS)])?;
     tx.execute(
         "INSERT INTO canaries (message_id, phone_id, sender, host_id, at, taken_at)
          VALUES (?1, ?2, ?3, (SELECT host_id FROM phone_hosts WHERE phone_id = ?2 AND journal = ?4), ?5, ?6)

@@ -1032,6 +1032,7 @@ mod tests {
             (rules::OF_PERSON, "contacts_by_person (tenant_id=? AND test=? AND person=?)"),
             (contacts::OTHERS, "contacts_by_person (tenant_id=? AND test=? AND person=?)"),
             (inbound::TALKED_WITH, "PRIMARY KEY (recipient=? AND phone_id=?)"),
+            (inbound::TWIN, "messages_by_recipient (tenant_id=? AND recipient=? AND on_the_way=?)"),
             (inbound::BY_GUID, "messages_by_phone_guid (phone_id=? AND guid=?)"),
             (inbound::RECEIVED_AS, "messages_by_phone_guid (phone_id=? AND guid=?)"),
             (webhook_jobs::WAITING, "webhook_jobs_due_by_endpoint"),
@@ -1042,7 +1043,8 @@ mod tests {
             assert!(plan.contains(index), "{sql}: {plan}");
             for scan in plan.split("; ").filter(|step| step.starts_with("SCAN")) {
                 // Indexes of what is open alone, and the recursion's own rows, may be read from end to end.
-                let small = ["attempts_open", "attempts_offered", "waiting", "CONSTANT ROW"];
+                let small =
+                    ["attempts_open", "attempts_offered", "waiting", "CONSTANT ROW", "newest"];
                 assert!(small.iter().any(|name| scan.contains(name)), "{sql}: {plan}");
             }
         }

@@ -70,15 +70,7 @@ pub fn twin(
     message: &Received,
 ) -> Result<Option<String>, StoreError> {
     tx.query_opt(
-        "SELECT g.guid FROM (SELECT id, phone_id, guid, text, direction FROM messages
-                             WHERE tenant_id = ?1 AND recipient = ?2 ORDER BY id DESC LIMIT ?8) m
-         JOIN received_guids g ON g.phone_id = m.phone_id AND g.guid = m.guid
-         JOIN message_events e ON e.tenant_id = ?1 AND e.message_id = m.id AND e.sequence = 1
-         WHERE m.phone_id = ?3 AND m.direction = 'inbound' AND m.text = ?4 AND g.journal <> ?5
-             AND e.at BETWEEN ?6 AND ?7
-             AND NOT EXISTS (SELECT 1 FROM received_guids t
-                             WHERE t.phone_id = ?3 AND t.journal = ?5 AND t.twin_of = g.guid)
-         ORDER BY m.id LIMIT 1",
+        TWIN,
         params![
             tenant,
             message.from,
@@ -92,6 +84,18 @@ pub fn twin(
         |row| row.text(0),
     )
 }
+
+/// What came in is on its way nowhere, and stands in its own order in the index.
+pub(super) const TWIN: &str =
+    "SELECT g.guid FROM (SELECT id, phone_id, guid, text, direction FROM messages
+         WHERE tenant_id = ?1 AND recipient = ?2 AND on_the_way = 0 ORDER BY id DESC LIMIT ?8) newest
+     JOIN received_guids g ON g.phone_id = newest.phone_id AND g.guid = newest.guid
+     JOIN message_events e ON e.tenant_id = ?1 AND e.message_id = newest.id AND e.sequence = 1
+     WHERE newest.phone_id = ?3 AND newest.direction = 'inbound' AND newest.text = ?4 AND g.journal <> ?5
+         AND e.at BETWEEN ?6 AND ?7
+         AND NOT EXISTS (SELECT 1 FROM received_guids t
+                         WHERE t.phone_id = ?3 AND t.journal = ?5 AND t.twin_of = g.guid)
+     ORDER BY newest.id LIMIT 1";
 
 /// Notes that a second journal has told a message under the very guid of the first: it is that message's twin there.
 pub fn told_twice(

@@ -156,6 +156,7 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "subscriptions",
         sql: include_str!("../../migrations/0035_subscriptions.sql"),
     },
+    Migration { version: 36, name: "quiet", sql: include_str!("../../migrations/0036_quiet.sql") },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

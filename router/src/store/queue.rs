@@ -182,8 +182,9 @@ pub fn put_off(
 }
 
 /// Takes over what another router had in hand when it ended: what is still due was claimed once more without a decision.
-/// What was so twice may be what ends it, and is not looked at before `quiet_until`: whatever else is due goes first.
-pub fn take_over(tx: &mut Tx<'_>, quiet_until: UnixMs) -> Result<(), StoreError> {
+/// What was so twice may be what ends it, and is not looked at before `quiet_until`, where there is a pause: whatever else is
+/// due goes first, and nothing wakes it that others wait for.
+pub fn take_over(tx: &mut Tx<'_>, quiet_until: Option<UnixMs>) -> Result<(), StoreError> {
     let Json(messages): Json<Vec<MessageId>> =
         tx.query_row("SELECT messages FROM jobs_in_hand WHERE id = 1", params![], |row| {
             row.get(0)
@@ -192,6 +193,7 @@ pub fn take_over(tx: &mut Tx<'_>, quiet_until: UnixMs) -> Result<(), StoreError>
         tx.execute(
             "UPDATE jobs SET claims = claims + 1,
                  ready = CASE WHEN claims > 0 AND run_at < ?2 THEN 0 ELSE ready END,
+                 held_reason = CASE WHEN claims > 0 AND run_at < ?2 THEN NULL ELSE held_reason END,
                  run_at = CASE WHEN claims > 0 AND run_at < ?2 THEN ?2 ELSE run_at END
              WHERE message_id = ?1 AND ready = 1",
             params![message, quiet_until],
@@ -434,7 +436,7 @@ mod tests {
             assert_eq!(jobs.len(), 3);
             assert!(jobs.iter().all(|job| job.claims == round));
             // The router ended, and another one starts.
-            take_over(&mut tx, UnixMs(0)).unwrap();
+            take_over(&mut tx, None).unwrap();
         }
         fill(&connection, 1, Class::Otp, 5);
         for _ in 0..3 {
@@ -453,8 +455,8 @@ mod tests {
         let jobs = claim(&mut tx, &mut turns, NOW, 3).unwrap().jobs;
         decide(&connection, &jobs[..1]);
         put_off(&mut tx, &jobs[1].tenant, &jobs[1].message, NOW.plus_ms(5)).unwrap();
-        take_over(&mut tx, UnixMs(0)).unwrap();
-        take_over(&mut tx, UnixMs(0)).unwrap();
+        take_over(&mut tx, None).unwrap();
+        take_over(&mut tx, None).unwrap();
         let claims = |message: &MessageId| {
             Tx::sqlite(&connection)
                 .query_opt(
@@ -479,7 +481,7 @@ mod tests {
         let quiet = NOW.plus_ms(5_000);
         for _ in 0..2 {
             assert_eq!(claim(&mut tx, &mut turns, NOW, 8).unwrap().jobs.len(), 1);
-            take_over(&mut tx, quiet).unwrap();
+            take_over(&mut tx, Some(quiet)).unwrap();
         }
         fill(&connection, 2, Class::Marketing, 3);
         assert_eq!(of(&turn(&connection, &mut turns, 8), 2), 3);

@@ -9,15 +9,23 @@ use crate::starts::{Life, Start};
 /// Writes down a start.
 pub fn begin(tx: &mut Tx<'_>, now: UnixMs) -> Result<Start, StoreError> {
     let last = tx.query_opt(
-        "SELECT started_at, deaths, stopped FROM starts WHERE id = 1",
+        "SELECT started_at, deaths, stopped, quiet_until FROM starts WHERE id = 1",
         params![],
-        |row| Ok(Life { started_at: row.get(0)?, deaths: row.get(1)?, stopped: row.get(2)? }),
+        |row| {
+            Ok(Life {
+                started_at: row.get(0)?,
+                deaths: row.get(1)?,
+                stopped: row.get(2)?,
+                quiet_until: row.get(3)?,
+            })
+        },
     )?;
     let start = Start::after(last, now);
     tx.execute(
-        "INSERT INTO starts (id, started_at, deaths, stopped) VALUES (1, ?1, ?2, 0)
-         ON CONFLICT (id) DO UPDATE SET started_at = excluded.started_at, deaths = excluded.deaths, stopped = 0",
-        params![start.at, start.deaths],
+        "INSERT INTO starts (id, started_at, deaths, stopped, quiet_until) VALUES (1, ?1, ?2, 0, ?3)
+         ON CONFLICT (id) DO UPDATE SET started_at = excluded.started_at, deaths = excluded.deaths, stopped = 0,
+             quiet_until = excluded.quiet_until",
+        params![start.at, start.deaths, start.quiet_until],
     )?;
     Ok(start)
 }

@@ -112,6 +112,10 @@ fn act(tx: &mut Tx<'_>, event: &Event, plans: &Plans, now: UnixMs) -> Result<Out
             let told =
                 Told { subscription: id.clone(), since: *since, plan: plan.map(ToOwned::to_owned) };
             let before = subscriptions(tx, customer)?;
+            if tenant.is_some() && leads_nowhere(&before, &told, plans) {
+                // Nothing is noted, so that it can be sent again when there is such a plan.
+                return Ok(Outcome::UnknownPrice);
+            }
             let word = (event.created, *rank, event.id.as_str());
             if !note(tx, customer, (&told, word), tenant.is_none(), now)? {
                 return Ok(Outcome::Outdated);
@@ -150,6 +154,16 @@ fn act(tx: &mut Tx<'_>, event: &Event, plans: &Plans, now: UnixMs) -> Result<Out
         (News::Paid { .. } | News::Bound | News::Other, Some(_)) => {
             Ok(if bound { Outcome::Bound } else { Outcome::Ignored })
         }
+    }
+}
+
+/// What is told would make a plan count that the configuration does not have: it was told under one that had it.
+fn leads_nowhere(before: &[Told], told: &Told, plans: &Plans) -> bool {
+    let others = before.iter().filter(|one| one.subscription != told.subscription);
+    let after: Vec<Told> = others.chain([told]).cloned().collect();
+    match moved(before, &after, &told.subscription) {
+        Moved::To(plan) => plans.terms(plan.as_deref()).is_none(),
+        Moved::Unmoved | Moved::Foreign => false,
     }
 }
 
@@ -252,7 +266,8 @@ fn subscriptions(tx: &mut Tx<'_>, customer: &str) -> Result<Vec<Told>, StoreErro
 const SUBSCRIPTIONS: &str =
     "SELECT subscription, since, plan FROM stripe_subscriptions WHERE customer = ?1";
 
-/// Notes a word about a subscription; false where a newer one came before. An end is kept as well: one that is unpaid or
+/// Notes a word about a subscription; false where a newer one came before. Of two words of one second, of which their ids
+/// say nothing, the one that comes later counts. An end is kept as well: one that is unpaid or
 /// paused may give its plan again later, and what was said before that may not.
 fn note(
     tx: &mut Tx<'_>,
@@ -268,8 +283,7 @@ fn note(
          ON CONFLICT (customer, subscription) DO UPDATE SET since = excluded.since, created = excluded.created,
              rank = excluded.rank, event = excluded.event, plan = excluded.plan, passing = excluded.passing,
              at = excluded.at
-         WHERE (excluded.created, excluded.rank, excluded.event)
-             >= (stripe_subscriptions.created, stripe_subscriptions.rank, stripe_subscriptions.event)",
+         WHERE (excluded.created, excluded.rank) >= (stripe_subscriptions.created, stripe_subscriptions.rank)",
         params![customer, told.subscription, told.since, created, rank, event, told.plan, passing, now],
     )?;
     Ok(noted > 0)
@@ -346,7 +360,8 @@ mod tests {
             let events: Vec<Event> = events.iter().enumerate().map(|(number, (of, created, rank, plan))| Event {
                 id: format!("evt_{number}"),
                 kind: "customer.subscription.updated".to_owned(),
-                created: *created,
+                // No two of one second and rank: their order would be that in which they come.
+                created: *created * 100 + i64::try_from(number).unwrap(),
                 customer: Some("cus".to_owned()),
                 tenant: None,
                 news: News::Subscription {

@@ -178,8 +178,11 @@ impl Threads {
         let path = &resolved(path)?;
         let lock = lock(path)?;
         let place = Place::of(path)?;
-        // A step may change more than memory holds, which the writer's connection keeps there.
-        migrate(&mut open(path, Role::Reader)?)?;
+        // A step may change and sort more than memory holds, which the writer's connection keeps there.
+        let mut migrated = open(path, Role::Reader)?;
+        migrated.pragma_update(None, "temp_store", "FILE")?;
+        migrate(&mut migrated)?;
+        drop(migrated);
         let mut writer = open(path, Role::Writer)?;
         // A log that grew behind a long reader is cut back.
         writer.pragma_update(None, "journal_size_limit", i64::from(LOG_PAGES_MAX) * 4_096)?;
