@@ -238,7 +238,7 @@ impl Owner {
         let outcome = match exit {
             Exit::Code { code } => code.to_string(),
             Exit::Signal { .. } => "signal".to_owned(),
-            Exit::Killed { .. } | Exit::NotStarted => "other".to_owned(),
+            Exit::Killed { .. } | Exit::Replaced { .. } | Exit::NotStarted => "other".to_owned(),
         };
         if self.keeper.is_running() {
             tracing::warn!(target: "cloudflared", ?exit, "cloudflared ended by itself");

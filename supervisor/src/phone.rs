@@ -97,7 +97,7 @@ pub(crate) enum Input {
     /// It closed its stdout.
     StdoutClosed,
     /// It uses more memory or more of a processor than the soft limit.
-    UseHigh,
+    UseHigh(KillReason),
     /// It uses more memory than the hard limit.
     MemoryTooHigh,
     /// It has had more of a processor than the hard limit.
@@ -162,7 +162,7 @@ enum Then {
     Stay,
     /// It is started again at once.
     Start,
-    /// The restart policy decides; it was killed for this reason.
+    /// The restart policy decides; it was killed, or asked to end, for this reason.
     Decide(KillReason),
 }
 
@@ -342,11 +342,28 @@ impl Phone {
         self.state == State::Stopped
     }
 
-    /// Whether a running bridge should be handed this command now.
-    pub(crate) fn takes(&self, command: &Command) -> bool {
+    /// Whether a running bridge should be handed this command now; `newest` is the newest epoch that the router has
+    /// named.
+    pub(crate) fn takes(&self, command: &Command, newest: u64) -> bool {
         match &self.state {
-            // What is started is finished, so everything but new work goes on.
-            State::Running(_) => !(self.power_low && matches!(command, Command::Send(_))),
+            // What is started is finished, so everything but new work goes on. A send of an epoch that is over is no work:
+            // the bridge refuses it, and the router waits for that before it sends the message by another host. Any other
+            // send is offered again, or asked back by a cancel, which is always passed on.
+            State::Running(_) => match command {
+                Command::Send(send) => !self.power_low || send.epoch < newest,
+                Command::Cancel { .. }
+                | Command::Lease { .. }
+                | Command::Revoke { .. }
+                | Command::Release { .. }
+                | Command::Ack { .. }
+                | Command::Replay
+                | Command::Capability { .. }
+                | Command::Seek(_)
+                | Command::Pause { .. }
+                | Command::Block { .. }
+                | Command::Drain { .. }
+                | Command::Stop { .. } => true,
+            },
             // A bridge that drains still needs its lease to finish, and still hands over events.
             State::Stopping { phase: Phase::Asked, .. } => !matches!(command, Command::Send(_)),
             State::Stopped
@@ -384,6 +401,13 @@ impl Phone {
 
     /// Takes in what happened at `now` (time since the supervisor started); `chance` is a random number in 0..1.
     pub(crate) fn step(&mut self, input: Input, now: Duration, chance: f64) -> Vec<Effect> {
+        // Before anything else: what a bridge has earned by being ready is kept, though it may not be ready any more when
+        // it ends.
+        if let State::Running(running) = &self.state
+            && running.ready_for(now) >= self.settings.policy.forgive_after
+        {
+            self.history.forgive();
+        }
         match input {
             Input::Order(order) => self.order(order, now),
             Input::Started => {
@@ -412,8 +436,11 @@ impl Phone {
             Input::StdoutClosed => self.kill_if_live(KillReason::ClosedStdout, now),
             Input::MemoryTooHigh => self.kill_if_live(KillReason::Memory, now),
             Input::CpuTooHigh => self.kill_if_live(KillReason::Cpu, now),
-            Input::UseHigh => match &self.state {
-                State::Running(_) => self.ask(Then::Start, self.settings.stop_within, now, false),
+            // Counted like a crash: one whose usual use is above the limit would otherwise be replaced for ever.
+            Input::UseHigh(why) => match &self.state {
+                State::Running(_) => {
+                    self.ask(Then::Decide(why), self.settings.stop_within, now, false)
+                }
                 State::Stopped
                 | State::Starting { .. }
                 | State::Stopping { .. }
@@ -622,6 +649,9 @@ impl Phone {
             (State::Stopping { then: Then::Decide(why), .. }, Exit::Signal { .. }) => {
                 (Exit::Killed { why: *why }, false)
             }
+            (State::Stopping { then: Then::Decide(why), .. }, Exit::Code { code: 0 }) => {
+                (Exit::Replaced { why: *why }, false)
+            }
             (
                 State::Stopping { then: Then::Decide(_), .. }
                 | State::Starting { .. }
@@ -743,24 +773,100 @@ mod tests {
         assert_eq!(story.step(Input::PowerLow(true)), []);
         assert_eq!(story.state(), PhoneState::NotReady);
         assert!(story.phone.report().power_low());
-        let send = Command::Send(protocol::pipe::Send {
-            message: protocol::MessageId::new(1, [1; 10]),
-            attempt: 1,
-            epoch: 1,
-            to: "+12025550100".parse().unwrap(),
-            text: "x".to_owned(),
-            attachments: Vec::new(),
-            route: vec![protocol::Channel::Imessage],
-            class: protocol::Class::Otp,
-            start_before: protocol::UnixMs(0),
-            conversation: None,
-        });
-        assert!(!story.phone.takes(&send));
-        assert!(story.phone.takes(&Command::Revoke { epoch: 1 }));
-        assert!(story.phone.takes(&Command::Replay));
+        // Of epoch 1, which is over as soon as there was a newer one: then the bridge refuses it.
+        let send = Command::Send(send());
+        for (newest, taken) in [(0, false), (1, false), (2, true), (u64::MAX, true)] {
+            assert_eq!(story.phone.takes(&send, newest), taken, "{newest}");
+        }
+        assert!(story.phone.takes(&Command::Revoke { epoch: 1 }, 1));
+        assert!(story.phone.takes(&Command::Replay, 1));
         story.step(Input::PowerLow(false));
         assert_eq!(story.state(), PhoneState::Ready);
-        assert!(story.phone.takes(&send));
+        assert!(story.phone.takes(&send, 1));
+    }
+
+    /// A bridge that crashed twice, is running again, and says `ready`.
+    fn crashed_twice() -> Story {
+        let mut story = Story::running();
+        for _ in 0..2 {
+            story.exit(1);
+            if let Some(deadline) =
+                story.phone.deadline().filter(|_| story.state() == PhoneState::Backoff)
+            {
+                story.now = deadline;
+                story.step(Input::Tick);
+            }
+            story.step(Input::Started);
+            story.step(Input::Hello(hello()));
+        }
+        assert_eq!(story.phone.report().tries, 2);
+        story.step(Input::Ready);
+        story
+    }
+
+    #[test]
+    fn ten_minutes_ready_forgive_whatever_comes_between_them_and_the_end() {
+        let offline = || {
+            Input::NotReady(vec![NotReady {
+                reason: Reason::AccountOffline,
+                remedy: String::new(),
+            }])
+        };
+        let beat = || Input::Heartbeat(Heartbeat { turns: 1, ..Heartbeat::default() });
+        for (ready, tries) in [(secs(599), 2), (secs(600), 0)] {
+            let mut story = crashed_twice();
+            story.after(ready, offline());
+            assert_eq!(story.phone.report().tries, tries, "{ready:?}");
+            // And of one that goes on being ready it is known at once.
+            let mut story = crashed_twice();
+            story.after(ready, beat());
+            assert_eq!(story.phone.report().tries, tries, "{ready:?}");
+        }
+        let mut story = crashed_twice();
+        story.after(secs(600), offline());
+        let restarting = story.exit(1);
+        assert_eq!(
+            restarting.first(),
+            Some(&Effect::Restarting { exit: Exit::Code { code: 1 }, delay: Duration::ZERO })
+        );
+    }
+
+    #[test]
+    fn a_bridge_that_is_always_above_a_soft_limit_waits_longer_and_is_parked() {
+        for why in [KillReason::Memory, KillReason::Cpu] {
+            let mut story = Story::running();
+            let exit = Exit::Replaced { why };
+            for wait in [0, 1, 2, 5, 10] {
+                story.step(Input::Ready);
+                assert_eq!(
+                    story.after(secs(15), Input::UseHigh(why)),
+                    [Effect::Say(Command::Stop { deadline_ms: 10_000 })]
+                );
+                assert_eq!(story.step(Input::UseHigh(why)), [], "it ends already");
+                let mut effects = story.exit(0);
+                assert_eq!(effects.remove(0), Effect::Restarting { exit, delay: secs(wait) });
+                if wait > 0 {
+                    effects = story.after(secs(wait), Input::Tick);
+                }
+                assert_eq!(effects, [Effect::Spawn]);
+                story.step(Input::Started);
+                story.step(Input::Hello(hello()));
+            }
+            story.after(secs(15), Input::UseHigh(why));
+            assert_eq!(story.exit(0), [Effect::Parked { exit }]);
+            assert_eq!(story.phone.report().last_exit, Some(exit));
+        }
+        // One that does not end when it is asked to was killed; one that says why it ends is believed.
+        let mut story = Story::running();
+        story.step(Input::UseHigh(KillReason::Memory));
+        let exit = Exit::Killed { why: KillReason::Memory };
+        assert_eq!(
+            story.step(Input::Ended(Exit::Signal { signal: 15 })).first(),
+            Some(&Effect::Restarting { exit, delay: Duration::ZERO })
+        );
+        let mut story = Story::running();
+        story.step(Input::UseHigh(KillReason::Memory));
+        assert_eq!(story.exit(77), [Effect::Waits { cause: Cause::Permission }]);
     }
 
     #[test]
@@ -860,8 +966,8 @@ mod tests {
             story.step(Input::Order(Order::Stop)),
             [Effect::Say(Command::Stop { deadline_ms: 10_000 })]
         );
-        assert!(!story.phone.takes(&Command::Send(send())));
-        assert!(story.phone.takes(&Command::Replay));
+        assert!(!story.phone.takes(&Command::Send(send()), 0));
+        assert!(story.phone.takes(&Command::Replay, 0));
         assert_eq!(story.after(secs(9), Input::Tick), []);
         assert_eq!(story.after(secs(1), Input::Tick), [Effect::Term]);
         assert_eq!(story.after(secs(5), Input::Tick), [Effect::Kill]);
@@ -958,7 +1064,7 @@ mod tests {
                 .prop_map(|turns| Input::Heartbeat(Heartbeat { turns, ..Heartbeat::default() })),
             Just(Input::NotReading),
             Just(Input::StdoutClosed),
-            Just(Input::UseHigh),
+            Just(Input::UseHigh(KillReason::Memory)),
             Just(Input::CpuTooHigh),
             Just(Input::MemoryTooHigh),
             prop::sample::select(vec![0, 1, 69, 75, 77, 78])
@@ -985,7 +1091,7 @@ mod tests {
                     Input::Started | Input::NotStarted => false,
                     Input::Order(_) | Input::Tick | Input::PowerLow(_) => true,
                     Input::Hello(_) | Input::Ready | Input::NotReady(_) | Input::Heartbeat(_)
-                    | Input::NotReading | Input::StdoutClosed | Input::UseHigh | Input::CpuTooHigh
+                    | Input::NotReading | Input::StdoutClosed | Input::UseHigh(_) | Input::CpuTooHigh
                     | Input::MemoryTooHigh | Input::Ended(_) => alive,
                 };
                 if !possible {

@@ -80,11 +80,16 @@ pub(crate) enum Exit {
         /// Which of these.
         why: KillReason,
     },
+    /// In order, because we had asked it to for this reason.
+    Replaced {
+        /// Which one.
+        why: KillReason,
+    },
     /// It could not be started at all.
     NotStarted,
 }
 
-/// Why the supervisor killed a bridge.
+/// Why the supervisor killed a bridge, or asked it to end so that another takes its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum KillReason {
@@ -102,9 +107,9 @@ pub(crate) enum KillReason {
     OtherProtocol,
     /// Its `hello` names another phone than the one that it was started for.
     OtherPhone,
-    /// It used more memory than the hard limit.
+    /// It used more memory than a limit: killed above the hard one, replaced above the soft one.
     Memory,
-    /// It had more of a processor than the hard limit, for too long.
+    /// It had more of a processor than a limit, for too long: killed above the hard one, replaced above the soft one.
     Cpu,
 }
 
@@ -206,9 +211,11 @@ impl History {
             Exit::Code { code: EX_CONFIG } => Some((policy.config_retry, Cause::Configuration)),
             // 75 (try again) takes the ladder too: its first steps are "now" and "in a second", and a lock that a
             // dying bridge still holds is free by then.
-            Exit::Code { .. } | Exit::Signal { .. } | Exit::Killed { .. } | Exit::NotStarted => {
-                None
-            }
+            Exit::Code { .. }
+            | Exit::Signal { .. }
+            | Exit::Killed { .. }
+            | Exit::Replaced { .. }
+            | Exit::NotStarted => None,
         };
         if let Some((delay, cause)) = cause {
             return Decision::Wait { delay: lengthened(delay, ended.chance), cause };
@@ -326,6 +333,8 @@ mod tests {
             (Exit::Signal { signal: 9 }, false, again),
             (Exit::Signal { signal: 15 }, true, Decision::Stay),
             (Exit::Killed { why: KillReason::NoHeartbeat }, false, again),
+            // A use above a soft limit is counted, or it would be replaced for ever.
+            (Exit::Replaced { why: KillReason::Memory }, false, again),
             (Exit::NotStarted, false, again),
             (code(69), false, Decision::Wait { delay: secs(30), cause: Cause::Unavailable }),
             (code(77), false, Decision::Wait { delay: secs(60), cause: Cause::Permission }),

@@ -392,7 +392,11 @@ impl Keeper {
         let delay = match exit {
             Exit::Code { code: UPDATED } if lived >= UPDATED_AFTER => Duration::ZERO,
             Exit::Code { code: USAGE } => self.crashes.config_retry,
-            Exit::Code { .. } | Exit::Signal { .. } | Exit::Killed { .. } | Exit::NotStarted => {
+            Exit::Code { .. }
+            | Exit::Signal { .. }
+            | Exit::Killed { .. }
+            | Exit::Replaced { .. }
+            | Exit::NotStarted => {
                 let ready_for = match running.health {
                     Health::Ready { since, .. } => now.saturating_sub(since),
                     Health::Unready { .. } => 0,

@@ -25,7 +25,7 @@ use crate::logs::Ring;
 use crate::phone::{Effect, Input, Order, Phone, Report};
 use crate::power;
 use crate::resources::{self, CpuHistory, Use};
-use crate::restart::Exit;
+use crate::restart::{Exit, KillReason};
 use crate::stream::Stream;
 
 /// Things asked of an owner that wait to be done: one burst of commands to a full phone.
@@ -61,6 +61,7 @@ pub(super) fn start_owner(id: PhoneId, config: PhoneConfig, surroundings: &Surro
         logs: Arc::clone(&logs),
         surroundings: Surroundings { stopping: end.clone(), ..surroundings.clone() },
         began: Instant::now(),
+        newest_epoch: 0,
         last_seq: 0,
         acked_seq: 0,
         told_link: None,
@@ -100,6 +101,8 @@ struct Owner {
     logs: Arc<Mutex<Ring>>,
     surroundings: Surroundings,
     began: Instant,
+    /// The newest epoch that was named by a lease or a release.
+    newest_epoch: u64,
     /// The newest event seen, in this journal.
     last_seq: u64,
     /// The newest event of the journal that is known to be acknowledged.
@@ -351,6 +354,7 @@ impl Owner {
         match command {
             Command::Lease { epoch, ttl_ms, issued_ms } => {
                 let lease = Lease { epoch: *epoch, ttl_ms: *ttl_ms, issued_ms: *issued_ms };
+                self.newest_epoch = self.newest_epoch.max(*epoch);
                 self.leases.send_replace(Some(lease));
             }
             Command::Revoke { epoch } => {
@@ -367,6 +371,7 @@ impl Owner {
                 // Only a bridge can say that nothing runs: an osascript has a group of its own and outlives a bridge that
                 // was killed. Without one nobody answers, and the router waits until the lease is over.
                 tracing::info!(phone = %self.id, epoch, "the phone is to go to another host");
+                self.newest_epoch = self.newest_epoch.max(*epoch);
                 self.leases.send_replace(None);
             }
             Command::Ack { journal, seq } => {
@@ -384,7 +389,7 @@ impl Owner {
             | Command::Drain { .. }
             | Command::Stop { .. } => {}
         }
-        if self.phone.takes(command) {
+        if self.phone.takes(command, self.newest_epoch) {
             self.say(command);
         } else {
             metrics::counter!("switchboard_commands_total", "phone" => self.id.to_string(), "outcome" => "dropped")
@@ -408,7 +413,7 @@ impl Owner {
             issued_ms: continuous_now(),
         };
         self.leases.send_replace(Some(lease));
-        if self.phone.takes(&lease.command()) {
+        if self.phone.takes(&lease.command(), lease.epoch) {
             self.say(&lease.command());
         }
     }
@@ -423,7 +428,7 @@ impl Owner {
             Use::Fine => {}
             Use::High => {
                 tracing::warn!(phone = %self.id, mib, "the bridge uses much memory; it is restarted in order");
-                self.take(Input::UseHigh).await;
+                self.take(Input::UseHigh(KillReason::Memory)).await;
             }
             Use::TooHigh => {
                 tracing::error!(phone = %self.id, mib, "the bridge uses too much memory; it is killed");
@@ -438,7 +443,7 @@ impl Owner {
             Use::Fine => {}
             Use::High => {
                 tracing::warn!(phone = %self.id, percent, "the bridge works without end; it is restarted in order");
-                self.take(Input::UseHigh).await;
+                self.take(Input::UseHigh(KillReason::Cpu)).await;
             }
             Use::TooHigh => {
                 tracing::error!(phone = %self.id, percent, "the bridge works without end; it is killed");

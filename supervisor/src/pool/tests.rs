@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use protocol::link::{PhoneReport, PhoneState};
+use protocol::link::{PhoneReport, PhoneState, PowerLevel, PowerSource};
 use protocol::pipe::Event;
 use protocol::{MessageId, UnixMs};
 use router_client::clock::continuous_now;
@@ -21,6 +21,7 @@ struct House {
     id: PhoneId,
     up: mpsc::Receiver<LinkInput>,
     surroundings: Surroundings,
+    power: watch::Sender<Option<HostPower>>,
 }
 
 impl House {
@@ -28,6 +29,7 @@ impl House {
         let dir = tempfile::tempdir().unwrap();
         let id = PhoneId::new(1, [3; 10]);
         let (link, up) = mpsc::channel(64);
+        let (power, powers) = watch::channel(None);
         let surroundings = Surroundings {
             state_dir: dir.path().to_owned(),
             tuning: Tuning {
@@ -42,7 +44,7 @@ impl House {
             },
             link: Some(link),
             local_epoch: 1,
-            power: watch::channel(None).1,
+            power: powers,
             stopping: CancellationToken::new(),
             killing: CancellationToken::new(),
             tracker: TaskTracker::new(),
@@ -57,7 +59,7 @@ impl House {
             extra: Arc::new(extra),
         };
         let pool = Pool::start(&BTreeMap::from([(id.clone(), config)]), &surroundings);
-        Self { dir, pool, id, up, surroundings }
+        Self { dir, pool, id, up, surroundings, power }
     }
 
     fn handle(&self) -> Handle {
@@ -104,6 +106,21 @@ impl House {
     }
 }
 
+fn send(message: &MessageId, epoch: u64) -> Command {
+    Command::Send(protocol::pipe::Send {
+        message: message.clone(),
+        attempt: 1,
+        epoch,
+        to: "+12025550100".parse().unwrap(),
+        text: "x".to_owned(),
+        attachments: Vec::new(),
+        route: vec![protocol::Channel::Imessage],
+        class: protocol::Class::Otp,
+        start_before: UnixMs(0),
+        conversation: None,
+    })
+}
+
 fn lease(epoch: u64) -> Command {
     Command::Lease { epoch, ttl_ms: 60_000, issued_ms: continuous_now() }
 }
@@ -118,19 +135,7 @@ async fn the_link_hears_of_a_new_bridge_and_its_events() {
     assert_eq!((report.journal.as_ref(), started), (Some(&journal), false));
 
     let message = MessageId::new(5, [5; 10]);
-    let send = protocol::pipe::Send {
-        message: message.clone(),
-        attempt: 1,
-        epoch: 4,
-        to: "+12025550100".parse().unwrap(),
-        text: "x".to_owned(),
-        attachments: Vec::new(),
-        route: vec![protocol::Channel::Imessage],
-        class: protocol::Class::Otp,
-        start_before: UnixMs(0),
-        conversation: None,
-    };
-    house.handle().ask(Ask::Command(Command::Send(send))).unwrap();
+    house.handle().ask(Ask::Command(send(&message, 4))).unwrap();
     let (from, seq, event) = house
         .up(|input| match input {
             LinkInput::Event { journal, line, .. } => {
@@ -199,6 +204,31 @@ async fn only_a_bridge_can_say_that_a_phone_is_released() {
 }
 
 #[tokio::test]
+async fn on_low_power_a_bridge_is_offered_what_it_can_only_refuse_and_nothing_else() {
+    let mut house = House::new("good");
+    house.report(PhoneState::Ready).await;
+    house.power.send_replace(Some(HostPower {
+        level: PowerLevel::Low,
+        source: PowerSource::Battery,
+        percent: Some(4),
+        minutes: None,
+    }));
+    house.report(PhoneState::NotReady).await;
+    let [work, released] = [6, 7].map(|n| MessageId::new(n, [5; 10]));
+    house.handle().ask(Ask::Command(lease(4))).unwrap();
+    house.handle().ask(Ask::Command(send(&work, 4))).unwrap();
+    house.handle().ask(Ask::Command(Command::Release { epoch: 5 })).unwrap();
+    house.handle().ask(Ask::Command(send(&released, 4))).unwrap();
+    let until = Instant::now() + PATIENCE;
+    while !house.lines().contains(released.as_str()) {
+        assert!(Instant::now() < until, "{}", house.lines());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(!house.lines().contains(work.as_str()), "new work on an empty battery");
+    house.finish().await;
+}
+
+#[tokio::test]
 async fn a_link_that_takes_nothing_holds_up_no_bridge() {
     let mut house = House::new("good");
     house.report(PhoneState::Ready).await;
@@ -206,19 +236,7 @@ async fn a_link_that_takes_nothing_holds_up_no_bridge() {
     let mut listener = handle.stream.listen();
     // Far more than the queue of the link holds, and nobody empties it.
     for n in 0..100 {
-        let send = protocol::pipe::Send {
-            message: MessageId::new(n, [5; 10]),
-            attempt: 1,
-            epoch: 4,
-            to: "+12025550100".parse().unwrap(),
-            text: "x".to_owned(),
-            attachments: Vec::new(),
-            route: vec![protocol::Channel::Imessage],
-            class: protocol::Class::Otp,
-            start_before: UnixMs(0),
-            conversation: None,
-        };
-        handle.ask(Ask::Command(Command::Send(send))).unwrap();
+        handle.ask(Ask::Command(send(&MessageId::new(n, [5; 10]), 4))).unwrap();
     }
     for _ in 0..200 {
         tokio::time::timeout(PATIENCE, listener.recv()).await.unwrap().unwrap();

@@ -472,7 +472,7 @@ fn a_bridge_that_works_too_much_is_replaced_in_order() {
     let phone = house.phone(0);
     assert_eq!(
         phone["last_exit"],
-        json!({"how": "code", "code": 0}),
+        json!({"how": "replaced", "why": "cpu"}),
         "drained, not killed: {phone}"
     );
     assert_eq!(house.pids(1).len(), 1, "the other one works as little as ever");
