@@ -49,6 +49,9 @@ crate::code::codes! {
         AlreadyThere = "already_there",
         /// No host that could take over is there, ready and not drained; `force` does it all the same.
         StandbyNotReady = "standby_not_ready",
+        /// Apple has blocked the phone's account, and it is the same on every host; `despite_block` hands a single phone over
+        /// all the same.
+        AccountBlocked = "account_blocked",
     }
 }
 
@@ -549,6 +552,10 @@ pub struct FailOver {
     /// Also to a host that is not ready or not there.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub force: bool,
+    /// Also a phone whose account counts as blocked: the other host sends by the same account. Of a single phone only, and
+    /// written down in the audit log.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub despite_block: bool,
 }
 
 /// What becomes of the phones of a fail-over.

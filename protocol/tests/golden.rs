@@ -1138,7 +1138,7 @@ fn the_operators_api() {
             created_at: NOON,
         },
     );
-    golden("api/fail_over", &FailOver { to: Some(host()), force: true });
+    golden("api/fail_over", &FailOver { to: Some(host()), force: true, despite_block: true });
     golden(
         "api/failed_over",
         &FailedOver {

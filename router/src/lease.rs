@@ -147,8 +147,10 @@ pub struct Condition {
     pub state: PhoneState,
     /// Why it is not ready.
     pub reasons: Vec<Reason>,
-    /// Since when it is so.
+    /// Since when it has not been ready, for whatever reasons one after the other.
     pub since_ms: i64,
+    /// Its account counts as blocked ([`blocked`]).
+    pub blocked: bool,
     /// When the phone last changed hosts.
     pub moved_ms: Option<i64>,
     /// When a hand-over was last called off, because it did not come about.
@@ -159,10 +161,28 @@ pub struct Condition {
     pub drained: bool,
 }
 
+/// Whether the account of a phone counts as blocked after a word of the host that serves it; `before` says whether it did.
+pub fn blocked(before: bool, state: PhoneState, reasons: &[Reason]) -> bool {
+    if reasons.contains(&Reason::AccountBlocked) {
+        return true;
+    }
+    // A block is kept by the bridge: a host that starts, or whose bridge has not spoken, does not say that it is lifted.
+    let lifted = match state {
+        PhoneState::Ready => true,
+        PhoneState::NotReady => !reasons.is_empty(),
+        PhoneState::Stopped
+        | PhoneState::Starting
+        | PhoneState::Draining
+        | PhoneState::Backoff
+        | PhoneState::Parked => false,
+    };
+    before && !lifted
+}
+
 /// Whether a phone should be handed to a host that stands by, though its own host is there.
 pub fn unfit(policy: Policy, condition: &Condition, now_ms: i64) -> bool {
     // A block is the account's, and moving what is blocked helps nobody, whatever else is the matter.
-    if condition.reasons.contains(&Reason::AccountBlocked) {
+    if condition.blocked {
         return false;
     }
     // A host that was chosen and never came is not chosen again and again: meanwhile nobody would send at all.
@@ -327,6 +347,7 @@ mod tests {
             state: PhoneState::Ready,
             reasons: vec![],
             since_ms: 0,
+            blocked: false,
             moved_ms: None,
             called_off_ms: None,
             power: Some(PowerLevel::Mains),
@@ -347,7 +368,8 @@ mod tests {
             (not_ready(&[Reason::DatabasePermission]), true),
             (Condition { since_ms: 1, ..not_ready(&[Reason::DatabasePermission]) }, false),
             (not_ready(&[Reason::AccountUnusable]), false),
-            (Condition { drained: true, ..not_ready(&[Reason::AccountBlocked]) }, false),
+            (Condition { drained: true, blocked: true, ..well.clone() }, false),
+            (Condition { state: PhoneState::Parked, blocked: true, ..well.clone() }, false),
             (Condition { moved_ms: Some(1), ..not_ready(&[Reason::DatabasePermission]) }, false),
             (Condition { moved_ms: Some(now), drained: true, ..well.clone() }, true),
             (Condition { called_off_ms: Some(1), drained: true, ..well.clone() }, false),
@@ -355,6 +377,28 @@ mod tests {
         ];
         for (condition, expected) in cases {
             assert_eq!(unfit(POLICY, &condition, now), expected, "{condition:?}");
+        }
+    }
+
+    #[test]
+    fn a_block_stands_until_the_bridge_says_how_it_is_without_it() {
+        let blocked_too = [Reason::DatabasePermission, Reason::AccountBlocked];
+        let other = [Reason::DatabasePermission];
+        let cases: [(bool, PhoneState, &[Reason], bool); 10] = [
+            (false, PhoneState::NotReady, &blocked_too, true),
+            (true, PhoneState::NotReady, &blocked_too, true),
+            (true, PhoneState::NotReady, &other, false),
+            (true, PhoneState::Ready, &[], false),
+            // The bridge runs and has not said yet how it is.
+            (true, PhoneState::NotReady, &[], true),
+            (true, PhoneState::Starting, &[], true),
+            (true, PhoneState::Stopped, &[], true),
+            (true, PhoneState::Parked, &[], true),
+            (false, PhoneState::NotReady, &other, false),
+            (false, PhoneState::Starting, &[], false),
+        ];
+        for (before, state, reasons, expected) in cases {
+            assert_eq!(blocked(before, state, reasons), expected, "{before} {state:?} {reasons:?}");
         }
     }
 

@@ -27,6 +27,9 @@ pub(crate) enum Command {
         phone: String,
         #[command(flatten)]
         to: To,
+        /// Also where the account counts as blocked: the other host sends by the same account
+        #[arg(long)]
+        despite_block: bool,
     },
     /// Lets other hosts serve every phone of a host
     Host {
@@ -90,15 +93,15 @@ pub(crate) async fn run(
     command: Command,
 ) -> Result<(), Failure> {
     match command {
-        Command::Phone { phone, to } => {
+        Command::Phone { phone, to, despite_block } => {
             let phone = phone_of(client, &phone).await?.id;
             let path = format!("/v1/admin/phones/{phone}/failover");
-            hand_over(screen, client, &path, to).await
+            hand_over(screen, client, &path, (to, despite_block)).await
         }
         Command::Host { host, to } => {
             let host = host_of(client, &host).await?;
             let path = format!("/v1/admin/hosts/{host}/failover");
-            hand_over(screen, client, &path, to).await
+            hand_over(screen, client, &path, (to, false)).await
         }
         Command::Number { phone, to } => {
             let (phone, by) = (phone_of(client, &phone).await?, phone_of(client, &to).await?);
@@ -127,13 +130,13 @@ async fn hand_over(
     screen: &mut Screen,
     client: &Client,
     path: &str,
-    to: To,
+    (to, despite_block): (To, bool),
 ) -> Result<(), Failure> {
     let heir = match &to.target {
         Some(host) => Some(host_of(client, host).await?),
         None => None,
     };
-    let body = FailOver { to: heir, force: to.force };
+    let body = FailOver { to: heir, force: to.force, despite_block };
     let request = Request::post(Who::Operator, path).body(&body)?;
     let begun: FailedOver = typed(client.call(&request).await?)?;
     followed(screen, client, begun, to.no_wait).await

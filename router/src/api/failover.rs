@@ -2,27 +2,31 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use axum::extract::State;
+use axum::Extension;
+use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
-use protocol::api::{FailOver, FailedOver, Problem, ReplacePhone, ReplacedPhone};
+use protocol::api::{AuditEntry, FailOver, FailedOver, Problem, ReplacePhone, ReplacedPhone};
 use protocol::link::RouterFrame;
-use protocol::{HostId, PhoneId, UnixMs};
+use protocol::{EventId, HostId, PhoneId, UnixMs};
 use serde_json::Value;
 
 use super::fields::Fields;
 use super::{JsonBody, OptionalJsonBody, PathId};
-use crate::error::{ApiError, Code};
+use crate::auth::Peer;
+use crate::error::{ApiError, Code, RequestId};
 use crate::idempotency::{self, Post, Reply};
 use crate::lease::Policy;
 use crate::server::{App, AppState};
-use crate::store::Tx;
 use crate::store::standby::{self, Begun, CannotReplace};
+use crate::store::{Tx, audit};
+use crate::{clock, network};
 
 /// Hand a phone over to another host
 ///
 /// The host that serves it gives back what it has not started, and the other one sends as soon as no script runs any
 /// more: well under a second. A host that is gone is waited for until its lease is over for the grace.
+/// A phone whose account counts as blocked stays where it is, unless `despite_block` says otherwise.
 #[utoipa::path(post, path = "/v1/admin/phones/{id}/failover", tag = "operator",
     request_body = Option<FailOver>, security(("admin_token" = [])),
     params(("id" = String, Path, description = "The phone's id.")),
@@ -35,18 +39,39 @@ pub(super) async fn phone(
     State(app): State<AppState>,
     headers: HeaderMap,
     PathId(id): PathId<PhoneId>,
+    Extension(RequestId(request_id)): Extension<RequestId>,
+    peer: Option<Extension<ConnectInfo<Peer>>>,
     OptionalJsonBody(body): OptionalJsonBody,
 ) -> Result<Response, ApiError> {
+    const ROUTE: &str = "POST /v1/admin/phones/{id}/failover";
     let route = format!("POST /v1/admin/phones/{id}/failover");
     let post = Post::new("operator".to_owned(), route, &headers, &body)?;
     let now = app.clock.now();
-    begin(&app, post, asked(body), move |tx, policy, ask| {
-        let begun = standby::hand_over(tx, policy, &id, (ask.to.as_ref(), ask.force), now)?
-            .ok_or_else(ApiError::not_found)?;
-        match begun.told.refused {
-            Some(why) => Err(ApiError::new(Code::CannotFailOver).detail(why.meaning().to_owned())),
-            None => Ok(vec![begun]),
+    let address = peer.and_then(|Extension(ConnectInfo(Peer(peer)))| {
+        network::caller(peer, &headers, &app.config.trusted_proxies)
+    });
+    let entry = AuditEntry {
+        id: EventId::new(now.0, clock::random()),
+        at: now,
+        tenant: None,
+        action: format!("{ROUTE} despite_block"),
+        target: format!("/v1/admin/phones/{id}/failover"),
+        address: address.map(|address| address.to_string()),
+        request_id,
+        status: None,
+    };
+    begin(&app, post, asked(body, Of::Phone), move |tx, policy, ask| {
+        let begun =
+            standby::hand_over(tx, policy, &id, &ask, now)?.ok_or_else(ApiError::not_found)?;
+        if let Some(why) = begun.told.refused {
+            return Err(ApiError::new(Code::CannotFailOver).detail(why.meaning().to_owned()));
         }
+        if begun.blocked {
+            tracing::warn!(phone = %id, "the operator hands a phone over whose account counts as blocked");
+            audit::begin(tx, None, &entry)?;
+            audit::end(tx, None, &entry.id, StatusCode::ACCEPTED.as_u16())?;
+        }
+        Ok(vec![begun])
     })
     .await
 }
@@ -68,7 +93,7 @@ pub(super) async fn host(
     let route = format!("POST /v1/admin/hosts/{id}/failover");
     let post = Post::new("operator".to_owned(), route, &headers, &body)?;
     let now = app.clock.now();
-    begin(&app, post, asked(body), move |tx, policy, ask| {
+    begin(&app, post, asked(body, Of::Host), move |tx, policy, ask| {
         if !standby::host_exists(tx, &id)? {
             return Err(ApiError::not_found());
         }
@@ -96,7 +121,8 @@ pub(super) async fn drain(
     let route = format!("POST /v1/admin/hosts/{id}/drain");
     let post = Post::new("operator".to_owned(), route, &headers, &Value::Null)?;
     let now = app.clock.now();
-    begin(&app, post, Ok(FailOver { to: None, force: false }), move |tx, policy, ask| {
+    let ask = FailOver { to: None, force: false, despite_block: false };
+    begin(&app, post, Ok(ask), move |tx, policy, ask| {
         if !standby::drain(tx, &id, true, now)? {
             return Err(ApiError::not_found());
         }
@@ -187,12 +213,24 @@ pub(super) async fn replace(
     Ok(response)
 }
 
-fn asked(body: Value) -> Result<FailOver, ApiError> {
+/// What is asked to be handed over.
+#[derive(Clone, Copy)]
+enum Of {
+    Phone,
+    Host,
+}
+
+fn asked(body: Value, of: Of) -> Result<FailOver, ApiError> {
     let mut fields = Fields::new(body)?;
     let to: Option<HostId> = fields.parsed("to", "invalid_id");
     let force = fields.boolean("force").unwrap_or(false);
+    // A blocked account is moved on purpose or not at all: one phone at a time.
+    let despite_block = match of {
+        Of::Phone => fields.boolean("despite_block").unwrap_or(false),
+        Of::Host => false,
+    };
     fields.finish()?;
-    Ok(FailOver { to, force })
+    Ok(FailOver { to, force, despite_block })
 }
 
 fn successor(body: Value) -> Result<PhoneId, ApiError> {
@@ -233,7 +271,7 @@ fn all_of(
 ) -> Result<Vec<Begun>, ApiError> {
     let mut begun = Vec::new();
     for phone in standby::served_by(tx, host)? {
-        begun.extend(standby::hand_over(tx, policy, &phone, (ask.to.as_ref(), ask.force), now)?);
+        begun.extend(standby::hand_over(tx, policy, &phone, ask, now)?);
     }
     Ok(begun)
 }

@@ -226,7 +226,7 @@ const PHONES: &str = "SELECT p.id, p.number, p.label, p.host_id, h.session, p.st
         CASE WHEN p.day = ?1 THEN p.messages_today ELSE 0 END,
         (SELECT count(*) FROM attempts a WHERE a.phone_id = p.id AND a.state <> 'done'), p.last_used_at,
         CASE WHEN p.handed_until > ?2 THEN p.handed_to END, p.replaced_by, p.sandbox, p.exclusive_tenant_id,
-        p.daily_cap, p.warming_priority, COALESCE(p.in_service_at, p.created_at)
+        p.daily_cap, p.warming_priority, COALESCE(p.in_service_at, p.created_at), p.blocked_at IS NOT NULL
      FROM phones p LEFT JOIN hosts h ON h.id = p.host_id LEFT JOIN leases l ON l.phone_id = p.id";
 
 /// One phone.
@@ -259,6 +259,11 @@ pub fn set_phone(tx: &mut Tx<'_>, phone: &Phone, now: UnixMs) -> Result<(), Stor
 }
 
 fn read_phone(row: &Row<'_>) -> Result<Phone, StoreError> {
+    let Json(mut reasons): Json<Vec<Reason>> = row.get(6)?;
+    // A block stands though the host that has told of it says nothing at the moment.
+    if row.get(20)? && !reasons.contains(&Reason::AccountBlocked) {
+        reasons.push(Reason::AccountBlocked);
+    }
     Ok(Phone {
         id: row.get(0)?,
         number: row.get(1)?,
@@ -266,7 +271,7 @@ fn read_phone(row: &Row<'_>) -> Result<Phone, StoreError> {
         host: row.get(3)?,
         online: row.opt_text(4)?.is_some(),
         state: row.get(5)?,
-        reasons: row.get::<Json<Vec<Reason>>>(6)?.0,
+        reasons,
         channels: row.get::<Json<Vec<Channel>>>(7)?.0,
         epoch: row.get(8)?,
         lease_until: row.get(9)?,

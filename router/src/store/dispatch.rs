@@ -250,7 +250,8 @@ pub fn pool_phone(
 macro_rules! pool_sql {
     ($condition:literal) => {
         concat!(
-            "SELECT p.id, p.number, p.host_id, p.exclusive_tenant_id, p.state = 'ready', p.channels,
+            "SELECT p.id, p.number, p.host_id, p.exclusive_tenant_id,
+                 p.state = 'ready' AND p.blocked_at IS NULL, p.channels,
                  p.warming_priority, p.messages_today, p.day, p.last_used_at, l.epoch,
                  CASE WHEN l.host_id = p.host_id AND l.released = 0 AND p.replaced_by IS NULL
                      AND h.drained_at IS NULL THEN l.expires_at END,

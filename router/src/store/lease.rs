@@ -80,16 +80,21 @@ pub fn report(
 ) -> Result<Reported, StoreError> {
     let phone = report.phone.as_str();
     let before = tx.query_opt(
-        "SELECT o.state, o.reasons, o.journal, p.host_id = o.host_id
+        "SELECT o.state, o.reasons, o.journal, p.host_id = o.host_id, p.blocked_at
          FROM phone_hosts o JOIN phones p ON p.id = o.phone_id WHERE o.phone_id = ?1 AND o.host_id = ?2",
         params![phone, host],
         |row| {
             let reasons = row.get::<Json<Vec<Reason>>>(1)?.0;
             let serves = row.get::<Option<bool>>(3)?.unwrap_or(false);
-            Ok((row.text(0)?, reasons, row.opt_text(2)?, serves))
+            Ok((row.text(0)?, reasons, row.opt_text(2)?, serves, row.get::<Option<UnixMs>>(4)?))
         },
     )?;
-    let Some((state, reasons, journal, serves)) = before else { return Ok(Reported::Foreign) };
+    let Some((state, reasons, journal, serves, blocked_at)) = before else {
+        return Ok(Reported::Foreign);
+    };
+    if serves {
+        block(tx, report, blocked_at, now)?;
+    }
     // A report without a journal comes before the bridge's first hello and says nothing against the old one.
     let new_journal = report.journal.clone().or_else(|| journal.clone());
     let new_state = report.state.as_str();
@@ -99,7 +104,8 @@ pub fn report(
     }
     tx.execute(
         "UPDATE phone_hosts SET state = ?3, reasons = ?4, journal = ?5,
-             changed_at = CASE WHEN ?6 THEN changed_at ELSE ?7 END
+             changed_at = CASE WHEN ?6 THEN changed_at ELSE ?7 END,
+             unready_since = CASE WHEN ?3 = 'ready' THEN NULL ELSE COALESCE(unready_since, ?7) END
          WHERE phone_id = ?1 AND host_id = ?2",
         params![phone, host, new_state, Json(&report.reasons), new_journal, same, now],
     )?;
@@ -116,6 +122,33 @@ pub fn report(
         (true, false) => Reported::LeftReady,
         (true, true) | (false, false) => Reported::Changed,
     })
+}
+
+/// Keeps whether the account of a phone is blocked, by the word of the host that serves it.
+fn block(
+    tx: &mut Tx<'_>,
+    report: &PhoneReport,
+    before: Option<UnixMs>,
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    let phone = &report.phone;
+    match (before.is_some(), lease::blocked(before.is_some(), report.state, &report.reasons)) {
+        (false, true) => {
+            tracing::error!(%phone, "lease: the account is blocked, says its host: nothing is sent, and no host takes over");
+            // A hand-over that was begun when nobody knew is called off.
+            tx.execute(
+                "UPDATE phones SET blocked_at = ?2, handed_until = CASE WHEN handed_until > ?2 THEN ?2 ELSE handed_until END
+                 WHERE id = ?1",
+                params![phone, now],
+            )?;
+        }
+        (true, false) => {
+            tracing::warn!(%phone, "lease: the account is not blocked any more, says its host");
+            tx.execute("UPDATE phones SET blocked_at = NULL WHERE id = ?1", params![phone])?;
+        }
+        (true, true) | (false, false) => {}
+    }
+    Ok(())
 }
 
 /// The last event of a journal that has been taken in; 0 when none has.

@@ -157,6 +157,7 @@ pub const MIGRATIONS: &[Migration] = &[
         sql: include_str!("../../migrations/0035_subscriptions.sql"),
     },
     Migration { version: 36, name: "quiet", sql: include_str!("../../migrations/0036_quiet.sql") },
+    Migration { version: 37, name: "unfit", sql: include_str!("../../migrations/0037_unfit.sql") },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

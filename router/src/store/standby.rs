@@ -1,6 +1,6 @@
 //! A phone on several hosts: who serves it, who stands by, and how it changes hands.
 
-use protocol::api::{MoveRefused, PhoneHost, PhoneMove, ReplacedPhone};
+use protocol::api::{FailOver, MoveRefused, PhoneHost, PhoneMove, ReplacedPhone};
 use protocol::link::{PhoneState, PowerLevel};
 use protocol::{E164, HostId, PhoneId, Reason, UnixMs};
 
@@ -47,8 +47,8 @@ pub fn enrolled(
     let serving: Option<HostId> =
         tx.query_row("SELECT host_id FROM phones WHERE id = ?1", params![phone], |row| row.get(0))?;
     let added = tx.execute(
-        "INSERT INTO phone_hosts (phone_id, host_id, state, reasons, journal, changed_at)
-         VALUES (?1, ?2, 'stopped', '[]', NULL, ?3) ON CONFLICT (phone_id, host_id) DO NOTHING",
+        "INSERT INTO phone_hosts (phone_id, host_id, state, reasons, journal, changed_at, unready_since)
+         VALUES (?1, ?2, 'stopped', '[]', NULL, ?3, ?3) ON CONFLICT (phone_id, host_id) DO NOTHING",
         params![phone, host, now],
     )?;
     let takes = match &serving {
@@ -84,8 +84,9 @@ pub fn standing(
     now: UnixMs,
 ) -> Result<Option<Standing>, StoreError> {
     tx.query_opt(
-        "SELECT p.host_id = ?2, p.handed_to, p.handed_until, o.state, o.reasons, o.changed_at, p.moved_at, h.power,
-             h.drained_at, (SELECT count(*) FROM phone_hosts WHERE phone_id = p.id)
+        "SELECT p.host_id = ?2, p.handed_to, p.handed_until, o.state, o.reasons, COALESCE(o.unready_since, o.changed_at),
+             p.moved_at, h.power, h.drained_at, (SELECT count(*) FROM phone_hosts WHERE phone_id = p.id),
+             p.blocked_at IS NOT NULL
          FROM phones p JOIN phone_hosts o ON o.phone_id = p.id AND o.host_id = ?2 JOIN hosts h ON h.id = ?2
          WHERE p.id = ?1",
         params![phone, host],
@@ -96,18 +97,20 @@ pub fn standing(
                 row.get::<Option<HostId>>(1)?.filter(|_| until.is_some_and(|until| until > now.0));
             let state = state_of(row, 3)?;
             let drained = row.get::<Option<i64>>(8)?.is_some();
+            let blocked: bool = row.get(10)?;
             let role = match &heir {
                 Some(heir) if heir == host => Role::Heir,
                 Some(_) if serves => Role::Leaving,
                 Some(_) => Role::Standby { fit: false },
                 None if serves => Role::Active,
-                None => Role::Standby { fit: state == PhoneState::Ready && !drained },
+                None => Role::Standby { fit: state == PhoneState::Ready && !drained && !blocked },
             };
             let relieved = role == Role::Active && row.int(9)? > 1;
             let condition = Condition {
                 state,
                 reasons: row.get::<Json<Vec<Reason>>>(4)?.0,
                 since_ms: row.int(5)?,
+                blocked,
                 moved_ms: row.get(6)?,
                 called_off_ms: until.filter(|until| *until <= now.0),
                 power: row.opt_text(7)?.map(|word| power_of(&word)),
@@ -209,35 +212,41 @@ pub struct Begun {
     pub told: PhoneMove,
     /// The epoch whose release the serving host is asked for.
     pub epoch: Option<u64>,
+    /// The phone's account counts as blocked.
+    pub blocked: bool,
 }
 
-/// Hands a phone over by the operator's wish: to `to`, or to the fittest host that stands by. With `force` also to one
-/// that is not there.
+/// Hands a phone over by the operator's wish: to the host that is named, or to the fittest that stands by. With `force` also
+/// to one that is not there; with `despite_block` also one whose account counts as blocked.
 pub fn hand_over(
     tx: &mut Tx<'_>,
     policy: Policy,
     phone: &PhoneId,
-    (to, force): (Option<&HostId>, bool),
+    ask: &FailOver,
     now: UnixMs,
 ) -> Result<Option<Begun>, StoreError> {
-    let Some(from) =
-        tx.query_opt("SELECT host_id FROM phones WHERE id = ?1", params![phone], |row| {
-            row.get::<Option<HostId>>(0)
-        })?
-    else {
-        return Ok(None);
+    let found = tx.query_opt(
+        "SELECT host_id, blocked_at IS NOT NULL FROM phones WHERE id = ?1",
+        params![phone],
+        |row| Ok((row.get::<Option<HostId>>(0)?, row.get::<bool>(1)?)),
+    )?;
+    let Some((from, blocked)) = found else { return Ok(None) };
+    let heir = match heir(tx, phone, (from.as_ref(), ask.to.as_ref()), ask.force, now)? {
+        // Said last: whoever lifts the block for this move should know that there is somebody to take the phone.
+        Ok(_) if blocked && !ask.despite_block => Err(MoveRefused::AccountBlocked),
+        other => other,
     };
-    let heir = match heir(tx, phone, (from.as_ref(), to), force, now)? {
+    let heir = match heir {
         Ok(heir) => heir,
         Err(why) => {
             let told = PhoneMove { phone: phone.clone(), from, to: None, refused: Some(why) };
-            return Ok(Some(Begun { told, epoch: None }));
+            return Ok(Some(Begun { told, epoch: None, blocked }));
         }
     };
     begin(tx, policy, (phone, &heir), now)?;
     let epoch = super::lease::current(tx, phone)?.map(|lease| lease.epoch);
     let told = PhoneMove { phone: phone.clone(), from, to: Some(heir), refused: None };
-    Ok(Some(Begun { told, epoch }))
+    Ok(Some(Begun { told, epoch, blocked }))
 }
 
 fn heir(
@@ -321,16 +330,20 @@ pub fn serve(
     host: &HostId,
     now: UnixMs,
 ) -> Result<(), StoreError> {
-    let (state, reasons, journal): (String, Json<Vec<Reason>>, Option<String>) = tx.query_row(
-        "SELECT state, reasons, journal FROM phone_hosts WHERE phone_id = ?1 AND host_id = ?2",
+    type Found = (PhoneState, Json<Vec<Reason>>, Option<String>, Option<UnixMs>);
+    let (state, reasons, journal, blocked_at): Found = tx.query_row(
+        "SELECT o.state, o.reasons, o.journal, p.blocked_at FROM phone_hosts o JOIN phones p ON p.id = o.phone_id
+         WHERE o.phone_id = ?1 AND o.host_id = ?2",
         params![phone, host],
-        |row| Ok((row.text(0)?, row.get(1)?, row.opt_text(2)?)),
+        |row| Ok((state_of(row, 0)?, row.get(1)?, row.opt_text(2)?, row.get(3)?)),
     )?;
+    let blocked = lease::blocked(blocked_at.is_some(), state, &reasons.0);
+    let blocked_at = blocked.then(|| blocked_at.unwrap_or(now));
     tx.execute(
         "UPDATE phones SET host_id = ?2, state = ?3, reasons = ?4, journal = ?5, handed_to = NULL, handed_until = NULL,
-             moved_at = CASE WHEN host_id IS NULL THEN NULL ELSE ?6 END, updated_at = ?6
+             moved_at = CASE WHEN host_id IS NULL THEN NULL ELSE ?6 END, updated_at = ?6, blocked_at = ?7
          WHERE id = ?1",
-        params![phone, host, state, reasons, journal, now],
+        params![phone, host, state.as_str(), reasons, journal, now, blocked_at],
     )?;
     Ok(())
 }

@@ -24,8 +24,10 @@ use protocol::pipe::{
 };
 use protocol::{Channel, PhoneId, Reason, Status, UnixMs};
 use router::clock::random;
+use router::lease::{Decision, Policy};
+use router::params;
 use router::server::App;
-use router::store::standby;
+use router::store::{Tx, admin, lease as rows, standby};
 
 const ONE: &str = "+12025550191";
 const TWO: &str = "+12025550192";
@@ -45,6 +47,8 @@ struct Mac {
     phone: PhoneId,
     journal: &'static str,
     state: PhoneState,
+    /// Why it is not ready, where it is not.
+    reasons: Vec<Reason>,
     power: Option<PowerLevel>,
     seq: u64,
     renewal: u64,
@@ -70,8 +74,21 @@ impl Mac {
         let header = authorization(host, router.app.clock.now().0 / 1_000, &nonce());
         let wire = dial(router.address, Some(&header)).await.unwrap();
         let phone = host.phones[0].clone();
-        let mut mac =
-            Self { wire, phone, journal, state, power: None, seq: 0, renewal: 0, epoch: None };
+        let reasons = match state {
+            PhoneState::NotReady => vec![Reason::DatabasePermission],
+            _ => vec![],
+        };
+        let mut mac = Self {
+            wire,
+            phone,
+            journal,
+            state,
+            reasons,
+            power: None,
+            seq: 0,
+            renewal: 0,
+            epoch: None,
+        };
         let report = mac.report();
         mac.wire.say(&hello(vec![report])).await;
         let welcome = mac.wire.welcome().await;
@@ -84,11 +101,7 @@ impl Mac {
         PhoneReport {
             journal: Some(self.journal.to_owned()),
             epoch: self.epoch,
-            reasons: if self.state == PhoneState::Ready {
-                vec![]
-            } else {
-                vec![Reason::DatabasePermission]
-            },
+            reasons: self.reasons.clone(),
             ..report(&self.phone, self.state)
         }
     }
@@ -555,7 +568,10 @@ async fn a_phone_that_its_host_cannot_serve_goes_to_one_that_can() {
         active.renew().await;
         active.leased().await;
         match case {
-            "not_ready" => active.state = PhoneState::NotReady,
+            "not_ready" => {
+                active.state = PhoneState::NotReady;
+                active.reasons = vec![Reason::DatabasePermission];
+            }
             "battery" => active.power = Some(PowerLevel::Battery),
             _ => {
                 let path = format!("/v1/admin/hosts/{}/drain", first.id);
@@ -705,4 +721,109 @@ async fn a_number_that_is_gone_is_served_by_another_phone() {
     let mut again = Mac::connect(&router, &old, "j-1", PhoneState::Ready).await;
     let id = accept(app, &tenant, TO, |new| new.from = Some(ONE.parse().unwrap())).await;
     assert_eq!(again.wire.send_command().await.message, id);
+}
+
+/// What a host would be granted if it asked at a time.
+async fn asks(app: &App, phone: &PhoneId, host: &Host, at: UnixMs) -> Decision {
+    let policy = Policy {
+        ttl_ms: 4_000,
+        grace_ms: 1_000,
+        unfit_ms: 1_000,
+        settle_ms: 0,
+        steady_ms: i64::MAX,
+    };
+    let (phone, host) = (phone.clone(), host.id.clone());
+    let asked = app.store.write(move |tx| rows::ask(tx, policy, (&phone, &host), None, at)).await;
+    asked.unwrap().decision
+}
+
+#[tokio::test]
+async fn a_blocked_account_is_taken_over_by_nobody_whatever_becomes_of_its_host() {
+    let router = router(LASTING).await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let first = a_host(app, ONE, false).await;
+    let second = a_host(app, ONE, true).await;
+    let mut active = Mac::connect(&router, &first, "j-1", PhoneState::Ready).await;
+    let _standby = Mac::connect(&router, &second, "j-2", PhoneState::Ready).await;
+    // A hand-over under way is called off when the block becomes known.
+    let path = format!("/v1/admin/phones/{}/failover", active.phone);
+    assert_eq!(post(&router, &path, "").await.0, 202);
+    active.asked_to_release().await;
+    active.state = PhoneState::NotReady;
+    active.reasons = vec![Reason::AccountBlocked];
+    active.renew().await;
+    active.leased().await;
+    drop(active);
+    // It boots, and says nothing yet of a block; then it is gone for good.
+    let booting = Mac::connect(&router, &first, "j-1", PhoneState::Starting).await;
+    let phone = booting.phone.clone();
+    drop(booting);
+    let long_after = app.clock.now().plus_ms(3_600_000);
+    let decision = asks(app, &phone, &second, long_after).await;
+    assert!(matches!(decision, Decision::Refuse { .. }), "{decision:?}");
+    let held = accept(app, &tenant, TO, |_| {}).await;
+    let id = phone.clone();
+    let shown = app.store.read(move |tx| admin::phone(tx, &id, long_after)).await.unwrap().unwrap();
+    assert_eq!(
+        (shown.state.as_str(), &shown.reasons[..]),
+        ("starting", &[Reason::AccountBlocked][..])
+    );
+
+    // Nor by the way, when it is drained or its host is to give everything up.
+    for what in ["drain", "failover"] {
+        let all = format!("/v1/admin/hosts/{}/{what}", first.id);
+        let (status, body) = post(&router, &all, "").await;
+        assert_eq!(status, 202, "{body}");
+        assert!(body.contains("\"refused\":\"account_blocked\""), "{what}: {body}");
+        assert!(!body.contains("\"to\""), "{what}: {body}");
+    }
+    let all = format!("/v1/admin/hosts/{}/failover", first.id);
+    assert_eq!(post(&router, &all, "{\"despite_block\":true}").await.0, 422);
+    let (status, body) = post(&router, &path, "").await;
+    assert_eq!(status, 409, "{body}");
+    assert!(body.contains("blocked the phone's account"), "{body}");
+    let written =
+        "SELECT COUNT(*) FROM audit_log WHERE action LIKE '% despite_block' AND status = 202";
+    assert_eq!(count(app, written).await, 0);
+
+    // On purpose, and written down. The host that has it now says that it is not blocked.
+    let (status, body) = post(&router, &path, "{\"despite_block\":true}").await;
+    assert_eq!(status, 202, "{body}");
+    assert_eq!(count(app, written).await, 1);
+    let over = |tx: &mut Tx<'_>| tx.execute("UPDATE leases SET expires_at = 0", params![]);
+    app.store.write(over).await.unwrap();
+    let decision = asks(app, &phone, &second, app.clock.now()).await;
+    assert!(matches!(decision, Decision::Grant(_)), "{decision:?}");
+    assert_eq!(count(app, "SELECT COUNT(*) FROM phones WHERE blocked_at IS NOT NULL").await, 0);
+    assert_eq!(message(app, &tenant, &held).await.status, Status::Queued);
+}
+
+#[tokio::test]
+async fn a_phone_that_is_ill_in_turns_has_been_ill_all_the_time() {
+    let router = router(LASTING).await;
+    let app = &router.app;
+    let first = a_host(app, ONE, false).await;
+    let second = a_host(app, ONE, true).await;
+    let active = Mac::connect(&router, &first, "j-1", PhoneState::Ready).await;
+    let _standby = Mac::connect(&router, &second, "j-2", PhoneState::Ready).await;
+    let now = app.clock.now();
+    let since = async |state: PhoneState, reasons: &[Reason], after_ms: i64| {
+        let (host, at) = (first.id.clone(), now.plus_ms(after_ms));
+        let mut told = report(&active.phone, state);
+        told.reasons = reasons.to_vec();
+        let work = move |tx: &mut Tx<'_>| {
+            rows::report(tx, &host, &told, at)?;
+            Ok(standby::standing(tx, &told.phone, &host, at)?.unwrap().condition.unwrap().since_ms)
+        };
+        app.store.write(work).await.unwrap()
+    };
+    let began = now.plus_ms(10_000).0;
+    assert_eq!(since(PhoneState::NotReady, &[Reason::MessagesTimeout], 10_000).await, began);
+    assert_eq!(since(PhoneState::Backoff, &[], 30_000).await, began);
+    assert_eq!(since(PhoneState::NotReady, &[], 50_000).await, began);
+    assert_eq!(since(PhoneState::NotReady, &[Reason::DatabaseLocked], 65_000).await, began);
+    since(PhoneState::Ready, &[], 70_000).await;
+    let again = now.plus_ms(80_000).0;
+    assert_eq!(since(PhoneState::NotReady, &[Reason::MessagesTimeout], 80_000).await, again);
 }

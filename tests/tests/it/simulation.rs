@@ -529,6 +529,7 @@ impl World {
                 state,
                 reasons,
                 since_ms,
+                blocked: false,
                 moved_ms: row.moved,
                 called_off_ms: row.handed.map(|(_, until)| until).filter(|until| *until <= wall),
                 power: self.router.hosts[host].3,
