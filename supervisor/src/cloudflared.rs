@@ -423,12 +423,13 @@ impl Watches {
         let mut tick = every(self.settings.poll);
         loop {
             tick.tick().await;
-            let watched = self.network.borrow().as_ref().map(is_good);
+            // Where uplinks are only observed, which one is in use is not known; the anchors are asked by whatever it is.
+            let watched =
+                self.network.borrow().as_ref().filter(|network| network.switches).map(is_good);
+            let matters = self.standing.borrow().as_ref().is_some_and(Standing::asks_for_internet);
             let there = match watched {
                 Some(there) => there,
-                None if self.state() == TunnelState::Unready => {
-                    Some(prober.round(false).await.is_good())
-                }
+                None if matters => Some(prober.round(false).await.is_good()),
                 None => continue,
             };
             self.tell(Event::Internet(there)).await;

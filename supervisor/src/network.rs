@@ -3,7 +3,8 @@
 //! macOS stays with the first network service that has a link, though a dead line lie behind it. So each uplink is
 //! probed by sockets that are bound to its interface ([`probe`]); [`choice`] steadies what they see and decides;
 //! [`order`] has the helper put the services into another order, and keeps what it was. After a switch the link is
-//! dialled anew at once: its old connection stays on the old uplink. Without a helper all of this is observed and told.
+//! dialled anew at once: its old connection stays on the old uplink. Without a helper all of this is observed and told, and a
+//! switch that is due is advised and never counted as made.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -170,6 +171,8 @@ struct Watch {
     orders: Option<Orders>,
     order_due: ContinuousMs,
     order_failing: bool,
+    /// Without a helper: what somebody should switch to, so that each is said once.
+    advised: Option<usize>,
     /// The last reason to stay, so that each is said once.
     stays: Option<std::mem::Discriminant<Stay>>,
     /// When the uplink in use gave its last right answer.
@@ -198,6 +201,7 @@ impl Watch {
             orders,
             order_due: 0,
             order_failing: false,
+            advised: None,
             stays: None,
             good_at: None,
             around,
@@ -333,17 +337,39 @@ impl Watch {
     async fn decide(&mut self) {
         let now = continuous_now();
         match self.chooser.decide(now) {
-            Decision::Stay(stay) => self.say_stay(stay),
-            Decision::Switch { to, why } => self.switch(to, why).await,
+            Decision::Stay(stay) => {
+                self.advised = None;
+                self.say_stay(stay);
+            }
+            Decision::Switch { to, why } => match self.orders.take() {
+                Some(mut orders) => {
+                    self.switch(&mut orders, to, why).await;
+                    self.orders = Some(orders);
+                }
+                None => self.advise(to, why),
+            },
         }
     }
 
-    async fn switch(&mut self, to: usize, why: Why) {
+    /// Says what would be done with a helper. Nothing has been switched by that: what is in use stays what it is, and the
+    /// link is left alone.
+    fn advise(&mut self, to: usize, why: Why) {
+        if self.advised.replace(to) == Some(to) {
+            return;
+        }
+        self.stays = None;
+        tracing::warn!(
+            uplink = self.name(self.chooser.chosen()),
+            to = self.name(to),
+            reason = why.as_str(),
+            "another uplink should be chosen; without [network] helper nobody here can do that"
+        );
+    }
+
+    async fn switch(&mut self, orders: &mut Orders, to: usize, why: Why) {
         let (from, name) = (self.name(self.chooser.chosen()), self.name(to));
-        let (reason, acts) = (why.as_str(), self.orders.is_some());
-        if let Some(orders) = &mut self.orders
-            && let Err(error) = orders.put_first(to).await
-        {
+        let reason = why.as_str();
+        if let Err(error) = orders.put_first(to).await {
             metrics::counter!("switchboard_network_helper_failures_total").increment(1);
             tracing::error!(
                 from,
@@ -362,7 +388,7 @@ impl Watch {
         let since_good_ms = self.good_at.map(|at| now.saturating_sub(at));
         metrics::counter!("switchboard_uplink_switches_total", "to" => name.clone(), "why" => reason)
             .increment(1);
-        tracing::warn!(from, to = name, reason, acts, since_good_ms, "another uplink is chosen");
+        tracing::warn!(from, to = name, reason, since_good_ms, "another uplink is chosen");
         if locked {
             tracing::error!(
                 uplink = name,
@@ -449,6 +475,8 @@ impl Watch {
             let name = uplink.name.clone();
             metrics::gauge!("switchboard_uplink_chosen", "uplink" => name.clone())
                 .set(flag(at == self.chooser.chosen()));
+            metrics::gauge!("switchboard_uplink_advised", "uplink" => name.clone())
+                .set(flag(self.advised == Some(at)));
             for state in UplinkState::ALL {
                 metrics::gauge!("switchboard_uplink_state", "uplink" => name.clone(), "state" => state.as_str())
                     .set(flag(state == uplink.state));

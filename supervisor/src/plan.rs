@@ -37,6 +37,29 @@ where
     stops.chain(replaced).chain(starts).collect()
 }
 
+/// What of a plan can be done while some phones have not ended yet, by phone with what each reads: they are left alone,
+/// and nobody else is started on what they may still read.
+pub(crate) fn possible<K, D>(
+    plan: Vec<(K, Action)>,
+    ending: &BTreeMap<K, D>,
+    reads: impl Fn(&K) -> Option<D>,
+) -> Vec<(K, Action)>
+where
+    K: Ord,
+    D: PartialEq,
+{
+    plan.into_iter()
+        .filter(|(phone, action)| match action {
+            Action::Stop => !ending.contains_key(phone),
+            Action::Start | Action::Replace => {
+                let read = reads(phone);
+                !ending.contains_key(phone)
+                    && !ending.values().any(|still| read.as_ref() == Some(still))
+            }
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -63,6 +86,36 @@ mod tests {
         ];
         for (wanted, running, actions) in table {
             assert_eq!(plan(&wanted, &running), actions, "{wanted:?} {running:?}");
+        }
+    }
+
+    #[test]
+    fn what_still_ends_is_left_alone_with_what_it_reads() {
+        let plan = || {
+            vec![
+                ("a", Action::Stop),
+                ("b", Action::Replace),
+                ("c", Action::Replace),
+                ("d", Action::Start),
+            ]
+        };
+        let reads = |phone: &&'static str| match *phone {
+            // What was the first one's is to be the last one's.
+            "d" => Some("a.db"),
+            "b" => Some("b.db"),
+            _ => Some("c.db"),
+        };
+        let table = [
+            (vec![], vec!["a", "b", "c", "d"]),
+            (vec![("a", "a.db")], vec!["b", "c"]),
+            (vec![("b", "b.db")], vec!["a", "c", "d"]),
+            (vec![("a", "a.db"), ("b", "b.db"), ("c", "c.db")], vec![]),
+        ];
+        for (ending, done) in table {
+            let ending: BTreeMap<_, _> = ending.into_iter().collect();
+            let possible = possible(plan(), &ending, reads);
+            let phones: Vec<_> = possible.into_iter().map(|(phone, _)| phone).collect();
+            assert_eq!(phones, done, "{ending:?}");
         }
     }
 

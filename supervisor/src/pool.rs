@@ -31,6 +31,11 @@ use crate::resources::{CpuLimits, MemoryLimits};
 pub(crate) use handle::{Ask, Handle, Lease, NotTaken};
 use owner::start_owner;
 
+/// What a bridge has left to end after its KILL before a reload goes on without it.
+const ENDS_WITHIN: Duration = Duration::from_secs(3);
+/// How long an owner that has much to do is waited for with new periods.
+const TUNE_WITHIN: Duration = Duration::from_secs(1);
+
 /// What is the same for all phones and may change while they run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Tuning {
@@ -79,6 +84,10 @@ pub(crate) struct Changes {
     pub(crate) stopped: Vec<PhoneId>,
     /// Their settings are others: their bridges were stopped in order and started anew.
     pub(crate) replaced: Vec<PhoneId>,
+    /// They were to be stopped or replaced and have not ended yet; they, and who would read their chat.db, are done when
+    /// they have.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) still_ending: Vec<PhoneId>,
     /// How many were not touched.
     pub(crate) untouched: usize,
 }
@@ -102,30 +111,41 @@ impl Pool {
 
     /// Makes the phones that run those that are wanted. What is the same keeps its bridge, its lease and whatever it
     /// is doing. Phones that stop or change finish what is started first, and all of them have ended before any is
-    /// started: a chat.db that moves from one phone to another is never read by two bridges.
+    /// started: a chat.db that moves from one phone to another is never read by two bridges. One that does not end in its time
+    /// holds up nobody else.
     pub(crate) async fn reload(
         &self,
         wanted: &BTreeMap<PhoneId, PhoneConfig>,
         surroundings: &Surroundings,
     ) -> Changes {
         let running: BTreeMap<PhoneId, Handle> = self.snapshot();
-        let essence = |(id, config): (&PhoneId, &PhoneConfig)| (id.clone(), config.essence());
+        // One that was asked to end by an earlier reload is none that may stay, whatever it was.
+        let is = |handle: &Handle| (!handle.end.is_cancelled()).then(|| handle.config.essence());
         let plan = plan::plan(
-            &wanted.iter().map(essence).collect(),
-            &running.iter().map(|(id, handle)| essence((id, &handle.config))).collect(),
+            &wanted.iter().map(|(id, config)| (id.clone(), Some(config.essence()))).collect(),
+            &running.iter().map(|(id, handle)| (id.clone(), is(handle))).collect(),
         );
         let ending = plan.iter().filter(|(_, action)| *action != Action::Start);
         let ending: Vec<&Handle> = ending.filter_map(|(id, _)| running.get(id)).collect();
         for handle in &ending {
             handle.end.cancel();
         }
-        for handle in &ending {
-            handle.ended.cancelled().await;
-        }
+        let settings = &surroundings.tuning.settings;
+        let within = settings.stop_within + settings.term_within + ENDS_WITHIN;
+        let all = futures_util::future::join_all(ending.iter().map(|one| one.ended.cancelled()));
+        let late = tokio::time::timeout(within, all).await.is_err();
         let mut changes = Changes::default();
         if surroundings.stopping.is_cancelled() {
             return changes;
         }
+        let still: BTreeMap<PhoneId, PathBuf> = ending
+            .iter()
+            .filter(|handle| late && !handle.ended.is_cancelled())
+            .map(|handle| (handle.id.clone(), handle.config.chat_db.clone()))
+            .collect();
+        let reads = |id: &PhoneId| wanted.get(id).map(|config| config.chat_db.clone());
+        let plan = plan::possible(plan, &still, reads);
+        changes.still_ending = still.into_keys().collect();
         for (id, action) in plan {
             match (action, wanted.get(&id)) {
                 (Action::Stop, _) | (Action::Start | Action::Replace, None) => {
@@ -142,17 +162,27 @@ impl Pool {
                 }
             }
         }
-        let touched = [&changes.started, &changes.replaced];
+        let touched = [&changes.started, &changes.replaced, &changes.still_ending];
         for handle in
             self.iter().filter(|handle| !touched.iter().any(|ids| ids.contains(&handle.id)))
         {
             changes.untouched += 1;
             self.relabel(&handle.id, wanted);
-            // An owner that has ended has nothing to be told.
             let tuned = Ask::Tune(Box::new(surroundings.tuning.clone()));
-            drop(handle.asks.send(Box::new(tuned)).await);
+            let told = handle.asks.send_timeout(Box::new(tuned), TUNE_WITHIN).await;
+            // An owner that has ended has nothing to be told.
+            if let Err(mpsc::error::SendTimeoutError::Timeout(_)) = told {
+                tracing::warn!(phone = %handle.id, "too busy to be told of changed periods; the next reload tells it again");
+            }
         }
         changes
+    }
+
+    /// Waits until these have ended.
+    pub(crate) async fn ended(&self, phones: &[PhoneId]) {
+        for handle in phones.iter().filter_map(|id| self.get(id)) {
+            handle.ended.cancelled().await;
+        }
     }
 
     fn add(&self, id: PhoneId, config: &PhoneConfig, surroundings: &Surroundings) {

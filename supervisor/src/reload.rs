@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use protocol::PhoneId;
 use router_client::clock::wall_now;
 use serde::Serialize;
 use tokio::sync::Mutex;
@@ -41,8 +42,10 @@ pub(crate) struct Reloaded {
 /// Takes changed configurations, one at a time.
 #[derive(Debug, Clone)]
 pub(crate) struct Reloader {
-    /// The configuration that runs.
+    /// The configuration that runs. Never held while something is waited for: whoever asks is answered.
     running: Arc<Mutex<Config>>,
+    /// Held by the one that is being taken.
+    turn: Arc<Mutex<()>>,
     pool: Pool,
     surroundings: Surroundings,
 }
@@ -50,7 +53,8 @@ pub(crate) struct Reloader {
 impl Reloader {
     /// Over what was started with this configuration.
     pub(crate) fn new(running: Config, pool: Pool, surroundings: Surroundings) -> Self {
-        Self { running: Arc::new(Mutex::new(running)), pool, surroundings }
+        let (running, turn) = (Arc::new(Mutex::new(running)), Arc::default());
+        Self { running, turn, pool, surroundings }
     }
 
     /// What runs.
@@ -76,6 +80,10 @@ impl Reloader {
                     untouched = reloaded.phones.untouched,
                     "the configuration was read again"
                 );
+                if !reloaded.phones.still_ending.is_empty() {
+                    tracing::error!(phones = ?reloaded.phones.still_ending,
+                        "still ending; what the configuration wants of them is done when they have ended");
+                }
                 if !reloaded.needs_restart.is_empty() {
                     tracing::warn!(fields = ?reloaded.needs_restart, "changed, and kept until the next start");
                 }
@@ -94,13 +102,48 @@ impl Reloader {
     }
 
     async fn take(&self) -> Result<Reloaded, ReloadError> {
-        let mut running = self.running.lock().await;
+        let _turn = self.turn.lock().await;
+        let running = self.running().await;
         let (wanted, needs_restart) = keep_fixed(&running, Config::load(&running.file)?);
+        let phones = self.make(wanted).await?;
+        if !phones.still_ending.is_empty() {
+            let (reloader, late) = (self.clone(), phones.still_ending.clone());
+            self.surroundings.tracker.spawn(async move {
+                let stopping = reloader.surroundings.stopping.clone();
+                stopping.run_until_cancelled(reloader.finish(late)).await.unwrap_or(());
+            });
+        }
+        Ok(Reloaded { phones, needs_restart })
+    }
+
+    /// Makes the phones what this configuration says, which runs from then on.
+    async fn make(&self, wanted: Config) -> Result<Changes, IdentityError> {
         let phones = identity::identify(&wanted, wall_now())?.phones;
         let surroundings = Surroundings { tuning: tuning(&wanted), ..self.surroundings.clone() };
-        let phones = self.pool.reload(&phones, &surroundings).await;
-        *running = wanted;
-        Ok(Reloaded { phones, needs_restart })
+        *self.running.lock().await = wanted;
+        Ok(self.pool.reload(&phones, &surroundings).await)
+    }
+
+    /// Does what had to be put off, by the configuration that runs then: a later one has the last word.
+    async fn finish(&self, mut late: Vec<PhoneId>) {
+        while !late.is_empty() {
+            self.pool.ended(&late).await;
+            let _turn = self.turn.lock().await;
+            let running = self.running().await;
+            late = match self.make(running).await {
+                Ok(changes) => {
+                    tracing::info!(phones = ?late, still = ?changes.still_ending, "they have ended at last");
+                    changes.still_ending
+                }
+                Err(error) => {
+                    tracing::error!(
+                        error = chain(&error),
+                        "what was put off could not be done; reload again"
+                    );
+                    Vec::new()
+                }
+            };
+        }
     }
 }
 

@@ -34,6 +34,8 @@ const UNFIT_AGAIN: Duration = Duration::from_secs(30);
 const UPDATED: i32 = 11;
 /// It does not understand its arguments (-1, as the shell sees it).
 const USAGE: i32 = 255;
+/// Why it waits when it has ended by itself.
+const ENDED: &str = "ended";
 /// One that has run so long before it updated itself does not do so in a circle.
 const UPDATED_AFTER: Duration = Duration::from_secs(10);
 
@@ -220,6 +222,19 @@ pub(crate) struct Standing {
 }
 
 impl Standing {
+    /// Whether it matters that the internet is there: it is not ready, or has ended by itself and may have ended of that.
+    pub(crate) fn asks_for_internet(&self) -> bool {
+        match self.state {
+            TunnelState::Unready => true,
+            TunnelState::Waiting => self.why == Some(ENDED),
+            TunnelState::Starting
+            | TunnelState::Ready
+            | TunnelState::Stopping
+            | TunnelState::Stopped
+            | TunnelState::Unknown => false,
+        }
+    }
+
     /// The same in the words of the link.
     pub(crate) fn to_host(&self) -> HostTunnel {
         HostTunnel {
@@ -299,8 +314,11 @@ impl Keeper {
             }
             Event::Ended(exit) => return self.ended(exit, now, chance),
             Event::Internet(there) => {
-                self.internet_since =
-                    (there == Some(true)).then(|| self.internet_since.unwrap_or(now));
+                let was = self.internet_since;
+                self.internet_since = (there == Some(true)).then(|| was.unwrap_or(now));
+                if was.is_none() && self.internet_since.is_some() {
+                    self.hasten(now);
+                }
             }
             Event::Ready(ready) => self.ready(ready, now),
             Event::Through(through) => self.through(through),
@@ -320,7 +338,11 @@ impl Keeper {
             (Ready::Yes { connections }, Health::Unready { .. }) => {
                 running.health = Health::Ready { since: now, connections };
             }
-            (Ready::No, Health::Ready { .. }) => {
+            (Ready::No, Health::Ready { since, .. }) => {
+                // Earned, though it may not be ready any more when it ends.
+                if now.saturating_sub(since) >= ms(self.crashes.forgive_after) {
+                    self.history.forgive();
+                }
                 running.health = Health::Unready { since: now };
                 // What is lost while it is not ready is no riddle.
                 running.lost = 0;
@@ -348,9 +370,15 @@ impl Keeper {
                 *since = now;
             }
         }
-        // After an outage nobody should wait for what was decided during it.
+        self.hasten(now);
+    }
+
+    /// After an outage nobody should wait for what was decided during it. What somebody must change is no outage.
+    fn hasten(&mut self, now: ContinuousMs) {
+        let usage = self.last_exit == Some(Exit::Code { code: USAGE });
         if let Phase::Waiting { until } = &mut self.phase
             && self.unfit.is_none()
+            && !usage
         {
             *until = (*until).min(now + ms(self.policy.settle));
         }
@@ -532,7 +560,7 @@ impl Keeper {
                 Some("it does not understand its arguments: update it to 2026.7.2 or newer"),
             ),
             Some(_) => (
-                Some("ended"),
+                Some(ENDED),
                 Some("it ends by itself and is started again: its lines in the log say why"),
             ),
             None => (None, None),

@@ -248,6 +248,59 @@ fn a_change_shortens_the_wait_after_crashes() {
     assert_eq!(bench.until(Event::Tick, 60), Some((10, Action::Start)));
 }
 
+/// It has ended so often that it is parked.
+fn parked() -> Bench {
+    let mut bench = Bench::started();
+    for _ in 0..5 {
+        bench.step(code(1));
+        bench.until(Event::Tick, 60);
+        bench.step(Event::Started);
+    }
+    assert_eq!(bench.step(code(1)), None);
+    bench
+}
+
+#[test]
+fn the_end_of_an_outage_shortens_the_wait_and_nothing_else_does() {
+    let standing = parked().standing();
+    assert!(standing.asks_for_internet(), "{standing:?}");
+    let mut bench = parked();
+    for internet in [Some(false), None] {
+        bench.step(Event::Internet(internet));
+    }
+    assert_eq!(bench.until(Event::Internet(Some(false)), 120), None);
+    assert_eq!(bench.until(Event::Internet(Some(true)), 60), Some((10, Action::Start)));
+    // With the internet there all the time it has nothing to do with its ends.
+    let mut bench = Bench::started();
+    bench.step(Event::Internet(Some(true)));
+    for _ in 0..5 {
+        bench.step(code(1));
+        bench.until(Event::Internet(Some(true)), 60);
+        bench.step(Event::Started);
+    }
+    bench.step(code(1));
+    assert_eq!(bench.until(Event::Internet(Some(true)), 299), None);
+    // Nor has it with what somebody must change.
+    let mut bench = Bench::started();
+    bench.step(code(255));
+    assert!(!bench.standing().asks_for_internet());
+    bench.step(Event::Internet(Some(true)));
+    assert_eq!(bench.until(Event::Tick, 299), None);
+}
+
+#[test]
+fn ten_minutes_ready_forgive_also_when_it_is_not_ready_at_its_end() {
+    for (ready_s, first) in [(599, None), (600, Some(Action::Start))] {
+        let mut bench = Bench::started();
+        assert_eq!(bench.step(code(1)), Some(Action::Start));
+        bench.step(Event::Started);
+        bench.step(READY);
+        bench.now += ready_s * SECOND;
+        bench.step(UNREADY);
+        assert_eq!(bench.step(code(1)), first, "{ready_s}");
+    }
+}
+
 fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         Just(READY),

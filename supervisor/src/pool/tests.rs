@@ -265,6 +265,35 @@ async fn a_restart_writes_nothing_that_is_there_already() {
     house.finish().await;
 }
 
+#[tokio::test]
+async fn a_bridge_that_does_not_end_holds_up_no_reload_and_is_done_when_it_has_ended() {
+    let mut house = House::new("ignores_stop");
+    house.report(PhoneState::Ready).await;
+    // Its owner knows the usual periods, the reload hurries.
+    let mut hurried = house.surroundings.clone();
+    let settings = &mut hurried.tuning.settings;
+    (settings.stop_within, settings.term_within) = (Duration::ZERO, Duration::ZERO);
+    let old = PhoneConfig::clone(&house.handle().config);
+    let other = PhoneId::new(2, [4; 10]);
+    let elsewhere = PhoneConfig { chat_db: "/other".into(), ..old.clone() };
+    // Another phone is to have the chat.db of the one that ends, and a third one has its own.
+    let third = PhoneId::new(3, [5; 10]);
+    let wanted = BTreeMap::from([(other.clone(), old.clone()), (third.clone(), elsewhere)]);
+    let changes = house.pool.reload(&wanted, &hurried).await;
+    let ended = house.id.clone();
+    assert_eq!(
+        (changes.still_ending, changes.started, changes.stopped),
+        (vec![ended.clone()], vec![third], vec![])
+    );
+    house.surroundings.killing.cancel();
+    tokio::time::timeout(PATIENCE, house.pool.ended(std::slice::from_ref(&ended))).await.unwrap();
+    let fresh = Surroundings { killing: CancellationToken::new(), ..hurried };
+    let changes = house.pool.reload(&BTreeMap::from([(other.clone(), old)]), &fresh).await;
+    assert!(changes.stopped.contains(&ended) && changes.started == [other], "{changes:?}");
+    fresh.killing.cancel();
+    house.finish().await;
+}
+
 #[test]
 fn the_bridges_file_carries_its_own_settings_and_ours() {
     let mut extra: toml::Table =
