@@ -25,6 +25,7 @@ use crate::compliance::Verdict;
 use crate::config::Compliance;
 use crate::doubt;
 use crate::facts::{self, Subject};
+use crate::lines::{Line, Lines, Waiting};
 use crate::link::Links;
 use crate::pool;
 use crate::providers::Providers;
@@ -32,12 +33,13 @@ use crate::providers::choice::{self, Need};
 use crate::resolve::{self, Unable};
 use crate::route;
 use crate::server::{App, AppState};
+use crate::shares;
 use crate::store::capabilities;
 use crate::store::change::{self, Change};
 use crate::store::dead_letters;
 use crate::store::dispatch::{self as rows, Former, Given, NewAttempt, Offer, Outbound};
 use crate::store::doubts;
-use crate::store::queue::{self, Claim, Claimed, Turns};
+use crate::store::queue::{self, Claimed, Turns};
 use crate::store::{StoreError, Tx, providers as provider_rows};
 use crate::warming;
 
@@ -56,6 +58,9 @@ const CLAIMS_MAX: u32 = 5;
 
 /// Messages that are decided in one closure.
 const TOGETHER: usize = 4;
+
+/// The first of lines that are called in one claim.
+const CALLED_MAX: usize = 64;
 
 /// How often offers are repeated, recalls repeated, lost attempts and overdue jobs looked for.
 const SWEEP_EVERY_MS: i64 = 1_000;
@@ -115,12 +120,9 @@ async fn turn(app: &AppState, swept_at: &mut UnixMs) -> Result<Duration, StoreEr
     if done.more {
         return Ok(Duration::ZERO);
     }
-    if done.full {
-        // A bell rings when a place becomes free.
-        return Ok(SLEEP_MAX);
-    }
     let now = app.clock.now();
-    let due = app.store.read(queue::next_due).await?;
+    // For what waits for a hand a bell rings when one becomes free.
+    let due = app.store.read(move |tx| queue::next_due(tx, done.full)).await?;
     let wait = due
         .map_or(SLEEP_MAX, |due| Duration::from_millis(u64::try_from(due.since(now)).unwrap_or(0)));
     Ok(wait.clamp(SLEEP_MIN, SLEEP_MAX))
@@ -139,7 +141,7 @@ pub struct Ran {
     pub ended: usize,
     /// There may be more that is due.
     pub more: bool,
-    /// Every phone that is able has its hands full: nothing was looked at.
+    /// Some of what is due was not looked at, because all phones of its tenant that are able have their hands full.
     pub full: bool,
 }
 
@@ -160,6 +162,7 @@ struct Desk {
     compliance: Arc<Compliance>,
     pool: pool::Shared,
     turns: Arc<Mutex<Turns>>,
+    lines: Arc<Mutex<Lines>>,
     links: Links,
     providers: Providers,
 }
@@ -173,6 +176,7 @@ impl Desk {
             compliance: Arc::clone(&app.config.compliance),
             pool: Arc::clone(&app.pool),
             turns: Arc::clone(&app.turns),
+            lines: Arc::clone(&app.lines),
             links: app.links.clone(),
             providers: app.providers.clone(),
         }
@@ -191,22 +195,17 @@ pub async fn run_once(app: &App) -> Result<Ran, StoreError> {
     let now = app.clock.now();
     let batch = usize::try_from(settings.claim_batch).unwrap_or(1).max(1);
     let at = desk.clone();
-    let (claimed, full) = app
+    let claimed = app
         .store
         .behind()
         .write_often(move |tx| {
             let mut pool = lock(&at.pool);
             pool.catch_up(tx, &at.links, now, true)?;
-            let limit = batch.min(pool.room().unwrap_or(batch));
-            let claimed = if limit == 0 {
-                Claim::default()
-            } else {
-                queue::claim(tx, &mut lock(&at.turns), now, limit)?
-            };
-            Ok((claimed, limit == 0))
+            call_firsts(tx, &mut lock(&at.lines), &pool, now)?;
+            queue::claim(tx, &mut lock(&at.turns), now, batch, pool.room())
         })
         .await?;
-    let mut ran = Ran { more: claimed.more, full, ..Ran::default() };
+    let mut ran = Ran { more: claimed.more, full: claimed.full, ..Ran::default() };
     let in_hand = claimed.jobs.clone();
     // All closures of the batch are queued before the first is awaited, so that they share one commit.
     let (suspects, jobs): (Vec<_>, Vec<_>) =
@@ -232,6 +231,8 @@ pub async fn run_once(app: &App) -> Result<Ran, StoreError> {
             Err(error) => failed = Some(error),
         }
     }
+    // What was claimed and took no hand leaves it to those behind it.
+    ran.more |= ran.full && ran.held + ran.ordered + ran.ended > 0;
     metrics::counter!("switchboard_dispatched_total")
         .increment(ran.dispatched.try_into().unwrap_or(0));
     if ran.ended + ran.held + ran.dispatched + ran.ordered > 0 {
@@ -381,11 +382,29 @@ fn decide_and_record(
     {
         return Ok(done);
     }
+    let line = (shares::rank(message.class, message.test), tenant.clone());
+    let mut lines = lock(&desk.lines);
+    let choice = match choice {
+        Ok((_, phone)) if goes_first(tx, &mut lines, desk, (&line, id), phone, now)? => {
+            Err(Unable::Busy)
+        }
+        choice => choice,
+    };
+    if choice.as_ref().err() != Some(&Unable::Busy) {
+        lines.leave(&line, id);
+    }
     let (choice, phone) = match choice {
         Ok(chosen) => chosen,
         Err(Unable::Busy) => {
-            let again = lock(&desk.turns).after_busy(tenant, now);
-            rows::put_job(tx, (tenant, id), message.class.rank(), again, None)?;
+            let waiting = Waiting {
+                message: id.clone(),
+                sandbox: message.test,
+                from: message.from.as_ref().and_then(|number| pool.serving(number)).cloned(),
+                wanted,
+                relations,
+            };
+            let again = lines.join(&line, waiting, now);
+            rows::put_job(tx, (tenant, id), line.0, again, None)?;
             return Ok(Done::Held);
         }
         Err(Unable::NotAllowed) => {
@@ -420,6 +439,7 @@ fn decide_and_record(
     };
     let new_contact = rows::dispatched(tx, (tenant, id), &message.recipient, &new, now)?;
     pool.gave(tx, &choice.phone, new_contact, now)?;
+    lines.gave(&line, id);
     Ok(Done::Dispatched(Box::new(Offer {
         message: id.clone(),
         tenant: tenant.clone(),
@@ -435,6 +455,49 @@ fn decide_and_record(
         media: message.media,
         class: message.class,
     })))
+}
+
+/// Calls the first of the lines that have a phone again, so that they are claimed at once.
+fn call_firsts(
+    tx: &mut Tx<'_>,
+    lines: &mut Lines,
+    pool: &pool::Pool,
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    let firsts = lines.firsts(now, CALLED_MAX).into_iter();
+    let able = firsts.filter(|(line, waiting)| pool.has_one(&line.1, waiting, now));
+    let able: Vec<_> =
+        able.map(|(line, waiting)| (line.clone(), waiting.message.clone())).collect();
+    for (line, first) in able {
+        if !queue::call(tx, &line.1, &first)? {
+            lines.leave(&line, &first);
+        }
+    }
+    Ok(())
+}
+
+/// Whether somebody who waits for this phone is to have it before this message; he is called. Who does not wait any more
+/// has no right to it.
+fn goes_first(
+    tx: &mut Tx<'_>,
+    lines: &mut Lines,
+    desk: &Desk,
+    (line, id): (&Line, &MessageId),
+    phone: &rows::PoolPhone,
+    now: UnixMs,
+) -> Result<bool, StoreError> {
+    let in_flight = desk.settings.in_flight_per_phone;
+    loop {
+        let as_candidate = |relations: &rows::Relations| pool::candidate(phone, relations);
+        let Some((theirs, first)) = lines.before(line, id, as_candidate, in_flight, now) else {
+            return Ok(false);
+        };
+        if queue::call(tx, &theirs.1, &first)? {
+            lines.yielded(line, &first);
+            return Ok(true);
+        }
+        lines.leave(&theirs, &first);
+    }
 }
 
 /// Gives a message that no phone can send to a provider, where one may have it. A phone that is merely busy, or that has
@@ -714,7 +777,8 @@ fn hold_and_wake(
         };
         change::make(tx, &job.tenant, &job.message, &change)?;
     }
-    rows::put_job(tx, (&job.tenant, &job.message), message.class.rank(), wakes_at, Some(reason))?;
+    let rank = shares::rank(message.class, message.test);
+    rows::put_job(tx, (&job.tenant, &job.message), rank, wakes_at, Some(reason))?;
     Ok(Done::Held)
 }
 

@@ -47,6 +47,7 @@ pub mod dispatch;
 pub mod doubt;
 pub mod inbound;
 pub mod lease;
+pub mod lines;
 pub mod link;
 pub mod pool;
 pub mod providers;

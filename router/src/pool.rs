@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex};
 
 use protocol::{Channel, E164, HostId, PhoneId, TenantId, UnixMs};
 
+use crate::lines::Waiting;
 use crate::link::Links;
 use crate::resolve::{self, Candidate, Choice, Need, Unable};
 use crate::store::dispatch::{self as rows, PoolPhone, Relations};
@@ -66,9 +67,8 @@ pub struct Pool {
     shelves: HashMap<Owner, BTreeMap<Channels, Shelf>>,
     /// When time alone changes what is true of a phone.
     turns: BTreeSet<(i64, PhoneId)>,
-    /// Phones that could send, and the attempts that they could still take.
-    able: usize,
-    free: u64,
+    /// Of the phones of each owner that could send.
+    hands: HashMap<Owner, Hands>,
     known: Option<Known>,
 }
 
@@ -128,8 +128,7 @@ impl Pool {
             hosts: HashMap::new(),
             shelves: HashMap::new(),
             turns: BTreeSet::new(),
-            able: 0,
-            free: 0,
+            hands: HashMap::new(),
             known: None,
         }
     }
@@ -212,11 +211,12 @@ impl Pool {
             (true, _) if candidate.in_flight >= self.caps.in_flight => Standing::Busy,
             (true, _) => Standing::Open,
         };
-        if sends {
-            self.able += 1;
-            self.free += u64::from(self.caps.in_flight.saturating_sub(candidate.in_flight));
-        }
         let owner = owner(candidate);
+        if sends {
+            let hands = self.hands.entry(owner.clone()).or_default();
+            hands.able += 1;
+            hands.free += free(&self.caps, candidate);
+        }
         let shelf = self.shelves.entry(owner).or_default().entry(channels).or_default();
         shelf.all += 1;
         shelf.capped += usize::from(candidate.capped);
@@ -271,11 +271,16 @@ impl Pool {
                 self.hosts.remove(host);
             }
         }
-        if standing != Standing::Away {
-            self.able -= 1;
-            self.free -= u64::from(self.caps.in_flight.saturating_sub(candidate.in_flight));
-        }
         let owner = owner(candidate);
+        if standing != Standing::Away
+            && let Some(hands) = self.hands.get_mut(&owner)
+        {
+            hands.able -= 1;
+            hands.free -= free(&self.caps, candidate);
+            if hands.able == 0 {
+                self.hands.remove(&owner);
+            }
+        }
         let Some(shelves) = self.shelves.get_mut(&owner) else { return };
         let Some(shelf) = shelves.get_mut(&channels) else { return };
         shelf.all -= 1;
@@ -299,10 +304,24 @@ impl Pool {
         &self.caps
     }
 
-    /// How many messages the phones could take now; `None` when none is able at all, in which case what is due is taken
-    /// and held, so that it says why it waits.
-    pub fn room(&self) -> Option<usize> {
-        (self.able > 0).then(|| usize::try_from(self.free).unwrap_or(usize::MAX))
+    /// A pool of which only the hands are known: of whose phones, of the sandbox or not, so many are free.
+    #[cfg(test)]
+    pub(crate) fn with_hands(caps: Caps, hands: &[(Option<TenantId>, bool, u64)]) -> Self {
+        let hands = hands.iter().map(|(whose, sandbox, free)| {
+            ((whose.clone(), *sandbox), Hands { able: 1, free: *free })
+        });
+        Self { hands: hands.collect(), ..Self::new(caps) }
+    }
+
+    /// The room that there is now, to be filled.
+    pub fn room(&self) -> Room<'_> {
+        Room { hands: &self.hands, taken: HashMap::new() }
+    }
+
+    /// The phone that serves a number: its own, or the one in its place.
+    pub fn serving(&self, number: &E164) -> Option<&PhoneId> {
+        let phone = &self.phones.get(self.numbers.get(number)?)?.phone;
+        Some(phone.replaced_by.as_ref().unwrap_or(&phone.candidate.phone))
     }
 
     /// Chooses a phone, or says why none can. Whose message it is, and whether it is for the sandbox; `from` is the number
@@ -323,21 +342,31 @@ impl Pool {
             in_flight_max: self.caps.in_flight,
             now_ms: now.0,
         };
-        let choice = match from {
-            None => self.pick_any(&need, relations)?,
-            Some(number) => {
-                let asked = self.numbers.get(number).and_then(|id| self.phones.get(id));
-                let asked = asked.ok_or(Unable::NotAllowed)?;
-                // A number that is out of use is served by the phone in its place.
-                let id = asked.phone.replaced_by.as_ref().unwrap_or(&asked.phone.candidate.phone);
-                need.from = Some(id);
-                let field: Vec<Candidate> =
-                    self.met(std::iter::once(id), relations).into_iter().collect();
-                resolve::resolve(&need, &field)?
-            }
-        };
+        if let Some(number) = from {
+            // A number that is out of use is served by the phone in its place.
+            need.from = Some(self.serving(number).ok_or(Unable::NotAllowed)?);
+        }
+        let choice = self.choose(&need, relations)?;
         let phone = self.phones.get(&choice.phone).ok_or(Unable::Away)?;
         Ok((choice, &phone.phone))
+    }
+
+    /// Whether a message that stands in a line has a phone now.
+    pub fn has_one(&self, tenant: &TenantId, waiting: &Waiting, now: UnixMs) -> bool {
+        let need = Need {
+            tenant,
+            sandbox: waiting.sandbox,
+            from: waiting.from.as_ref(),
+            wanted: &waiting.wanted,
+            in_flight_max: self.caps.in_flight,
+            now_ms: now.0,
+        };
+        self.choose(&need, &waiting.relations).is_ok()
+    }
+
+    fn choose(&self, need: &Need<'_>, relations: &Relations) -> Result<Choice, Unable> {
+        let Some(from) = need.from else { return self.pick_any(need, relations) };
+        resolve::resolve(need, &self.met(std::iter::once(from), relations))
     }
 
     fn pick_any(&self, need: &Need<'_>, relations: &Relations) -> Result<Choice, Unable> {
@@ -387,6 +416,51 @@ impl Pool {
         ids.filter_map(|id| self.phones.get(id))
             .map(|shelved| candidate(&shelved.phone, relations))
             .collect()
+    }
+}
+
+/// Hands of phones that could send.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Hands {
+    /// The phones.
+    able: usize,
+    /// The attempts that they could still take.
+    free: u64,
+}
+
+fn free(caps: &Caps, candidate: &Candidate) -> u64 {
+    u64::from(caps.in_flight.saturating_sub(candidate.in_flight))
+}
+
+/// How many messages of whom the phones could take, while some are being taken.
+#[derive(Debug)]
+pub struct Room<'a> {
+    hands: &'a HashMap<Owner, Hands>,
+    taken: HashMap<Owner, u64>,
+}
+
+impl Room<'_> {
+    /// How many more messages of a tenant its own phones and those of all could take; `None` when none of them is able at
+    /// all: what is due is then taken and decided, so that it says why it waits, or goes another way.
+    pub fn left(&self, tenant: &TenantId, sandbox: bool) -> Option<u64> {
+        let owners = [(Some(tenant.clone()), sandbox), (None, sandbox)];
+        let left = |owner: &Owner| {
+            let hands = self.hands.get(owner)?;
+            Some(hands.free.saturating_sub(self.taken.get(owner).copied().unwrap_or(0)))
+        };
+        owners.iter().filter_map(left).reduce(u64::saturating_add)
+    }
+
+    /// Takes so many messages of a tenant: its own phones come first.
+    pub fn take(&mut self, tenant: &TenantId, sandbox: bool, count: u64) {
+        let mut count = count;
+        for owner in [(Some(tenant.clone()), sandbox), (None, sandbox)] {
+            let Some(hands) = self.hands.get(&owner) else { continue };
+            let taken = self.taken.entry(owner).or_default();
+            let takes = hands.free.saturating_sub(*taken).min(count);
+            *taken = taken.saturating_add(takes);
+            count = count.saturating_sub(takes);
+        }
     }
 }
 

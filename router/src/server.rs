@@ -22,6 +22,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::idempotency::InFlight;
 use crate::lease::Policy;
+use crate::lines::Lines;
 use crate::link::Links;
 use crate::listener::{Bounded, CONNECTIONS_MAX, PATIENCE};
 use crate::metrics::{self, Metrics};
@@ -56,6 +57,7 @@ pub struct App {
     pub providers: Providers,
     /// Whose turn it is in the queue; taken only by closures that the writing thread runs one after another.
     pub(crate) turns: Arc<Mutex<Turns>>,
+    pub(crate) lines: Arc<Mutex<Lines>>,
     /// Every task of the router, so that shutdown can wait for them.
     pub tasks: TaskTracker,
     /// Cancelled when the router is to stop taking work.
@@ -143,6 +145,7 @@ impl App {
             providers,
             pool: Arc::new(Mutex::new(pool)),
             turns: Arc::default(),
+            lines: Arc::default(),
             store,
             steady: Steady::new(clock.now(), tokio::time::Instant::now()),
             clock,

@@ -3,12 +3,26 @@
 
 use protocol::Class;
 
-/// How many classes there are.
-pub const CLASSES: usize = Class::ALL.len();
+/// How many classes the queue knows: those of messages in the order of their ranks, and last whatever goes to the sandbox,
+/// which has phones of its own.
+pub const CLASSES: usize = Class::ALL.len() + 1;
 
-/// What each class gets when all of them wait, in the order of their ranks: a code goes before everything that matters
-/// less, and yet one message in 85 is marketing while codes flow for ever.
-const WEIGHTS: [u64; CLASSES] = [64, 16, 4, 1];
+/// What each class gets when all of them wait: a code goes before everything that matters less, and yet one message in 85 is
+/// marketing while codes flow for ever.
+const WEIGHTS: [u64; CLASSES] = [64, 16, 4, 1, 4];
+
+/// The class of the queue in which a message stands.
+pub const fn rank(class: Class, sandbox: bool) -> u8 {
+    if sandbox { SANDBOX } else { class.rank() }
+}
+
+/// The class of what goes to the sandbox.
+pub const SANDBOX: u8 = 4;
+
+/// How many turns a class has when all of them wait.
+pub fn weight(rank: u8) -> u64 {
+    WEIGHTS.get(usize::from(rank)).copied().unwrap_or(1)
+}
 
 /// What a turn costs a class of weight 1.
 const STRIDE: u64 = 64;
@@ -94,65 +108,74 @@ mod tests {
     #[test]
     fn a_class_alone_gets_everything() {
         let mut shares = Shares::default();
-        shares.begin([false, false, true, false]);
-        assert_eq!(shares.next(10), [0, 0, 10, 0]);
+        shares.begin([false, false, true, false, false]);
+        assert_eq!(shares.next(10), [0, 0, 10, 0, 0]);
     }
 
     #[test]
     fn all_at_once_share_by_weight() {
         let mut shares = Shares::default();
-        shares.begin([true; 4]);
-        assert_eq!(shares.next(850), [640, 160, 40, 10]);
+        shares.begin([true; 5]);
+        assert_eq!(shares.next(890), [640, 160, 40, 10, 40]);
     }
 
     #[test]
     fn who_comes_late_has_saved_up_nothing_and_owes_nothing() {
         let mut shares = Shares::default();
         for _ in 0..1_000 {
-            shares.begin([false, false, false, true]);
+            shares.begin([false, false, false, true, false]);
             shares.next(64);
         }
         // A code comes, and goes at once.
-        shares.begin([true, false, false, true]);
-        assert_eq!(shares.next(1), [1, 0, 0, 0]);
+        shares.begin([true, false, false, true, false]);
+        assert_eq!(shares.next(1), [1, 0, 0, 0, 0]);
         for _ in 0..1_000 {
-            shares.begin([true, false, false, false]);
+            shares.begin([true, false, false, false, false]);
             shares.next(64);
         }
         // Marketing does not catch up with all that went meanwhile.
-        shares.begin([true, false, false, true]);
-        let [codes, _, _, marketing] = shares.next(65);
+        shares.begin([true, false, false, true, false]);
+        let [codes, _, _, marketing, _] = shares.next(65);
         assert!(codes >= 63 && marketing <= 2, "{codes} {marketing}");
     }
 
     #[test]
     fn one_at_a_time_nobody_starves() {
         let mut shares = Shares::default();
-        let mut taken = [0; 4];
-        for _ in 0..850 {
-            shares.begin([true; 4]);
+        let mut taken = [0; 5];
+        for _ in 0..890 {
+            shares.begin([true; 5]);
             for (all, one) in taken.iter_mut().zip(shares.next(1)) {
                 *all += one;
             }
         }
-        assert_eq!(taken, [640, 160, 40, 10]);
+        assert_eq!(taken, [640, 160, 40, 10, 40]);
     }
 
     #[test]
     fn what_went_while_others_slept_is_not_held_against_it() {
         let mut shares = Shares::default();
-        shares.begin([false, false, false, true]);
+        shares.begin([false, false, false, true, false]);
         shares.next(10_000);
-        shares.begin([false; 4]);
-        shares.begin([true, false, false, true]);
-        let [codes, _, _, marketing] = shares.next(130);
+        shares.begin([false; 5]);
+        shares.begin([true, false, false, true, false]);
+        let [codes, _, _, marketing, _] = shares.next(130);
         assert!(codes >= 128 && marketing >= 1, "{codes} {marketing}");
+    }
+
+    #[test]
+    fn every_message_has_a_class_of_the_queue() {
+        let ranks: Vec<u8> = Class::ALL.iter().map(|class| rank(*class, false)).collect();
+        assert_eq!(ranks, [0, 1, 2, 3]);
+        assert!(Class::ALL.iter().all(|class| rank(*class, true) == SANDBOX));
+        assert_eq!(usize::from(SANDBOX), CLASSES - 1);
+        assert_eq!(weight(SANDBOX), 4);
     }
 
     proptest! {
         #[test]
         fn no_turn_is_lost_and_none_goes_to_who_does_not_wait(
-            rounds in prop::collection::vec((any::<[bool; 4]>(), 0_usize..100), 1..50),
+            rounds in prop::collection::vec((any::<[bool; 5]>(), 0_usize..100), 1..50),
         ) {
             let mut shares = Shares::default();
             for (waiting, count) in rounds {

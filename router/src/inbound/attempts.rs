@@ -9,6 +9,7 @@ use protocol::{Channel, MessageId, PhoneId, Reason, Status, TenantId, UnixMs, ca
 
 use super::{Effects, Rules};
 use crate::retry::{self, Ended, Next};
+use crate::shares;
 use crate::store::capabilities;
 use crate::store::change::{self, Change, Standing};
 use crate::store::dead_letters;
@@ -537,7 +538,7 @@ fn not_sent(
             rows::put_job(
                 tx,
                 (about.tenant, about.message),
-                message.class.rank(),
+                shares::rank(message.class, message.test),
                 UnixMs(at_ms),
                 None,
             )?;

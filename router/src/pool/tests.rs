@@ -242,10 +242,15 @@ impl World {
         let able = || {
             all.iter()
                 .map(|phone| &phone.candidate)
-                .filter(|c| c.online && c.ready && c.leased && !c.capped)
+                .filter(|c| c.online && c.ready && c.leased && !c.capped && c.sandbox == whose.1)
+                .filter(|c| c.exclusive_to.as_ref().is_none_or(|owner| owner == whose.0))
         };
         let free: u32 = able().map(|candidate| 2_u32.saturating_sub(candidate.in_flight)).sum();
-        prop_assert_eq!(self.pool.room(), able().next().map(|_| usize::try_from(free).unwrap()));
+        let mut room = self.pool.room();
+        let left = able().next().map(|_| u64::from(free));
+        prop_assert_eq!(room.left(whose.0, whose.1), left);
+        room.take(whose.0, whose.1, 1);
+        prop_assert_eq!(room.left(whose.0, whose.1), left.map(|left| left.saturating_sub(1)));
         Ok(())
     }
 }

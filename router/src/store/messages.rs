@@ -14,6 +14,7 @@ use super::{Json, Row, StoreError, Tx, Value, queue, webhook_jobs};
 use crate::billing::Refusal;
 use crate::compliance::content;
 use crate::params;
+use crate::shares;
 
 /// An outbound message as it is accepted.
 #[derive(Clone, Debug)]
@@ -170,7 +171,8 @@ pub fn accept(
         return simulate(tx, tenant, message, new.now);
     }
     let due = (new.send_at.unwrap_or(new.now), new.now);
-    queue::add(tx, (tenant, &new.id), new.class, due)?;
+    let rank = shares::rank(new.class, new.test);
+    queue::add(tx, (tenant, &new.id), rank, due)?;
     Ok(message)
 }
 

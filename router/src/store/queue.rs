@@ -10,12 +10,13 @@
 
 use std::collections::HashMap;
 
-use protocol::{Class, MessageId, Status, TenantId, UnixMs};
+use protocol::{MessageId, Status, TenantId, UnixMs};
 
 use super::change::{self, Change};
 use super::{Json, StoreError, Tx};
 use crate::params;
-use crate::shares::{CLASSES, Shares};
+use crate::pool::Room;
+use crate::shares::{CLASSES, SANDBOX, Shares};
 
 /// A job that has been claimed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +36,8 @@ pub struct Claim {
     pub jobs: Vec<Claimed>,
     /// More may be due.
     pub more: bool,
+    /// More is due, and waits for a hand of its tenant's phones.
+    pub full: bool,
 }
 
 /// Who had the last turn, in memory: a router that starts anew begins anew, and nobody loses more than a turn by it.
@@ -42,46 +45,26 @@ pub struct Claim {
 pub struct Turns {
     shares: Shares,
     last: [Option<TenantId>; CLASSES],
-    /// When a tenant's messages that find all its phones busy are looked at again, the last of them.
-    busy: HashMap<TenantId, UnixMs>,
 }
-
-impl Turns {
-    /// When a message that found all its phones busy is looked at again. Those of one tenant are spread out, so that a
-    /// long queue before one phone is not looked at as a whole, again and again.
-    pub fn after_busy(&mut self, tenant: &TenantId, now: UnixMs) -> UnixMs {
-        self.busy.retain(|_, last| *last > now);
-        let first = now.plus_ms(BUSY_WAIT_MS);
-        let last = self.busy.get(tenant).map_or(first, |last| last.plus_ms(BUSY_SPREAD_MS));
-        let next = first.max(last);
-        self.busy.insert(tenant.clone(), next);
-        next
-    }
-}
-
-/// When only phones that a message may not have are free, it is looked at again after this.
-const BUSY_WAIT_MS: i64 = 500;
-
-/// And the next one of the same tenant so much later: a phone sends about one a second.
-const BUSY_SPREAD_MS: i64 = 2;
 
 /// Jobs of each class that fall due in one claim; the next one moves more. A class has rows of its own, so that what is
 /// urgent never waits for those that were due before it and matter less.
 const PROMOTE_ROWS: usize = 512;
 
-/// Claims up to `limit` due jobs: between classes by their weights, between the tenants of a class in turn. What was
-/// claimed before and not decided, again and again, may be what ends the router: it is claimed alone, so that it takes
+/// Claims up to `limit` due jobs, and of each tenant no more than its phones have hands: between classes by their weights,
+/// between the tenants of a class in turn. What was claimed before and not decided, again and again, may be what ends the router: it is claimed alone, so that it takes
 /// nothing else with it.
 pub fn claim(
     tx: &mut Tx<'_>,
     turns: &mut Turns,
     now: UnixMs,
     limit: usize,
+    room: Room<'_>,
 ) -> Result<Claim, StoreError> {
     promote(tx, now)?;
     let claim = match suspect(tx)? {
-        Some(suspect) => Claim { jobs: vec![suspect], more: true },
-        None => take_turns(tx, turns, limit)?,
+        Some(suspect) => Claim { jobs: vec![suspect], more: true, full: false },
+        None => take_turns(tx, turns, limit, room)?,
     };
     if !claim.jobs.is_empty() {
         let messages: Vec<&MessageId> = claim.jobs.iter().map(|job| &job.message).collect();
@@ -90,7 +73,13 @@ pub fn claim(
     Ok(claim)
 }
 
-fn take_turns(tx: &mut Tx<'_>, turns: &mut Turns, limit: usize) -> Result<Claim, StoreError> {
+fn take_turns(
+    tx: &mut Tx<'_>,
+    turns: &mut Turns,
+    limit: usize,
+    hands: Room<'_>,
+) -> Result<Claim, StoreError> {
+    let mut hands = Hands { room: hands, full: false };
     // What was taken of a tenant in this very claim stands first among its due jobs.
     let mut taken_of: HashMap<(usize, TenantId), usize> = HashMap::new();
     let mut claim = |tx: &mut Tx<'_>, class: usize, tenant: &TenantId, count: usize| {
@@ -117,16 +106,20 @@ fn take_turns(tx: &mut Tx<'_>, turns: &mut Turns, limit: usize) -> Result<Claim,
             };
             let before = taken.len();
             let mut left = count;
-            let mut lanes = lanes(tx, class, last.as_ref(), left)?;
+            let mut lanes = open_lanes(tx, class, last.as_ref(), left, &mut hands)?;
             while left > 0 && !lanes.is_empty() {
                 let share = left.div_ceil(lanes.len());
                 let mut longer = Vec::new();
                 for tenant in lanes {
-                    let asked = share.min(left);
-                    if asked == 0 {
+                    if left == 0 {
                         break;
                     }
+                    let asked = hands.of(class, &tenant, share.min(left));
+                    if asked == 0 {
+                        continue;
+                    }
                     let got = claim(tx, class, &tenant, asked)?;
+                    hands.take(class, &tenant, got.len());
                     left = left.saturating_sub(got.len());
                     *last = Some(tenant.clone());
                     if got.len() == asked {
@@ -148,7 +141,28 @@ fn take_turns(tx: &mut Tx<'_>, turns: &mut Turns, limit: usize) -> Result<Claim,
         taken.sort_by(|left, right| left.message.cmp(&right.message));
         jobs.append(&mut taken);
     }
-    Ok(Claim { more: room == 0, jobs })
+    Ok(Claim { more: room == 0, jobs, full: hands.full })
+}
+
+/// The room of tenants, class by class, and whether any had less than it asked for.
+struct Hands<'a> {
+    room: Room<'a>,
+    full: bool,
+}
+
+impl Hands<'_> {
+    /// How many of so many there is room for.
+    fn of(&mut self, class: usize, tenant: &TenantId, asked: usize) -> usize {
+        let left = self.room.left(tenant, class == usize::from(SANDBOX));
+        let left = left.map_or(asked, |left| usize::try_from(left).unwrap_or(asked));
+        self.full |= left < asked;
+        left.min(asked)
+    }
+
+    fn take(&mut self, class: usize, tenant: &TenantId, count: usize) {
+        let count = u64::try_from(count).unwrap_or(u64::MAX);
+        self.room.take(tenant, class == usize::from(SANDBOX), count);
+    }
 }
 
 const WAITS: &str = "SELECT EXISTS (SELECT 1 FROM jobs WHERE ready = 1 AND class_rank = ?1)";
@@ -203,25 +217,40 @@ pub fn take_over(tx: &mut Tx<'_>, quiet_until: Option<UnixMs>) -> Result<(), Sto
     Ok(())
 }
 
-/// Up to `limit` tenants with ready jobs of a class, those after the one that had the last turn first.
-fn lanes(
+/// Up to `limit` tenants with ready jobs of a class whose phones have a hand for one, those after the one that had the last
+/// turn first. Whoever's phones are full is passed over, a look-up each.
+fn open_lanes(
     tx: &mut Tx<'_>,
     class: usize,
     last: Option<&TenantId>,
     limit: usize,
+    hands: &mut Hands<'_>,
 ) -> Result<Vec<TenantId>, StoreError> {
-    if limit == 0 {
-        return Ok(Vec::new());
-    }
+    let mut open = Vec::new();
     let last = last.map_or("", TenantId::as_str);
-    let mut lanes =
-        tx.query(LANES, params![class, last, "~", limit], |row| row.get::<TenantId>(0))?;
-    if lanes.len() < limit && !last.is_empty() {
-        let rest = limit.saturating_sub(lanes.len());
-        lanes.extend(tx.query(LANES, params![class, "", last, rest], |row| row.get(0))?);
+    for (after, until) in [(last, "~"), ("", last)] {
+        let mut after = after.to_owned();
+        while open.len() < limit && after.as_str() < until {
+            let lanes = tx.query(LANES, params![class, after, until, LANES_TOGETHER], |row| {
+                row.get::<TenantId>(0)
+            })?;
+            let all = lanes.len() < LANES_TOGETHER;
+            if let Some(last) = lanes.last() {
+                last.as_str().clone_into(&mut after);
+            }
+            let wanted = limit.saturating_sub(open.len());
+            let lanes = lanes.into_iter().filter(|tenant| hands.of(class, tenant, 1) > 0);
+            open.extend(lanes.take(wanted));
+            if all {
+                break;
+            }
+        }
     }
-    Ok(lanes)
+    Ok(open)
 }
+
+/// Tenants that are looked up at once.
+const LANES_TOGETHER: usize = 64;
 
 /// The recursion jumps from tenant to tenant along the index, past all that each has waiting.
 const LANES: &str = "WITH RECURSIVE lanes (tenant, number) AS (
@@ -267,44 +296,74 @@ const PROMOTE: &str = "UPDATE jobs SET ready = 1 WHERE message_id IN (
          UNION ALL
          SELECT * FROM (SELECT message_id FROM jobs WHERE ready = 0 AND class_rank = 2 AND run_at <= ?1 ORDER BY run_at LIMIT ?2)
          UNION ALL
-         SELECT * FROM (SELECT message_id FROM jobs WHERE ready = 0 AND class_rank = 3 AND run_at <= ?1 ORDER BY run_at LIMIT ?2))
+         SELECT * FROM (SELECT message_id FROM jobs WHERE ready = 0 AND class_rank = 3 AND run_at <= ?1 ORDER BY run_at LIMIT ?2)
+         UNION ALL
+         SELECT * FROM (SELECT message_id FROM jobs WHERE ready = 0 AND class_rank = 4 AND run_at <= ?1 ORDER BY run_at LIMIT ?2))
      RETURNING message_id, tenant_id";
 
-/// When the next job falls due.
-pub fn next_due(tx: &mut Tx<'_>) -> Result<Option<UnixMs>, StoreError> {
-    tx.query_row(NEXT_DUE, params![], |row| row.get(0))
+/// When the next job falls due: now, where one is, unless those that are wait for a hand.
+pub fn next_due(tx: &mut Tx<'_>, full: bool) -> Result<Option<UnixMs>, StoreError> {
+    tx.query_row(NEXT_DUE, params![!full], |row| row.get(0))
 }
 
-const NEXT_DUE: &str = "SELECT CASE WHEN EXISTS (SELECT 1 FROM jobs WHERE ready = 1) THEN 0
+const NEXT_DUE: &str = "SELECT CASE WHEN ?1 AND EXISTS (SELECT 1 FROM jobs WHERE ready = 1) THEN 0
      ELSE (SELECT MIN(due) FROM (
          SELECT MIN(run_at) AS due FROM jobs WHERE ready = 0 AND class_rank = 0
          UNION ALL SELECT MIN(run_at) FROM jobs WHERE ready = 0 AND class_rank = 1
          UNION ALL SELECT MIN(run_at) FROM jobs WHERE ready = 0 AND class_rank = 2
-         UNION ALL SELECT MIN(run_at) FROM jobs WHERE ready = 0 AND class_rank = 3)) END";
+         UNION ALL SELECT MIN(run_at) FROM jobs WHERE ready = 0 AND class_rank = 3
+         UNION ALL SELECT MIN(run_at) FROM jobs WHERE ready = 0 AND class_rank = 4)) END";
+
+/// Has a message that stands in a line (see [`crate::lines`]) claimed before all others of its lane. False where it does
+/// not wait any more, or for something else.
+pub fn call(tx: &mut Tx<'_>, tenant: &TenantId, message: &MessageId) -> Result<bool, StoreError> {
+    let called = tx.execute(
+        "UPDATE jobs SET ready = 1, run_at = 0
+         WHERE message_id = ?1 AND tenant_id = ?2 AND held_reason IS NULL",
+        params![message, tenant],
+    )?;
+    Ok(called > 0)
+}
 
 /// A job as it is accepted: due at `run_at`, or at once.
 pub fn add(
     tx: &mut Tx<'_>,
     (tenant, message): (&TenantId, &MessageId),
-    class: Class,
+    class_rank: u8,
     (run_at, now): (UnixMs, UnixMs),
 ) -> Result<(), StoreError> {
     tx.execute(
         "INSERT INTO jobs (message_id, tenant_id, run_at, class_rank, ready) VALUES (?1, ?2, ?3, ?4, ?5)",
-        params![message, tenant, run_at, class.rank(), run_at <= now],
+        params![message, tenant, run_at, class_rank, run_at <= now],
     )?;
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use protocol::Class;
+
     use super::*;
+    use crate::pool::{Caps, Pool};
     use crate::store::{dispatch as rows, in_memory};
+    use crate::warming;
 
     const NOW: UnixMs = UnixMs(1_000_000);
 
     fn tenant(n: u8) -> TenantId {
         TenantId::new(1, [n; 10])
+    }
+
+    /// Where no phone is able, whatever is due is taken.
+    fn pool() -> Pool {
+        hands(&[])
+    }
+
+    fn hands(free: &[(Option<TenantId>, bool, u64)]) -> Pool {
+        let warming =
+            warming::Policy { enforce: false, steps: vec![], per_hour: 0, unanswered_max: 0 };
+        let caps = Caps { warming: warming.into(), daily: 1_000, in_flight: 4 };
+        Pool::with_hands(caps, free)
     }
 
     /// So many jobs of a tenant, due one after another.
@@ -324,7 +383,7 @@ mod tests {
 
     fn turn(connection: &rusqlite::Connection, turns: &mut Turns, limit: usize) -> Vec<Claimed> {
         let mut tx = Tx::sqlite(connection);
-        let jobs = claim(&mut tx, turns, NOW, limit).unwrap().jobs;
+        let jobs = claim(&mut tx, turns, NOW, limit, pool().room()).unwrap().jobs;
         decide(connection, &jobs);
         jobs
     }
@@ -385,7 +444,7 @@ mod tests {
         Tx::sqlite(&connection).execute("UPDATE jobs SET ready = 0", params![]).unwrap();
         assert_eq!(of(&turn(&connection, &mut turns, 64), 2), 1);
         while !turn(&connection, &mut turns, 4_000).is_empty() {}
-        assert_eq!(next_due(&mut Tx::sqlite(&connection)).unwrap(), None, "all of it goes");
+        assert_eq!(next_due(&mut Tx::sqlite(&connection), false).unwrap(), None, "all of it goes");
     }
 
     #[test]
@@ -432,7 +491,7 @@ mod tests {
         let mut tx = Tx::sqlite(&connection);
         fill(&connection, 1, Class::Otp, 3);
         for round in 1..=2 {
-            let jobs = claim(&mut tx, &mut turns, NOW, 8).unwrap().jobs;
+            let jobs = claim(&mut tx, &mut turns, NOW, 8, pool().room()).unwrap().jobs;
             assert_eq!(jobs.len(), 3);
             assert!(jobs.iter().all(|job| job.claims == round));
             // The router ended, and another one starts.
@@ -440,7 +499,7 @@ mod tests {
         }
         fill(&connection, 1, Class::Otp, 5);
         for _ in 0..3 {
-            let jobs = claim(&mut tx, &mut turns, NOW, 8).unwrap().jobs;
+            let jobs = claim(&mut tx, &mut turns, NOW, 8, pool().room()).unwrap().jobs;
             assert_eq!((jobs.len(), jobs[0].claims), (1, 3));
             decide(&connection, &jobs);
         }
@@ -452,7 +511,7 @@ mod tests {
         let (connection, mut turns) = (in_memory::open_loose(), Turns::default());
         let mut tx = Tx::sqlite(&connection);
         fill(&connection, 1, Class::Otp, 4);
-        let jobs = claim(&mut tx, &mut turns, NOW, 3).unwrap().jobs;
+        let jobs = claim(&mut tx, &mut turns, NOW, 3, pool().room()).unwrap().jobs;
         decide(&connection, &jobs[..1]);
         put_off(&mut tx, &jobs[1].tenant, &jobs[1].message, NOW.plus_ms(5)).unwrap();
         take_over(&mut tx, None).unwrap();
@@ -469,7 +528,7 @@ mod tests {
         assert_eq!(claims(&jobs[0].message), None, "it was decided");
         assert_eq!(claims(&jobs[1].message), Some((1, 0)), "it was put off");
         assert_eq!(claims(&jobs[2].message), Some((1, 1)), "it may be what ended the router");
-        let later = claim(&mut tx, &mut turns, NOW.plus_ms(5), 8).unwrap().jobs;
+        let later = claim(&mut tx, &mut turns, NOW.plus_ms(5), 8, pool().room()).unwrap().jobs;
         assert_eq!(later.iter().map(|job| job.claims).collect::<Vec<_>>(), [2, 2, 1]);
     }
 
@@ -480,23 +539,91 @@ mod tests {
         fill(&connection, 1, Class::Otp, 1);
         let quiet = NOW.plus_ms(5_000);
         for _ in 0..2 {
-            assert_eq!(claim(&mut tx, &mut turns, NOW, 8).unwrap().jobs.len(), 1);
+            assert_eq!(claim(&mut tx, &mut turns, NOW, 8, pool().room()).unwrap().jobs.len(), 1);
             take_over(&mut tx, Some(quiet)).unwrap();
         }
         fill(&connection, 2, Class::Marketing, 3);
         assert_eq!(of(&turn(&connection, &mut turns, 8), 2), 3);
-        assert_eq!(next_due(&mut tx).unwrap(), Some(quiet));
-        let late = claim(&mut tx, &mut turns, quiet, 8).unwrap().jobs;
+        assert_eq!(next_due(&mut tx, false).unwrap(), Some(quiet));
+        let late = claim(&mut tx, &mut turns, quiet, 8, pool().room()).unwrap().jobs;
         assert_eq!(late.iter().map(|job| job.claims).collect::<Vec<_>>(), [3]);
     }
 
     #[test]
-    fn a_queue_before_busy_phones_is_looked_at_bit_by_bit() {
-        let mut turns = Turns::default();
-        let at: Vec<i64> = (0..3).map(|_| turns.after_busy(&tenant(1), NOW).0 - NOW.0).collect();
-        assert_eq!(at, [500, 502, 504]);
-        assert_eq!(turns.after_busy(&tenant(2), NOW).0 - NOW.0, 500);
-        assert_eq!(turns.after_busy(&tenant(1), NOW.plus_ms(600)).0 - NOW.0, 1_100);
+    fn whoever_has_no_hand_free_keeps_its_place_and_is_in_nobodys_way() {
+        let (connection, mut turns) = (in_memory::open_loose(), Turns::default());
+        let mut tx = Tx::sqlite(&connection);
+        let mut free: Vec<_> = (1..=200).map(|n| (Some(tenant(n)), false, 0)).collect();
+        for whose in 1..=200 {
+            fill(&connection, whose, Class::Marketing, 10);
+        }
+        free[149].2 = 3;
+        let claimed = claim(&mut tx, &mut turns, NOW, 8, hands(&free).room()).unwrap();
+        assert_eq!((of(&claimed.jobs, 150), claimed.jobs.len()), (3, 3));
+        assert!(claimed.full && !claimed.more);
+        decide(&connection, &claimed.jobs);
+        assert_eq!(next_due(&mut tx, true).unwrap(), None, "a bell rings for the rest");
+        assert_eq!(next_due(&mut tx, false).unwrap(), Some(UnixMs(0)));
+        // What is more urgent goes first when there is a hand, whatever waited before it.
+        fill(&connection, 7, Class::Otp, 1);
+        free[149].2 = 0;
+        free[6].2 = 1;
+        let claimed = claim(&mut tx, &mut turns, NOW, 8, hands(&free).room()).unwrap().jobs;
+        assert_eq!(claimed.len(), 1);
+        decide(&connection, &claimed);
+        let left = tx
+            .query_row("SELECT count(*) FROM jobs WHERE class_rank = 0", params![], |row| {
+                row.int(0)
+            })
+            .unwrap();
+        assert_eq!(left, 0, "the code");
+        // Who has no phone that is able is told why it waits.
+        fill(&connection, 250, Class::Marketing, 100);
+        let claimed = claim(&mut tx, &mut turns, NOW, 80, hands(&free).room()).unwrap().jobs;
+        assert_eq!((of(&claimed, 250), of(&claimed, 7)), (79, 1));
+    }
+
+    #[test]
+    fn hands_that_all_share_are_given_once() {
+        let (connection, mut turns) = (in_memory::open_loose(), Turns::default());
+        let mut tx = Tx::sqlite(&connection);
+        for whose in 1..=3 {
+            fill(&connection, whose, Class::Transactional, 10);
+        }
+        let pool = hands(&[(None, false, 4), (Some(tenant(2)), false, 2), (None, true, 50)]);
+        let claimed = claim(&mut tx, &mut turns, NOW, 64, pool.room()).unwrap();
+        assert_eq!(claimed.jobs.len(), 6, "not the sandbox's");
+        assert!(of(&claimed.jobs, 2) >= 2, "{claimed:?}");
+        assert!(claimed.full);
+    }
+
+    #[test]
+    fn the_sandbox_has_a_lane_and_hands_of_its_own() {
+        let (connection, mut turns) = (in_memory::open_loose(), Turns::default());
+        let mut tx = Tx::sqlite(&connection);
+        fill(&connection, 1, Class::Otp, 10);
+        let id = MessageId::new(1, [9; 10]);
+        add(&mut tx, (&tenant(1), &id), SANDBOX, (NOW, NOW)).unwrap();
+        let pool = hands(&[(None, false, 0), (None, true, 1)]);
+        let claimed = claim(&mut tx, &mut turns, NOW, 64, pool.room()).unwrap();
+        assert_eq!(claimed.jobs.iter().map(|job| &job.message).collect::<Vec<_>>(), [&id]);
+    }
+
+    #[test]
+    fn whoever_is_called_is_the_next_of_its_lane() {
+        let (connection, mut turns) = (in_memory::open_loose(), Turns::default());
+        let mut tx = Tx::sqlite(&connection);
+        fill(&connection, 1, Class::Transactional, 100);
+        let (id, held) = (MessageId::new(1, [9; 10]), MessageId::new(1, [8; 10]));
+        let rank = Class::Transactional.rank();
+        rows::put_job(&mut tx, (&tenant(1), &id), rank, NOW.plus_ms(500), None).unwrap();
+        rows::put_job(&mut tx, (&tenant(1), &held), rank, NOW, Some(protocol::Reason::QuietHours))
+            .unwrap();
+        assert!(call(&mut tx, &tenant(1), &id).unwrap());
+        assert!(!call(&mut tx, &tenant(1), &held).unwrap(), "it waits for its hour");
+        assert!(!call(&mut tx, &tenant(2), &id).unwrap(), "another's");
+        let next = claim(&mut tx, &mut turns, NOW.plus_ms(-1), 1, pool().room()).unwrap().jobs;
+        assert_eq!(next[0].message, id);
     }
 
     #[test]

@@ -317,6 +317,47 @@ async fn urgent_classes_go_first() {
 }
 
 #[tokio::test]
+async fn a_code_goes_before_a_campaign_that_waits_for_the_same_phone() {
+    let (router, tenant, _host, mut bridge) =
+        shelf("[dispatch]\nin_flight_per_phone = 1\n", &[ONE]).await;
+    let app = &router.app;
+    let two = host(app, &[TWO]).await;
+    // Another one is idle all the time, so that the campaign is looked at again and again.
+    let _idle = Bridge::connect(&router, &two).await;
+    let from_one = |new: &mut messages::NewMessage| {
+        new.from = Some(ONE.parse().unwrap());
+        new.class = Class::Transactional;
+    };
+    accept(app, &tenant, TO, from_one).await;
+    let blocking = bridge.wire.send_command().await;
+    let mut campaign = Vec::new();
+    for _ in 0..30 {
+        campaign.push(accept(app, &tenant, TO, from_one).await);
+    }
+    let code = accept(app, &tenant, TO, |new| {
+        from_one(new);
+        new.class = Class::Otp;
+        new.expires_at = new.now.plus_ms(300_000);
+    })
+    .await;
+    eventually("all of them stand in a line", || async {
+        count(app, "SELECT COUNT(*) FROM jobs WHERE ready = 0 AND held_reason IS NULL").await == 31
+    })
+    .await;
+    bridge.sends(&blocking).await;
+    let next = bridge.wire.send_command().await;
+    assert_eq!(next.message, code);
+    bridge.sends(&next).await;
+    // Those of one millisecond are in no order but that of their ids.
+    campaign.sort();
+    for message in &campaign[..3] {
+        let next = bridge.wire.send_command().await;
+        assert_eq!(next.message, *message, "in the order in which they came");
+        bridge.sends(&next).await;
+    }
+}
+
+#[tokio::test]
 async fn a_recipient_keeps_its_phone_and_a_number_asked_for_is_used() {
     let router = router("").await;
     let app = &router.app;
