@@ -158,6 +158,7 @@ pub const MIGRATIONS: &[Migration] = &[
     },
     Migration { version: 36, name: "quiet", sql: include_str!("../../migrations/0036_quiet.sql") },
     Migration { version: 37, name: "unfit", sql: include_str!("../../migrations/0037_unfit.sql") },
+    Migration { version: 39, name: "words", sql: include_str!("../../migrations/0039_words.sql") },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

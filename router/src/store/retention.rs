@@ -507,8 +507,8 @@ mod tests {
             ("sub_counts", days_ago(31), false),
         ] {
             tx.execute(
-                "INSERT INTO stripe_subscriptions (customer, subscription, since, created, rank, event, passing, at)
-                 VALUES ('cus', ?1, 1, 1, 2, 'evt', ?3, ?2)",
+                "INSERT INTO stripe_subscriptions (customer, subscription, since, created, rank, passing, at)
+                 VALUES ('cus', ?1, 1, 1, 2, ?3, ?2)",
                 params![subscription, taken, passing],
             )
             .unwrap();

@@ -112,24 +112,24 @@ fn act(tx: &mut Tx<'_>, event: &Event, plans: &Plans, now: UnixMs) -> Result<Out
             let told =
                 Told { subscription: id.clone(), since: *since, plan: plan.map(ToOwned::to_owned) };
             let before = subscriptions(tx, customer)?;
-            if tenant.is_some() && leads_nowhere(&before, &told, plans) {
-                // Nothing is noted, so that it can be sent again when there is such a plan.
+            let others = before.iter().filter(|one| one.subscription != told.subscription);
+            let after: Vec<Told> = others.chain([&told]).cloned().collect();
+            let moved = moved(&before, &after, id);
+            if let (Some(_), Moved::To(plan)) = (&tenant, &moved)
+                && plans.terms(plan.as_deref()).is_none()
+            {
+                // What counts now was told under a configuration that had its plan. Nothing is noted, so that this can be
+                // sent again when there is such a plan.
                 return Ok(Outcome::UnknownPrice);
             }
-            let word = (event.created, *rank, event.id.as_str());
-            if !note(tx, customer, (&told, word), tenant.is_none(), now)? {
+            if !note(tx, customer, (&told, event.created, *rank), tenant.is_none(), now)? {
                 return Ok(Outcome::Outdated);
             }
             let Some(tenant) = tenant else { return Ok(Outcome::UnknownCustomer) };
-            let after = subscriptions(tx, customer)?;
-            match moved(&before, &after, id) {
+            match moved {
                 Moved::To(plan) => {
-                    if accounts::set_plan(tx, &tenant, plan.as_deref(), plans, now)? {
-                        Ok(Outcome::PlanSet)
-                    } else {
-                        // It was told under a configuration that had this plan.
-                        Ok(Outcome::UnknownPrice)
-                    }
+                    accounts::set_plan(tx, &tenant, plan.as_deref(), plans, now)?;
+                    Ok(Outcome::PlanSet)
                 }
                 Moved::Unmoved => Ok(Outcome::Outdated),
                 Moved::Foreign => Ok(Outcome::Ignored),
@@ -154,16 +154,6 @@ fn act(tx: &mut Tx<'_>, event: &Event, plans: &Plans, now: UnixMs) -> Result<Out
         (News::Paid { .. } | News::Bound | News::Other, Some(_)) => {
             Ok(if bound { Outcome::Bound } else { Outcome::Ignored })
         }
-    }
-}
-
-/// What is told would make a plan count that the configuration does not have: it was told under one that had it.
-fn leads_nowhere(before: &[Told], told: &Told, plans: &Plans) -> bool {
-    let others = before.iter().filter(|one| one.subscription != told.subscription);
-    let after: Vec<Told> = others.chain([told]).cloned().collect();
-    match moved(before, &after, &told.subscription) {
-        Moved::To(plan) => plans.terms(plan.as_deref()).is_none(),
-        Moved::Unmoved | Moved::Foreign => false,
     }
 }
 
@@ -272,19 +262,19 @@ const SUBSCRIPTIONS: &str =
 fn note(
     tx: &mut Tx<'_>,
     customer: &str,
-    (told, (created, rank, event)): (&Told, (i64, i64, &str)),
+    (told, created, rank): (&Told, i64, i64),
     waits: bool,
     now: UnixMs,
 ) -> Result<bool, StoreError> {
     let passing = waits || told.plan.is_none();
     let noted = tx.execute(
-        "INSERT INTO stripe_subscriptions (customer, subscription, since, created, rank, event, plan, passing, at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+        "INSERT INTO stripe_subscriptions (customer, subscription, since, created, rank, plan, passing, at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
          ON CONFLICT (customer, subscription) DO UPDATE SET since = excluded.since, created = excluded.created,
-             rank = excluded.rank, event = excluded.event, plan = excluded.plan, passing = excluded.passing,
+             rank = excluded.rank, plan = excluded.plan, passing = excluded.passing,
              at = excluded.at
          WHERE (excluded.created, excluded.rank) >= (stripe_subscriptions.created, stripe_subscriptions.rank)",
-        params![customer, told.subscription, told.since, created, rank, event, told.plan, passing, now],
+        params![customer, told.subscription, told.since, created, rank, told.plan, passing, now],
     )?;
     Ok(noted > 0)
 }
