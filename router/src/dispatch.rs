@@ -19,7 +19,9 @@ use std::time::Duration;
 use protocol::api::{CheckedProvider, Media};
 use protocol::link::RouterFrame;
 use protocol::pipe::{Attempt, Command, OutboundAttachment, Send};
-use protocol::{Channel, HostId, MessageId, PhoneId, Reason, Recipient, Status, TenantId, UnixMs};
+use protocol::{
+    Channel, Class, HostId, MessageId, PhoneId, Reason, Recipient, Status, TenantId, UnixMs,
+};
 
 use crate::compliance::Verdict;
 use crate::config::Compliance;
@@ -332,7 +334,7 @@ fn decide_and_record(
     now: UnixMs,
 ) -> Result<Done, StoreError> {
     let (tenant, id) = (&job.tenant, &job.message);
-    let message = match rows::outbound(tx, tenant, id)? {
+    let mut message = match rows::outbound(tx, tenant, id)? {
         Some(message) if matches!(message.status, Status::Queued | Status::Scheduled) => message,
         // Withdrawn, or sent after all, between claim and now: there is nothing left to do.
         Some(_) | None => {
@@ -354,6 +356,7 @@ fn decide_and_record(
         expires_at: message.expires_at,
     };
     let decided = facts::decide(tx, &desk.compliance, (tenant, id), &subject, now)?;
+    message.judged_as = decided.class;
     let allowed_until = match decided.verdict {
         Verdict::Block { reason, detail } => return forbid(tx, job, (reason, detail), now),
         Verdict::Expire => return expire(tx, job, message.held_reason, now),
@@ -366,7 +369,7 @@ fn decide_and_record(
     };
     let relations = rows::relations(tx, (tenant, message.test), &message.recipient)?;
     // Our own confirmation answers them.
-    if !message.internal && !desk.warming.may_follow_up(message.class, relations.unanswered) {
+    if !message.internal && !desk.warming.may_follow_up(decided.class, relations.unanswered) {
         return hold(tx, job, &message, message.expires_at, Reason::Unanswered, now);
     }
     let asked = route::asked(message.channel, message.fallback.as_deref());
@@ -382,7 +385,7 @@ fn decide_and_record(
     {
         return Ok(done);
     }
-    let line = (shares::rank(message.class, message.test), tenant.clone());
+    let line = (shares::rank(message.judged_as, message.test), tenant.clone());
     let mut lines = lock(&desk.lines);
     let choice = match choice {
         Ok((_, phone)) if goes_first(tx, &mut lines, desk, (&line, id), phone, now)? => {
@@ -407,19 +410,21 @@ fn decide_and_record(
             rows::put_job(tx, (tenant, id), line.0, again, None)?;
             return Ok(Done::Held);
         }
-        Err(Unable::NotAllowed) => {
-            return end(tx, job, Status::Failed, Reason::PhoneNotAllowed, now);
-        }
-        Err(unable @ Unable::Capped) => {
-            return end(tx, job, Status::Failed, unable.reason(), now);
-        }
-        Err(unable @ Unable::Warming { until_ms }) => {
-            let until = UnixMs(until_ms).min(message.expires_at);
-            return hold(tx, job, &message, until, unable.reason(), now);
-        }
         // It is woken when a phone becomes able, and otherwise looked at again to be told that its life is over.
-        Err(unable @ Unable::Away) => {
-            return hold(tx, job, &message, message.expires_at, unable.reason(), now);
+        Err(
+            unable @ (Unable::NotAllowed
+            | Unable::Capped
+            | Unable::Warming { .. }
+            | Unable::Away { .. }),
+        ) => {
+            let reason = unable.reason();
+            return match unable.waits_until() {
+                Some(until_ms) => {
+                    let until = UnixMs(until_ms).min(message.expires_at);
+                    hold(tx, job, &message, until, reason, now)
+                }
+                None => end(tx, job, Status::Failed, reason, now),
+            };
         }
     };
     let epoch = phone.epoch.ok_or(StoreError::NoRow)?;
@@ -554,7 +559,7 @@ fn stand_in(
 const fn phone_will(unable: Unable) -> bool {
     match unable {
         Unable::Busy | Unable::Warming { .. } => true,
-        Unable::NotAllowed | Unable::Capped | Unable::Away => false,
+        Unable::NotAllowed | Unable::Capped | Unable::Away { .. } => false,
     }
 }
 
@@ -567,19 +572,19 @@ pub struct Preview {
     pub providers: Vec<CheckedProvider>,
 }
 
-/// Chooses a phone as dispatch would, and leaves everything as it is. Only closures that write may ask: they have the
+/// Chooses a phone as dispatch would, and leaves everything as it is. `class` is the one that the rules judge it by. Only closures that write may ask: they have the
 /// pool in turn.
 pub fn preview(
     tx: &mut Tx<'_>,
     app: &App,
     tenant: &TenantId,
-    new: &crate::store::messages::NewMessage,
+    (new, class): (&crate::store::messages::NewMessage, Class),
     now: UnixMs,
 ) -> Result<Preview, StoreError> {
     let desk = Desk::of(app);
     let relations = rows::relations(tx, (tenant, new.test), &new.recipient)?;
     let wait = |reason, until_ms| Verdict::Hold { until_ms, reason };
-    if !desk.warming.may_follow_up(new.class, relations.unanswered) {
+    if !desk.warming.may_follow_up(class, relations.unanswered) {
         let phone = Err(wait(Reason::Unanswered, i64::MAX));
         return Ok(Preview { phone, providers: Vec::new() });
     }
@@ -602,18 +607,24 @@ pub fn preview(
         life_ms: new.expires_at.since(new.send_at.unwrap_or(now).max(now)),
     };
     let (chosen, provider) = desk.providers.choose(tx, None, &need, now)?;
-    let again_at = chosen.again_at.map_or(i64::MAX, |at| at.0);
     let phone = match (picked, provider) {
         (Ok((choice, phone)), _) => Ok((choice, phone.number.clone())),
         (Err(_), Some(provider)) => {
             let choice = resolve::Choice { phone: provider.phone, route: vec![Channel::Sms] };
             Ok((choice, provider.number))
         }
-        (Err(unable @ Unable::NotAllowed), None) => Err(Verdict::block(unable.reason())),
-        (Err(unable @ Unable::Warming { until_ms }), None) => Err(wait(unable.reason(), until_ms)),
-        (Err(unable @ (Unable::Busy | Unable::Capped | Unable::Away)), None) => {
-            Err(wait(unable.reason(), again_at))
-        }
+        (Err(unable), None) => Err(match (unable, chosen.again_at) {
+            // A hand is free in a moment.
+            (Unable::Busy, _) => Verdict::Send { until_ms: i64::MAX },
+            // A provider may have it then.
+            (unable, Some(again_at)) if !phone_will(unable) => {
+                wait(Reason::NoPhoneAvailable, again_at.0)
+            }
+            (unable, _) => match unable.waits_until() {
+                Some(until_ms) => wait(unable.reason(), until_ms),
+                None => Verdict::block(unable.reason()),
+            },
+        }),
     };
     Ok(Preview { phone, providers: choice::for_tenants(chosen.checked) })
 }
@@ -777,7 +788,7 @@ fn hold_and_wake(
         };
         change::make(tx, &job.tenant, &job.message, &change)?;
     }
-    let rank = shares::rank(message.class, message.test);
+    let rank = shares::rank(message.judged_as, message.test);
     rows::put_job(tx, (&job.tenant, &job.message), rank, wakes_at, Some(reason))?;
     Ok(Done::Held)
 }

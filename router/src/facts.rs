@@ -89,6 +89,8 @@ pub fn of(settings: &Compliance, known: &Known, subject: &Subject<'_>) -> Facts 
 pub struct Decided {
     /// Their verdict.
     pub verdict: Verdict,
+    /// By which class's rules: what the tenant says it is, as far as that is proven.
+    pub class: Class,
     /// When to ask them again, of what is held.
     pub wakes_at: Option<UnixMs>,
 }
@@ -129,7 +131,7 @@ pub fn decide(
         (Verdict::Hold { until_ms, .. }, Err(_)) => Some(UnixMs(until_ms)),
         (Verdict::Send { .. } | Verdict::Block { .. } | Verdict::Expire, _) => None,
     };
-    Ok(Decided { verdict, wakes_at })
+    Ok(Decided { verdict, class, wakes_at })
 }
 
 /// The versions of the rules (code and hours) and of the time zone data, as the ledger and the API tell them.

@@ -347,7 +347,7 @@ impl Pool {
             need.from = Some(self.serving(number).ok_or(Unable::NotAllowed)?);
         }
         let choice = self.choose(&need, relations)?;
-        let phone = self.phones.get(&choice.phone).ok_or(Unable::Away)?;
+        let phone = self.phones.get(&choice.phone).ok_or(Unable::Away { until_ms: i64::MAX })?;
         Ok((choice, &phone.phone))
     }
 
@@ -404,7 +404,11 @@ impl Pool {
         }
         let all: usize = shelves.iter().map(|(_, shelf)| shelf.all).sum();
         let capped: usize = shelves.iter().map(|(_, shelf)| shelf.capped).sum();
-        Err(if all > 0 && all == capped { Unable::Capped } else { Unable::Away })
+        if all > 0 && all == capped {
+            return Err(Unable::Capped);
+        }
+        let used_up = fitting().any(|(_, shelf)| shelf.capped > 0);
+        Err(Unable::away(used_up, need.now_ms))
     }
 
     /// Phones as candidates for a message to somebody of whom this is known.

@@ -6,6 +6,8 @@ use protocol::channel::Channel;
 use protocol::id::{PhoneId, TenantId};
 use protocol::reason::Reason;
 
+use crate::warming::DAY_MS;
+
 /// Why no phone can take a message now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unable {
@@ -20,8 +22,12 @@ pub enum Unable {
     },
     /// Every phone that may ever be used has sent as many messages today as it may.
     Capped,
-    /// Every phone that could take it is offline, not ready, without a lease or lacks the channel.
-    Away,
+    /// Every phone that could take it is offline, not ready, without a lease or lacks the channel, or has sent as many
+    /// messages today as it may.
+    Away {
+        /// When one of the latter may send again; `i64::MAX` where there is none.
+        until_ms: i64,
+    },
 }
 
 impl Unable {
@@ -30,8 +36,25 @@ impl Unable {
         match self {
             Self::NotAllowed => Reason::PhoneNotAllowed,
             Self::Warming { .. } => Reason::WarmingCap,
-            Self::Busy | Self::Capped | Self::Away => Reason::NoPhoneAvailable,
+            Self::Busy | Self::Capped | Self::Away { .. } => Reason::NoPhoneAvailable,
         }
+    }
+
+    /// Until when a message waits for it, unless something changes before; `i64::MAX` for as long as it lives. `None`: it
+    /// does not wait, but fails.
+    pub const fn waits_until(self) -> Option<i64> {
+        match self {
+            Self::Warming { until_ms } | Self::Away { until_ms } => Some(until_ms),
+            Self::Busy => Some(i64::MAX),
+            Self::NotAllowed | Self::Capped => None,
+        }
+    }
+
+    /// Nobody is there; `used_up`, a phone among them has sent all that it may today, and may again from midnight on (UTC,
+    /// by which messages are counted).
+    pub const fn away(used_up: bool, now_ms: i64) -> Self {
+        let midnight_ms = now_ms.div_euclid(DAY_MS).saturating_add(1).saturating_mul(DAY_MS);
+        Self::Away { until_ms: if used_up { midnight_ms } else { i64::MAX } }
     }
 }
 
@@ -120,7 +143,11 @@ pub fn resolve(need: &Need<'_>, candidates: &[Candidate]) -> Result<Choice, Unab
         return Err(Unable::Warming { until_ms });
     }
     let used_up = allowed().next().is_some() && allowed().all(|candidate| candidate.capped);
-    Err(if used_up { Unable::Capped } else { Unable::Away })
+    if used_up {
+        return Err(Unable::Capped);
+    }
+    let later = allowed().any(|candidate| candidate.capped && !route(need, candidate).is_empty());
+    Err(Unable::away(later, need.now_ms))
 }
 
 /// Whether this phone may ever be used for this message.
@@ -174,6 +201,7 @@ mod tests {
 
     const AUTO: [Channel; 3] = [Channel::Imessage, Channel::Rcs, Channel::Sms];
     const NOW_MS: i64 = 1_000;
+    const AWAY: Unable = Unable::Away { until_ms: i64::MAX };
 
     fn tenant(n: u8) -> TenantId {
         TenantId::new(1, [n; 10])
@@ -213,7 +241,7 @@ mod tests {
 
     #[test]
     fn without_a_phone_there_is_a_reason() {
-        assert_eq!(chosen(&[]), Err(Unable::Away));
+        assert_eq!(chosen(&[]), Err(AWAY));
     }
 
     #[test]
@@ -223,13 +251,13 @@ mod tests {
         let cases: [(&str, Unable, Spoil); 9] = [
             ("at its daily cap", Unable::Capped, |c| c.capped = true),
             ("at its cap of new contacts", warming, |c| c.new_from_ms = NOW_MS + 5),
-            ("offline", Unable::Away, |c| c.online = false),
-            ("not ready", Unable::Away, |c| c.ready = false),
-            ("without a lease", Unable::Away, |c| c.leased = false),
+            ("offline", AWAY, |c| c.online = false),
+            ("not ready", AWAY, |c| c.ready = false),
+            ("without a lease", AWAY, |c| c.leased = false),
             ("full", Unable::Busy, |c| c.in_flight = 4),
-            ("without a channel", Unable::Away, |c| c.channels = vec![]),
-            ("another tenant's", Unable::Away, |c| c.exclusive_to = Some(tenant(9))),
-            ("of the sandbox", Unable::Away, |c| c.sandbox = true),
+            ("without a channel", AWAY, |c| c.channels = vec![]),
+            ("another tenant's", AWAY, |c| c.exclusive_to = Some(tenant(9))),
+            ("of the sandbox", AWAY, |c| c.sandbox = true),
         ];
         for (name, why, spoil) in cases {
             let mut spoilt = candidate(1);
@@ -256,9 +284,9 @@ mod tests {
             ..candidate(1)
         };
         assert_eq!(test(&[tempting.clone(), sandbox(2)], None), Ok(phone(2)));
-        assert_eq!(test(std::slice::from_ref(&tempting), None), Err(Unable::Away));
+        assert_eq!(test(std::slice::from_ref(&tempting), None), Err(AWAY));
         assert_eq!(test(&[tempting, sandbox(2)], Some(&phone(1))), Err(Unable::NotAllowed));
-        assert_eq!(chosen(&[sandbox(1)]), Err(Unable::Away));
+        assert_eq!(chosen(&[sandbox(1)]), Err(AWAY));
     }
 
     #[test]
@@ -280,7 +308,10 @@ mod tests {
         // A phone that is away may come back with places.
         let away = Candidate { online: false, ..candidate(4) };
         let capped = |n| Candidate { capped: true, ..candidate(n) };
-        assert_eq!(chosen(&[capped(1), away]), Err(Unable::Away));
+        // What is used up today may send tomorrow.
+        assert_eq!(chosen(&[capped(1), away.clone()]), Err(Unable::Away { until_ms: DAY_MS }));
+        let mute = Candidate { channels: vec![], ..capped(1) };
+        assert_eq!(chosen(&[mute, away]), Err(AWAY));
         assert_eq!(chosen(&[capped(1), capped(2)]), Err(Unable::Capped));
     }
 
@@ -321,7 +352,7 @@ mod tests {
         let wanted = phone(2);
         let away = Candidate { online: false, ..candidate(2) };
         let need = ask(&mine, Some(&wanted));
-        assert_eq!(resolve(&need, &[candidate(1), away]), Err(Unable::Away));
+        assert_eq!(resolve(&need, &[candidate(1), away]), Err(AWAY));
         assert_eq!(resolve(&need, &[candidate(1)]), Err(Unable::NotAllowed));
         let foreign = Candidate { exclusive_to: Some(tenant(9)), ..candidate(2) };
         assert_eq!(resolve(&need, &[foreign]), Err(Unable::NotAllowed));
@@ -334,7 +365,7 @@ mod tests {
         let choice = resolve(&ask(&mine, None), &[candidate(1)]).unwrap();
         assert_eq!(choice.route, [Channel::Imessage, Channel::Sms]);
         let only = Need { wanted: &[Channel::Rcs], ..ask(&mine, None) };
-        assert_eq!(resolve(&only, &[candidate(1)]), Err(Unable::Away));
+        assert_eq!(resolve(&only, &[candidate(1)]), Err(AWAY));
     }
 
     prop_compose! {

@@ -57,7 +57,8 @@ pub(super) async fn check(
                 Err(error) if error.is_unavailable() => return Err(ApiError::from(error)),
                 facts => facts.ok(),
             };
-            let preview = dispatch::preview(tx, &shared, &caller.tenant, &new, now)?;
+            let class = facts.as_ref().map_or(new.class, |facts| facts.applied(at.0).class);
+            let preview = dispatch::preview(tx, &shared, &caller.tenant, (&new, class), now)?;
             Ok(report(facts.as_ref(), &new, preview, at))
         })
         .await?;

@@ -86,6 +86,8 @@ pub struct Outbound {
     pub fallback: Option<Vec<Channel>>,
     /// How urgent.
     pub class: Class,
+    /// By which class it takes its turn where it waits: as the tenant says, until the rules have judged that.
+    pub judged_as: Class,
     /// Its text.
     pub text: String,
     /// Files that go with it.
@@ -130,6 +132,7 @@ pub fn outbound(
                 from: row.get(3)?,
                 channel: row.get(4)?,
                 class: row.get(5)?,
+                judged_as: row.get(5)?,
                 text: row.opt_text(6)?.unwrap_or_default(),
                 attempts: row.get(7)?,
                 expires_at: row.get(8)?,

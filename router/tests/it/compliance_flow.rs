@@ -124,6 +124,40 @@ async fn a_claim_that_is_not_proven_is_judged_as_marketing() {
 }
 
 #[tokio::test]
+async fn what_is_no_code_is_no_further_message_to_who_never_answers() {
+    let (router, tenant, host, mut bridge) = shelf("", &[ONE]).await;
+    let app = &router.app;
+    let (whose, phone, now) = (tenant.clone(), host.phones[0].clone(), app.clock.now());
+    app.store
+        .write(move |tx| {
+            tx.execute(
+                "INSERT INTO bindings (tenant_id, recipient, phone_id, last_at, last_direction, unanswered)
+                 VALUES (?1, ?2, ?3, ?4, 'outbound', 100)",
+                params![whose, TO, phone, now],
+            )
+        })
+        .await
+        .unwrap();
+    let claimed = accept(app, &tenant, TO, |new| {
+        new.class = Class::Otp;
+        new.expires_at = new.now.plus_ms(12 * 3_600_000);
+    })
+    .await;
+    eventually("it is held", || async {
+        message(app, &tenant, &claimed).await.held_reason == Some(Reason::Unanswered)
+    })
+    .await;
+    let rank = i64::from(Class::Marketing.rank());
+    assert_eq!(count(app, "SELECT class_rank FROM jobs").await, rank, "it takes its turn as such");
+    let code = accept(app, &tenant, TO, |new| {
+        new.class = Class::Otp;
+        new.expires_at = new.now.plus_ms(600_000);
+    })
+    .await;
+    assert_eq!(bridge.wire.send_command().await.message, code);
+}
+
+#[tokio::test]
 async fn what_icloud_brings_late_is_no_question_of_now() {
     let (router, tenant, _host, mut bridge) = shelf(NOT_NOW, &[ONE]).await;
     let app = &router.app;

@@ -301,6 +301,34 @@ async fn a_phone_is_never_given_more_than_its_hands_hold_and_expiry_reaches_what
 }
 
 #[tokio::test]
+async fn with_one_phone_away_and_one_used_up_a_message_is_looked_at_again_at_midnight() {
+    let router = router("").await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let (_away, used_up) = (host(app, &[ONE]).await, host(app, &[TWO]).await);
+    let _bridge = Bridge::connect(&router, &used_up).await;
+    let phone = used_up.phones[0].clone();
+    app.store
+        .write(move |tx| {
+            tx.execute("UPDATE phones SET daily_cap = 0 WHERE id = ?1", router::params![phone])
+        })
+        .await
+        .unwrap();
+    let day = 86_400_000;
+    let midnight = (app.clock.now().0.div_euclid(day) + 1) * day;
+    let id = accept(app, &tenant, TO, |new| new.expires_at = new.now.plus_ms(2 * day)).await;
+    let short = accept(app, &tenant, TO, |new| new.expires_at = new.now.plus_ms(1_500)).await;
+    eventually("they are held", || async {
+        message(app, &tenant, &id).await.held_reason == Some(Reason::NoPhoneAvailable)
+            && message(app, &tenant, &short).await.held_reason == Some(Reason::NoPhoneAvailable)
+    })
+    .await;
+    assert_eq!(message(app, &tenant, &id).await.next_at.unwrap().0, midnight);
+    let short = message(app, &tenant, &short).await;
+    assert_eq!(short.next_at, short.expires_at, "no later than it lives");
+}
+
+#[tokio::test]
 async fn urgent_classes_go_first() {
     let (router, tenant, _host, mut bridge) =
         shelf("[dispatch]\nin_flight_per_phone = 1\n", &[ONE]).await;
