@@ -19,7 +19,7 @@ use place::Places;
 
 /// The version of the rules as they are coded here; it stands beside every decision and is raised with every change
 /// that could change one.
-pub const VERSION: &str = "2026-11-27.2";
+pub const VERSION: &str = "2026-11-28.1";
 
 /// What is known about a message when it is to be sent.
 #[derive(Debug, Clone, PartialEq)]

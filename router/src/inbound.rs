@@ -106,7 +106,7 @@ async fn one_by_one(
                 tracing::error!(phone = %phone, seq, kind, error = %error, "inbound: an event cannot be taken in and is passed over");
                 metrics::counter!("switchboard_inbound_passed_over_total", "type" => kind)
                     .increment(1);
-                pass_over(app, copy, error.to_string(), now).await?;
+                effects.merge(pass_over(app, copy, error.to_string(), now).await?);
                 acks.insert((phone, journal), seq);
             }
         }
@@ -120,23 +120,31 @@ async fn pass_over(
     frame: EventFrame,
     why: String,
     now: UnixMs,
-) -> Result<(), StoreError> {
-    let (copy, reason) = (frame.clone(), why.clone());
-    let salvaged = app
-        .store
-        .write(move |tx| {
-            if let Event::Received(message) = &copy.event {
-                received::salvage(tx, (&copy.phone, &copy.journal), message, now)?;
+) -> Result<Effects, StoreError> {
+    // What cannot be stopped, because it cannot be read, must not cost the person the opt-out.
+    for stop in [true, false] {
+        let (copy, reason) = (frame.clone(), why.clone());
+        let salvaged = app
+            .store
+            .write(move |tx| {
+                let mut effects = Effects::default();
+                if let Event::Received(message) = &copy.event {
+                    let told = (&copy.phone, copy.journal.as_str());
+                    effects = received::salvage(tx, told, message, stop, now)?;
+                }
+                keep(tx, &copy, &reason, now)?;
+                Ok(effects)
+            })
+            .await;
+        match salvaged {
+            Err(error) if !error.is_unavailable() => {
+                tracing::error!(error = %error, stop, "inbound: what must not wait of an event cannot be saved");
             }
-            keep(tx, &copy, &reason, now)
-        })
-        .await;
-    match salvaged {
-        Err(error) if !error.is_unavailable() => {
-            app.store.write(move |tx| keep(tx, &frame, &why, now)).await
+            salvaged => return salvaged,
         }
-        salvaged => salvaged,
     }
+    app.store.write(move |tx| keep(tx, &frame, &why, now)).await?;
+    Ok(Effects::default())
 }
 
 fn keep(tx: &mut Tx<'_>, frame: &EventFrame, why: &str, now: UnixMs) -> Result<(), StoreError> {

@@ -80,9 +80,9 @@ pub struct TenantRules {
     /// Words that lift an opt-out, beside the ones that always do.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub start_words: Vec<String>,
-    /// Whether an opt-out is confirmed by one message.
+    /// Whether an opt-out is confirmed by one message, and HELP is answered where `help_text` is left out.
     pub confirm_opt_out: bool,
-    /// The answer to HELP; none when left out.
+    /// The answer to HELP. When left out, one of ours with your name, or none without `confirm_opt_out`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub help_text: Option<String>,
     /// Words and phrases that no text may have.

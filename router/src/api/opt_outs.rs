@@ -18,7 +18,7 @@ use crate::error::ApiError;
 use crate::facts;
 use crate::idempotency::{self, Post, Reply};
 use crate::server::AppState;
-use crate::store::inbound::{block_waiting, nobody, tell_opt_out};
+use crate::store::inbound::{acquainted, block_waiting, nobody, tell_opt_out};
 use crate::store::opt_outs::{self, Method, Steps, Turned, Wish};
 use crate::store::{StoreError, Tx, admin};
 
@@ -213,18 +213,36 @@ fn opt_out(
         evidence: source.map(|source| serde_json::json!({ "source": source })),
         rules: facts::versions().0,
         at: now,
+        late: false,
     };
     let event = EventId::new(now.0, clock::random());
     if opt_outs::turn(tx, (who, recipient), &wish, &event)? == Turned::Nothing {
         return Ok(None);
     }
     if *who.0 == nobody() {
-        // Each tenant's messages are stopped when they are due: the rule is asked again then.
-        return Ok(Some((0, Vec::new())));
+        return block_for_all(tx, recipient, now).map(Some);
     }
     let (waiting, with_phones) = block_waiting(tx, who, recipient, now)?;
     tell_opt_out(tx, who, "contact.opted_out", recipient, now)?;
     Ok(Some((waiting, with_phones)))
+}
+
+/// Stops what is on its way to a recipient whom nobody may write to: that of the tenants that have written to them, or know
+/// them by another number or address. Of all others the rule is asked when a message is due.
+fn block_for_all(
+    tx: &mut Tx<'_>,
+    recipient: &Recipient,
+    now: UnixMs,
+) -> Result<(u32, Vec<MessageId>), StoreError> {
+    let (mut waiting, mut with_phones) = (0_u32, Vec::new());
+    for tenant in acquainted(tx, recipient)? {
+        for test in [false, true] {
+            let (stopped, mut asked_back) = block_waiting(tx, (&tenant, test), recipient, now)?;
+            waiting = waiting.saturating_add(stopped);
+            with_phones.append(&mut asked_back);
+        }
+    }
+    Ok((waiting, with_phones))
 }
 
 fn checked(body: Value) -> Result<New, ApiError> {
@@ -322,6 +340,7 @@ async fn lifted(
                 evidence: Some(serde_json::json!({ "source": source, "at": at, "text": text })),
                 rules: facts::versions().0,
                 at: now,
+                late: false,
             };
             let event = EventId::new(now.0, clock::random());
             let turned = opt_outs::turn(tx, ((&tenant, test), &recipient), &wish, &event)?;

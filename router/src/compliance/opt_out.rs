@@ -66,7 +66,14 @@ const PHRASES: [&[&str]; 19] = [
 ];
 const WRITING: [&str; 4] = ["texting", "messaging", "sending", "contacting"];
 
-/// Before a phrase these turn it round: "don't stop texting me".
+/// The phrases above that begin with one of these are turned round by a negation before them; the others are said about
+/// what the sender wants, whatever stands before: "if you do not leave me alone".
+const TURNED_ROUND: [&str; 2] = ["stop", "quit"];
+
+/// Words of a condition or a reproach. A negation behind one turns nothing round: "if you don't stop texting me".
+const CONDITIONS: [&str; 4] = ["if", "unless", "why", "until"];
+
+/// Before "stop" and "quit" these turn the phrase round: "don't stop texting me".
 const NEGATIONS: [&str; 9] =
     ["dont", "not", "never", "cant", "cannot", "wont", "didnt", "couldnt", "without"];
 
@@ -151,16 +158,20 @@ fn phrase(folded: &str) -> Option<Asks> {
         return None;
     }
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let wish = words.first() == Some(&"stop")
-        && words.get(1).is_some_and(|second| AFTER_STOP.contains(second));
+    // An exclamation mark ends the wish, whatever is said behind it.
+    let exclaimed =
+        folded.strip_prefix("stop").is_some_and(|rest| rest.trim_start().starts_with('!'));
+    let wish = exclaimed
+        || words.first() == Some(&"stop")
+            && words.get(1).is_some_and(|second| AFTER_STOP.contains(second));
     let has = |phrase: &[&str]| {
         words.windows(phrase.len()).enumerate().any(|(at, window)| {
             let same = window
                 .iter()
                 .zip(phrase)
                 .all(|(word, wanted)| word == wanted || (*wanted == "*" && WRITING.contains(word)));
-            let before = at.checked_sub(1).and_then(|before| words.get(before));
-            same && !before.is_some_and(|word| NEGATIONS.contains(word))
+            same && !(phrase.first().is_some_and(|first| TURNED_ROUND.contains(first))
+                && negated(words.get(..at).unwrap_or_default()))
         })
     };
     if wish || PHRASES.iter().any(|phrase| has(phrase)) {
@@ -171,6 +182,12 @@ fn phrase(folded: &str) -> Option<Asks> {
     // Digits behind STOP are a code of somebody's own.
     let code = words.get(1).is_some_and(|second| second.bytes().all(|b| b.is_ascii_digit()));
     ((starts && !code) || mentions).then_some(Asks::PerhapsStop)
+}
+
+/// Whether the words before "stop" turn it round.
+fn negated(before: &[&str]) -> bool {
+    before.last().is_some_and(|word| NEGATIONS.contains(word))
+        && !before.iter().any(|word| CONDITIONS.contains(word))
 }
 
 /// The words of a folded text. An apostrophe is no gap: "don't" is one word.
@@ -309,6 +326,19 @@ mod tests {
             "I asked you to stop contacting me",
             "Ｓｔｏｐ texting me",
             "stop sending these, thanks",
+            "STOP! I don't want these",
+            "Stop ! no",
+            "stop!!! who is this",
+            "ＳＴＯＰ！ enough",
+            "If you do not remove me from your list I report you",
+            "if you do not leave me alone",
+            "why not take me off your list",
+            "I will not ask again, do not text",
+            "If you don't stop texting me I will sue",
+            "why not stop messaging me",
+            // Said without exception: who is doubted is asked by a person, not written to meanwhile.
+            "please don't remove me",
+            "never leave me alone",
         ] {
             assert_eq!(asks(text, OURS), Some(Asks::StopInferred), "{text:?}");
         }
@@ -323,6 +353,7 @@ mod tests {
             "Quit smoking today?",
             "opt out of the tour, anyone?",
             "how do I unsubscribe",
+            "I did not opt out",
         ] {
             assert_eq!(asks(text, OURS), Some(Asks::PerhapsStop), "{text:?}");
         }
@@ -346,10 +377,10 @@ mod tests {
             "can't stop laughing",
             "don't stop texting me",
             "I can’t stop texting you",
-            "please don't remove me",
-            "never leave me alone",
+            "don't quit sending these",
             "yes",
             "stopp",
+            "stopping by! 5 ok",
             "started",
             "don't stop",
             "I told him that he should stop texting me and then we went out for dinner",

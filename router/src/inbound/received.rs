@@ -27,6 +27,9 @@ const CONFIRM_STOP: &str =
     "You are unsubscribed and will get no more messages. Reply START to resubscribe.";
 const CONFIRM_START: &str = "You are subscribed again. Reply STOP to unsubscribe.";
 
+/// What is said of a tenant that has not said how it is reached: by an answer, which it is told of.
+const HELP: &str = "Answer this message to reach us. Reply STOP to opt out.";
+
 /// Whoever asks for help is answered once in this time, so that two machines do not talk for ever.
 const HELP_EVERY_MS: i64 = 5 * 60 * 1_000;
 
@@ -126,18 +129,21 @@ pub(crate) fn message(
     rows::bind(tx, &tenant, (&message.from, phone), Direction::Inbound, heard)
 }
 
-/// What can be saved of a message that could not be taken in as it should: its text, and that it says STOP.
+/// What can be saved of a message that could not be taken in as it should: its text, and that it says STOP. With `stop`
+/// what is on its way to its sender is stopped as well.
 pub(super) fn salvage(
     tx: &mut Tx<'_>,
     (phone, journal): (&PhoneId, &str),
     message: &Received,
+    stop: bool,
     now: UnixMs,
-) -> Result<(), StoreError> {
+) -> Result<Effects, StoreError> {
+    let mut effects = Effects::default();
     if !store::take_guid(tx, phone, (&message.guid, journal), now)? {
-        return Ok(());
+        return Ok(effects);
     }
     if canary_of(tx, message)?.is_some() {
-        return Ok(());
+        return Ok(effects);
     }
     let talked = talked(tx, phone, message)?;
     let sandbox = store::is_sandbox(tx, phone)?;
@@ -155,12 +161,18 @@ pub(super) fn salvage(
             let (asks, _rules) = asked(tx, &tenant, message)?;
             for asks in asks.into_iter().filter(|asks| asks.is_stop()) {
                 for test in modes(asks, sandbox) {
-                    record(tx, (&tenant, test), (phone, &id), message, asks, now)?;
+                    let who = (&tenant, test);
+                    let turned = record(tx, who, (phone, &id), message, asks, now)?;
+                    if stop && turned == Turned::Over {
+                        let (_stopped, with_phones) =
+                            store::block_waiting(tx, who, &message.from, now)?;
+                        effects.recall.extend(with_phones);
+                    }
                 }
             }
         }
     }
-    Ok(())
+    Ok(effects)
 }
 
 /// The canary that a host has had written from one of its phones, and the sender: the text is nothing but a canary's, and
@@ -334,6 +346,7 @@ pub(crate) fn opted_out_at_provider(
             evidence: Some(serde_json::json!({ "source": detail })),
             rules: facts::versions().0,
             at: now,
+            late: false,
         };
         let event = EventId::new(now.0, clock::random());
         if opt_outs::turn(tx, ((&reached, false), recipient), &wish, &event)? == Turned::Nothing {
@@ -365,7 +378,7 @@ fn confirm(
     Ok(Effects { dispatch: true, ..Effects::default() })
 }
 
-/// Answers HELP in the tenant's words: not to who has opted out, and not again within minutes.
+/// Answers HELP, in the tenant's words where it has chosen some: not to who has opted out, and not again within minutes.
 fn help(
     tx: &mut Tx<'_>,
     (tenant, rules, sandbox): (&TenantId, &TenantRules, bool),
@@ -373,7 +386,12 @@ fn help(
     message: &Received,
     now: UnixMs,
 ) -> Result<Effects, StoreError> {
-    let Some(text) = &rules.help_text else { return Ok(Effects::default()) };
+    let wording = match &rules.help_text {
+        Some(text) => format!("{text} Reply STOP to unsubscribe."),
+        None if rules.confirm_opt_out => HELP.to_owned(),
+        // The tenant answers by itself.
+        None => return Ok(Effects::default()),
+    };
     let about = ((tenant, sandbox), &message.from);
     let out = rules::known(tx, about.0, about.1)?.opt_out != OptOut::Clear;
     if out || opt_outs::helped_since(tx, about, now.plus_ms(-HELP_EVERY_MS))? {
@@ -387,14 +405,15 @@ fn help(
         evidence: None,
         rules: facts::versions().0,
         at: now,
+        late: false,
     };
     opt_outs::note(tx, about, &wish, &EventId::new(now.0, clock::random()))?;
-    let wording = format!("{text} Reply STOP to unsubscribe.");
     confirm(tx, tenant, (phone, message), &wording, now)
 }
 
-/// Writes the wish down. A sender's clock may be wrong: nobody writes in the future, and a STOP that has just come in is
-/// the newest wish there is, whatever it says of its time. Only what iCloud brings late is as old as it says.
+/// Writes the wish down. A sender's clock may be wrong: nobody writes in the future, and a STOP that comes in always counts,
+/// whatever it says of its time, unless iCloud brings it late: then it is as old as it says. What is kept of its time is
+/// the sender's, so that a START that was written after it and told later still counts.
 fn record(
     tx: &mut Tx<'_>,
     who: (&TenantId, bool),
@@ -404,7 +423,6 @@ fn record(
     now: UnixMs,
 ) -> Result<Turned, StoreError> {
     let evidence: String = message.text.trim().chars().take(EVIDENCE_CHARS_MAX).collect();
-    let at = if asks.is_stop() && !message.late { now } else { message.at.min(now) };
     let (action, method) = match asks {
         Asks::Stop => ("opted_out", Method::Keyword),
         Asks::StopInferred => ("opted_out", Method::Inferred),
@@ -419,7 +437,9 @@ fn record(
         text: Some(&evidence),
         evidence: None,
         rules: facts::versions().0,
-        at,
+        at: message.at.min(now),
+        // A bridge tells what has waited for it in an order of its own. Only an opt-out is not compared with what stands.
+        late: message.late || !asks.is_stop(),
     };
     let (about, event) = ((who, &message.from), EventId::new(now.0, clock::random()));
     match asks {

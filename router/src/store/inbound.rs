@@ -176,20 +176,48 @@ pub fn told_elsewhere(
     Ok(first.flatten().is_some_and(|first| first != journal))
 }
 
-/// The tenants that have talked with `recipient` on this phone, the newest first, with when.
+/// The tenants that have talked with `recipient` on this phone, the newest first, with when; behind them those that have
+/// talked there with another number or address of the same person.
 pub fn talked_with(
     tx: &mut Tx<'_>,
     phone: &PhoneId,
     recipient: &Recipient,
 ) -> Result<Vec<(TenantId, UnixMs)>, StoreError> {
-    tx.query(TALKED_WITH, params![phone, recipient, TALKED_MAX], |row| {
-        Ok((row.get(0)?, row.get(1)?))
-    })
+    let mut talked = tx.query(TALKED_WITH, params![phone, recipient, TALKED_MAX], |row| {
+        Ok((row.get::<TenantId>(0)?, row.get(1)?))
+    })?;
+    let as_others = tx.query(TALKED_AS_OTHERS, params![phone, recipient, TALKED_MAX], |row| {
+        Ok((row.get::<TenantId>(0)?, row.get(1)?))
+    })?;
+    for (tenant, at) in as_others {
+        if talked.iter().all(|(known, _)| *known != tenant) {
+            talked.push((tenant, at));
+        }
+    }
+    Ok(talked)
 }
+
+/// The tenants that may have something on its way to `recipient`, or to another number or address of the same person:
+/// those that have talked with them on any phone, and those that know them by more than one.
+pub fn acquainted(tx: &mut Tx<'_>, recipient: &Recipient) -> Result<Vec<TenantId>, StoreError> {
+    tx.query(ACQUAINTED, params![recipient], |row| row.get(0))
+}
+
+pub(super) const ACQUAINTED: &str = "SELECT tenant_id FROM bindings WHERE recipient = ?1
+     UNION SELECT tenant_id FROM contacts WHERE recipient = ?1 AND person IS NOT NULL";
 
 pub(super) const TALKED_WITH: &str =
     "SELECT tenant_id, last_at FROM bindings WHERE phone_id = ?1 AND recipient = ?2
      ORDER BY last_at DESC, tenant_id LIMIT ?3";
+
+/// What a tenant says of the sandbox counts on phones of the sandbox alone.
+pub(super) const TALKED_AS_OTHERS: &str = "SELECT b.tenant_id, MAX(b.last_at) FROM contacts c CROSS JOIN contacts o
+     CROSS JOIN bindings b CROSS JOIN phones p
+     WHERE c.recipient = ?2 AND c.person IS NOT NULL AND o.tenant_id = c.tenant_id AND o.test = c.test
+         AND o.person = c.person AND o.recipient <> ?2
+         AND b.recipient = o.recipient AND b.phone_id = ?1 AND b.tenant_id = c.tenant_id
+         AND p.id = ?1 AND p.sandbox = c.test
+     GROUP BY b.tenant_id ORDER BY MAX(b.last_at) DESC, b.tenant_id LIMIT ?3";
 
 /// Tenants that one person can have talked with on one phone: a STOP counts for all of them, so this is far beyond what
 /// a phone can serve.

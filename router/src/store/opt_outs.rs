@@ -54,6 +54,9 @@ pub struct Wish<'a> {
     pub rules: &'a str,
     /// When it was uttered.
     pub at: UnixMs,
+    /// It may be told long after it was uttered, so that what stands may be newer. What was not is the newest wish there
+    /// is, whatever the clock showed when what stands was written down.
+    pub late: bool,
 }
 
 /// What a wish did to the opt-out of (tenant, recipient).
@@ -111,14 +114,31 @@ pub fn turn(
         params![tenant, recipient, test],
         |row| Ok((row.text(0)?, row.get::<UnixMs>(1)?)),
     )?;
-    match before {
+    let opts_out = wish.action == "opted_out";
+    let at = match before {
+        None if opts_out => wish.at,
         // Who never opted out cannot opt back in.
-        None if wish.action != "opted_out" => return Ok(Turned::Nothing),
-        Some((stands, _)) if stands == wish.action => return Ok(Turned::Nothing),
-        // iCloud may bring an old message long after a newer one.
-        Some((_, newer)) if newer > wish.at => return Ok(Turned::Nothing),
-        None | Some(_) => {}
-    }
+        None => return Ok(Turned::Nothing),
+        Some((state, stands)) if state == wish.action => {
+            // Said again later, it outlasts a change of mind from between that is told after both.
+            if opts_out && wish.at > stands {
+                tx.execute(
+                    "UPDATE opt_outs SET at = ?4 WHERE tenant_id = ?1 AND test = ?3 AND recipient = ?2",
+                    params![tenant, recipient, test, wish.at],
+                )?;
+            }
+            return Ok(Turned::Nothing);
+        }
+        // iCloud may bring an old message long after a newer one, and a bridge what has waited for it. Which of two of
+        // the same moment came last nobody knows: then nothing may be sent.
+        Some((_, stands))
+            if wish.late && (stands > wish.at || (stands == wish.at && !opts_out)) =>
+        {
+            return Ok(Turned::Nothing);
+        }
+        Some((_, stands)) => stands.max(wish.at),
+    };
+    let wish = &Wish { at, ..wish.clone() };
     tx.execute(
         "INSERT INTO opt_outs (tenant_id, recipient, state, method, keyword, message_id, at, test)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)

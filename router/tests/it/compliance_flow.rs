@@ -284,6 +284,7 @@ async fn the_operators_opt_out_holds_for_every_tenant() {
                 evidence: None,
                 rules: "t",
                 at: now,
+                late: false,
             };
             opt_outs::turn(
                 tx,
@@ -436,4 +437,120 @@ async fn rules_that_cannot_be_read_stop_everything_but_a_stop() {
     assert_eq!(reaches(app, &tenant, &id, Status::Blocked).await.reason, Some(Reason::CheckFailed));
     bridge.event(received(TO, "g1", "STOP", app.clock.now())).await;
     assert_eq!(count(app, "SELECT COUNT(*) FROM opt_outs WHERE state = 'opted_out'").await, 1);
+}
+
+/// What stands for `TO`, with its time.
+async fn stands(app: &server::App) -> Vec<String> {
+    texts(app, "SELECT state || ' ' || at FROM opt_outs ORDER BY at").await
+}
+
+#[tokio::test]
+async fn a_start_from_a_backlog_counts_behind_the_stop_before_it() {
+    let (router, _tenant, _host, mut bridge) = shelf("", &[ONE]).await;
+    let app = &router.app;
+    let minutes_ago = |minutes: i64| app.clock.now().plus_ms(-minutes * 60_000);
+    let (ten, ten_five) = (minutes_ago(120), minutes_ago(115));
+    bridge.event(received(TO, "g1", "STOP", ten)).await;
+    assert_eq!(stands(app).await, [format!("opted_out {}", ten.0)]);
+    // Of one moment: nobody knows which came last.
+    bridge.event(received(TO, "g2", "START", ten)).await;
+    assert_eq!(stands(app).await, [format!("opted_out {}", ten.0)]);
+    bridge.event(received(TO, "g3", "START", ten_five)).await;
+    assert_eq!(stands(app).await, [format!("opted_in {}", ten_five.0)]);
+    // One that comes in now counts, however old it says it is, and is the newest wish.
+    bridge.event(received(TO, "g4", "STOP", ten)).await;
+    assert_eq!(stands(app).await, [format!("opted_out {}", ten_five.0)]);
+    // Said again later, it outlasts what was said between.
+    let (before, again) = (minutes_ago(90), minutes_ago(80));
+    bridge.event(received(TO, "g5", "STOP", again)).await;
+    bridge.event(received(TO, "g6", "START", before)).await;
+    assert_eq!(stands(app).await, [format!("opted_out {}", again.0)]);
+}
+
+#[tokio::test]
+async fn an_opt_out_counts_after_the_clock_went_back() {
+    let (router, tenant, _host, mut bridge) = shelf("", &[ONE]).await;
+    let app = &router.app;
+    // What stands was written down by a clock that was an hour ahead.
+    let (whose, ahead) = (tenant.clone(), app.clock.now().plus_ms(3_600_000));
+    app.store
+        .write(move |tx| {
+            tx.execute(
+                "INSERT INTO opt_outs (tenant_id, recipient, state, method, at) VALUES (?1, ?2, 'opted_in', 'keyword', ?3)",
+                params![whose, TO, ahead],
+            )
+        })
+        .await
+        .unwrap();
+    bridge.event(received(TO, "g1", "STOP", app.clock.now())).await;
+    assert_eq!(stands(app).await, [format!("opted_out {}", ahead.0)]);
+}
+
+#[tokio::test]
+async fn a_stop_on_a_number_that_was_never_written_to_reaches_who_wrote_to_the_person() {
+    let (router, acme, host, mut bridge) = shelf("", &[ONE]).await;
+    let app = &router.app;
+    let other = tenant(app, "Other").await;
+    let mail = "anna@example.com";
+    for (whose, who) in [(&acme, TO), (&acme, mail), (&other, mail)] {
+        let said = Said { person: Some("anna".to_owned()), ..Said::default() };
+        let (whose, who, now): (_, Recipient, _) =
+            (whose.clone(), who.parse().unwrap(), app.clock.now());
+        app.store
+            .write(move |tx| contacts::put(tx, (&whose, false), &who, &said, now))
+            .await
+            .unwrap();
+    }
+    accept(app, &acme, TO, |_| {}).await;
+    let send = bridge.wire.send_command().await;
+    bridge.sends(&send).await;
+    bridge.event(received(mail, "g1", "STOP", app.clock.now())).await;
+    let out =
+        texts(app, "SELECT tenant_id || ' ' || recipient FROM opt_outs WHERE state = 'opted_out'")
+            .await;
+    assert_eq!(out, [format!("{acme} {mail}")], "the other tenant has not written from this phone");
+    let next = accept(app, &acme, TO, |_| {}).await;
+    assert_eq!(reaches(app, &acme, &next, Status::Blocked).await.reason, Some(Reason::OptedOut));
+    let inbound = texts(app, "SELECT tenant_id FROM messages WHERE direction = 'inbound'").await;
+    assert_eq!(inbound, [acme.to_string()], "and it is theirs: {}", host.phones[0]);
+}
+
+#[tokio::test]
+async fn the_operators_opt_out_asks_back_what_is_on_its_way() {
+    let (router, tenant, _host, mut bridge) =
+        shelf("[dispatch]\nreoffer_ms = 600000\n", &[ONE]).await;
+    let app = &router.app;
+    let given = accept(app, &tenant, TO, |_| {}).await;
+    let send = bridge.wire.send_command().await;
+    let later = app.clock.now().plus_ms(600_000);
+    let waits = accept(app, &tenant, TO, |new| new.send_at = Some(later)).await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let url = format!("http://{}/v1/admin/tenants/everybody/opt_outs", router.address);
+    let body = json!({"recipients": [TO], "source": "by telephone"});
+    let asked = client.post(url).bearer_auth("an-admin-token-for-tests").json(&body);
+    let answer: Value = asked.send().await.unwrap().json().await.unwrap();
+    assert_eq!(answer, json!({"added": 1, "already": 0, "stopped": 2}));
+    assert_eq!(bridge.wire.cancel_command().await, (given, send.attempt));
+    assert_eq!(message(app, &tenant, &waits).await.reason, Some(Reason::OptedOut));
+}
+
+#[tokio::test]
+async fn a_tenant_without_words_of_its_own_answers_help_with_its_name() {
+    let (router, tenant, _host, mut bridge) = shelf("", &[ONE]).await;
+    let app = &router.app;
+    accept(app, &tenant, TO, |_| {}).await;
+    let send = bridge.wire.send_command().await;
+    bridge.sends(&send).await;
+    for guid in ["h1", "h2"] {
+        bridge.event(received(TO, guid, "HELP", app.clock.now())).await;
+    }
+    let said = "SELECT text FROM messages WHERE kind = 'confirmation'";
+    assert_eq!(
+        texts(app, said).await,
+        ["Acme: Answer this message to reach us. Reply STOP to opt out."]
+    );
+    // Who wants no word of ours answers by itself.
+    set_rules(app, &tenant, json!({"confirm_opt_out": false})).await;
+    bridge.event(received("+12125550144", "h3", "HELP", app.clock.now())).await;
+    assert_eq!(texts(app, said).await.len(), 1);
 }

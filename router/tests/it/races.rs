@@ -252,11 +252,13 @@ async fn a_damaged_message_does_not_lose_a_stop() {
 
 #[tokio::test]
 async fn an_event_that_cannot_be_taken_in_is_kept_and_its_stop_honoured() {
-    let router = router("").await;
+    let (router, tenant, _host, mut bridge) =
+        shelf("[dispatch]\nreoffer_ms = 600000\n", &[ONE]).await;
     let app = &router.app;
-    tenant(app, "Acme").await;
-    let host = host(app, &[ONE]).await;
-    let mut bridge = Bridge::connect(&router, &host).await;
+    let given = accept(app, &tenant, TO, |_| {}).await;
+    let send = bridge.wire.send_command().await;
+    let later = app.clock.now().plus_ms(600_000);
+    let waits = accept(app, &tenant, TO, |new| new.send_at = Some(later)).await;
     // Whatever fails behind it: here the story cannot be written.
     app.store
         .write(|tx| {
@@ -268,6 +270,8 @@ async fn an_event_that_cannot_be_taken_in_is_kept_and_its_stop_honoured() {
         .await
         .unwrap();
     bridge.event(received(TO, "guid-stop", "STOP", app.clock.now())).await;
+    assert_eq!(bridge.wire.cancel_command().await, (given, send.attempt));
+    assert_eq!(message(app, &tenant, &waits).await.status, Status::Blocked);
     assert_eq!(count(app, "SELECT COUNT(*) FROM opt_outs WHERE state = 'opted_out'").await, 1);
     assert_eq!(count(app, "SELECT COUNT(*) FROM messages WHERE direction = 'inbound'").await, 1);
     assert_eq!(count(app, "SELECT COUNT(*) FROM unplaced_events WHERE type = 'received'").await, 1);
