@@ -356,7 +356,9 @@ fn decide_and_record(
         expires_at: message.expires_at,
     };
     let decided = facts::decide(tx, &desk.compliance, (tenant, id), &subject, now)?;
-    message.judged_as = decided.class;
+    if !message.internal {
+        message.judged_as = decided.class;
+    }
     let allowed_until = match decided.verdict {
         Verdict::Block { reason, detail } => return forbid(tx, job, (reason, detail), now),
         Verdict::Expire => return expire(tx, job, message.held_reason, now),

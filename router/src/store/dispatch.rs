@@ -86,7 +86,8 @@ pub struct Outbound {
     pub fallback: Option<Vec<Channel>>,
     /// How urgent.
     pub class: Class,
-    /// By which class it takes its turn where it waits: as the tenant says, until the rules have judged that.
+    /// By which class it takes its turn where it waits: as the tenant says, until the rules have judged that; a confirmation
+    /// of ours as a code.
     pub judged_as: Class,
     /// Its text.
     pub text: String,
@@ -132,7 +133,7 @@ pub fn outbound(
                 from: row.get(3)?,
                 channel: row.get(4)?,
                 class: row.get(5)?,
-                judged_as: row.get(5)?,
+                judged_as: if row.get(1)? { Class::Otp } else { row.get(5)? },
                 text: row.opt_text(6)?.unwrap_or_default(),
                 attempts: row.get(7)?,
                 expires_at: row.get(8)?,
@@ -606,7 +607,7 @@ pub fn put_job(
     tx.execute(
         "INSERT INTO jobs (message_id, tenant_id, run_at, class_rank, held_reason) VALUES (?1, ?2, ?3, ?4, ?5)
          ON CONFLICT (message_id) DO UPDATE SET run_at = excluded.run_at, held_reason = excluded.held_reason,
-             ready = 0, claims = 0",
+             class_rank = excluded.class_rank, ready = 0, claims = 0",
         params![id, tenant, run_at, class_rank, held],
     )?;
     Ok(())
