@@ -403,6 +403,10 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     ("doubts.rs owner_of_guid", "a phone's own guids, whoever's the message was"),
     ("inbound.rs take_guid", "a phone's own guids, whoever's the message was"),
     ("inbound.rs TALKED_WITH", "asks who has talked with somebody on a phone"),
+    (
+        "inbound.rs ACQUAINTED",
+        "asks who may have something on its way to somebody, for the operator",
+    ),
     ("inbound.rs BY_GUID", "asks whose the message is that a phone speaks of"),
     ("inbound.rs RECEIVED_AS", "a phone's own guids, whoever's the message was"),
     ("keys.rs by_prefix", "asks whose a key is: that is what authentication finds out"),
