@@ -178,7 +178,11 @@ async fn who_does_not_answer_is_left_alone_until_they_do() {
     let waits = held(app, &tenant, &third, Reason::Unanswered).await;
     assert_eq!(waits.next_at, waits.expires_at);
     // A code is asked for, and another tenant has asked nothing yet.
-    let code = accept(app, &tenant, &stranger(1), |new| new.class = Class::Otp).await;
+    let code = accept(app, &tenant, &stranger(1), |new| {
+        new.class = Class::Otp;
+        new.expires_at = new.now.plus_ms(300_000);
+    })
+    .await;
     let send = bridge.wire.send_command().await;
     assert_eq!(send.message, code);
     bridge.sends(&send).await;
