@@ -35,7 +35,7 @@ use std::cell::RefCell;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use protocol::{Channel, Recipient, UnixMs};
 use rusqlite::config::DbConfig;
@@ -93,14 +93,20 @@ pub struct Identity {
     pub device: u64,
     /// Inode of the file.
     pub inode: u64,
+    /// When the file was made, in nanoseconds since 1970, where its volume tells: some give the inode of a file that is gone
+    /// to the next one.
+    pub born_ns: Option<i64>,
     /// Messages' own id of the database, where it has one (`_UniqueIdentifier`).
     pub unique: Option<String>,
 }
 
 impl Identity {
-    /// As one string, for a journal.
+    /// As one string, for a journal. What reads it without the time of birth takes that for a part of the id and finds
+    /// another file, which is the careful way.
     pub fn to_text(&self) -> String {
-        format!("{}:{}:{}", self.device, self.inode, self.unique.as_deref().unwrap_or_default())
+        let unique = self.unique.as_deref().unwrap_or_default();
+        let born = self.born_ns.map(|born| format!("#{born}")).unwrap_or_default();
+        format!("{}:{}:{unique}{born}", self.device, self.inode)
     }
 
     /// Reads [`Identity::to_text`].
@@ -108,25 +114,37 @@ impl Identity {
         let mut parts = text.splitn(3, ':');
         let device = parts.next()?.parse().ok()?;
         let inode = parts.next()?.parse().ok()?;
-        let unique = parts.next()?;
-        Some(Self { device, inode, unique: (!unique.is_empty()).then(|| unique.to_owned()) })
+        let rest = parts.next()?;
+        let born =
+            rest.rsplit_once('#').and_then(|(unique, born)| Some((unique, born.parse().ok()?)));
+        let (unique, born_ns) = born.map_or((rest, None), |(unique, born)| (unique, Some(born)));
+        let unique = (!unique.is_empty()).then(|| unique.to_owned());
+        Some(Self { device, inode, born_ns, unique })
     }
 }
 
-/// Device and inode of the database, its WAL and the WAL's index: a connection goes on reading the
+/// Which file is at a path: device, inode, and when it was made where the volume tells ([`Identity::born_ns`]).
+pub(crate) type FileId = (u64, u64, Option<i64>);
+
+/// Which files are the database, its WAL and the WAL's index: a connection goes on reading the
 /// files that it opened, also after they were replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Files {
-    database: Option<(u64, u64)>,
-    wal: Option<(u64, u64)>,
-    index: Option<(u64, u64)>,
+    database: Option<FileId>,
+    wal: Option<FileId>,
+    index: Option<FileId>,
 }
 
 impl Files {
     pub(crate) fn at(path: &Path) -> Self {
         // A stat that fails is the same to us as a file that is not there: both mean that the
         // connection is stale.
-        let id = |path: &Path| std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+        let id = |path: &Path| {
+            let file = std::fs::metadata(path).ok()?;
+            let born = file.created().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+            let born_ns = born.and_then(|since| i64::try_from(since.as_nanos()).ok());
+            Some((file.dev(), file.ino(), born_ns))
+        };
         Self {
             database: id(path),
             wal: id(&beside(path, "-wal")),
@@ -210,7 +228,7 @@ impl ChatDb {
 
     /// Which database this is.
     pub fn identity(&self) -> Result<Identity, NotReady> {
-        let (device, inode) = self.shared.database();
+        let (device, inode, born_ns) = self.shared.database();
         let unique = if self.schema.has_properties {
             self.run(|connection| {
                 connection
@@ -224,7 +242,7 @@ impl ChatDb {
         } else {
             None
         };
-        Ok(Identity { device, inode, unique })
+        Ok(Identity { device, inode, born_ns, unique })
     }
 
     /// Changes whenever another connection has committed since the last call on this one;

@@ -80,7 +80,12 @@ pub fn verify(cursor: &Cursor, facts: &CursorFacts) -> Verified {
 /// The device does not count: it is numbered anew whenever its volume is mounted, and only one volume
 /// has this path.
 fn is_same_file(left: &Identity, right: &Identity) -> bool {
-    left.inode == right.inode && left.unique == right.unique
+    let as_old = match (left.born_ns, right.born_ns) {
+        (Some(left), Some(right)) => left == right,
+        // Noted before it was, or on a volume that does not tell.
+        (None, _) | (_, None) => true,
+    };
+    left.inode == right.inode && as_old && left.unique == right.unique
 }
 
 #[cfg(test)]
@@ -88,7 +93,11 @@ mod tests {
     use super::*;
 
     fn file(inode: u64, unique: Option<&str>) -> Identity {
-        Identity { device: 1, inode, unique: unique.map(str::to_owned) }
+        Identity { device: 1, inode, born_ns: None, unique: unique.map(str::to_owned) }
+    }
+
+    fn born(inode: u64, at_ns: i64) -> Identity {
+        Identity { born_ns: Some(at_ns), ..file(inode, None) }
     }
 
     #[test]
@@ -130,6 +139,10 @@ mod tests {
             ),
             ((file(5, None), 9000, "A"), (file(6, None), None, 5), Verified::Resync(Younger)),
             ((file(5, None), 9000, "A"), (file(5, None), None, 5), Verified::Resync(Younger)),
+            // A file that has the inode of one that is gone.
+            ((born(5, 70), 7, "A"), (born(5, 71), Some("A"), 9), Verified::Resync(Replaced)),
+            ((born(5, 70), 7, "A"), (born(5, 70), Some("A"), 9), Verified::Good),
+            ((file(5, None), 7, "A"), (born(5, 70), Some("A"), 9), Verified::Good),
             // The beginning of a database that was empty.
             ((file(5, None), 0, ""), (file(5, None), None, 0), Verified::Good),
             ((file(5, None), 0, ""), (file(5, None), None, 3), Verified::Good),
@@ -147,7 +160,8 @@ mod tests {
 
     #[test]
     fn an_identity_reads_back_from_its_text() {
-        for identity in [file(0, None), file(u64::MAX, Some("A:B"))] {
+        let both = Identity { unique: Some("A#B".to_owned()), ..born(1, -5) };
+        for identity in [file(0, None), file(u64::MAX, Some("A:B")), born(7, 9), both] {
             assert_eq!(Identity::from_text(&identity.to_text()), Some(identity));
         }
         assert_eq!(Identity::from_text(""), None);

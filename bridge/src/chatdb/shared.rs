@@ -13,7 +13,7 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 
 use rusqlite::Connection;
 
-use super::{Cause, Files, NotReady, connect};
+use super::{Cause, FileId, Files, NotReady, connect};
 use crate::clock;
 
 /// Every path that is open, by its absolute form.
@@ -101,8 +101,8 @@ impl Shared {
             || state.open.as_ref().is_none_or(|(_, files)| *files != Files::at(&self.path))
     }
 
-    /// Device and inode of the database that is open.
-    pub(super) fn database(&self) -> (u64, u64) {
+    /// Which file the database is that is open.
+    pub(super) fn database(&self) -> FileId {
         self.state().open.as_ref().and_then(|(_, files)| files.database).unwrap_or_default()
     }
 

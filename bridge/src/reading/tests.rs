@@ -571,7 +571,7 @@ fn a_resynchronisation_tells_nothing_that_was_there_before_the_first_look() {
 #[test]
 fn a_position_says_how_far_back_what_was_told_is_needed() {
     let beside = |newest: Option<UnixMs>, window| Beside { newest, window, since: None };
-    let identity = Identity { device: 1, inode: 2, unique: None };
+    let identity = Identity { device: 1, inode: 2, born_ns: None, unique: None };
     let cursor = Cursor { identity, rowid: 3, guid: "G".to_owned() };
     let needed = |beside| needed_since(&text(&cursor, beside));
     assert_eq!(needed(beside(None, None)), None);
