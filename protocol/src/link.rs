@@ -688,6 +688,13 @@ impl Authorization {
     }
 }
 
+/// The header of a refused upgrade that has the problem's code: of a body that follows, whoever dials may see nothing.
+pub const PROBLEM_HEADER: &str = "switchboard-problem";
+
+/// The problem of a request whose signed time is too far from ours ([`CLOCK_SKEW_MAX_S`]). The clock of a machine that has just
+/// started is put right within seconds.
+pub const CLOCK_SKEW: &str = "clock_skew";
+
 /// The header of a dialled host's answer that has its signature, in unpadded base64url.
 pub const PROOF_HEADER: &str = "switchboard-proof";
 

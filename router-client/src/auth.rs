@@ -52,7 +52,7 @@ pub fn is_proven(proof: &str, host: &HostId, nonce: &str, public_key: &[u8]) -> 
 /// is turned away until its oldest are forgotten, so that memory stays bounded.
 const NONCES_PER_HOST_MAX: usize = 256;
 
-/// Why a link was refused. The host is told nothing but 401; this is for the log.
+/// Why a link was refused. Who dials is told nothing but 401, and whether it is for its clock; the rest is for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// The header is missing or not of our form.

@@ -11,6 +11,9 @@ pub const DELAY_MAX_MS: u64 = 30_000;
 pub(crate) const FORGIVEN_AFTER_MS: u64 = 60_000;
 /// Delay when the router refuses this host: only a person can change that, but the answer may come any time.
 pub(crate) const REFUSED_MS: u64 = 5 * 60_000;
+/// Longest delay while the clocks differ: a machine that has just started sets its clock within seconds, and may be dialling
+/// before that.
+pub(crate) const SKEWED_MAX_MS: u64 = 10_000;
 /// Least delay after another session of the same host replaced this one: two supervisors with one key must not take
 /// the link from each other in a tight loop.
 pub(crate) const REPLACED_MS: u64 = 60_000;
@@ -22,6 +25,8 @@ pub enum Cause {
     Lost,
     /// 401, 403, 4401 or 4426: the router does not want this host as it is.
     Refused,
+    /// 401 for the time: the clocks differ too much, which ends by itself where a clock is set automatically.
+    Skewed,
     /// 4409: a newer session of this host.
     Replaced,
     /// 4503: the router is being restarted and asked for a redial at once.
@@ -70,6 +75,7 @@ impl Backoff {
             Cause::Lost | Cause::Draining if redials == 0 => 0,
             Cause::Lost | Cause::Draining => jittered(redials, self.delay_max_ms, random),
             Cause::Asked => 0,
+            Cause::Skewed => jittered(redials, self.delay_max_ms.min(SKEWED_MAX_MS), random),
             Cause::Refused => REFUSED_MS + random % (REFUSED_MS / 10),
             Cause::Replaced => REPLACED_MS + random % (REPLACED_MS / 2),
         }
@@ -170,6 +176,14 @@ mod tests {
     }
 
     #[test]
+    fn a_host_with_a_wrong_clock_waits_for_seconds_however_often_it_was_refused() {
+        let mut backoff = Backoff::default();
+        assert_eq!(backoff.next(Cause::Skewed, 0, 7), DELAY_MIN_MS);
+        let longest = (0..200).map(|random| backoff.next(Cause::Skewed, 0, random * 97)).max();
+        assert!(longest.is_some_and(|ms| ms > 5_000 && ms <= SKEWED_MAX_MS), "{longest:?}");
+    }
+
+    #[test]
     fn a_replaced_session_is_slow_even_after_a_long_life() {
         assert!(Backoff::default().next(Cause::Replaced, 10 * FORGIVEN_AFTER_MS, 0) >= REPLACED_MS);
     }
@@ -216,7 +230,7 @@ mod tests {
     proptest! {
         #[test]
         fn only_the_first_redial_is_immediate_and_none_exceeds_its_bound(
-            attempts in prop::collection::vec((0_u8..4, 0_u64..FORGIVEN_AFTER_MS, any::<u64>()), 1..60),
+            attempts in prop::collection::vec((0_u8..5, 0_u64..FORGIVEN_AFTER_MS, any::<u64>()), 1..60),
         ) {
             let mut backoff = Backoff::default();
             for (number, (cause, lived_ms, random)) in attempts.into_iter().enumerate() {
@@ -224,6 +238,7 @@ mod tests {
                     0 => Cause::Lost,
                     1 => Cause::Refused,
                     2 => Cause::Replaced,
+                    3 => Cause::Skewed,
                     _ => Cause::Draining,
                 };
                 let delay = backoff.next(cause, lived_ms, random);
@@ -233,6 +248,7 @@ mod tests {
                 let most = match cause {
                     Cause::Lost | Cause::Draining => DELAY_MAX_MS,
                     Cause::Refused => REFUSED_MS + REFUSED_MS / 10,
+                    Cause::Skewed => SKEWED_MAX_MS,
                     Cause::Replaced => REPLACED_MS + REPLACED_MS / 2,
                     Cause::Asked => 0,
                 };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use protocol::{
     limits,
-    link::{HELLO_WITHIN_MS, PATH},
+    link::{Authorization, CLOCK_SKEW, CLOCK_SKEW_MAX_S, HELLO_WITHIN_MS, PATH, PROBLEM_HEADER},
 };
 use rustls::pki_types::ServerName;
 use tokio::{
@@ -157,6 +157,10 @@ pub(crate) async fn upgrade<S: AsyncRead + AsyncWrite + Unpin>(
     headers: HeaderMap,
 ) -> Result<(WebSocketStream<S>, HeaderMap), Ended> {
     let broken = |error: tungstenite::Error| Ended::Handshake(error.to_string());
+    let signed_s = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok()?.parse::<Authorization>().ok())
+        .map(|authorization| authorization.ts);
     let mut request = uri.into_client_request().map_err(broken)?;
     request.headers_mut().extend(headers);
     match client_async_with_config(request, stream, Some(web_socket_config())).await {
@@ -169,10 +173,23 @@ pub(crate) async fn upgrade<S: AsyncRead + AsyncWrite + Unpin>(
                     location: response.headers().get(header::LOCATION).and_then(shown),
                 });
             }
-            Err(Ended::Upgrade { status: status.as_u16() })
+            let skewed = clock_skew(status.as_u16(), response.headers(), signed_s);
+            Err(skewed.unwrap_or(Ended::Upgrade { status: status.as_u16() }))
         }
         Err(error) => Err(broken(error)),
     }
+}
+
+/// Whether a refusal is for the time that was signed. An older other side does not say so; the date of its answer does.
+fn clock_skew(status: u16, answer: &HeaderMap, signed_s: Option<i64>) -> Option<Ended> {
+    let named = |name: &str| answer.get(name).and_then(|value| value.to_str().ok());
+    let date_s = named(header::DATE.as_str())
+        .and_then(|date| jiff::fmt::rfc2822::parse(date).ok())
+        .map(|date| date.timestamp().as_second());
+    let ahead_s = signed_s.zip(date_s).map(|(signed_s, date_s)| signed_s.saturating_sub(date_s));
+    let far = ahead_s.is_some_and(|s| s.unsigned_abs() > CLOCK_SKEW_MAX_S.unsigned_abs());
+    let said = named(PROBLEM_HEADER) == Some(CLOCK_SKEW);
+    (status == 401 && (said || far)).then_some(Ended::ClockSkew { ahead_s })
 }
 
 /// What a stranger says, for a log: short and without what could make lines or colours of its own.
@@ -199,6 +216,35 @@ pub fn secret(value: &str) -> Result<HeaderValue, Ended> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_for_the_time_is_told_from_others() {
+        type Case = (u16, &'static [(&'static str, &'static str)], Option<i64>, Option<Ended>);
+        // 2026-11-28 05:00:00 UTC.
+        const AT_S: i64 = 1_795_842_000;
+        const DATE: (&str, &str) = ("date", "Sat, 28 Nov 2026 05:00:00 GMT");
+        const SAID: (&str, &str) = (PROBLEM_HEADER, CLOCK_SKEW);
+        let skew = |ahead_s| Some(Ended::ClockSkew { ahead_s });
+        let cases: [Case; 9] = [
+            (401, &[DATE], Some(AT_S), None),
+            (401, &[DATE], Some(AT_S - 60), None),
+            (401, &[DATE], Some(AT_S - 61), skew(Some(-61))),
+            (401, &[DATE], Some(AT_S + 3_600), skew(Some(3_600))),
+            (401, &[DATE, SAID], Some(AT_S), skew(Some(0))),
+            (401, &[SAID], Some(AT_S), skew(None)),
+            (401, &[(PROBLEM_HEADER, "unauthorized")], Some(AT_S), None),
+            (401, &[("date", "yesterday")], Some(0), None),
+            (503, &[DATE, SAID], Some(0), None),
+        ];
+        for (status, headers, signed_s, expected) in cases {
+            let mut answer = HeaderMap::new();
+            for (name, value) in headers {
+                answer.insert(*name, HeaderValue::from_static(value));
+            }
+            assert_eq!(clock_skew(status, &answer, signed_s), expected, "{headers:?} {signed_s:?}");
+        }
+        assert!(skew(Some(-61)).unwrap().to_string().contains("61 s behind"));
+    }
 
     #[test]
     fn addresses_that_cannot_be_dialled_are_refused_with_a_reason() {

@@ -95,6 +95,16 @@ pub enum Ended {
         /// The HTTP status.
         status: u16,
     },
+    /// The other side refused the time that this one has signed.
+    #[error(
+        "refused for the time (clock_skew): {}. Set this machine's clock automatically (on a Mac: System Settings → General → \
+         Date & Time). It is tried again within seconds",
+        skewed(*ahead_s)
+    )]
+    ClockSkew {
+        /// By how many seconds this clock is ahead of the other one; none where the other one does not show.
+        ahead_s: Option<i64>,
+    },
     /// The upgrade broke off or broke the rules.
     #[error("the upgrade failed: {0}")]
     Handshake(String),
@@ -130,12 +140,21 @@ fn page(location: Option<&str>) -> String {
     location.map(|location| format!(" ({location})")).unwrap_or_default()
 }
 
+fn skewed(ahead_s: Option<i64>) -> String {
+    match ahead_s {
+        Some(ahead_s @ 0..) => format!("this clock is {ahead_s} s ahead of the other side's"),
+        Some(ahead_s) => {
+            format!("this clock is {} s behind the other side's", ahead_s.unsigned_abs())
+        }
+        None => "the clocks differ by more than a minute".to_owned(),
+    }
+}
+
 /// What an operator can do about a refused upgrade.
 fn upgrade_remedy(status: u16) -> &'static str {
     match status {
         401 | 403 => {
-            ": it does not know this host and key, or the clocks differ by more than a minute; set the clock, or run \
-             `switchboard host enroll` and restart"
+            ": it does not know this host and key; run `switchboard host enroll` and restart"
         }
         404 | 405 => {
             ": is `url` of [router] the address of a Switchboard router, without a path of its API?"
@@ -155,6 +174,7 @@ impl Ended {
                 Cause::Refused
             }
             Self::Proxy { why, .. } if why.is_refusal() => Cause::Refused,
+            Self::ClockSkew { .. } => Cause::Skewed,
             Self::Closed { code: close::REPLACED, .. } => Cause::Replaced,
             Self::Closed { code: close::DRAINING, .. } => Cause::Draining,
             Self::Redial | Self::Replaced => Cause::Asked,

@@ -602,6 +602,7 @@ fn ends_are_sorted_by_what_helps_against_them() {
     for (why, cause) in [
         (Ended::Upgrade { status: 401 }, Cause::Refused),
         (Ended::Upgrade { status: 403 }, Cause::Refused),
+        (Ended::ClockSkew { ahead_s: None }, Cause::Skewed),
         (Ended::Upgrade { status: 503 }, Cause::Lost),
         (closed(close::NOT_AUTHORISED), Cause::Refused),
         (closed(close::PROTOCOL_TOO_OLD), Cause::Refused),

@@ -19,35 +19,47 @@ pub(crate) async fn asked(app: &App, host: &HostId, ask: CanaryAsk) -> Result<()
     }
     // Remembered before it is looked for: what arrives between is told twice, not missed.
     app.links.expect_canary(host, &ask);
-    let standing = look(app, host, &ask).await?;
-    // Whoever has heard of it, or never will, waits no more.
-    if matches!(standing, CanaryStanding::Seen { .. } | CanaryStanding::Strange) {
-        app.links.forget_canary(host, &ask.message);
-    }
-    tell(app, host, ask, standing);
-    Ok(())
+    answer(app, host, ask, Occasion::Asked).await
 }
 
 /// Canaries have arrived: whoever waits for them is told. Who cannot be told asks again.
 pub(crate) async fn arrived(app: &App, canaries: &[MessageId]) {
     for (host, ask) in canaries.iter().flat_map(|id| app.links.expecting(id)) {
-        match look(app, &host, &ask).await {
-            Ok(standing @ CanaryStanding::Seen { .. }) => {
-                app.links.forget_canary(&host, &ask.message);
-                tell(app, &host, ask, standing);
-            }
-            // It is not the canary of who waits.
-            Ok(
-                CanaryStanding::NotSeen
-                | CanaryStanding::Away
-                | CanaryStanding::Strange
-                | CanaryStanding::Unknown,
-            ) => {}
-            Err(error) => {
-                tracing::warn!(error = %error, "inbound: a canary has arrived, and who wrote it could not be told");
-            }
+        if let Err(error) = answer(app, &host, ask, Occasion::Arrived).await {
+            tracing::warn!(error = %error, "inbound: a canary has arrived, and who wrote it could not be told");
         }
     }
+}
+
+/// Why a host is told of a canary.
+#[derive(Clone, Copy)]
+enum Occasion {
+    Asked,
+    Arrived,
+}
+
+/// Looks how a canary stands, lets the host wait no more where that is its end, and tells it.
+async fn answer(
+    app: &App,
+    host: &HostId,
+    ask: CanaryAsk,
+    occasion: Occasion,
+) -> Result<(), StoreError> {
+    let standing = look(app, host, &ask).await?;
+    let over = match &standing {
+        // Whoever has heard of it, or never will, waits no more.
+        CanaryStanding::Seen { .. } | CanaryStanding::Strange => true,
+        CanaryStanding::NotSeen | CanaryStanding::Away | CanaryStanding::Unknown => false,
+    };
+    // What has arrived may not be the canary of who waits: that is news for nobody.
+    if matches!(occasion, Occasion::Arrived) && !matches!(standing, CanaryStanding::Seen { .. }) {
+        return Ok(());
+    }
+    if over {
+        app.links.forget_canary(host, &ask.message);
+    }
+    tell(app, host, ask, standing);
+    Ok(())
 }
 
 async fn look(app: &App, host: &HostId, ask: &CanaryAsk) -> Result<CanaryStanding, StoreError> {

@@ -18,12 +18,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::extract::State;
 use axum::extract::ws::WebSocketUpgrade;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use protocol::api::{PROBLEM_JSON, Problem};
 use protocol::limits::FRAME_BYTES_MAX;
-use protocol::link::{CanaryAsk, HostTunnel, PATH, PhoneReport, RouterFrame};
+use protocol::link::{
+    CLOCK_SKEW, CanaryAsk, HostTunnel, PATH, PROBLEM_HEADER, PhoneReport, RouterFrame,
+};
 use protocol::{HostId, MessageId, PhoneId};
 use router_client::auth;
 use tokio::sync::{Notify, mpsc, watch};
@@ -273,11 +275,23 @@ async fn upgrade(
         Ok(Err(why)) => {
             metrics::counter!("switchboard_link_unauthorised_total").increment(1);
             tracing::warn!(why = %why, "link: a host was turned away");
-            return refuse(
-                StatusCode::UNAUTHORIZED,
-                "unauthorized",
-                "the link's signature, host or time is not accepted",
-            );
+            return match why {
+                // Judged before the signature, so it says nothing of who is known here.
+                auth::Refused::Skew => refuse(
+                    StatusCode::UNAUTHORIZED,
+                    CLOCK_SKEW,
+                    "the time of the request differs by more than a minute from the router's, which is in `date`",
+                ),
+                auth::Refused::Malformed
+                | auth::Refused::UnknownHost
+                | auth::Refused::BadSignature
+                | auth::Refused::Replayed
+                | auth::Refused::TooMany => refuse(
+                    StatusCode::UNAUTHORIZED,
+                    "unauthorized",
+                    "the link's signature or host is not accepted",
+                ),
+            };
         }
         Err(error) => {
             tracing::warn!(error = %error, "link: the store does not answer");
@@ -316,7 +330,7 @@ async fn authenticate(
     Ok(verdict.map(|()| authorization.host))
 }
 
-fn refuse(status: StatusCode, code: &str, detail: &str) -> Response {
+fn refuse(status: StatusCode, code: &'static str, detail: &str) -> Response {
     let problem = Problem {
         kind: format!("urn:switchboard:problem:{code}"),
         title: status.canonical_reason().unwrap_or_default().to_owned(),
@@ -328,5 +342,7 @@ fn refuse(status: StatusCode, code: &str, detail: &str) -> Response {
         resets_at: None,
     };
     let body = serde_json::to_string(&problem).unwrap_or_default();
-    (status, [(header::CONTENT_TYPE, PROBLEM_JSON)], body).into_response()
+    let code = (HeaderName::from_static(PROBLEM_HEADER), code);
+    let kind = (header::CONTENT_TYPE, PROBLEM_JSON);
+    (status, [kind, code], body).into_response()
 }

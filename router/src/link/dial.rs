@@ -117,7 +117,7 @@ impl Failed {
         match self {
             Self::Unknown => "unknown",
             Self::Unproven => "unproven",
-            Self::Way(Ended::Upgrade { status: 401 | 403 }) => "refused",
+            Self::Way(Ended::Upgrade { status: 401 | 403 } | Ended::ClockSkew { .. }) => "refused",
             Self::Way(_) => "failed",
             Self::Store(_) => "store",
         }
@@ -131,9 +131,7 @@ fn told(ended: &Ended) -> String {
         Ended::Connect(why) => format!("cannot connect: {why}"),
         Ended::Tls(why) => format!("TLS failed: {why}"),
         Ended::Upgrade { status: 401 } => {
-            "it does not take this router's signature (401): enrol it again, or set the \
-            clocks, which may differ by a minute"
-                .to_owned()
+            "it does not take this router's signature (401): enrol it again".to_owned()
         }
         Ended::Upgrade { status: 403 } => {
             "Cloudflare Access or the host's check of it refuses (403): look at the service \

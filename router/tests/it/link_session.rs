@@ -8,16 +8,18 @@
 
 use crate::link_support::*;
 use protocol::link::{
-    HostFrame, HostHealth, HostTunnel, PhoneState, RouterFrame, TunnelState, close,
+    CLOCK_SKEW, HostFrame, HostHealth, HostTunnel, PROBLEM_HEADER, PhoneState, RouterFrame,
+    TunnelState, close,
 };
 use protocol::{PhoneId, UnixMs};
+use tokio_tungstenite::tungstenite;
 use tokio_tungstenite::tungstenite::protocol::Message as Ws;
 
 const ONE: &str = "+15550100190";
 
-fn status_of(error: &tokio_tungstenite::tungstenite::Error) -> Option<u16> {
+fn status_of(error: &tungstenite::Error) -> Option<u16> {
     match error {
-        tokio_tungstenite::tungstenite::Error::Http(answer) => Some(answer.status().as_u16()),
+        tungstenite::Error::Http(answer) => Some(answer.status().as_u16()),
         _ => None,
     }
 }
@@ -39,6 +41,14 @@ async fn a_host_that_is_not_who_it_says_is_turned_away() {
     for (case, header) in cases {
         let error = dial(router.address, header.as_deref()).await.err().expect(case);
         assert_eq!(status_of(&error), Some(401), "{case}");
+        // Whose clock is wrong is told so: it comes again as soon as it is right.
+        let problem = if case == "an old request" { CLOCK_SKEW } else { "unauthorized" };
+        let header = |name: &str| match &error {
+            tungstenite::Error::Http(answer) => answer.headers().get(name).cloned(),
+            _ => None,
+        };
+        assert_eq!(header(PROBLEM_HEADER).unwrap(), problem, "{case}");
+        assert!(header("date").is_some(), "{case}");
     }
 }
 
