@@ -259,11 +259,23 @@ pub fn next_page(page: &Value) -> Option<&str> {
 fn credits_of_line(line: &Value, credits: &BTreeMap<String, u32>) -> i64 {
     let pieces = line.get("quantity").and_then(Value::as_i64).unwrap_or(1).max(0);
     let amount = line.get("amount").and_then(Value::as_i64).unwrap_or(0);
-    // What is taken off the bill for the rest of a period gives no credits.
-    if amount < 0 {
+    // A trial that costs nothing gives no credits, nor does what is taken off the bill for the rest of a period.
+    if amount <= 0 || is_proration(line) {
         return 0;
     }
     mapped(line, credits).map_or(0, |each| i64::from(*each).saturating_mul(pieces))
+}
+
+/// Whether a line is the share of a period for which a subscription was changed: what it is for is given in full by the
+/// invoice of the period.
+fn is_proration(line: &Value) -> bool {
+    [
+        "/proration",
+        "/parent/subscription_item_details/proration",
+        "/parent/invoice_item_details/proration",
+    ]
+    .iter()
+    .any(|path| line.pointer(path).and_then(Value::as_bool) == Some(true))
 }
 
 /// What the price of an item or a line, or else its product, stands for.
@@ -421,6 +433,17 @@ mod tests {
             (json!({"price": {"id": "price_c", "product": "p"}}), 1_000),
             (json!({"price": {"id": "price_a"}}), 0),
             (json!({"price": {"id": "price_c"}, "amount": -100}), 0),
+            // A trial's invoice, and what does not say what it costs.
+            (json!({"price": {"id": "price_c"}, "amount": 0}), 0),
+            (json!({"price": {"id": "price_c"}, "amount": null}), 0),
+            // A share of a period, as either version says it.
+            (json!({"price": {"id": "price_c"}, "proration": true}), 0),
+            (json!({"price": {"id": "price_c"}, "proration": false}), 1_000),
+            (
+                json!({"price": {"id": "price_c"},
+                    "parent": {"subscription_item_details": {"proration": true}}}),
+                0,
+            ),
         ] {
             let invoice = json!({"id": "in_1", "customer": {"id": "cus_1"}, "lines": {"data": [line(pricing)]},
                 "parent": {"subscription_details": {"metadata": {"tenant": tenant}}}});
@@ -454,7 +477,7 @@ mod tests {
 
     #[test]
     fn more_lines_than_are_shown_are_not_taken_for_all() {
-        let lines = json!({"data": [{"id": "il_1", "price": {"id": "price_c"}}], "has_more": true});
+        let lines = json!({"data": [{"id": "il_1", "amount": 900, "price": {"id": "price_c"}}], "has_more": true});
         let invoice = json!({"id": "in_1", "customer": "cus_1", "lines": lines});
         let more = News::PaidMore { invoice: "in_1".to_owned() };
         assert_eq!(event("invoice.paid", &invoice).news, more);
