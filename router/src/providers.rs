@@ -90,8 +90,11 @@ pub enum Fault {
     Message,
     /// The recipient has told this provider to be left alone.
     OptedOut,
-    /// The provider's, or its settings': another one may send it.
+    /// The provider's, or its settings': another one may send it. It is likely to refuse the next one as well.
     Provider,
+    /// The provider's for this message alone: it does not go where this one is to go, or not from this number. Another one
+    /// may send it, and its API does what it should.
+    Unreachable,
     /// Nobody's: it was asked too often, and says when to come back.
     Busy {
         /// For how long it wants to be left alone, where it says so.

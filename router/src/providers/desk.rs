@@ -122,6 +122,9 @@ struct Inner {
     on: AtomicBool,
     state: Mutex<State>,
     bell: Notify,
+    /// Held from the reading of the rows until they are taken in: of two who load, the one that has read less must not have
+    /// the last word.
+    loading: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -190,6 +193,7 @@ impl Providers {
             on: AtomicBool::new(false),
             state: Mutex::default(),
             bell: Notify::new(),
+            loading: tokio::sync::Mutex::default(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -225,6 +229,7 @@ impl Providers {
 
     /// Reads all of them anew. What was sealed with an older key is sealed with the first one.
     pub async fn load(&self, store: &Store) -> Result<(), StoreError> {
+        let _alone = self.inner.loading.lock().await;
         let (all, chosen) = store.read(|tx| Ok((rows::list(tx)?, rows::chosen(tx)?))).await?;
         let mut live = Vec::with_capacity(all.len());
         let mut anew = Vec::new();
@@ -368,9 +373,13 @@ impl Providers {
     }
 
     /// All of them, for whoever asks them.
+    ///
+    /// Twilio's conditions are asked again here: what was decided while they were met may have waited, and goes back.
     pub fn ready(&self, now: UnixMs) -> Vec<Ready> {
         let places = self.inner.config.in_flight;
-        self.state()
+        let state = self.state();
+        let twilio = twilio_refused(&state.chosen.figures(state.sms_a_day), now).is_empty();
+        state
             .all
             .iter()
             .map(|live| Ready {
@@ -379,6 +388,7 @@ impl Providers {
                 row: live.row.clone(),
                 provider: live.provider.as_ref().ok().map(Arc::clone),
                 usable: live.usable()
+                    && (live.row.kind != ProviderKind::Twilio || twilio)
                     && live.breaker.state(now) != protocol::api::BreakerState::Open
                     && live.rests_until.is_none_or(|until| until <= now),
                 free: places.saturating_sub(live.in_flight),
@@ -439,5 +449,95 @@ impl Providers {
     pub fn chosen(&self) -> (rows::Chosen, Option<u64>) {
         let state = self.state();
         (state.chosen.clone(), state.sms_a_day)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::params;
+    use crate::providers::seal::Sealed;
+
+    fn none() -> Providers {
+        Providers::new(config::Providers {
+            public_url: None,
+            seal: None,
+            connect: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
+            in_flight: 4,
+            twilio_url: "http://127.0.0.1:1".parse().unwrap(),
+            telnyx_url: "http://127.0.0.1:1".parse().unwrap(),
+            allow_private: true,
+        })
+    }
+
+    #[test]
+    fn twilio_is_not_asked_for_what_was_decided_while_its_conditions_were_met() {
+        let providers = none();
+        let now = UnixMs(1_700_000_000_000);
+        let settings = Settings { account: Some("AC1".to_owned()), ..Settings::default() };
+        let secrets = Secrets { auth_token: Some("t".to_owned()), ..Secrets::default() };
+        let secrets = secrets.text().unwrap();
+        let made = client(ProviderKind::Twilio, &settings, &secrets, providers.config()).unwrap();
+        let row = ProviderRow {
+            name: "twilio-1".to_owned(),
+            kind: ProviderKind::Twilio,
+            phone: PhoneId::new(1, [1; 10]),
+            number: "+12025550100".parse().unwrap(),
+            settings: String::new(),
+            sealed: Sealed { key_id: String::new(), bytes: Vec::new() },
+            enabled: true,
+            priority: 1,
+            updated_at: now,
+        };
+        providers.state().all.push(Live {
+            row,
+            settings,
+            provider: Ok(made),
+            breaker: Breaker::default(),
+            rests_until: None,
+            in_flight: 0,
+        });
+        let usable = |figures: (Option<u64>, Option<u64>, bool)| {
+            let mut state = providers.state();
+            (state.sms_a_day, state.chosen.twilio_allowed) = (figures.0, figures.2);
+            state.chosen.mrr = figures.1.map(|cents| (cents, now));
+            drop(state);
+            providers.ready(now)[0].usable
+        };
+        let much = Some(100_000_000);
+        assert!(usable((Some(5_001), much, true)));
+        for refused in [
+            (Some(5_001), much, false),
+            (Some(5_001), Some(0), true),
+            (Some(5_001), None, true),
+            (Some(5_000), much, true),
+            (None, much, true),
+        ] {
+            assert!(!usable(refused), "{refused:?}");
+        }
+        // Nobody else has conditions.
+        providers.state().all[0].row.kind = ProviderKind::Telnyx;
+        assert!(usable((None, None, false)));
+    }
+
+    #[tokio::test]
+    async fn of_two_changes_at_once_the_last_one_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("store.db")).unwrap();
+        let providers = none();
+        // One is under way; what it has read is older than the change that follows.
+        let first = providers.inner.loading.lock().await;
+        let mut second = std::pin::pin!(providers.load(&store));
+        let waits = tokio::time::timeout(Duration::from_millis(200), &mut second).await;
+        assert!(waits.is_err(), "nobody reads while another takes in what it has read");
+        let change = "INSERT INTO provider_choices (id, twilio_allowed, switched_to) VALUES (1, 1, 'telnyx-1')
+             ON CONFLICT (id) DO UPDATE SET twilio_allowed = 1, switched_to = 'telnyx-1'";
+        store.write(move |tx| tx.execute(change, params![])).await.unwrap();
+        drop(first);
+        second.await.unwrap();
+        assert_eq!(providers.state().chosen.switched_to.as_deref(), Some("telnyx-1"));
     }
 }

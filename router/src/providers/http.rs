@@ -165,6 +165,13 @@ pub(super) fn judge_status(answer: &Answer) -> Option<Outcome> {
     }
 }
 
+/// Whose fault a refusal is that says nothing that is known: that of the provider's settings where it does not let us in or
+/// knows nothing at this address, and otherwise that of this one request. One tenant's messages must not keep those of all
+/// others from going out.
+pub(super) fn fault_of_status(status: u16) -> Fault {
+    if matches!(status, 401 | 403 | 404 | 405) { Fault::Provider } else { Fault::Unreachable }
+}
+
 pub(super) fn refused_by_provider(detail: String) -> Refusal {
     Refusal { fault: Fault::Provider, reason: Reason::ProviderRefused, detail }
 }

@@ -98,7 +98,9 @@ pub(crate) fn outcome(
                     Told::Failed { reason, detail, retryable: false }
                 }
                 Fault::Message => Told::Failed { reason, detail, retryable: false },
-                Fault::Provider => Told::Failed { reason, detail, retryable: true },
+                Fault::Provider | Fault::Unreachable => {
+                    Told::Failed { reason, detail, retryable: true }
+                }
                 Fault::Busy { .. } => Told::NotStarted { reason },
             };
             attempts::told(tx, rules, whose, told, now, &mut effects)?;

@@ -299,8 +299,14 @@ fn judge(answer: &Answer) -> Outcome {
         (Fault::Message, Reason::BadAddress)
     } else if says(&["40009"]) {
         (Fault::Message, Reason::BadContent)
-    } else {
+    } else if says(&["40309"]) {
+        // A country that the profile does not allow.
+        (Fault::Unreachable, Reason::ProviderRefused)
+    } else if says(&["40013", "40305", "40312"]) {
+        // The number that is sent from, or its profile: so it is for every message.
         (Fault::Provider, Reason::ProviderRefused)
+    } else {
+        (http::fault_of_status(answer.status), Reason::ProviderRefused)
     };
     Outcome::NotSent(Refusal { fault, reason, detail: explain(answer) })
 }

@@ -346,7 +346,13 @@ fn judge(answer: &Answer) -> Outcome {
         Some(21_211 | 21_614 | 21_635) => (Fault::Message, Reason::BadAddress),
         // No text, or too long a one.
         Some(21_602 | 21_617) => (Fault::Message, Reason::BadContent),
-        Some(_) | None => (Fault::Provider, Reason::ProviderRefused),
+        // A country that is not allowed, or one that cannot be reached from this number.
+        Some(21_408 | 21_612) => (Fault::Unreachable, Reason::ProviderRefused),
+        // The number that is sent from is none, not ours, or cannot send: so it is for every message.
+        Some(21_212 | 21_603 | 21_606 | 21_659 | 21_660) => {
+            (Fault::Provider, Reason::ProviderRefused)
+        }
+        Some(_) | None => (http::fault_of_status(answer.status), Reason::ProviderRefused),
     };
     Outcome::NotSent(Refusal { fault, reason, detail: explain(answer) })
 }

@@ -180,7 +180,9 @@ async fn attempt(app: &AppState, one: &Ready, provider: &dyn Provider, ordered: 
             tracing::info!(provider = %one.name, message = %ordered.message, detail = %refusal.detail, "providers: not sent");
             match refusal.fault {
                 // It has understood what it was asked: its API works.
-                Fault::Message | Fault::OptedOut => app.providers.answered(&one.name, true, now),
+                Fault::Message | Fault::OptedOut | Fault::Unreachable => {
+                    app.providers.answered(&one.name, true, now);
+                }
                 Fault::Provider => app.providers.answered(&one.name, false, now),
                 Fault::Busy { wait_ms } => {
                     app.providers.rests(&one.name, now.plus_ms(wait_ms.unwrap_or(REST_MS)));

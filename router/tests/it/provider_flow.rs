@@ -575,6 +575,24 @@ async fn a_provider_is_deleted_when_it_has_nothing_under_way_or_by_force() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn where_a_provider_does_not_reach_says_nothing_of_how_it_does() {
+    let scene = Scene::start().await;
+    scene.with_telnyx().await;
+    scene.telnyx.always(Some(Do::Answer(400, json!({"errors": [{"code": "40309"}]}))));
+    for n in 0..10 {
+        let id = scene.send(json!({"to": format!("+1202555{:04}", 300 + n)})).await;
+        let failed = scene.reaches(&id, "failed").await;
+        assert_eq!(failed["reason"], "provider_refused");
+    }
+    let standing = scene.standing("telnyx-1").await;
+    assert_eq!(
+        (&standing["breaker"], &standing["failures_last_minute"]),
+        (&json!("closed"), &json!(0))
+    );
+    scene.router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_provider_that_fails_is_left_alone_and_messages_wait() {
     let scene = Scene::start().await;
     scene.with_telnyx().await;

@@ -16,7 +16,7 @@ fn an_answer_is_an_acceptance_a_refusal_or_a_doubt() {
     fn refused(outcome: &Outcome, fault: Fault) -> bool {
         matches!(outcome, Outcome::NotSent(refusal) if refusal.fault == fault)
     }
-    let cases: [(u16, &str, Is); 12] = [
+    let cases: [(u16, &str, Is); 15] = [
         (200, r#"{"data":{"id":"a-b","to":[{"status":"queued"}]}}"#, |o| {
             *o == Outcome::Accepted { id: "a-b".to_owned() }
         }),
@@ -25,6 +25,9 @@ fn an_answer_is_an_acceptance_a_refusal_or_a_doubt() {
         (400, r#"{"errors":[{"code":"40310"}]}"#, |o| refused(o, Fault::Message)),
         (400, r#"{"errors":[{"code":40310}]}"#, |o| refused(o, Fault::Message)),
         (400, r#"{"errors":[{"code":"40305"}]}"#, |o| refused(o, Fault::Provider)),
+        (400, r#"{"errors":[{"code":"49999"}]}"#, |o| refused(o, Fault::Unreachable)),
+        (403, r#"{"errors":[{"code":"40309"}]}"#, |o| refused(o, Fault::Unreachable)),
+        (403, r#"{"errors":[{"code":"10010"}]}"#, |o| refused(o, Fault::Provider)),
         (401, r#"{"errors":[{"code":"10009"}]}"#, |o| refused(o, Fault::Provider)),
         (403, "<html>", |o| refused(o, Fault::Provider)),
         (302, "", |o| refused(o, Fault::Provider)),

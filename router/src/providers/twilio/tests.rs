@@ -66,7 +66,7 @@ fn an_answer_is_an_acceptance_a_refusal_or_a_doubt() {
     fn refused(outcome: &Outcome, fault: Fault) -> bool {
         matches!(outcome, Outcome::NotSent(refusal) if refusal.fault == fault)
     }
-    let cases: [(u16, &str, Is); 17] = [
+    let cases: [(u16, &str, Is); 21] = [
         (201, r#"{"sid":"SM1","status":"queued"}"#, |o| {
             *o == Outcome::Accepted { id: "SM1".to_owned() }
         }),
@@ -80,8 +80,12 @@ fn an_answer_is_an_acceptance_a_refusal_or_a_doubt() {
         (400, r#"{"code":21614}"#, |o| refused(o, Fault::Message)),
         (400, r#"{"code":21617}"#, |o| refused(o, Fault::Message)),
         (400, r#"{"code":21606,"message":"From"}"#, |o| refused(o, Fault::Provider)),
+        (400, r#"{"code":21408}"#, |o| refused(o, Fault::Unreachable)),
+        (403, r#"{"code":21612}"#, |o| refused(o, Fault::Unreachable)),
+        (403, r#"{"code":20005}"#, |o| refused(o, Fault::Provider)),
         (401, r#"{"code":20003,"message":"Authenticate"}"#, |o| refused(o, Fault::Provider)),
         (404, "", |o| refused(o, Fault::Provider)),
+        (400, r#"{"code":29999}"#, |o| refused(o, Fault::Unreachable)),
         (302, "", |o| refused(o, Fault::Provider)),
         (429, r#"{"code":20429}"#, |o| refused(o, Fault::Busy { wait_ms: None })),
         (408, "", |o| matches!(o, Outcome::Unknown { .. })),
