@@ -8,10 +8,11 @@
 use std::time::Duration;
 
 use protocol::api::BatchState;
+use protocol::{BatchId, TenantId};
 
 use crate::server::{App, AppState};
 use crate::store::StoreError;
-use crate::store::batches::{self, Measure, Step};
+use crate::store::batches::{self, AT_WORK_ROWS, Measure, Step};
 
 /// Recipients of a page.
 pub const PAGE_ROWS: u32 = 1_000;
@@ -47,9 +48,28 @@ async fn run(app: &App) {
 
 /// One page of every batch that has one; whether anything was done.
 pub async fn turn(app: &App) -> Result<bool, StoreError> {
+    let (mut done, mut after) = (false, None);
+    // However many there are, each has its turn before the first one has its next.
+    loop {
+        let (behind, now) = (after.clone(), app.clock.now());
+        let found = app
+            .store
+            .read(move |tx| batches::at_work(tx, behind.as_ref(), now, AT_WORK_ROWS))
+            .await?;
+        let is_last = found.len() < AT_WORK_ROWS;
+        after = found.last().map(|(_tenant, id)| id.clone());
+        done |= pages(app, found).await?;
+        if is_last || app.stop.is_cancelled() {
+            return Ok(done);
+        }
+    }
+}
+
+/// One page of each of these batches; whether anything was done.
+async fn pages(app: &App, found: Vec<(TenantId, BatchId)>) -> Result<bool, StoreError> {
     let measure = Measure { page: PAGE_ROWS, lives: app.config.messages };
     let mut done = false;
-    for (tenant, id) in app.store.read(batches::at_work).await? {
+    for (tenant, id) in found {
         if app.stop.is_cancelled() {
             return Ok(false);
         }

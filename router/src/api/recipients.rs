@@ -79,13 +79,12 @@ pub(super) async fn add(
     query.finish()?;
     let route = format!("POST /v1/batches/{id}/recipients");
     let once = Streamed::new(&app, caller.idempotency_scope(), route, &headers)?;
-    let batch = {
+    let look = async || {
         let (caller, id) = (caller.clone(), id.clone());
-        app.store
-            .read(move |tx| visible(tx, &caller, &id))
-            .await?
-            .ok_or_else(ApiError::not_found)?
+        let found = app.store.read(move |tx| visible(tx, &caller, &id)).await?;
+        found.ok_or_else(ApiError::not_found)
     };
+    look().await?;
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let format = Format::of(content_type.unwrap_or_default()).ok_or_else(|| {
         ApiError::new(Code::UnsupportedMediaType)
@@ -102,6 +101,8 @@ pub(super) async fn add(
             .detail("Another chunk is being added; wait for its answer.")
             .retry_after(1)
     })?;
+    // Not before: the chunk that had it until now has moved the place behind which this one goes.
+    let batch = look().await?;
     if batch.state != BatchState::Draft {
         return Err(started(batch.state));
     }

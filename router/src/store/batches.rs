@@ -17,8 +17,8 @@ use crate::template::Template;
 
 /// Rows deleted in one transaction, so that tidying up holds up nobody.
 const SWEEP_ROWS: usize = 2_000;
-/// Batches at work that one look finds: a tenant has a bounded number, and the rest has its turn in the next look.
-const AT_WORK_ROWS: usize = 1_000;
+/// Batches at work that one look finds; the next one looks behind them.
+pub const AT_WORK_ROWS: usize = 1_000;
 
 /// Makes a batch.
 pub fn insert(
@@ -334,14 +334,22 @@ pub fn turn(
     Ok(Some(Turned::Now(Box::new(batch))))
 }
 
-/// Every batch that has something to be done, in the order in which they were made.
-pub fn at_work(tx: &mut Tx<'_>) -> Result<Vec<(TenantId, BatchId)>, StoreError> {
-    tx.query(AT_WORK, params![AT_WORK_ROWS], |row| Ok((row.get(0)?, row.get(1)?)))
+/// Batches behind `after` that have something to be done by `now`, in the order in which they were made; at most `limit`.
+/// Those that wait for their time are not among them.
+pub fn at_work(
+    tx: &mut Tx<'_>,
+    after: Option<&BatchId>,
+    now: UnixMs,
+    limit: usize,
+) -> Result<Vec<(TenantId, BatchId)>, StoreError> {
+    let after = after.map_or("", BatchId::as_str);
+    tx.query(AT_WORK, params![after, now, limit], |row| Ok((row.get(0)?, row.get(1)?)))
 }
 
 const AT_WORK: &str =
-    "SELECT tenant_id, id FROM batches WHERE state IN ('scheduled', 'running', 'canceling')
-     ORDER BY id LIMIT ?1";
+    "SELECT tenant_id, id FROM batches WHERE state IN ('scheduled', 'running', 'canceling') AND id > ?1
+         AND (state <> 'scheduled' OR send_at IS NULL OR send_at <= ?2)
+     ORDER BY id LIMIT ?3";
 
 /// How much is done in one step.
 #[derive(Debug, Clone, Copy)]
@@ -490,20 +498,22 @@ fn paid(
     if wanted == 0 {
         return Ok(Ok((Reservation::FREE, 0)));
     }
-    let refusal = match credit::reserve(tx, tenant, wanted, now)? {
-        Ok(reservation) => return Ok(Ok((reservation, wanted))),
-        Err(refusal) => refusal,
-    };
-    let left = wanted.saturating_sub(1).min(u32::try_from(refusal.left()).unwrap_or(u32::MAX));
-    if left > 0
-        && let Ok(reservation) = credit::reserve(tx, tenant, left, now)?
-    {
-        return Ok(Ok((reservation, left)));
+    let mut wanted = wanted;
+    loop {
+        let refusal = match credit::reserve(tx, tenant, wanted, now)? {
+            Ok(reservation) => return Ok(Ok((reservation, wanted))),
+            Err(refusal) => refusal,
+        };
+        // What the quota leaves may be more than there is credit for, and the other way round. It gets less each time.
+        let left = u32::try_from(refusal.left()).unwrap_or(u32::MAX);
+        wanted = wanted.saturating_sub(1).min(left);
+        if wanted == 0 {
+            return Ok(Err(match refusal {
+                Refusal::QuotaExceeded { .. } => Reason::QuotaExceeded,
+                Refusal::InsufficientCredit { .. } => Reason::InsufficientCredit,
+            }));
+        }
     }
-    Ok(Err(match refusal {
-        Refusal::QuotaExceeded { .. } => Reason::QuotaExceeded,
-        Refusal::InsufficientCredit { .. } => Reason::InsufficientCredit,
-    }))
 }
 
 /// Turns the next page of recipients into messages.
@@ -643,6 +653,39 @@ mod tests {
         assert_eq!(next_state(Draft, Wish::Start, true), Some(Scheduled));
         assert_eq!(next_state(Paused, Wish::Resume, true), Some(Scheduled));
         assert_eq!(next_state(Paused, Wish::Resume, false), Some(Running));
+    }
+
+    #[test]
+    fn those_that_wait_for_their_time_keep_nobody_from_a_turn() {
+        let connection = in_memory::open_loose();
+        let (tenant, now) = (TenantId::new(1, [1; 10]), UnixMs(1_000));
+        let mut tx = Tx::sqlite(&connection);
+        let mut make = |at: i64, state: BatchState, send_at: Option<i64>| {
+            let id = BatchId::new(at, [0; 10]);
+            tx.execute(
+                "INSERT INTO batches (id, tenant_id, test, name, state, text, variables, channel_asked, class, send_at,
+                     recipients, duplicates, invalid, expanded, created_at, updated_at)
+                 VALUES (?1, ?2, 0, 'a', ?3, 'b', '{}', 'auto', 'marketing', ?4, 0, 0, 0, 0, 0, 0)",
+                params![id, tenant, state, send_at],
+            )
+            .unwrap();
+            id
+        };
+        for at in 1..=5 {
+            make(at, BatchState::Scheduled, Some(now.0 + 1));
+        }
+        let due = make(6, BatchState::Scheduled, Some(now.0));
+        make(7, BatchState::Paused, None);
+        let running = make(8, BatchState::Running, Some(now.0 + 1));
+        let canceling = make(9, BatchState::Canceling, None);
+        let mut look = |after: Option<&BatchId>| -> Vec<BatchId> {
+            let found = at_work(&mut tx, after, now, 2).unwrap();
+            found.into_iter().map(|(_tenant, id)| id).collect()
+        };
+        assert_eq!(look(None), [due.clone(), running.clone()]);
+        assert_eq!(look(Some(&due)), [running.clone(), canceling.clone()]);
+        assert_eq!(look(Some(&running)), std::slice::from_ref(&canceling));
+        assert_eq!(look(Some(&canceling)), []);
     }
 
     #[test]

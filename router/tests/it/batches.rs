@@ -573,6 +573,52 @@ async fn test_keys_see_and_send_what_is_of_the_sandbox_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_batch_uses_what_both_its_quota_and_its_credit_pay_for() {
+    let router = Router::start().await;
+    let tenant = router.tenant("Acme").await;
+    let key = &tenant.live;
+    let id = tenant.id.clone();
+    let sql = "INSERT INTO billing_accounts (tenant_id, quota, price, credit, month, used, warned, updated_at)
+         VALUES (?1, 800, 2, 1000, 0, 0, 0, 0)";
+    router.app.store.write(move |tx| tx.execute(sql, params![id])).await.unwrap();
+    let (_, path) = batch(&router, key, text()).await;
+    add_csv(&router, key, &path, csv(0, 3_000)).await;
+    router.post(&format!("{path}/start"), key, &Value::Null).await;
+    router.until(async || state(&router, key, &path).await == "paused").await;
+    let paused = router.get(&path, key).await.body;
+    assert_eq!(
+        (&paused["expanded"], &paused["reason"]),
+        (&json!(500), &json!("insufficient_credit")),
+        "{paused}"
+    );
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_that_come_at_once_are_added_or_told_to_wait() {
+    let router = Router::start().await;
+    let key = router.tenant("Acme").await.live;
+    let (_, path) = batch(&router, &key, text()).await;
+    let sender = async |which: usize| {
+        let mut added = 0;
+        for n in 0..15 {
+            let answer = add_csv(&router, &key, &path, csv((which * 15 + n) * 3, 3)).await;
+            match answer.status {
+                200 => added += 3,
+                status => {
+                    assert_eq!((status, answer.problem()), (409, "batch_state"), "{answer:?}");
+                }
+            }
+        }
+        added
+    };
+    let added = futures_util::future::join_all((0..8).map(sender)).await;
+    let recipients = router.get(&path, &key).await.body["recipients"].as_u64().unwrap();
+    assert_eq!(recipients, added.iter().sum::<u64>());
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_batch_that_nothing_pays_for_pauses_and_loses_nobody() {
     let router = Router::start().await;
     let tenant = router.tenant("Acme").await;
