@@ -81,6 +81,8 @@ pub struct Bells {
     pub webhooks: Notify,
     /// A batch was started, resumed or canceled.
     pub batches: Notify,
+    /// A webhook endpoint was deleted, and what was delivered to it is to go.
+    pub swept_endpoints: Notify,
 }
 
 /// Idle time between two rounds of the janitor.

@@ -26,8 +26,8 @@ use self::breaker::State;
 use crate::clock;
 use crate::config;
 use crate::server::AppState;
-use crate::store::StoreError;
 use crate::store::webhook_jobs::{self as jobs, After, Attempt, DueJob, Target};
+use crate::store::{StoreError, webhook_endpoints};
 
 /// How long a delivery still counts as under way that could not be written down: it is not to be made again and again while
 /// the store is full.
@@ -38,6 +38,9 @@ const SLEEP_MAX: Duration = Duration::from_secs(1);
 
 /// How long the worker waits after the store has failed it.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often it is looked for endpoints that are deleted, so that a lost ring costs a while only: nobody waits for it.
+const SWEEP_EVERY: Duration = Duration::from_mins(10);
 
 /// An endpoint that has failed for so long without one success is switched off: five days.
 const FAILING_MAX_MS: i64 = 5 * 24 * 3_600 * 1_000;
@@ -54,7 +57,38 @@ const RESPONSE_READ_MAX: usize = 64 * 1_024;
 /// Starts the delivery worker.
 pub fn start(app: &AppState) {
     let app = AppState::clone(app);
+    let sweeper = AppState::clone(&app);
+    app.tasks.clone().spawn(async move { sweep(&sweeper).await });
     app.tasks.clone().spawn(async move { Worker::new(app).run().await });
+}
+
+/// Sweeps what was delivered to endpoints that are deleted, when the router starts and whenever one is deleted: a step of
+/// each in turn, behind everything else.
+async fn sweep(app: &AppState) {
+    loop {
+        let sleep = match sweep_step(app).await {
+            Ok(true) => Duration::ZERO,
+            Ok(false) => SWEEP_EVERY,
+            Err(error) => {
+                tracing::warn!(error = %error, "webhooks: the store does not answer");
+                STORE_PAUSE
+            }
+        };
+        tokio::select! {
+            () = app.stop.cancelled() => return,
+            () = app.bells.swept_endpoints.notified() => {}
+            () = tokio::time::sleep(sleep) => {}
+        }
+    }
+}
+
+/// Whether there may be more.
+async fn sweep_step(app: &AppState) -> Result<bool, StoreError> {
+    let mut more = false;
+    for endpoint in app.store.read(webhook_endpoints::deleted).await? {
+        more |= app.store.behind().write(move |tx| webhook_endpoints::sweep(tx, &endpoint)).await?;
+    }
+    Ok(more)
 }
 
 /// The owner of all deliveries.
@@ -372,12 +406,22 @@ fn write_down(
         Outcome::Delivered(status) => {
             attempt.status = Some(status.as_u16());
             jobs::finish(tx, &job.id, number, &attempt, After::Delivered)?;
-            jobs::works(tx, &target.endpoint)?;
+            jobs::works(tx, target)?;
             Ok(false)
         }
         Outcome::Gone => {
             attempt.status = Some(StatusCode::GONE.as_u16());
             attempt.error = Some("answered 410: the endpoint is gone".to_owned());
+            if !jobs::is_there(tx, target)? {
+                // It has moved meanwhile: that the old address is gone is as it should be, and the new one is still to be
+                // tried.
+                let chance = u16::from_le_bytes(clock::random());
+                let made = number.saturating_sub(job.round_from);
+                let after = schedule::wait_ms(made, chance, None)
+                    .map_or(After::GiveUp, |wait| After::Retry { at: now.plus_ms(wait) });
+                jobs::finish(tx, &job.id, number, &attempt, after)?;
+                return Ok(false);
+            }
             jobs::finish(tx, &job.id, number, &attempt, After::GiveUp)?;
             switch_off(tx, target, "gone", now)
         }
@@ -389,7 +433,7 @@ fn write_down(
             let after = schedule::wait_ms(made, chance, *retry_after_ms)
                 .map_or(After::GiveUp, |wait| After::Retry { at: now.plus_ms(wait) });
             jobs::finish(tx, &job.id, number, &attempt, after)?;
-            let Some((since, failures)) = jobs::fails(tx, &target.endpoint, now)? else {
+            let Some((since, failures)) = jobs::fails(tx, target, now)? else {
                 return Ok(false);
             };
             if now.since(since) >= FAILING_MAX_MS {
@@ -397,7 +441,7 @@ fn write_down(
             }
             let chance = u16::from_le_bytes(clock::random());
             if let Some(pause) = breaker::pause_ms(failures, chance, *retry_after_ms) {
-                jobs::pause(tx, &target.endpoint, now.plus_ms(pause))?;
+                jobs::pause(tx, target, now.plus_ms(pause))?;
             }
             Ok(false)
         }
@@ -411,7 +455,7 @@ fn switch_off(
     reason: &str,
     now: UnixMs,
 ) -> Result<bool, StoreError> {
-    if !jobs::disable(tx, &target.endpoint, reason, now)? {
+    if !jobs::disable(tx, target, reason, now)? {
         return Ok(false);
     }
     tracing::warn!(endpoint = %target.endpoint, reason, "webhooks: an endpoint was switched off");
@@ -420,7 +464,7 @@ fn switch_off(
         detail: Some(format!("{} was switched off: {reason}", target.endpoint)),
         ..WebhookData::default()
     };
-    let test = crate::store::webhook_endpoints::is_test(tx, &target.tenant, &target.endpoint)?;
+    let test = webhook_endpoints::is_test(tx, &target.tenant, &target.endpoint)?;
     Ok(jobs::enqueue(tx, (&target.tenant, test), "webhook_endpoint.disabled", &data, now)? > 0)
 }
 

@@ -238,7 +238,9 @@ fn changed(before: WebhookEndpoint, change: UpdateWebhookEndpoint, now: UnixMs) 
 
 /// Give a webhook endpoint a new secret
 ///
-/// Until the overlap is over, what is posted carries two signatures, so that a receiver that knows either believes it.
+/// Until the overlap is over, what is posted carries a signature with each, so that a receiver that knows either believes it.
+/// Where it is done again meanwhile, every secret signs until its own overlap is over, up to four beside the newest.
+/// Without an overlap all older ones end at once.
 #[utoipa::path(post, path = "/v1/webhook_endpoints/{id}/rotate_secret", tag = "webhooks",
     request_body = Option<RotateSecret>, security(("api_key" = [])),
     params(("id" = String, Path, description = "The endpoint's id.")),
@@ -264,7 +266,7 @@ pub(super) async fn rotate_secret(
         if webhook_endpoints::get(tx, (&tenant, test), &id)?.is_none() {
             return Err(ApiError::not_found());
         }
-        webhook_endpoints::rotate(tx, &tenant, (&id, &secret), old_until)?;
+        webhook_endpoints::rotate(tx, &tenant, (&id, &secret), (old_until, now))?;
         let found = webhook_endpoints::get(tx, (&tenant, test), &id)?;
         let endpoint = found.ok_or_else(ApiError::not_found)?;
         Ok(Reply::new(StatusCode::OK, &endpoint)?.with_once("secret", secret))
@@ -435,13 +437,15 @@ pub(super) async fn delete(
     PathId(id): PathId<EndpointId>,
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::Webhooks)?;
+    let now = app.clock.now();
     let found = app
         .store
-        .write(move |tx| webhook_endpoints::delete(tx, (&caller.tenant, caller.test), &id))
+        .write(move |tx| webhook_endpoints::delete(tx, (&caller.tenant, caller.test), &id, now))
         .await?;
     if !found {
         return Err(ApiError::not_found());
     }
+    app.bells.swept_endpoints.notify_one();
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

@@ -2,6 +2,7 @@
 
 use protocol::api::{WebhookAttempt, WebhookDelivery, WebhookEndpoint};
 use protocol::{DeliveryId, EndpointId, TenantId, UnixMs};
+use serde::{Deserialize, Serialize};
 
 use super::{Json, Row, StoreError, Tx};
 use crate::params;
@@ -33,11 +34,18 @@ pub fn insert(
 /// How many endpoints the tenant has.
 pub fn count(tx: &mut Tx<'_>, tenant: &TenantId) -> Result<u32, StoreError> {
     tx.query_row(
-        "SELECT count(*) FROM webhook_endpoints WHERE tenant_id = ?1",
+        &format!("SELECT count(*) FROM webhook_endpoints WHERE tenant_id = ?1 AND {THERE}"),
         params![tenant],
         |row| row.get(0),
     )
 }
+
+/// Why an endpoint is off that its tenant has deleted: it is hidden from everybody, and goes for good once nothing is left
+/// of what was delivered to it ([`sweep`]).
+const DELETED: &str = "deleted";
+
+/// What every question of a tenant about endpoints leaves out: those that are deleted.
+const THERE: &str = "COALESCE(disabled_reason, '') <> 'deleted'";
 
 const COLUMNS: &str = "SELECT id, url, events, disabled_at, disabled_reason, created_at, description, \
      failing_since, failures, paused_until, previous_until, test FROM webhook_endpoints";
@@ -49,7 +57,7 @@ pub fn get(
     id: &EndpointId,
 ) -> Result<Option<WebhookEndpoint>, StoreError> {
     tx.query_opt(
-        &format!("{COLUMNS} WHERE id = ?1 AND tenant_id = ?2 AND test >= ?3"),
+        &format!("{COLUMNS} WHERE id = ?1 AND tenant_id = ?2 AND test >= ?3 AND {THERE}"),
         params![id, tenant, test],
         read,
     )
@@ -70,7 +78,8 @@ pub fn list(
 ) -> Result<Vec<WebhookEndpoint>, StoreError> {
     tx.query(
         &format!(
-            "{COLUMNS} WHERE tenant_id = ?1 AND id < ?2 AND test >= ?4 ORDER BY id DESC LIMIT ?3"
+            "{COLUMNS} WHERE tenant_id = ?1 AND id < ?2 AND test >= ?4 AND {THERE}
+             ORDER BY id DESC LIMIT ?3"
         ),
         params![tenant, before.unwrap_or("~"), limit.saturating_add(1), test],
         read,
@@ -103,9 +112,11 @@ pub fn update(
     endpoint: &WebhookEndpoint,
 ) -> Result<bool, StoreError> {
     let changed = tx.execute(
-        "UPDATE webhook_endpoints SET url = ?3, events = ?4, description = ?5, disabled_at = ?6, disabled_reason = ?7,
-             failing_since = ?8, failures = ?9, paused_until = ?10
-         WHERE id = ?1 AND tenant_id = ?2",
+        &format!(
+            "UPDATE webhook_endpoints SET url = ?3, events = ?4, description = ?5, disabled_at = ?6,
+                 disabled_reason = ?7, failing_since = ?8, failures = ?9, paused_until = ?10
+             WHERE id = ?1 AND tenant_id = ?2 AND {THERE}"
+        ),
         params![
             endpoint.id,
             tenant,
@@ -122,45 +133,145 @@ pub fn update(
     Ok(changed > 0)
 }
 
-/// Gives an endpoint a new secret; the one that it had signs beside it until then. False where the tenant has no such
-/// endpoint.
+/// Secrets that may still sign beside the newest one. Whoever gives out more within one overlap loses the one that would
+/// have ended first: a header has to end somewhere.
+pub const PREVIOUS_MAX: usize = 4;
+
+/// A secret that an endpoint had before, and until when it signs.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Previous {
+    /// `whsec_…`
+    pub secret: String,
+    /// Its end.
+    pub until: UnixMs,
+}
+
+impl std::fmt::Debug for Previous {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The secret stays out of logs.
+        f.debug_struct("Previous").field("until", &self.until).finish_non_exhaustive()
+    }
+}
+
+/// The secrets that sign beside the newest one at `now`, the newest first, as the two columns have them: a list, or, from
+/// before there were several, one secret that signs until `until`.
+pub fn previous(
+    kept: Option<&str>,
+    until: Option<UnixMs>,
+    now: UnixMs,
+) -> Result<Vec<Previous>, StoreError> {
+    let mut all: Vec<Previous> = match kept {
+        None => Vec::new(),
+        Some(list) if list.starts_with('[') => serde_json::from_str(list).map_err(|_secret| {
+            // The cause might show what it could not read.
+            StoreError::corrupt("webhook_endpoints.previous_secret", "no list of secrets")
+        })?,
+        Some(secret) => {
+            let secret = secret.to_owned();
+            until.map(|until| Previous { secret, until }).into_iter().collect()
+        }
+    };
+    all.retain(|one| one.until > now);
+    Ok(all)
+}
+
+/// The secrets that sign beside a new one, of the last one and those before it. Whoever ends the last one at once has reason
+/// to trust none that is older.
+fn handed_down(before: Vec<Previous>, last: Previous, now: UnixMs) -> Vec<Previous> {
+    if last.until <= now {
+        return Vec::new();
+    }
+    let mut all: Vec<Previous> =
+        std::iter::once(last).chain(before).filter(|one| one.until > now).collect();
+    while all.len() > PREVIOUS_MAX {
+        let first = all.iter().enumerate().min_by_key(|(_, one)| one.until).map(|(at, _)| at);
+        all.remove(first.unwrap_or(0));
+    }
+    all
+}
+
+/// Gives an endpoint a new secret; the one that it had signs beside it until then, and so do those before it until their
+/// own ends, or none of them where there is no overlap. False where the tenant has no such endpoint.
 pub fn rotate(
     tx: &mut Tx<'_>,
     tenant: &TenantId,
     (id, secret): (&EndpointId, &str),
-    old_until: UnixMs,
+    (old_until, now): (UnixMs, UnixMs),
 ) -> Result<bool, StoreError> {
-    let changed = tx.execute(
-        "UPDATE webhook_endpoints SET previous_secret = secret, previous_until = ?4, secret = ?3
-         WHERE id = ?1 AND tenant_id = ?2",
-        params![id, tenant, secret, old_until],
+    type Kept = (String, Option<String>, Option<UnixMs>);
+    let kept: Option<Kept> = tx.query_opt(
+        &format!(
+            "SELECT secret, previous_secret, previous_until FROM webhook_endpoints
+             WHERE id = ?1 AND tenant_id = ?2 AND {THERE}"
+        ),
+        params![id, tenant],
+        |row| Ok((row.text(0)?, row.opt_text(1)?, row.get(2)?)),
     )?;
-    Ok(changed > 0)
+    let Some((last, kept, until)) = kept else { return Ok(false) };
+    let before = previous(kept.as_deref(), until, now)?;
+    let last = Previous { secret: last, until: old_until };
+    let all = handed_down(before, last, now);
+    let until = all.iter().map(|one| one.until).max();
+    tx.execute(
+        "UPDATE webhook_endpoints SET secret = ?3, previous_secret = ?4, previous_until = ?5
+         WHERE id = ?1 AND tenant_id = ?2",
+        params![id, tenant, secret, (!all.is_empty()).then_some(Json(&all)), until],
+    )?;
+    Ok(true)
 }
 
-/// Deletes an endpoint and all that was or is to be delivered to it; false where the tenant has no such endpoint.
+/// Deletes an endpoint: from now on nobody sees it and nothing is posted to it. False where the tenant has no such endpoint.
+///
+/// What was or is to be delivered to it may be hundreds of thousands of rows, and goes step by step behind everything else
+/// ([`sweep`]).
 pub fn delete(
     tx: &mut Tx<'_>,
     (tenant, test): (&TenantId, bool),
     id: &EndpointId,
+    now: UnixMs,
 ) -> Result<bool, StoreError> {
-    if get(tx, (tenant, test), id)?.is_none() {
-        return Ok(false);
+    let changed = tx.execute(
+        &format!(
+            "UPDATE webhook_endpoints SET disabled_at = ?4, disabled_reason = ?5
+             WHERE id = ?1 AND tenant_id = ?2 AND test >= ?3 AND {THERE}"
+        ),
+        params![id, tenant, test, now, DELETED],
+    )?;
+    Ok(changed > 0)
+}
+
+/// The endpoints that are deleted and not swept yet.
+pub fn deleted(tx: &mut Tx<'_>) -> Result<Vec<EndpointId>, StoreError> {
+    tx.query(
+        "SELECT id FROM webhook_endpoints WHERE disabled_reason = ?1 ORDER BY id",
+        params![DELETED],
+        |row| row.get(0),
+    )
+}
+
+/// Deliveries swept in one transaction: the writer has other work to do.
+const SWEEP_ROWS: usize = 1_000;
+
+// Both statements must choose the same deliveries.
+const SWEEP_ATTEMPTS: &str = "DELETE FROM webhook_attempts WHERE job_id IN
+     (SELECT j.id FROM webhook_endpoints e JOIN webhook_jobs j ON j.endpoint_id = e.id
+      WHERE e.id = ?1 AND e.disabled_reason = ?3 AND j.endpoint_id = ?1 ORDER BY j.id LIMIT ?2)";
+const SWEEP_JOBS: &str = "DELETE FROM webhook_jobs WHERE id IN
+     (SELECT j.id FROM webhook_endpoints e JOIN webhook_jobs j ON j.endpoint_id = e.id
+      WHERE e.id = ?1 AND e.disabled_reason = ?3 AND j.endpoint_id = ?1 ORDER BY j.id LIMIT ?2)";
+
+/// Deletes some of what was or is to be delivered to an endpoint that is deleted, and with the last of it the endpoint
+/// itself; false once that is gone.
+pub fn sweep(tx: &mut Tx<'_>, id: &EndpointId) -> Result<bool, StoreError> {
+    tx.execute(SWEEP_ATTEMPTS, params![id, SWEEP_ROWS, DELETED])?;
+    if tx.execute(SWEEP_JOBS, params![id, SWEEP_ROWS, DELETED])? > 0 {
+        return Ok(true);
     }
     tx.execute(
-        "DELETE FROM webhook_attempts WHERE job_id IN
-            (SELECT id FROM webhook_jobs WHERE endpoint_id = ?1 AND tenant_id = ?2)",
-        params![id, tenant],
+        "DELETE FROM webhook_endpoints WHERE id = ?1 AND disabled_reason = ?2",
+        params![id, DELETED],
     )?;
-    tx.execute(
-        "DELETE FROM webhook_jobs WHERE endpoint_id = ?1 AND tenant_id = ?2",
-        params![id, tenant],
-    )?;
-    tx.execute(
-        "DELETE FROM webhook_endpoints WHERE id = ?1 AND tenant_id = ?2",
-        params![id, tenant],
-    )?;
-    Ok(true)
+    Ok(false)
 }
 
 /// What was or is to be delivered to an endpoint, newest first. One row more than `limit` where there is more.

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use protocol::api::{WEBHOOK_TEST, WebhookBody, WebhookData};
 use protocol::{DeliveryId, EndpointId, EventId, TenantId, UnixMs};
 
-use super::{StoreError, Tx};
+use super::{StoreError, Tx, webhook_endpoints};
 use crate::clock;
 use crate::params;
 
@@ -220,7 +220,8 @@ pub(super) const WAITING: &str = "WITH RECURSIVE waiting (id) AS (
          SELECT waiting.id, (SELECT MIN(j.run_at) FROM webhook_jobs j
                              WHERE j.state = 'pending' AND j.endpoint_id = waiting.id AND j.run_at > ?1),
              e.failures, e.paused_until, e.disabled_at IS NOT NULL
-         FROM waiting JOIN webhook_endpoints e ON e.id = waiting.id WHERE waiting.id IS NOT NULL";
+         FROM waiting JOIN webhook_endpoints e ON e.id = waiting.id
+         WHERE waiting.id IS NOT NULL AND COALESCE(e.disabled_reason, '') <> 'deleted'";
 
 /// What is next for an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -245,13 +246,13 @@ pub fn next(
     (under_way, limit): (&BTreeSet<DeliveryId>, usize),
 ) -> Result<Option<Next>, StoreError> {
     let target = tx.query_opt(
-        "SELECT id, tenant_id, url, secret, disabled_at IS NOT NULL,
-             CASE WHEN previous_until > ?2 THEN previous_secret END
+        "SELECT id, tenant_id, url, secret, disabled_at IS NOT NULL, previous_secret, previous_until
          FROM webhook_endpoints WHERE id = ?1",
-        params![endpoint, now],
+        params![endpoint],
         |row| {
             let mut secrets = vec![row.text(3)?];
-            secrets.extend(row.opt_text(5)?);
+            let previous = webhook_endpoints::previous(row.opt_text(5)?.as_deref(), row.get(6)?, now)?;
+            secrets.extend(previous.into_iter().map(|one| one.secret));
             Ok(Target {
                 endpoint: row.parse(0)?,
                 tenant: row.parse(1)?,
@@ -332,54 +333,65 @@ pub fn finish(
     Ok(())
 }
 
-/// Notes that an endpoint works.
-pub fn works(tx: &mut Tx<'_>, endpoint: &EndpointId) -> Result<(), StoreError> {
+/// Notes that an endpoint works, where it still is where it was called.
+pub fn works(tx: &mut Tx<'_>, called: &Target) -> Result<(), StoreError> {
     tx.execute(
         "UPDATE webhook_endpoints SET failing_since = NULL, failures = 0, paused_until = NULL
-         WHERE id = ?1 AND failures > 0",
-        params![endpoint],
+         WHERE id = ?1 AND url = ?2 AND failures > 0",
+        params![called.endpoint, called.url],
     )?;
     Ok(())
 }
 
+/// Whether an endpoint still is where it was called. What was answered elsewhere says nothing of it.
+pub fn is_there(tx: &mut Tx<'_>, called: &Target) -> Result<bool, StoreError> {
+    let found = tx.query_opt(
+        "SELECT 1 FROM webhook_endpoints WHERE id = ?1 AND url = ?2",
+        params![called.endpoint, called.url],
+        |row| row.int(0),
+    )?;
+    Ok(found.is_some())
+}
+
 /// Notes that an endpoint has failed; answers since when it has without a success between, and how often. `None` where it
-/// is gone.
+/// is gone, or elsewhere than it was called.
 pub fn fails(
     tx: &mut Tx<'_>,
-    endpoint: &EndpointId,
+    called: &Target,
     now: UnixMs,
 ) -> Result<Option<(UnixMs, u32)>, StoreError> {
     tx.query_opt(
         "UPDATE webhook_endpoints SET failing_since = COALESCE(failing_since, ?2), failures = failures + 1
-         WHERE id = ?1 RETURNING failing_since, failures",
-        params![endpoint, now],
+         WHERE id = ?1 AND url = ?3 RETURNING failing_since, failures",
+        params![called.endpoint, now, called.url],
         |row| Ok((row.get(0)?, row.get(1)?)),
     )
 }
 
-/// Leaves an endpoint alone until then, if it is not left alone for longer already.
-pub fn pause(tx: &mut Tx<'_>, endpoint: &EndpointId, until: UnixMs) -> Result<(), StoreError> {
+/// Leaves an endpoint alone until then, if it is not left alone for longer already, and still is where it was called.
+pub fn pause(tx: &mut Tx<'_>, called: &Target, until: UnixMs) -> Result<(), StoreError> {
     tx.execute(
         "UPDATE webhook_endpoints SET paused_until = ?2
-         WHERE id = ?1 AND (paused_until IS NULL OR paused_until < ?2)",
-        params![endpoint, until],
+         WHERE id = ?1 AND url = ?3 AND (paused_until IS NULL OR paused_until < ?2)",
+        params![called.endpoint, until, called.url],
     )?;
     Ok(())
 }
 
-/// Switches an endpoint off, with the reason; what waits for it fails, step by step. False when it was off already or is gone.
+/// Switches an endpoint off, with the reason; what waits for it fails, step by step. False when it was off already, is gone,
+/// or elsewhere than it was called.
 pub fn disable(
     tx: &mut Tx<'_>,
-    endpoint: &EndpointId,
+    called: &Target,
     reason: &str,
     now: UnixMs,
 ) -> Result<bool, StoreError> {
     let changed = tx.execute(
         "UPDATE webhook_endpoints SET disabled_at = ?2, disabled_reason = ?3
-         WHERE id = ?1 AND disabled_at IS NULL",
-        params![endpoint.as_str(), now, reason],
+         WHERE id = ?1 AND url = ?4 AND disabled_at IS NULL",
+        params![called.endpoint, now, reason, called.url],
     )?;
-    fail_pending(tx, endpoint)?;
+    fail_pending(tx, &called.endpoint)?;
     Ok(changed > 0)
 }
 

@@ -40,6 +40,8 @@ struct Hook {
 #[derive(Clone, Default)]
 struct Sink {
     hooks: Arc<Mutex<Vec<Hook>>>,
+    /// Lets `/late/…` answer.
+    answers: Arc<tokio::sync::Notify>,
 }
 
 impl Sink {
@@ -86,7 +88,11 @@ async fn answer(
         "/redirect" => (StatusCode::TEMPORARY_REDIRECT, [("location", "/ok")]).into_response(),
         "/retry" => (StatusCode::TOO_MANY_REQUESTS, [("retry-after", "3600")]).into_response(),
         other => {
-            let code = other.strip_prefix("/status/").unwrap().parse().unwrap();
+            let late = other.strip_prefix("/late/");
+            if late.is_some() {
+                sink.answers.notified().await;
+            }
+            let code = late.or_else(|| other.strip_prefix("/status/")).unwrap().parse().unwrap();
             StatusCode::from_u16(code).unwrap().into_response()
         }
     }
@@ -281,6 +287,172 @@ async fn an_endpoint_that_is_gone_is_switched_off_and_the_others_are_told() {
         1
     );
     assert_eq!(enqueue(app, &tenant, "message.read").await, 1, "the one that is left");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_has_moved_is_not_judged_by_its_old_address() {
+    let router = router(OPEN).await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let whose = endpoint(app, &tenant, "http://127.0.0.1:1/new", SECRET).await;
+    let of = |url: &str| webhook_jobs::Target {
+        endpoint: whose.clone(),
+        tenant: tenant.clone(),
+        url: url.to_owned(),
+        secrets: Vec::new(),
+        disabled: false,
+    };
+    let (old, new, now) =
+        (of("http://127.0.0.1:1/old"), of("http://127.0.0.1:1/new"), app.clock.now());
+    app.store
+        .write(move |tx| {
+            assert!(!webhook_jobs::is_there(tx, &old)?);
+            assert_eq!(webhook_jobs::fails(tx, &old, now)?, None);
+            webhook_jobs::pause(tx, &old, now)?;
+            assert!(!webhook_jobs::disable(tx, &old, "gone", now)?);
+            let untouched = "SELECT COUNT(*) FROM webhook_endpoints
+                 WHERE failures = 0 AND paused_until IS NULL AND disabled_at IS NULL";
+            assert_eq!(tx.query_row(untouched, params![], |row| row.int(0))?, 1);
+            assert!(webhook_jobs::is_there(tx, &new)?);
+            assert_eq!(webhook_jobs::fails(tx, &new, now)?, Some((now, 1)));
+            // Nor does what went well there make up for what fails here.
+            webhook_jobs::works(tx, &old)?;
+            assert_eq!(webhook_jobs::fails(tx, &new, now)?, Some((now, 2)));
+            Ok(())
+        })
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn what_an_old_address_answers_with_gone_is_tried_at_the_new_one() {
+    let router = router(OPEN).await;
+    let app = &router.app;
+    let (sink, address) = sink(&router).await;
+    let tenant = tenant(app, "Acme").await;
+    let whose = endpoint(app, &tenant, &format!("http://{address}/late/410"), SECRET).await;
+    enqueue(app, &tenant, "message.sent").await;
+    sink.wait_for("/late/410", 1).await;
+    // It moves while its old address is about to answer.
+    let url = format!("http://{address}/ok");
+    app.store
+        .write(move |tx| tx.execute("UPDATE webhook_endpoints SET url = ?1", params![url]))
+        .await
+        .unwrap();
+    sink.answers.notify_one();
+    let (state, _, wait) = tried(app, &whose, 1).await;
+    assert_eq!(state, "pending");
+    assert!(wait > 0, "{wait}");
+    assert_eq!(error_of(app).await.0, Some(410));
+    app.store
+        .write(|tx| tx.execute("UPDATE webhook_jobs SET run_at = 0", params![]))
+        .await
+        .unwrap();
+    app.bells.webhooks.notify_one();
+    sink.wait_for("/ok", 1).await;
+    assert_eq!(tried(app, &whose, 2).await.0, "delivered");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_deleted_is_gone_at_once_and_its_deliveries_step_by_step() {
+    use router::store::webhook_endpoints as rows;
+    let router = router(OPEN).await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let whose = endpoint(app, &tenant, "http://127.0.0.1:1/", SECRET).await;
+    let other = endpoint(app, &tenant, "http://127.0.0.1:1/", SECRET).await;
+    let (owner, deleted, kept, now) =
+        (tenant.clone(), whose.clone(), other.clone(), app.clock.now());
+    app.store
+        .write(move |tx| {
+            for (endpoint, prefix, count) in [(&deleted, "a", 2_500), (&kept, "b", 1)] {
+                tx.execute(
+                    "INSERT INTO webhook_jobs
+                         (id, endpoint_id, tenant_id, event_id, type, body, state, run_at, attempts, created_at)
+                     WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?4)
+                     SELECT 'dlv_' || ?3 || i, ?1, ?2, 'evt_1', 'message.sent', '{}', 'delivered', 1, 1, 1 FROM n",
+                    params![endpoint, owner, prefix, count],
+                )?;
+            }
+            tx.execute(
+                "INSERT INTO webhook_attempts (job_id, attempt, at, ms) SELECT id, 1, 1, 1 FROM webhook_jobs",
+                params![],
+            )?;
+            // A step sweeps nothing of an endpoint that is there.
+            assert!(!rows::sweep(tx, &kept)?);
+            assert!(rows::get(tx, (&owner, false), &kept)?.is_some());
+            assert!(rows::delete(tx, (&owner, false), &deleted, now)?);
+            // Nobody sees it any more, whatever is left of it.
+            assert!(!rows::delete(tx, (&owner, false), &deleted, now)?);
+            assert!(rows::get(tx, (&owner, false), &deleted)?.is_none());
+            assert_eq!(rows::list(tx, (&owner, false), None, 10)?.len(), 1);
+            assert_eq!(rows::count(tx, &owner)?, 1);
+            assert!(!rows::rotate(tx, &owner, (&deleted, "whsec_"), (now, now))?);
+            let jobs = "SELECT COUNT(*) FROM webhook_jobs";
+            assert_eq!(tx.query_row(jobs, params![], |row| row.int(0))?, 2_501);
+            assert!(rows::sweep(tx, &deleted)?);
+            assert_eq!(tx.query_row(jobs, params![], |row| row.int(0))?, 1_501);
+            Ok(())
+        })
+        .await
+        .unwrap();
+    assert_eq!(enqueue(app, &tenant, "message.read").await, 1, "the one that is left");
+    // The rest goes by itself, as it would after a restart.
+    app.bells.swept_endpoints.notify_one();
+    let left = "SELECT COUNT(*) FROM webhook_jobs WHERE id LIKE 'dlv_a%'";
+    eventually("nothing is left", || async {
+        count(app, left).await == 0
+            && count(app, "SELECT COUNT(*) FROM webhook_endpoints").await == 1
+    })
+    .await;
+    let attempts = "SELECT COUNT(*) FROM webhook_attempts WHERE job_id LIKE 'dlv_a%'";
+    assert_eq!(count(app, attempts).await, 0);
+    assert_eq!(count(app, "SELECT COUNT(*) FROM webhook_jobs WHERE id = 'dlv_b1'").await, 1);
+}
+
+#[tokio::test]
+async fn every_secret_signs_until_its_own_end_however_often_it_is_replaced() {
+    use router::store::webhook_endpoints as rows;
+    let router = router(OPEN).await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let whose = endpoint(app, &tenant, "http://127.0.0.1:1/", "first").await;
+    let now = app.clock.now();
+    app.store
+        .write(move |tx| {
+            let signs = |tx: &mut router::store::Tx<'_>, after_ms: i64| {
+                let at = now.plus_ms(after_ms);
+                let next = webhook_jobs::next(tx, &whose, at, None, (&Default::default(), 1))?;
+                Ok::<_, router::store::StoreError>(next.unwrap().target.secrets)
+            };
+            let turn = |tx: &mut router::store::Tx<'_>, secret: &str, end_ms: i64| {
+                rows::rotate(tx, &tenant, (&whose, secret), (now.plus_ms(end_ms), now))
+            };
+            // As it was written before there could be several.
+            tx.execute(
+                "UPDATE webhook_endpoints SET previous_secret = 'zeroth', previous_until = ?1",
+                params![now.plus_ms(50)],
+            )?;
+            assert_eq!(signs(tx, 0)?, ["first", "zeroth"]);
+            assert!(turn(tx, "second", 100)?);
+            assert!(turn(tx, "third", 200)?);
+            assert_eq!(signs(tx, 0)?, ["third", "second", "first", "zeroth"]);
+            assert_eq!(signs(tx, 60)?, ["third", "second", "first"]);
+            assert_eq!(signs(tx, 100)?, ["third", "second"]);
+            assert_eq!(signs(tx, 200)?, ["third"]);
+            let seen = rows::get(tx, (&tenant, false), &whose)?.unwrap();
+            assert_eq!(seen.old_secret_until, Some(now.plus_ms(200)));
+            // There is an end to it: the one that would have ended first goes.
+            assert!(turn(tx, "fourth", 300)?);
+            assert!(turn(tx, "fifth", 300)?);
+            assert_eq!(signs(tx, 0)?, ["fifth", "fourth", "third", "second", "first"]);
+            // Whoever wants no overlap has lost a secret, and wants none that is older.
+            assert!(turn(tx, "sixth", 0)?);
+            assert_eq!(signs(tx, 0)?, ["sixth"]);
+            Ok(())
+        })
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -708,7 +880,7 @@ async fn a_library_of_another_language_believes_the_signatures_of_both_secrets_a
         let (tenant, whose, now) = (tenant.clone(), whose.clone(), app.clock.now());
         app.store.write(move |tx| {
             use router::store::webhook_endpoints as rows;
-            rows::rotate(tx, &tenant, (&whose, secret), now.plus_ms(overlap_ms))
+            rows::rotate(tx, &tenant, (&whose, secret), (now.plus_ms(overlap_ms), now))
         })
     };
     assert!(rotate(new, 3_600_000).await.unwrap());
