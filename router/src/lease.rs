@@ -166,17 +166,9 @@ pub fn blocked(before: bool, state: PhoneState, reasons: &[Reason]) -> bool {
     if reasons.contains(&Reason::AccountBlocked) {
         return true;
     }
-    // A block is kept by the bridge: a host that starts, or whose bridge has not spoken, does not say that it is lifted.
-    let lifted = match state {
-        PhoneState::Ready => true,
-        PhoneState::NotReady => !reasons.is_empty(),
-        PhoneState::Stopped
-        | PhoneState::Starting
-        | PhoneState::Draining
-        | PhoneState::Backoff
-        | PhoneState::Parked => false,
-    };
-    before && !lifted
+    // A block is kept by the bridge that has met it. Another one, on a Mac that is new to the phone, knows it only when it is
+    // all well; and one that starts, or is not well for another reason, says nothing of it.
+    before && state != PhoneState::Ready
 }
 
 /// Whether a phone should be handed to a host that stands by, though its own host is there.
@@ -381,13 +373,14 @@ mod tests {
     }
 
     #[test]
-    fn a_block_stands_until_the_bridge_says_how_it_is_without_it() {
+    fn a_block_stands_until_a_bridge_is_ready_without_it() {
         let blocked_too = [Reason::DatabasePermission, Reason::AccountBlocked];
         let other = [Reason::DatabasePermission];
         let cases: [(bool, PhoneState, &[Reason], bool); 10] = [
             (false, PhoneState::NotReady, &blocked_too, true),
             (true, PhoneState::NotReady, &blocked_too, true),
-            (true, PhoneState::NotReady, &other, false),
+            // A bridge that is new to the phone has met nothing yet.
+            (true, PhoneState::NotReady, &other, true),
             (true, PhoneState::Ready, &[], false),
             // The bridge runs and has not said yet how it is.
             (true, PhoneState::NotReady, &[], true),

@@ -197,8 +197,7 @@ pub fn list_hosts(
     )?;
     for host in &mut hosts {
         host.phones = standby::served_by(tx, &host.id)?;
-        host.standby_phones = standby::phones_of(tx, &host.id)?;
-        host.standby_phones.retain(|phone| !host.phones.contains(phone));
+        host.standby_phones = standby::standby_of(tx, &host.id)?;
     }
     Ok(hosts)
 }

@@ -645,12 +645,13 @@ pub struct Offer {
 }
 
 /// Whether the bridge that is there now is the one that the attempt was given to. Another one, with a new file or on
-/// another host, does not know what the first has sent: it must not be asked to send it.
-const SAME_JOURNAL: &str = "(a.journal IS NULL OR p.journal IS NULL OR a.journal = p.journal)";
+/// another host, does not know what the first has sent: it must not be asked to send it. Nor must one whose journal is
+/// not known yet, as after an enrolment: it is another one until it says that it is not.
+const SAME_JOURNAL: &str = "(a.journal IS NULL OR (p.journal IS NOT NULL AND a.journal = p.journal))";
 
 /// The host that answers for an attempt: the serving one, or the one that has served the phone before and still has the
 /// journal that the attempt was given to. Nobody, when that journal is gone.
-const ANSWERS: &str = "CASE WHEN a.journal IS NULL OR p.journal IS NULL OR a.journal = p.journal THEN p.host_id \
+const ANSWERS: &str = "CASE WHEN a.journal IS NULL OR (p.journal IS NOT NULL AND a.journal = p.journal) THEN p.host_id \
      ELSE (SELECT o.host_id FROM phone_hosts o WHERE o.phone_id = a.phone_id AND o.journal = a.journal LIMIT 1) END";
 
 fn offer_sql() -> String {
@@ -763,7 +764,8 @@ const FORMER_HOSTS: &str = "SELECT a.message_id, a.attempt, o.host_id, a.phone_i
      FROM attempts a JOIN phones p ON p.id = a.phone_id
      JOIN phone_hosts o ON o.phone_id = a.phone_id AND o.journal = a.journal AND o.host_id <> p.host_id
      JOIN leases l ON l.phone_id = a.phone_id
-     WHERE a.state <> 'done' AND a.state = 'accepted' AND a.offered_at <= ?1 AND a.journal <> p.journal LIMIT ?2";
+     WHERE a.state <> 'done' AND a.state = 'accepted' AND a.offered_at <= ?1
+         AND (p.journal IS NULL OR a.journal <> p.journal) LIMIT ?2";
 
 /// An attempt that a phone has, without what it was given: enough to take it back or to give it up, and readable
 /// whatever became of the message's row.

@@ -164,6 +164,11 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "acquainted",
         sql: include_str!("../../migrations/0040_acquainted.sql"),
     },
+    Migration {
+        version: 41,
+        name: "retired",
+        sql: include_str!("../../migrations/0041_retired.sql"),
+    },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

@@ -15,7 +15,8 @@ const HAND_OVER_SLACK_MS: i64 = 10_000;
 /// A host that stands by must have been heard of within this time to be chosen.
 const HEARD_WITHIN_MS: i64 = 15_000;
 
-/// The phones that a host serves or stands by for.
+/// The phones that a host serves, stands by for, or has served until another host was enrolled in its place: all of which
+/// it has something to tell.
 pub fn phones_of(tx: &mut Tx<'_>, host: &HostId) -> Result<Vec<PhoneId>, StoreError> {
     tx.query(
         "SELECT phone_id FROM phone_hosts WHERE host_id = ?1 ORDER BY phone_id",
@@ -24,7 +25,17 @@ pub fn phones_of(tx: &mut Tx<'_>, host: &HostId) -> Result<Vec<PhoneId>, StoreEr
     )
 }
 
-/// Whether several hosts tell of a phone.
+/// The phones that a host stands by for.
+pub fn standby_of(tx: &mut Tx<'_>, host: &HostId) -> Result<Vec<PhoneId>, StoreError> {
+    tx.query(
+        "SELECT o.phone_id FROM phone_hosts o JOIN phones p ON p.id = o.phone_id
+         WHERE o.host_id = ?1 AND o.retired_at IS NULL AND o.host_id <> COALESCE(p.host_id, '') ORDER BY o.phone_id",
+        params![host],
+        |row| row.get(0),
+    )
+}
+
+/// Whether several hosts tell of a phone, or have told of it.
 pub fn is_shared(tx: &mut Tx<'_>, phone: &PhoneId) -> Result<bool, StoreError> {
     let hosts: u32 = tx.query_row(
         "SELECT count(*) FROM phone_hosts WHERE phone_id = ?1",
@@ -36,8 +47,9 @@ pub fn is_shared(tx: &mut Tx<'_>, phone: &PhoneId) -> Result<bool, StoreError> {
 
 /// Makes a host one of those that a phone is configured on.
 ///
-/// A host that serves the phone alone, without `standby`, takes it from the one that has served it so far; those that
-/// stand by stay. A host that is among them already changes nothing by coming again.
+/// A host that serves the phone alone, without `standby`, takes it from the one that has served it so far, which is retired:
+/// it gets the phone never again by itself, and is heard for what its journal has to tell. Those that stand by stay. A host
+/// that is among them already changes nothing by coming again; one that was retired is one of them again.
 pub fn enrolled(
     tx: &mut Tx<'_>,
     (phone, host): (&PhoneId, &HostId),
@@ -48,7 +60,8 @@ pub fn enrolled(
         tx.query_row("SELECT host_id FROM phones WHERE id = ?1", params![phone], |row| row.get(0))?;
     let added = tx.execute(
         "INSERT INTO phone_hosts (phone_id, host_id, state, reasons, journal, changed_at, unready_since)
-         VALUES (?1, ?2, 'stopped', '[]', NULL, ?3, ?3) ON CONFLICT (phone_id, host_id) DO NOTHING",
+         VALUES (?1, ?2, 'stopped', '[]', NULL, ?3, ?3) ON CONFLICT (phone_id, host_id) DO UPDATE SET retired_at = NULL
+         WHERE phone_hosts.retired_at IS NOT NULL",
         params![phone, host, now],
     )?;
     let takes = match &serving {
@@ -60,9 +73,11 @@ pub fn enrolled(
     }
     if let Some(serving) = serving.filter(|serving| serving != host) {
         tx.execute(
-            "DELETE FROM phone_hosts WHERE phone_id = ?1 AND host_id = ?2",
-            params![phone, serving],
+            "UPDATE phone_hosts SET retired_at = ?3 WHERE phone_id = ?1 AND host_id = ?2",
+            params![phone, serving, now],
         )?;
+        // What it was given is of an older epoch than the phone has now: it can be asked to give it back.
+        next_epoch(tx, phone)?;
     }
     serve(tx, phone, host, now)
 }
@@ -76,7 +91,7 @@ pub struct Standing {
     pub condition: Option<Condition>,
 }
 
-/// How a host stands to a phone; `None` when the phone is not configured there.
+/// How a host stands to a phone; `None` when the phone was never configured there. A retired host stands by and is never fit.
 pub fn standing(
     tx: &mut Tx<'_>,
     phone: &PhoneId,
@@ -85,8 +100,9 @@ pub fn standing(
 ) -> Result<Option<Standing>, StoreError> {
     tx.query_opt(
         "SELECT p.host_id = ?2, p.handed_to, p.handed_until, o.state, o.reasons, COALESCE(o.unready_since, o.changed_at),
-             p.moved_at, h.power, h.drained_at, (SELECT count(*) FROM phone_hosts WHERE phone_id = p.id),
-             p.blocked_at IS NOT NULL
+             p.moved_at, h.power, h.drained_at,
+             (SELECT count(*) FROM phone_hosts WHERE phone_id = p.id AND retired_at IS NULL), p.blocked_at IS NOT NULL,
+             o.retired_at IS NOT NULL
          FROM phones p JOIN phone_hosts o ON o.phone_id = p.id AND o.host_id = ?2 JOIN hosts h ON h.id = ?2
          WHERE p.id = ?1",
         params![phone, host],
@@ -98,12 +114,16 @@ pub fn standing(
             let state = state_of(row, 3)?;
             let drained = row.get::<Option<i64>>(8)?.is_some();
             let blocked: bool = row.get(10)?;
+            let retired: bool = row.get(11)?;
             let role = match &heir {
                 Some(heir) if heir == host => Role::Heir,
                 Some(_) if serves => Role::Leaving,
                 Some(_) => Role::Standby { fit: false },
                 None if serves => Role::Active,
-                None => Role::Standby { fit: state == PhoneState::Ready && !drained && !blocked },
+                None => {
+                    let fit = state == PhoneState::Ready && !drained && !blocked && !retired;
+                    Role::Standby { fit }
+                }
             };
             let relieved = role == Role::Active && row.int(9)? > 1;
             let condition = Condition {
@@ -166,7 +186,7 @@ fn candidates(tx: &mut Tx<'_>, phone: &PhoneId, now: UnixMs) -> Result<Vec<Candi
         "SELECT o.host_id, o.state = 'ready' AND h.session IS NOT NULL AND h.last_seen_at >= ?2 AND h.drained_at IS NULL,
              h.power
          FROM phone_hosts o JOIN phones p ON p.id = o.phone_id JOIN hosts h ON h.id = o.host_id
-         WHERE o.phone_id = ?1 AND o.host_id <> COALESCE(p.host_id, '') ORDER BY o.changed_at",
+         WHERE o.phone_id = ?1 AND o.host_id <> COALESCE(p.host_id, '') AND o.retired_at IS NULL ORDER BY o.changed_at",
         params![phone, now.plus_ms(-HEARD_WITHIN_MS)],
         |row| {
             let power = row.opt_text(2)?.map(|word| power_of(&word));
@@ -198,6 +218,11 @@ fn begin(
         "UPDATE phones SET handed_to = ?2, handed_until = ?3, updated_at = ?4 WHERE id = ?1",
         params![phone, heir, now.plus_ms(within_ms), now],
     )?;
+    next_epoch(tx, phone)
+}
+
+/// Makes the epoch of a phone's lease newer than all that was dispatched.
+fn next_epoch(tx: &mut Tx<'_>, phone: &PhoneId) -> Result<(), StoreError> {
     tx.execute(
         "UPDATE leases SET epoch = epoch + 1, released = 0 WHERE phone_id = ?1",
         params![phone],
@@ -353,7 +378,7 @@ pub fn hosts_of(tx: &mut Tx<'_>, phone: &PhoneId) -> Result<Vec<PhoneHost>, Stor
     tx.query(
         "SELECT o.host_id, o.host_id = p.host_id, h.session, o.state, o.reasons, h.last_seen_at
          FROM phone_hosts o JOIN phones p ON p.id = o.phone_id JOIN hosts h ON h.id = o.host_id
-         WHERE o.phone_id = ?1 ORDER BY o.host_id <> COALESCE(p.host_id, ''), o.host_id",
+         WHERE o.phone_id = ?1 AND o.retired_at IS NULL ORDER BY o.host_id <> COALESCE(p.host_id, ''), o.host_id",
         params![phone],
         |row| {
             Ok(PhoneHost {

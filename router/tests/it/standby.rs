@@ -45,6 +45,7 @@ const LASTING: &str = "[lease]\nttl_ms = 600000\ngrace_ms = 1000\nunfit_ms = 600
 struct Mac {
     wire: Wire,
     phone: PhoneId,
+    /// Empty while its bridge has not spoken.
     journal: &'static str,
     state: PhoneState,
     /// Why it is not ready, where it is not.
@@ -99,7 +100,7 @@ impl Mac {
 
     fn report(&self) -> PhoneReport {
         PhoneReport {
-            journal: Some(self.journal.to_owned()),
+            journal: Some(self.journal.to_owned()).filter(|journal| !journal.is_empty()),
             epoch: self.epoch,
             reasons: self.reasons.clone(),
             ..report(&self.phone, self.state)
@@ -797,6 +798,96 @@ async fn a_blocked_account_is_taken_over_by_nobody_whatever_becomes_of_its_host(
     assert!(matches!(decision, Decision::Grant(_)), "{decision:?}");
     assert_eq!(count(app, "SELECT COUNT(*) FROM phones WHERE blocked_at IS NOT NULL").await, 0);
     assert_eq!(message(app, &tenant, &held).await.status, Status::Queued);
+}
+
+#[tokio::test]
+async fn a_host_that_another_was_enrolled_in_place_of_is_heard_and_its_messages_are_sent_once() {
+    let router = router(SOON).await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let first = a_host(app, ONE, false).await;
+    let mut old = Mac::connect(&router, &first, "j-1", PhoneState::Ready).await;
+    // One is started, of another nobody knows whether it was taken.
+    let started = accept(app, &tenant, TO, |_| {}).await;
+    let send = old.wire.send_command().await;
+    old.tell(Event::Accepted(attempt(&send))).await;
+    old.tell(Event::Started { attempt: attempt(&send), channel: send.route[0] }).await;
+    let offered = accept(app, &tenant, "+12025550144", |_| {}).await;
+    let unanswered = old.wire.send_command().await;
+
+    // The bridge of the new one has not spoken: whether it is the same one is not known, and it is offered nothing.
+    let second = a_host(app, ONE, false).await;
+    let mut new = Mac::connect(&router, &second, "", PhoneState::Starting).await;
+    assert_eq!(new.epoch, None);
+    let taken = new.leased().await.0;
+    assert!(taken > unanswered.epoch);
+    let again = old.wire.send_command().await;
+    assert_eq!((&again.message, again.attempt), (&offered, 1), "whoever was asked is asked again");
+    new.has_heard_nothing_of(|frame| matches!(frame, RouterFrame::Command { .. })).await;
+    while old.asked_to_release().await < taken {}
+
+    // The old one is not granted the phone, and what it knows counts, a STOP also.
+    old.renew().await;
+    old.tell(sent(&send)).await;
+    reaches(app, &tenant, &started, Status::Sent).await;
+    old.tell(received(TO, "g-stop", "STOP", app.clock.now())).await;
+    eventually("the STOP counts", async || count(app, "SELECT COUNT(*) FROM opt_outs").await == 1).await;
+    old.tell(Event::Refused(about(&unanswered, Reason::StaleEpoch, true))).await;
+    old.has_heard_nothing_of(|frame| matches!(frame, RouterFrame::Lease { .. })).await;
+    (new.journal, new.state) = ("j-2", PhoneState::Ready);
+    new.renew().await;
+    let here = new.wire.send_command().await;
+    assert_eq!((&here.message, here.attempt), (&offered, 2));
+    new.tell(sent(&here)).await;
+    reaches(app, &tenant, &offered, Status::Sent).await;
+    // What both have seen is told once, and the old one connects as before.
+    new.tell(received(TO, "g-stop", "STOP", app.clock.now())).await;
+    drop(old);
+    let old = Mac::connect(&router, &first, "j-1", PhoneState::Ready).await;
+    assert_eq!((old.epoch, old.seq > 0), (None, true));
+    assert_eq!(count(app, "SELECT COUNT(*) FROM messages WHERE direction = 'inbound'").await, 1);
+
+    // It stands by for nobody until it is enrolled again.
+    let path = format!("/v1/admin/phones/{}/failover", new.phone);
+    let (status, body) = post(&router, &path, "").await;
+    assert_eq!(status, 409, "{body}");
+    let hosts = app.store.read(|tx| admin::list_hosts(tx, None, 10)).await.unwrap();
+    assert!(hosts.iter().all(|host| host.standby_phones.is_empty()), "{hosts:?}");
+    let long_after = app.clock.now().plus_ms(3_600_000);
+    let decision = asks(app, &new.phone, &first, long_after).await;
+    assert!(matches!(decision, Decision::Refuse { .. }), "{decision:?}");
+    let (phone, host) = (new.phone.clone(), first.id.clone());
+    let enrol = move |tx: &mut Tx<'_>| standby::enrolled(tx, (&phone, &host), true, long_after);
+    app.store.write(enrol).await.unwrap();
+    let (status, body) = post(&router, &path, "").await;
+    assert_eq!(status, 202, "{body}");
+}
+
+#[tokio::test]
+async fn a_blocked_phone_that_is_enrolled_elsewhere_is_blocked_until_it_is_ready_there() {
+    let router = router(LASTING).await;
+    let app = &router.app;
+    let blocked = "SELECT COUNT(*) FROM phones WHERE blocked_at IS NOT NULL";
+    let first = a_host(app, ONE, false).await;
+    let mut old = Mac::connect(&router, &first, "j-1", PhoneState::NotReady).await;
+    old.reasons = vec![Reason::AccountBlocked];
+    old.renew().await;
+    old.leased().await;
+    let second = a_host(app, ONE, false).await;
+    let mut new = Mac::connect(&router, &second, "j-2", PhoneState::NotReady).await;
+    assert_eq!(count(app, blocked).await, 1, "it misses a permission, and knows nothing of a block");
+    (new.state, new.reasons) = (PhoneState::Ready, vec![Reason::AccountBlocked]);
+    new.renew().await;
+    new.has_heard_nothing_of(|frame| matches!(frame, RouterFrame::Lease { .. })).await;
+    assert_eq!(count(app, blocked).await, 1, "its account is the blocked one");
+    new.reasons.clear();
+    new.renew().await;
+    new.has_heard_nothing_of(|frame| matches!(frame, RouterFrame::Lease { .. })).await;
+    assert_eq!(count(app, blocked).await, 0);
+    // The old one's word is not asked for any more.
+    old.renew().await;
+    old.has_heard_nothing_of(|frame| matches!(frame, RouterFrame::Lease { .. })).await;
+    assert_eq!(count(app, blocked).await, 0);
 }
 
 #[tokio::test]
