@@ -210,6 +210,17 @@ pub enum PhoneState {
 }
 
 impl PhoneState {
+    /// Every state.
+    pub const ALL: [Self; 7] = [
+        Self::Stopped,
+        Self::Starting,
+        Self::Ready,
+        Self::NotReady,
+        Self::Draining,
+        Self::Backoff,
+        Self::Parked,
+    ];
+
     /// The stable word.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -85,6 +85,8 @@ pub(crate) enum Why {
     NotAPhone,
     /// The router does not hear the phone now: its host is not linked, it is not ready, or it has more to say.
     Away,
+    /// The bridge has it and has not started it: it was refused, withdrawn, or its time ran out before its turn.
+    NotStarted,
 }
 
 impl Why {
@@ -103,6 +105,7 @@ impl Why {
             Self::NoAnswer => "the router does not answer",
             Self::NotAPhone => "the router has no such phone beside this one; is the number right?",
             Self::Away => "the router does not hear the phone that is written to",
+            Self::NotStarted => "the bridge has not started it",
         }
     }
 }
@@ -117,7 +120,8 @@ pub(crate) struct Standing {
     pub(crate) sent: u64,
     pub(crate) seen: u64,
     pub(crate) lost: u64,
-    /// Not sent, because one of the two phones could not have been used anyway, or nobody could have said what it hears.
+    /// Not sent, because one of the two phones could not have been used anyway, or nobody could have said what it hears; or
+    /// handed to the bridge, which has not started it.
     pub(crate) skipped: u64,
     /// Sent, and nobody could say for long whether it has arrived: neither seen nor lost.
     pub(crate) unknown: u64,
@@ -265,6 +269,17 @@ impl Pair {
             Some(Way::Written { id: pending, since, .. }) if pending == id => {
                 let after = now.saturating_sub(*since);
                 Some(self.seen(at, after))
+            }
+            Some(Way::Asked { .. } | Way::Written { .. }) | None => None,
+        }
+    }
+
+    /// The bridge of the phone that writes will never start it: whatever that is, no canary was lost.
+    fn not_started(&mut self, id: &MessageId) -> Option<News> {
+        match &self.way {
+            Some(Way::Written { id: pending, .. }) if pending == id => {
+                self.standing.sent = self.standing.sent.saturating_sub(1);
+                Some(self.skipped(Why::NotStarted))
             }
             Some(Way::Asked { .. } | Way::Written { .. }) | None => None,
         }
@@ -443,8 +458,8 @@ pub(crate) fn start(
 
 async fn keep(mut pair: Pair, around: Around, told: watch::Sender<Standing>) {
     let began = Instant::now();
-    let mut ears =
-        Ears { local: None, router: pair.settings.remote.then(|| around.post.told.subscribe()) };
+    let router = pair.settings.remote.then(|| around.post.told.subscribe());
+    let mut ears = Ears { local: None, writer: None, router };
     loop {
         let came = tokio::time::timeout(LOOK, ears.next(&pair.settings.from)).await.ok();
         let now = began.elapsed();
@@ -452,6 +467,7 @@ async fn keep(mut pair: Pair, around: Around, told: watch::Sender<Standing>) {
         let mut news = None;
         match came {
             Some(Came::Arrived(id)) => news = pair.arrived(&id, wall_now(), now),
+            Some(Came::NotStarted(id)) => news = pair.not_started(&id),
             Some(Came::Told(said)) => match pair.told(&said, now) {
                 Follows::Nothing => {}
                 Follows::News(what) => news = Some(what),
@@ -472,6 +488,10 @@ async fn keep(mut pair: Pair, around: Around, told: watch::Sender<Standing>) {
             && let Some(news) = begin(&mut pair, &around, (road, now), &mut ears)
         {
             tell(&pair, news);
+        }
+        if pair.way.is_none() {
+            // What else it sends is nobody's business here.
+            ears.writer = None;
         }
         let alarm = if pair.standing.alarm { 1.0 } else { 0.0 };
         metrics::gauge!("switchboard_canary_alarm", labels(&pair).to_vec()).set(alarm);
@@ -544,8 +564,8 @@ fn write(
     ears: &mut Ears,
 ) -> Option<News> {
     match hand_over(&pair.settings, &around.pool, &id) {
-        Ok(local) => {
-            ears.local = local;
+        Ok((local, writer)) => {
+            (ears.local, ears.writer) = (local, Some(writer));
             count(pair, "sent");
             pair.sent(id, wall_now(), now);
             None
@@ -554,7 +574,12 @@ fn write(
     }
 }
 
-fn hand_over(settings: &Settings, pool: &Pool, id: &MessageId) -> Result<Option<Heard>, Why> {
+/// Gives it to the bridge; answers what is heard from now on at the phone that hears, if it is here, and at the one that writes.
+fn hand_over(
+    settings: &Settings,
+    pool: &Pool,
+    id: &MessageId,
+) -> Result<(Option<Heard>, Heard), Why> {
     let (from, epoch) = writer(settings, pool)?;
     let heard = if settings.remote {
         None
@@ -579,8 +604,9 @@ fn hand_over(settings: &Settings, pool: &Pool, id: &MessageId) -> Result<Option<
         start_before: UnixMs(wall_now().0.saturating_add(START_WITHIN_MS)),
         conversation: None,
     };
+    let writer = from.stream.listen();
     from.ask(Ask::Command(Command::Send(send))).map_err(|_not_taken| Why::Busy)?;
-    Ok(heard)
+    Ok((heard, writer))
 }
 
 type Heard = broadcast::Receiver<std::sync::Arc<crate::stream::Item>>;
@@ -589,6 +615,8 @@ type Heard = broadcast::Receiver<std::sync::Arc<crate::stream::Item>>;
 struct Ears {
     /// The phone of this host that is to hear, once it was written to.
     local: Option<Heard>,
+    /// The phone that writes, while one is under way.
+    writer: Option<Heard>,
     /// The router, for a phone of another host.
     router: Option<broadcast::Receiver<CanaryTold>>,
 }
@@ -597,6 +625,8 @@ struct Ears {
 enum Came {
     /// A canary at the phone of this host.
     Arrived(MessageId),
+    /// A message that the phone that writes will never start.
+    NotStarted(MessageId),
     /// A word of the router.
     Told(CanaryTold),
 }
@@ -605,22 +635,45 @@ impl Ears {
     /// The next that is heard; never, where there is nobody to listen to.
     async fn next(&mut self, from: &E164) -> Came {
         loop {
-            if let Some(router) = &mut self.router {
-                match router.recv().await {
+            tokio::select! {
+                told = where_there_is(self.router.as_mut().map(broadcast::Receiver::recv)) => match told {
                     Ok(told) => return Came::Told(told),
                     // What was missed is asked for again.
                     Err(broadcast::error::RecvError::Lagged(_)) => {}
                     Err(broadcast::error::RecvError::Closed) => self.router = None,
-                }
-            } else if let Some(heard) = &mut self.local {
-                match arrival(heard, from).await {
+                },
+                arrived = where_there_is(self.local.as_mut().map(|heard| arrival(heard, from))) => match arrived {
                     Some(id) => return Came::Arrived(id),
                     // The phone was replaced by a changed configuration.
                     None => self.local = None,
-                }
-            } else {
-                std::future::pending::<()>().await;
+                },
+                ended = where_there_is(self.writer.as_mut().map(not_started)) => match ended {
+                    Some(id) => return Came::NotStarted(id),
+                    None => self.writer = None,
+                },
             }
+        }
+    }
+}
+
+async fn where_there_is<F: Future>(ear: Option<F>) -> F::Output {
+    match ear {
+        Some(ear) => ear.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The next message that the bridge of a phone will never start; none when the stream has ended.
+async fn not_started(heard: &mut Heard) -> Option<MessageId> {
+    loop {
+        match heard.recv().await {
+            Ok(item) if matches!(item.kind, "refused" | "canceled" | "expired") => {
+                if let Some(attempt) = &item.attempt {
+                    return Some(attempt.message.clone());
+                }
+            }
+            Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+            Err(broadcast::error::RecvError::Closed) => return None,
         }
     }
 }
@@ -762,6 +815,62 @@ mod tests {
         assert_eq!(seen, Some(News::Seen { after: LOOK, alarm_over: true }));
         assert!(!pair.standing.alarm && pair.standing.lost_in_a_row == 0);
         assert_eq!((pair.standing.lost, pair.standing.last_latency_ms), (4, Some(1_000)));
+    }
+
+    #[test]
+    fn one_that_the_bridge_does_not_start_is_skipped_and_says_nothing_of_who_hears() {
+        let mut pair = pair();
+        for n in 1..=2 {
+            pair.sent(id(n), UnixMs(5), Duration::ZERO);
+            assert_eq!(pair.tick(None, LOST), Some(MISS));
+        }
+        pair.sent(id(3), UnixMs(5), Duration::ZERO);
+        assert_eq!(pair.not_started(&id(4)), None, "another message");
+        let skipped = Some(News::Skipped(Why::NotStarted));
+        assert_eq!(pair.not_started(&id(3)), skipped);
+        assert_eq!((pair.not_started(&id(3)), pair.tick(None, LOST)), (None, None), "told once");
+        let Standing { sent, skipped, lost, lost_in_a_row, alarm, .. } = pair.standing;
+        assert_eq!((sent, skipped, lost, lost_in_a_row, alarm), (2, 1, 2, 2, false));
+        // One that has only been asked for is not the bridge's yet.
+        let mut pair = of(true);
+        pair.asks(id(1), Duration::ZERO);
+        assert_eq!(pair.not_started(&id(1)), None);
+    }
+
+    #[tokio::test]
+    async fn what_the_bridge_of_the_writing_phone_will_not_start_is_heard() {
+        use protocol::pipe::{Attempt, AttemptReason};
+        let attempt = |n| Attempt { message: id(n), attempt: 1 };
+        let stream = crate::stream::Stream::default();
+        let mut ears = Ears { local: None, writer: Some(stream.listen()), router: None };
+        let refused = AttemptReason {
+            attempt: attempt(1),
+            reason: protocol::Reason::StaleEpoch,
+            detail: String::new(),
+            retryable: true,
+            channel: None,
+        };
+        let told = [
+            Event::Accepted(attempt(9)),
+            Event::Refused(refused),
+            Event::Canceled(attempt(2)),
+            Event::Expired(attempt(3)),
+        ];
+        for (event, seq) in told.into_iter().zip(1..) {
+            stream.publish(&protocol::link::EventFrame {
+                phone: protocol::PhoneId::new(1, [1; 10]),
+                journal: "j".to_owned(),
+                seq,
+                epoch: None,
+                at: UnixMs(5),
+                event,
+            });
+        }
+        let from = "+12025550190".parse().unwrap();
+        for n in 1..=3 {
+            let came = ears.next(&from).await;
+            assert!(matches!(came, Came::NotStarted(said) if said == id(n)), "{n}");
+        }
     }
 
     fn told(n: u8, standing: CanaryStanding) -> CanaryTold {
