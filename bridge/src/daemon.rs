@@ -140,7 +140,7 @@ impl From<JournalError> for DaemonError {
 
 /// Runs the bridge of one phone over this process's stdin and stdout until it is asked to end.
 pub async fn run(config: Config) -> Result<Exit, DaemonError> {
-    let lock = Lock::wait_for(&config.state_dir).await?;
+    let lock = Lock::wait_for(&config.state_dir, crate::clock::now().wall).await?;
     let now = crate::clock::now();
     let id = format!("jrn_{}", uuid::Uuid::from_bytes(random()?).simple());
     let journal = Journal::open(&config.state_dir.join("journal.db"), &config.phone, &id, now)?;

@@ -146,6 +146,11 @@ impl Health {
         self.next_probe_ms = now_ms;
     }
 
+    /// What was answered last holds, and is asked again by then.
+    pub(crate) fn ask_by(&mut self, at_ms: i64) {
+        self.next_probe_ms = self.next_probe_ms.min(at_ms);
+    }
+
     /// Whether the account should be asked now.
     pub(crate) fn probe_due(&self, now_ms: i64) -> bool {
         !self.is_paused() && now_ms >= self.next_probe_ms
@@ -349,6 +354,18 @@ mod tests {
         health.probed(&answer("connected"), 100_200);
         health.pause(0, 100_300);
         assert!(!health.probe_due(100_300) && health.is_usable());
+    }
+
+    #[test]
+    fn an_account_that_is_to_be_asked_soon_is_as_good_as_before_until_it_has_answered() {
+        let mut health = Health::new(60_000, 0);
+        health.database(Ok(()));
+        health.probed(&answer("connected"), 0);
+        health.ask_by(1_000);
+        assert!(health.is_usable() && !health.probe_due(999) && health.probe_due(1_000));
+        // One that is due sooner is not put off.
+        health.ask_by(5_000);
+        assert!(health.probe_due(1_000));
     }
 
     #[test]

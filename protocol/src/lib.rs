@@ -24,6 +24,7 @@ pub mod fuzzing;
 pub mod id;
 pub mod limits;
 pub mod link;
+pub mod lock;
 pub mod number;
 pub mod pipe;
 pub mod reason;

@@ -236,17 +236,7 @@ impl PhoneState {
 
     /// The state behind a word of a store.
     pub fn of(word: &str) -> Option<Self> {
-        [
-            Self::Stopped,
-            Self::Starting,
-            Self::Ready,
-            Self::NotReady,
-            Self::Draining,
-            Self::Backoff,
-            Self::Parked,
-        ]
-        .into_iter()
-        .find(|state| state.as_str() == word)
+        Self::ALL.into_iter().find(|state| state.as_str() == word)
     }
 }
 

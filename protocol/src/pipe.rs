@@ -88,6 +88,10 @@ pub enum Command {
         /// Whether it is blocked.
         blocked: bool,
     },
+    /// This machine has slept, or something else makes what was last seen old news: look at the Mac, at chat.db and at the
+    /// account now, and not when the regular look is due. What was known holds until then. A bridge that does not know this
+    /// command refuses the line and looks when it is due.
+    Preflight,
     /// Finish what is started, start nothing new, then exit 0.
     Drain {
         /// After so many milliseconds exit all the same.
@@ -271,6 +275,13 @@ pub struct Heartbeat {
     pub not_registered_last_hour: u64,
     /// Age of the running osascript in milliseconds; none when none runs.
     pub osascript_age_ms: Option<u64>,
+    /// Osascripts that have ended.
+    pub osascript_ended: u64,
+    /// How long all of these ran, in milliseconds.
+    pub osascript_total_ms: u64,
+    /// How long the last of them ran, in milliseconds; none before the first. Goes up and down.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub osascript_last_ms: Option<u64>,
     /// It was asked to [pause](Command::Pause) and starts no osascript; nor does one of an earlier
     /// life run, whose age is not known.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -546,6 +557,7 @@ const COMMANDS: &[&str] = &[
     "seek",
     "pause",
     "block",
+    "preflight",
     "drain",
     "stop",
 ];

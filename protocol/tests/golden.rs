@@ -313,6 +313,7 @@ fn the_pipe_downwards() {
         ),
         ("pause", Command::Pause { for_ms: 20_000, end_after_ms: Some(15_000) }),
         ("block", Command::Block { blocked: true }),
+        ("preflight", Command::Preflight),
         ("drain", Command::Drain { deadline_ms: 10_000 }),
         ("stop", Command::Stop { deadline_ms: 5_000 }),
     ];
@@ -355,6 +356,9 @@ fn the_pipe_upwards() {
             Up::Heartbeat(Heartbeat {
                 last_poll: Some(NOON),
                 osascript_age_ms: Some(12),
+                osascript_ended: 3,
+                osascript_total_ms: 2_400,
+                osascript_last_ms: Some(800),
                 queued: 3,
                 ..Heartbeat::default()
             }),

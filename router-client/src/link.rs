@@ -221,6 +221,8 @@ pub struct LinkStats {
     refused: AtomicU64,
     stray: AtomicU64,
     rewinds: AtomicU64,
+    /// In milliseconds and one more; 0 before the first.
+    rtt: AtomicU64,
     down: Mutex<Option<String>>,
 }
 
@@ -242,6 +244,11 @@ impl LinkStats {
     /// Sessions that were welcomed.
     pub fn sessions(&self) -> u64 {
         self.sessions.load(Ordering::Relaxed)
+    }
+
+    /// The newest time from a ping to the router's answer, in milliseconds; none before the first answer.
+    pub fn rtt_ms(&self) -> Option<u64> {
+        self.rtt.load(Ordering::Relaxed).checked_sub(1)
     }
 
     /// Events forwarded to the router.
@@ -283,6 +290,9 @@ impl LinkStats {
         self.refused.fetch_add(counts.refused, Ordering::Relaxed);
         self.stray.fetch_add(counts.stray, Ordering::Relaxed);
         self.rewinds.fetch_add(counts.rewinds, Ordering::Relaxed);
+        if let Some(rtt_ms) = counts.rtt_ms {
+            self.rtt.store(rtt_ms.saturating_add(1), Ordering::Relaxed);
+        }
     }
 }
 

@@ -316,6 +316,8 @@ pub(crate) struct Counts {
     pub(crate) refused: u64,
     pub(crate) stray: u64,
     pub(crate) rewinds: u64,
+    /// The newest time from a ping to its pong.
+    pub(crate) rtt_ms: Option<u64>,
 }
 
 /// How far the session is.
@@ -388,6 +390,8 @@ pub(crate) struct Session {
     /// Added to the first ping, so that the hosts behind one router do not ping in step.
     ping_jitter_ms: u64,
     counts: Counts,
+    /// What the newest ping said, and when it was sent.
+    pinged: Option<(UnixMs, ContinuousMs)>,
 }
 
 impl Session {
@@ -408,6 +412,7 @@ impl Session {
             silence_ms: HOST_SILENCE_MS,
             ping_jitter_ms: random % PING_EVERY_MS,
             counts: Counts::default(),
+            pinged: None,
         }
     }
 
@@ -639,6 +644,7 @@ impl Session {
                     | Command::Replay
                     | Command::Pause { .. }
                     | Command::Block { .. }
+                    | Command::Preflight
                     | Command::Drain { .. }
                     | Command::Stop { .. } => {
                         self.stray("command that is not the router's to give");
@@ -647,7 +653,13 @@ impl Session {
             }
             RouterFrame::Canary(told) => out.push(Output::Deliver(LinkOutput::Canary(told))),
             RouterFrame::Ping { at } => self.send(HostFrame::Pong { at }, out),
-            RouterFrame::Pong { .. } | RouterFrame::Welcome(_) | RouterFrame::Bye { .. } => {}
+            RouterFrame::Pong { at } => {
+                // Only the newest ping is waited for; of an older one it is not known when it was sent.
+                if let Some((_, sent)) = self.pinged.take_if(|(said, _)| *said == at) {
+                    self.counts.rtt_ms = Some(now.continuous.saturating_sub(sent));
+                }
+            }
+            RouterFrame::Welcome(_) | RouterFrame::Bye { .. } => {}
         }
     }
 
@@ -911,6 +923,7 @@ impl Session {
                     self.renew(now, out);
                 }
                 if ping {
+                    self.pinged = Some((now.wall, now.continuous));
                     self.send(HostFrame::Ping { at: now.wall }, out);
                 }
                 self.repeat(now, out);

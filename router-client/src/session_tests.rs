@@ -453,6 +453,29 @@ fn a_wire_on_which_nothing_comes_is_asked_and_left_when_it_does_not_answer() {
 }
 
 #[test]
+fn the_time_from_a_ping_to_its_pong_is_known() {
+    let mut bench = Bench::live(0, Some(7));
+    let out = bench.pass(ASK_AFTER_MS);
+    let ping = sent(&out)
+        .into_iter()
+        .find_map(|frame| if let HostFrame::Ping { at } = frame { Some(*at) } else { None });
+    // One of another ping says nothing of this one.
+    bench.step(Input::Frame(RouterFrame::Pong { at: UnixMs(1) }));
+    assert_eq!(bench.session.take_counts().rtt_ms, None);
+    for rtt_ms in [Some(42), None] {
+        bench.after(42, Input::Frame(RouterFrame::Pong { at: ping.unwrap() }));
+        assert_eq!(bench.session.take_counts().rtt_ms, rtt_ms, "each ping is answered once");
+    }
+    let stats = crate::link::LinkStats::default();
+    assert_eq!(stats.rtt_ms(), None);
+    for rtt_ms in [Some(0), Some(42)] {
+        stats.add(&Counts { rtt_ms, ..Counts::default() });
+        stats.add(&Counts::default());
+        assert_eq!(stats.rtt_ms(), rtt_ms);
+    }
+}
+
+#[test]
 fn an_answer_in_the_last_moment_keeps_the_session_and_an_operator_may_wait_for_longer() {
     for silence_ms in [HOST_SILENCE_MS, 12_000] {
         let mut bench = Bench::live(0, None);

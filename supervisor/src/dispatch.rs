@@ -27,7 +27,7 @@ use protocol::api::{FieldError, Problem};
 use protocol::link::{HostMessagesApp, HostNetwork, HostPower, PATH, PhoneState};
 use protocol::pipe::{Attempt, Command};
 use protocol::{E164, PhoneId};
-use router_client::clock::wall_now;
+use router_client::clock::{continuous_now, wall_now};
 use router_client::doctor;
 use router_client::link::LinkStats;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -331,9 +331,15 @@ async fn metrics(State(dispatch): State<Dispatch>) -> Response {
         metrics::counter!("switchboard_link_events_forwarded_total").absolute(stats.forwarded());
         metrics::counter!("switchboard_link_events_dropped_total").absolute(stats.dropped());
         metrics::counter!("switchboard_link_frames_refused_total").absolute(stats.refused());
+        if let Some(ms) = stats.rtt_ms() {
+            metrics::gauge!("switchboard_link_rtt_seconds")
+                .set(Duration::from_millis(ms).as_secs_f64());
+        }
     }
     for phone in dispatch.pool.iter() {
-        gauges::set(phone.id.as_str(), phone.report().heartbeat.as_ref(), wall_now());
+        let report = phone.report();
+        gauges::set(phone.id.as_str(), report.heartbeat.as_ref(), wall_now());
+        gauges::set_standing(phone.id.as_str(), report.state, phone.lease(), continuous_now());
     }
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     (kind, dispatch.metrics.render()).into_response()

@@ -212,6 +212,7 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
     let slept = pool.clone();
     let on_wake = move || {
         slept.drop_leases();
+        slept.preflight();
         woke.notify_one();
         if let Some(redial) = &redial {
             redial.notify_one();

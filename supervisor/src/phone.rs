@@ -361,6 +361,7 @@ impl Phone {
                 | Command::Seek(_)
                 | Command::Pause { .. }
                 | Command::Block { .. }
+                | Command::Preflight
                 | Command::Drain { .. }
                 | Command::Stop { .. } => true,
             },

@@ -231,6 +231,16 @@ impl Pool {
         }
     }
 
+    /// Has every bridge look at its Mac, its chat.db and its account now: what they saw last was before this machine slept.
+    pub(crate) fn preflight(&self) {
+        for phone in self.iter() {
+            if let Err(error) = phone.ask(Ask::Command(Command::Preflight)) {
+                // It looks by itself when it is due.
+                tracing::debug!(phone = %phone.id, %error, "a bridge was not asked to look anew");
+            }
+        }
+    }
+
     /// Restarts of all bridges since the supervisor started.
     pub(crate) fn restarts(&self) -> u64 {
         self.iter().map(|phone| phone.report.borrow().restarts).sum()

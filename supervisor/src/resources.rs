@@ -123,6 +123,31 @@ pub(crate) fn look(pid: i32) -> Option<(u64, Duration)> {
     Some((process.memory(), Duration::from_millis(process.accumulated_cpu_time())))
 }
 
+/// Where a process comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Born {
+    /// When it began, in whole seconds since 1970.
+    pub(crate) at_s: i64,
+    /// Who is its parent now; whoever is left alone is given another one.
+    pub(crate) parent: Option<u32>,
+}
+
+/// Where one process comes from; `None` when it is gone.
+pub(crate) fn born(pid: u32) -> Option<Born> {
+    let pid = Pid::from_u32(pid);
+    let mut system = System::new().ok()?;
+    system.refresh_processes_specifics(
+        ProcessesToUpdate::Some(&[pid]),
+        true,
+        ProcessRefreshKind::nothing(),
+    );
+    let process = system.process(pid)?;
+    Some(Born {
+        at_s: i64::try_from(process.start_time()).ok()?,
+        parent: process.parent().map(Pid::as_u32),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -113,6 +113,36 @@ pub(crate) enum KillReason {
     Cpu,
 }
 
+impl Exit {
+    /// In one word, for a metric: there are few of them.
+    pub(crate) const fn reason(self) -> &'static str {
+        match self {
+            Self::Code { code: 0 } => "ended",
+            Self::Code { code: EX_TEMPFAIL } => "try_again",
+            Self::Code { code: EX_UNAVAILABLE } => Cause::Unavailable.as_str(),
+            Self::Code { code: EX_NOPERM } => Cause::Permission.as_str(),
+            Self::Code { code: EX_CONFIG } => Cause::Configuration.as_str(),
+            Self::Code { .. } => "failed",
+            Self::Signal { .. } => "signal",
+            Self::Killed { why } => match why {
+                KillReason::NoHello => "no_hello",
+                KillReason::NoHeartbeat => "no_heartbeat",
+                KillReason::NoProgress => "no_progress",
+                KillReason::NotReading => "not_reading",
+                KillReason::ClosedStdout => "closed_stdout",
+                KillReason::OtherProtocol => "other_protocol",
+                KillReason::OtherPhone => "other_phone",
+                KillReason::Memory => "memory_hard",
+                KillReason::Cpu => "cpu_hard",
+            },
+            Self::Replaced { why: KillReason::Memory } => "memory_soft",
+            Self::Replaced { why: KillReason::Cpu } => "cpu_soft",
+            Self::Replaced { .. } => "replaced",
+            Self::NotStarted => "not_started",
+        }
+    }
+}
+
 /// What to do about a bridge that ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Decision {
@@ -151,6 +181,19 @@ pub(crate) enum Cause {
     Configuration,
 }
 
+impl Cause {
+    /// As metrics have it.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unavailable => "unavailable",
+            Self::Permission => "permission",
+            Self::Configuration => "configuration",
+        }
+    }
+}
+
+/// Exit status of a bridge that may be tried again: its lock is held, or its disk is full.
+pub(crate) const EX_TEMPFAIL: i32 = 75;
 /// Exit status of a bridge whose Messages.app or account is unusable.
 const EX_UNAVAILABLE: i32 = 69;
 /// Exit status of a bridge that lacks a permission.
@@ -246,6 +289,26 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn every_end_has_a_word_of_its_own_for_the_metrics() {
+        let exits = [
+            (Exit::Code { code: 0 }, "ended"),
+            (Exit::Code { code: 1 }, "failed"),
+            (Exit::Code { code: 69 }, "unavailable"),
+            (Exit::Code { code: 75 }, "try_again"),
+            (Exit::Code { code: 77 }, "permission"),
+            (Exit::Code { code: 78 }, "configuration"),
+            (Exit::Signal { signal: 11 }, "signal"),
+            (Exit::Killed { why: KillReason::NoHeartbeat }, "no_heartbeat"),
+            (Exit::Killed { why: KillReason::Memory }, "memory_hard"),
+            (Exit::Replaced { why: KillReason::Memory }, "memory_soft"),
+            (Exit::NotStarted, "not_started"),
+        ];
+        for (exit, word) in exits {
+            assert_eq!(exit.reason(), word, "{exit:?}");
+        }
+    }
 
     fn secs(n: u64) -> Duration {
         Duration::from_secs(n)

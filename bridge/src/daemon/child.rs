@@ -126,6 +126,11 @@ impl<E: Evidence> Daemon<E> {
         turn: &mut Turn,
     ) {
         let Some(child) = self.child.take_if(|child| child.id == id) else { return };
+        let ran_ms = u64::try_from(now.continuous_ms.saturating_sub(child.since_ms)).unwrap_or(0);
+        self.heartbeat.osascript_ended = self.heartbeat.osascript_ended.saturating_add(1);
+        self.heartbeat.osascript_total_ms =
+            self.heartbeat.osascript_total_ms.saturating_add(ran_ms);
+        self.heartbeat.osascript_last_ms = Some(ran_ms);
         if self.health.is_paused() {
             self.heartbeat_at_ms = now.continuous_ms;
         }

@@ -116,6 +116,13 @@ impl<E: Evidence> Daemon<E> {
                 self.block(blocked, now, turn);
                 return Ok(());
             }
+            Command::Preflight => {
+                tracing::info!("everything is looked at now");
+                self.machine_at_ms = now.continuous_ms;
+                self.database_at_ms = now.continuous_ms;
+                self.health.ask_by(now.continuous_ms);
+                return Ok(());
+            }
             Command::Drain { deadline_ms } => Event::Drain { deadline_ms: bounded(deadline_ms) },
             Command::Stop { deadline_ms } => Event::Stop { deadline_ms: bounded(deadline_ms) },
         };

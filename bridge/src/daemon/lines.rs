@@ -4,6 +4,7 @@
 use std::io::{self, BufRead, Read as _, Write as _};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getppid};
 use protocol::WireError;
 use protocol::limits::LINE_BYTES_MAX;
@@ -31,16 +32,45 @@ impl Writer {
 /// How often it is looked whether whoever started this bridge is still there.
 const PARENT_EVERY: Duration = Duration::from_secs(1);
 
+/// A bridge without a supervisor promises to be gone within five seconds. One that is still there after this time hangs: it is
+/// ended by a thread that waits for nothing else, or it would hold its phone for ever.
+const OVERDUE: Duration = Duration::from_secs(8);
+
+/// Does `end` after a time, whatever becomes of the loop and of the runtime.
+#[expect(clippy::disallowed_methods, reason = "a thread of its own, which blocks nobody")]
+fn end_after(time: Duration, end: impl FnOnce() + Send + 'static) {
+    let thread = std::thread::Builder::new().name("overdue".to_owned()).spawn(move || {
+        std::thread::sleep(time);
+        end();
+    });
+    if let Err(error) = thread {
+        tracing::error!(%error, "nobody ends this bridge if it hangs now");
+    }
+}
+
+/// No handler and no destructor runs: what is there to be kept is in the journal.
+fn end_at_once() {
+    tracing::error!("it hangs, and its supervisor is gone: it ends itself");
+    if let Err(error) = kill(Pid::this(), Signal::SIGKILL) {
+        tracing::error!(%error, "it cannot end itself");
+    }
+}
+
 /// Starts reading stdin, taking signals, and watching the parent.
 ///
 /// The end of stdin says at once that the supervisor is gone, unless somebody else holds the other end of that pipe: a
 /// program that was started in an unlucky moment and never closed it. An orphan is given another parent, which cannot be
 /// held up by anybody.
 pub(super) fn read_stdin(inputs: mpsc::Sender<Input>) -> io::Result<()> {
-    signals(inputs.clone(), getppid)?;
+    signals(inputs.clone(), getppid, || end_after(OVERDUE, end_at_once))?;
     std::thread::Builder::new().name("stdin".to_owned()).spawn(move || {
         let stdin = io::stdin().lock();
-        read_lines(stdin, |input| inputs.blocking_send(input).is_ok());
+        read_lines(stdin, |input| {
+            if matches!(input, Input::Eof) {
+                end_after(OVERDUE, end_at_once);
+            }
+            inputs.blocking_send(input).is_ok()
+        });
     })?;
     Ok(())
 }
@@ -105,12 +135,14 @@ fn skip_line(from: &mut impl BufRead) -> usize {
 fn signals(
     inputs: mpsc::Sender<Input>,
     parent: impl Fn() -> Pid + Send + 'static,
+    orphaned: impl FnOnce() + Send + 'static,
 ) -> io::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let born_of = parent();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
+    let mut overdue = Some(orphaned);
     let runtime = tokio::runtime::Handle::current();
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
         runtime.block_on(async move {
@@ -124,7 +156,10 @@ fn signals(
                         if parent() == born_of {
                             continue;
                         }
-                        tracing::warn!("whoever started this bridge is gone");
+                        if let Some(orphaned) = overdue.take() {
+                            tracing::warn!("whoever started this bridge is gone");
+                            orphaned();
+                        }
                         Input::Eof
                     }
                 };
@@ -198,11 +233,22 @@ mod tests {
         let parent = Arc::new(AtomicI32::new(77));
         let asked = Arc::clone(&parent);
         let (inputs, mut heard) = mpsc::channel(4);
-        signals(inputs, move || Pid::from_raw(asked.load(Ordering::Relaxed))).unwrap();
+        let (orphaned, told_once) = std::sync::mpsc::channel();
+        let parent_now = move || Pid::from_raw(asked.load(Ordering::Relaxed));
+        signals(inputs, parent_now, move || orphaned.send(()).unwrap()).unwrap();
         assert!(tokio::time::timeout(PARENT_EVERY * 2, heard.recv()).await.is_err(), "it is there");
         parent.store(1, Ordering::Relaxed);
         let told = tokio::time::timeout(PARENT_EVERY * 20, heard.recv()).await.unwrap();
         assert!(matches!(told, Some(Input::Eof)), "{told:?}");
+        assert_eq!(told_once.try_recv(), Ok(()), "and the end is certain from then on");
+    }
+
+    #[test]
+    fn what_hangs_is_ended_by_a_thread_that_waits_for_nothing() {
+        let (ended, heard) = std::sync::mpsc::channel();
+        end_after(Duration::from_millis(10), move || ended.send(()).unwrap());
+        // This thread is the one that hangs.
+        assert_eq!(heard.recv_timeout(Duration::from_secs(20)), Ok(()));
     }
 
     #[test]

@@ -1,9 +1,13 @@
 //! The lock of a phone: one bridge at a time.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::time::Duration;
+
+use protocol::UnixMs;
+use protocol::lock::{FILE, Holder};
 
 use super::DaemonError;
 
@@ -17,13 +21,16 @@ const LOCK_POLL: Duration = Duration::from_millis(20);
 /// The one bridge of a phone, for as long as this lives. The kernel gives the lock back when the
 /// process ends, however it ends.
 #[derive(Debug)]
-pub(crate) struct Lock(#[expect(dead_code, reason = "held, never looked at")] File);
+pub(crate) struct Lock(File);
 
 impl Lock {
     /// Takes the lock, and waits a moment for it. A bridge that was killed may have been starting an
     /// osascript: between its fork and its exec the child holds every file of its parent, this lock
     /// among them, and gives it back by itself.
-    pub(super) async fn wait_for(state_dir: &Path) -> Result<Self, DaemonError> {
+    pub(super) async fn wait_for(
+        state_dir: &Path,
+        started_at: UnixMs,
+    ) -> Result<Self, DaemonError> {
         let mut waited = Duration::ZERO;
         loop {
             match Self::take(state_dir) {
@@ -31,8 +38,28 @@ impl Lock {
                     tokio::time::sleep(LOCK_POLL).await;
                     waited = waited.saturating_add(LOCK_POLL);
                 }
-                taken => return taken,
+                taken => {
+                    let lock = taken?;
+                    lock.sign(started_at);
+                    return Ok(lock);
+                }
             }
+        }
+    }
+
+    /// Writes down who holds it. A supervisor that cannot read that ends nobody, so a full disk is no reason to send nothing.
+    fn sign(&self, started_at: UnixMs) {
+        let holder = Holder {
+            pid: std::process::id(),
+            parent: std::os::unix::process::parent_id(),
+            started_at,
+        };
+        let written = serde_json::to_vec(&holder).map_err(std::io::Error::from).and_then(|line| {
+            self.0.set_len(0)?;
+            (&self.0).write_all(&line)
+        });
+        if let Err(error) = written {
+            tracing::warn!(%error, "who holds the lock cannot be written into it");
         }
     }
 
@@ -46,7 +73,7 @@ impl Lock {
             .mode(0o700)
             .create(state_dir)
             .map_err(unusable(state_dir))?;
-        let path = state_dir.join("bridge.lock");
+        let path = state_dir.join(FILE);
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)

@@ -596,6 +596,20 @@ fn one_bridge_a_phone() {
 }
 
 #[tokio::test]
+async fn a_lock_says_who_has_it_and_since_when() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join(protocol::lock::FILE);
+    // What was there is gone, however long it was.
+    std::fs::write(&file, "x".repeat(1_000)).unwrap();
+    let lock = Lock::wait_for(dir.path(), UnixMs(7)).await.unwrap();
+    let holder: protocol::lock::Holder =
+        serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    assert_eq!((holder.pid, holder.started_at), (std::process::id(), UnixMs(7)));
+    assert_eq!(holder.parent, std::os::unix::process::parent_id());
+    drop(lock);
+}
+
+#[tokio::test]
 async fn a_nearly_full_disk_keeps_a_bridge_from_sending_and_is_said() {
     let dir = tempfile::tempdir().unwrap();
     program(dir.path(), "exit 0");
@@ -733,6 +747,30 @@ async fn a_pause_ends_a_text_that_has_had_its_time_and_no_other() {
     // Nobody knows what became of it, and so it is told.
     bridge.event("unknown").await;
     assert_eq!(bridge.sends(), ["text 1"]);
+    bridge.end().await;
+}
+
+#[tokio::test]
+async fn after_a_sleep_the_account_is_asked_at_once_and_the_phone_stays_ready_meanwhile() {
+    let mut bridge = Bridge::new("");
+    bridge.ready().await;
+    let asked = |up: &Up| matches!(up, Up::Heartbeat(beat) if beat.osascript_ended == 1);
+    let beat = bridge.until(asked).await;
+    let Up::Heartbeat(beat) = beat else { panic!("{beat:?}") };
+    assert!(beat.osascript_last_ms.is_some_and(|ms| ms == beat.osascript_total_ms), "{beat:?}");
+    // The next question is due in a minute. What nobody understands is refused, and nothing else comes of it.
+    bridge.input.send(Input::Line("{\"type\":\"of_tomorrow\"}".to_owned())).await.unwrap();
+    bridge.say(&Command::Preflight).await;
+    let asked = |up: &Up| matches!(up, Up::Heartbeat(beat) if beat.osascript_ended == 2);
+    let beat = bridge.until(asked).await;
+    assert!(matches!(&beat, Up::Heartbeat(beat) if beat.refused_lines == 1), "{beat:?}");
+    assert!(
+        !bridge
+            .heard
+            .iter()
+            .skip_while(|up| **up != Up::Ready)
+            .any(|up| matches!(up, Up::NotReady { .. }))
+    );
     bridge.end().await;
 }
 

@@ -647,7 +647,8 @@ pub struct Offer {
 /// Whether the bridge that is there now is the one that the attempt was given to. Another one, with a new file or on
 /// another host, does not know what the first has sent: it must not be asked to send it. Nor must one whose journal is
 /// not known yet, as after an enrolment: it is another one until it says that it is not.
-const SAME_JOURNAL: &str = "(a.journal IS NULL OR (p.journal IS NOT NULL AND a.journal = p.journal))";
+const SAME_JOURNAL: &str =
+    "(a.journal IS NULL OR (p.journal IS NOT NULL AND a.journal = p.journal))";
 
 /// The host that answers for an attempt: the serving one, or the one that has served the phone before and still has the
 /// journal that the attempt was given to. Nobody, when that journal is gone.

@@ -831,7 +831,8 @@ async fn a_host_that_another_was_enrolled_in_place_of_is_heard_and_its_messages_
     old.tell(sent(&send)).await;
     reaches(app, &tenant, &started, Status::Sent).await;
     old.tell(received(TO, "g-stop", "STOP", app.clock.now())).await;
-    eventually("the STOP counts", async || count(app, "SELECT COUNT(*) FROM opt_outs").await == 1).await;
+    eventually("the STOP counts", async || count(app, "SELECT COUNT(*) FROM opt_outs").await == 1)
+        .await;
     old.tell(Event::Refused(about(&unanswered, Reason::StaleEpoch, true))).await;
     old.has_heard_nothing_of(|frame| matches!(frame, RouterFrame::Lease { .. })).await;
     (new.journal, new.state) = ("j-2", PhoneState::Ready);
@@ -875,7 +876,11 @@ async fn a_blocked_phone_that_is_enrolled_elsewhere_is_blocked_until_it_is_ready
     old.leased().await;
     let second = a_host(app, ONE, false).await;
     let mut new = Mac::connect(&router, &second, "j-2", PhoneState::NotReady).await;
-    assert_eq!(count(app, blocked).await, 1, "it misses a permission, and knows nothing of a block");
+    assert_eq!(
+        count(app, blocked).await,
+        1,
+        "it misses a permission, and knows nothing of a block"
+    );
     (new.state, new.reasons) = (PhoneState::Ready, vec![Reason::AccountBlocked]);
     new.renew().await;
     new.has_heard_nothing_of(|frame| matches!(frame, RouterFrame::Lease { .. })).await;

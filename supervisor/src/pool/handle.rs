@@ -71,6 +71,22 @@ impl Lease {
         now < self.issued_ms.saturating_add(self.ttl_ms)
     }
 
+    /// One as it is granted.
+    #[cfg(test)]
+    pub(crate) fn new(epoch: u64, ttl_ms: u64, issued_ms: ContinuousMs) -> Self {
+        Self { epoch, ttl_ms, issued_ms }
+    }
+
+    /// How long ago its renewal was asked for.
+    pub(crate) fn age_ms(&self, now: ContinuousMs) -> u64 {
+        now.saturating_sub(self.issued_ms)
+    }
+
+    /// How long it still holds.
+    pub(crate) fn left_ms(&self, now: ContinuousMs) -> u64 {
+        self.issued_ms.saturating_add(self.ttl_ms).saturating_sub(now)
+    }
+
     pub(super) fn command(self) -> Command {
         Command::Lease { epoch: self.epoch, ttl_ms: self.ttl_ms, issued_ms: self.issued_ms }
     }

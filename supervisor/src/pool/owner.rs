@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::future::pending;
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use protocol::{PhoneId, Reason, limits};
 use router_client::clock::continuous_now;
 use router_client::link::LinkInput;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -22,10 +24,11 @@ use crate::config::PhoneConfig;
 use crate::files;
 use crate::lines::Line;
 use crate::logs::Ring;
+use crate::orphan;
 use crate::phone::{Effect, Input, Order, Phone, Report};
 use crate::power;
 use crate::resources::{self, CpuHistory, Use};
-use crate::restart::{Exit, KillReason};
+use crate::restart::{EX_TEMPFAIL, Exit, KillReason};
 use crate::stream::Stream;
 
 /// Things asked of an owner that wait to be done: one burst of commands to a full phone.
@@ -69,6 +72,7 @@ pub(super) fn start_owner(id: PhoneId, config: PhoneConfig, surroundings: &Surro
         link_slow: false,
         refused: Refused::default(),
         cpu: CpuHistory::default(),
+        orphan: None,
     });
     let over = ended.clone().drop_guard();
     surroundings.tracker.spawn(async move {
@@ -113,6 +117,8 @@ struct Owner {
     link_slow: bool,
     refused: Refused,
     cpu: CpuHistory,
+    /// Ends a bridge that an earlier supervisor has left behind.
+    orphan: Option<JoinHandle<()>>,
 }
 
 enum Turn {
@@ -257,19 +263,28 @@ impl Owner {
                 tracing::warn!(phone = %self.id, "a heartbeat is missing");
             }
             Effect::Restarting { exit, delay } => {
+                self.count_end(exit.reason());
                 tracing::warn!(phone = %self.id, ?exit, delay_ms = ms(delay), "the bridge ended; it is started again");
             }
             Effect::Parked { exit } => {
+                self.count_end(exit.reason());
                 metrics::counter!("switchboard_parked_total", "phone" => self.id.to_string())
                     .increment(1);
                 tracing::error!(phone = %self.id, ?exit,
                     "the bridge ended too often and is parked; see GET /v1/phones/{}/log", self.id);
             }
             Effect::Waits { cause } => {
+                self.count_end(cause.as_str());
                 tracing::error!(phone = %self.id, ?cause, "the bridge waits for a cause outside itself to go away");
             }
         }
         None
+    }
+
+    /// Each end that nobody asked for is followed by a start, sooner or later: why is counted here.
+    fn count_end(&self, reason: &'static str) {
+        metrics::counter!("switchboard_bridge_ends_total", "phone" => self.id.to_string(), "reason" => reason)
+            .increment(1);
     }
 
     fn spawn(&mut self) -> Input {
@@ -295,9 +310,23 @@ impl Owner {
         }
     }
 
+    /// A bridge of a supervisor that is gone may hold the phone. While one is being ended, the next is started as ever.
+    fn end_orphan(&mut self) {
+        if self.orphan.as_ref().is_some_and(|ending| !ending.is_finished()) {
+            return;
+        }
+        let within = self.surroundings.tuning.settings.term_within;
+        let ending = orphan::end(self.id.clone(), self.directory(), within);
+        self.orphan = Some(self.surroundings.tracker.spawn(ending));
+    }
+
+    fn directory(&self) -> PathBuf {
+        self.surroundings.state_dir.join("phones").join(self.id.as_str())
+    }
+
     /// Writes the bridge's configuration and says how to start it.
     fn prepare(&self) -> Result<child::Spec, files::FileError> {
-        let directory = self.surroundings.state_dir.join("phones").join(self.id.as_str());
+        let directory = self.directory();
         files::create_dir(&directory)?;
         let file = directory.join("bridge.toml");
         let text = bridge_config(&self.id, &self.config, &directory);
@@ -386,6 +415,7 @@ impl Owner {
             | Command::Seek(_)
             | Command::Pause { .. }
             | Command::Block { .. }
+            | Command::Preflight
             | Command::Drain { .. }
             | Command::Stop { .. } => {}
         }
@@ -468,6 +498,9 @@ impl Owner {
                 let exit = exit_of(status);
                 tracing::info!(phone = %self.id, ?exit, "the bridge ended");
                 self.child = None;
+                if exit == (Exit::Code { code: EX_TEMPFAIL }) {
+                    self.end_orphan();
+                }
                 self.take(Input::Ended(exit)).await;
             }
         }
@@ -565,6 +598,9 @@ impl Owner {
             let changed = *old != report;
             if changed {
                 if old.state != report.state {
+                    metrics::counter!("switchboard_phone_transitions_total", "phone" => self.id.to_string(),
+                        "from" => old.state.as_str(), "to" => report.state.as_str())
+                    .increment(1);
                     tracing::info!(phone = %self.id, from = old.state.as_str(), to = report.state.as_str(), "state");
                 }
                 old.clone_from(&report);

@@ -71,3 +71,25 @@ async fn a_phone_that_a_stray_bridge_holds_waits_for_its_end() -> Result<()> {
     assert_eq!((books.sent, books.doubled.len(), books.lost.len()), (1, 0, 0), "{books:?}");
     shelf.stop().await
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bridge_that_hangs_and_has_lost_its_supervisor_is_ended_by_the_next_one() -> Result<()> {
+    let phones = vec![("+12025550191", "26")];
+    let mut shelf = Shelf::start(Plan { phones, speed: 0.2, ..Plan::default() }).await?;
+    let before = shelf.bridge_pids()?;
+    let hung = *before.first().context("a bridge")?;
+    // It does nothing any more: the end of its stdin means nothing to it, and TERM waits with the rest.
+    program::freeze_pid(hung, true)?;
+    shelf.crash_supervisor()?;
+    let began = tokio::time::Instant::now();
+    shelf.start_supervisor()?;
+    eventually("another bridge is there", WITHIN, || async {
+        let after = shelf.bridge_pids()?;
+        let replaced = !after.contains(&hung) && after.len() == 1;
+        Ok(if replaced { Ok(()) } else { Err(format!("{hung} {after:?}")) })
+    })
+    .await?;
+    shelf.all_ready(WITHIN).await?;
+    println!("a hung orphan was replaced within {:?}", began.elapsed());
+    shelf.stop().await
+}
