@@ -90,6 +90,22 @@ pub(crate) enum Why {
 }
 
 impl Why {
+    /// Every reason.
+    #[cfg(test)]
+    pub(crate) const ALL: [Self; 11] = [
+        Self::NoPhone,
+        Self::NotReady,
+        Self::NoLease,
+        Self::Busy,
+        Self::NoChance,
+        Self::NoLink,
+        Self::RouterTooOld,
+        Self::NoAnswer,
+        Self::NotAPhone,
+        Self::Away,
+        Self::NotStarted,
+    ];
+
     /// For people.
     const fn words(self) -> &'static str {
         match self {

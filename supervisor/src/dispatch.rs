@@ -14,11 +14,12 @@ use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::handler::Handler;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
 use data_encoding::HEXLOWER;
 use futures_util::stream::{self, Stream};
@@ -51,6 +52,7 @@ use crate::reload::{ReloadError, Reloaded, Reloader};
 use crate::stream::{Item, Missed};
 use crate::switchboard::{LinkState, Machine};
 
+mod document;
 mod message;
 
 /// Largest request body: a text of the largest size, escaped, with room to spare.
@@ -115,31 +117,59 @@ impl Dispatch {
     }
 }
 
+/// A method, a path, and who answers there.
+type Route = (&'static str, &'static str, MethodRouter<Dispatch>);
+
+fn ask<H: Handler<T, Dispatch>, T: 'static>(path: &'static str, handler: H) -> Route {
+    ("get", path, get(handler))
+}
+
+fn tell<H: Handler<T, Dispatch>, T: 'static>(path: &'static str, handler: H) -> Route {
+    ("post", path, post(handler))
+}
+
+fn with(router: Router<Dispatch>, routes: impl IntoIterator<Item = Route>) -> Router<Dispatch> {
+    routes.into_iter().fold(router, |router, (_, path, route)| router.route(path, route))
+}
+
+/// What wants the token, below `/v1`.
+fn guarded() -> [Route; 14] {
+    [
+        ask("/phones", phones),
+        ask("/phones/{id}", phone),
+        tell("/phones/{id}/messages", send),
+        ask("/phones/{id}/events", events),
+        ask("/phones/{id}/log", log),
+        tell("/phones/{id}/start", start),
+        tell("/phones/{id}/stop", stop),
+        tell("/phones/{id}/restart", restart),
+        tell("/phones/{id}/drain", drain),
+        tell("/phones/{id}/block", block),
+        tell("/phones/{id}/unblock", unblock),
+        tell("/reload", reload),
+        ask("/host", host),
+        ask("/doctor", examine),
+    ]
+}
+
+/// What does not, or asks for it itself.
+fn open() -> [Route; 5] {
+    [
+        ask("/healthz", healthz),
+        ask("/readyz", readyz),
+        ask("/metrics", metrics),
+        ask("/openapi.json", document::serve),
+        // Before the token is asked for: a router that dials has a signature instead.
+        ask(PATH, link),
+    ]
+}
+
 /// All routes.
 pub(crate) fn routes(dispatch: Dispatch) -> Router {
-    let v1 = Router::new()
-        .route("/phones", get(phones))
-        .route("/phones/{id}", get(phone))
-        .route("/phones/{id}/messages", post(send))
-        .route("/phones/{id}/events", get(events))
-        .route("/phones/{id}/log", get(log))
-        .route("/phones/{id}/start", post(start))
-        .route("/phones/{id}/stop", post(stop))
-        .route("/phones/{id}/restart", post(restart))
-        .route("/phones/{id}/drain", post(drain))
-        .route("/phones/{id}/block", post(block))
-        .route("/phones/{id}/unblock", post(unblock))
-        .route("/reload", post(reload))
-        .route("/host", get(host))
-        .route("/doctor", get(examine))
+    let v1 = with(Router::new(), guarded())
         .fallback(not_found)
         .layer(middleware::from_fn_with_state(dispatch.clone(), authorise));
-    Router::new()
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics))
-        // Before the token is asked for: a router that dials has a signature instead.
-        .route(PATH, get(link))
+    with(Router::new(), open())
         .nest("/v1", v1)
         .fallback(not_found)
         .method_not_allowed_fallback(not_allowed)

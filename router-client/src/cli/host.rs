@@ -152,6 +152,8 @@ struct Reloaded {
     started: Vec<PhoneId>,
     stopped: Vec<PhoneId>,
     replaced: Vec<PhoneId>,
+    #[serde(default)]
+    still_ending: Vec<PhoneId>,
     untouched: u64,
     needs_restart: Vec<String>,
 }
@@ -222,14 +224,19 @@ async fn reload(screen: &mut Screen, global: &Global, path: &Path) -> Result<(),
         return screen.json(&answer);
     }
     let done: Reloaded = typed(answer)?;
-    let rows =
-        [("started", &done.started), ("stopped", &done.stopped), ("replaced", &done.replaced)]
-            .into_iter()
-            .flat_map(|(what, phones)| {
-                phones.iter().map(move |id| [id.to_string(), what.to_owned()])
-            });
+    let rows = [
+        ("started", &done.started),
+        ("stopped", &done.stopped),
+        ("replaced", &done.replaced),
+        ("still ending", &done.still_ending),
+    ]
+    .into_iter()
+    .flat_map(|(what, phones)| phones.iter().map(move |id| [id.to_string(), what.to_owned()]));
     screen.table(["PHONE", "NOW"], rows.collect(), "no phone had to be touched")?;
     screen.line(&format!("{} phones went on undisturbed", done.untouched))?;
+    if !done.still_ending.is_empty() {
+        screen.line("what is still ending is done as the file says when it has ended")?;
+    }
     if done.needs_restart.is_empty() {
         return Ok(());
     }

@@ -276,6 +276,80 @@ fn phones_are_listed_with_what_ails_them() {
 }
 
 #[test]
+fn a_reload_says_what_became_of_each_phone_and_what_has_not_ended_yet() {
+    let other = "pho_0000000000000000000000000k";
+    let changes = |still: Value| {
+        let mut done = json!({
+            "started": [], "stopped": [], "replaced": [PHO], "untouched": 3, "needs_restart": [],
+        });
+        // An older supervisor does not speak of it.
+        if !still.is_null() {
+            done["still_ending"] = still;
+        }
+        Answer::Json(200, done)
+    };
+    let supervisor = Router::new(vec![changes(json!([other])), changes(Value::Null)]);
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("token"), "dispatch-token").unwrap();
+    let config = dir.path().join("supervisor.toml");
+    let listen = supervisor.url.trim_start_matches("http://");
+    let dispatch = format!("[dispatch]\nlisten = \"{listen}\"\ntoken_file = \"token\"\n");
+    std::fs::write(&config, format!("{CONFIG}\n{dispatch}")).unwrap();
+    let reload = || {
+        let mut command = switchboard();
+        finish(command.args(["host", "reload", "--config"]).arg(&config), "")
+    };
+    let first = reload();
+    let text = ok(&first);
+    let row = |id: &str, what: &str| {
+        text.lines().any(|line| line.contains(id) && line.trim_end().ends_with(what))
+    };
+    assert!(row(PHO, "replaced") && row(other, "still ending"), "{text}");
+    assert!(text.contains("3 phones went on") && text.contains("when it has ended"), "{text}");
+    let second = reload();
+    assert!(!ok(&second).contains("ending"), "{second:?}");
+    let asked = supervisor.done();
+    assert_eq!(asked[0].line, "POST /v1/reload");
+    assert_eq!(asked[0].header("authorization"), Some("Bearer dispatch-token"));
+}
+
+#[test]
+fn a_blocked_phone_is_handed_over_only_when_that_is_said() {
+    let phone = || {
+        page(json!([{
+            "id": PHO, "number": "+12025550190", "host": HST, "online": true, "state": "not_ready",
+            "reasons": ["account_blocked"], "channels": ["imessage"], "messages_today": 0, "in_flight": 0,
+        }]))
+    };
+    let to = "hst_0000000000000000000000000k";
+    let script = vec![
+        phone(),
+        problem(409, "phone_not_moved", "Apple has blocked the phone's account", json!([])),
+        phone(),
+        Answer::Json(202, json!({ "phones": [{ "phone": PHO, "from": HST, "to": to }] })),
+    ];
+    let router = Router::new(script);
+    let failover = |arguments: &[&str]| {
+        let mut all = vec!["failover", "phone", "+12025550190", "--no-wait"];
+        all.extend(arguments);
+        run_with(&router.url, &all, "")
+    };
+    let refused = failover(&[]);
+    assert!(refused.code != 0 && refused.err.contains("blocked"), "{refused:?}");
+    let begun = failover(&["--despite-block"]);
+    assert!(ok(&begun).contains("begun") && begun.out.contains(to), "{begun:?}");
+    let asked = router.done();
+    for (said, despite_block) in [(&asked[1], Value::Null), (&asked[3], json!(true))] {
+        assert_eq!(said.line, format!("POST /v1/admin/phones/{PHO}/failover"));
+        let sent = said.body.get("despite_block").filter(|word| **word != json!(false));
+        assert_eq!(sent.cloned().unwrap_or_default(), despite_block);
+    }
+    // A whole host is never handed over against its blocks.
+    let ran = run_with("http://127.0.0.1:1", &["failover", "host", HST, "--despite-block"], "");
+    assert_eq!(ran.code, 2, "{ran:?}");
+}
+
+#[test]
 fn keys_are_made_with_an_end_and_revoked() {
     let key = json!({
         "id": API_KEY_ID, "tenant": TEN, "name": "web", "prefix": "sb_live_ab", "test": false,

@@ -374,6 +374,23 @@ fn the_api_wants_its_token_and_names_what_is_wrong() {
 }
 
 #[test]
+fn the_document_is_served_to_everybody_on_this_mac() {
+    let house = House::new(&["good"]);
+    let answer = house.ask_as("", "GET", "/openapi.json", "");
+    assert_eq!(answer.status, 200);
+    assert!(answer.head.contains("content-type: application/json"), "{}", answer.head);
+    let file: Value =
+        serde_json::from_str(include_str!("../../src/dispatch/openapi.json")).unwrap();
+    assert_eq!(answer.body, file);
+    for path in file["paths"].as_object().unwrap().keys() {
+        let there =
+            house.ask_as(&house.token, "PATCH", &path.replace("{id}", &house.phones[0]), "");
+        assert_eq!(there.status, 405, "{path}");
+    }
+    house.finish();
+}
+
+#[test]
 fn orders_stop_start_and_restart_a_bridge() {
     let house = House::new(&["grandchild"]);
     house.wait_state(0, "ready");
