@@ -5,6 +5,8 @@
 //! and none has more than `messages.batch_queued` messages in the queue that could be sent: what is not there yet can
 //! still be paused, and does not grow old there.
 
+pub mod outcomes;
+
 use std::time::Duration;
 
 use protocol::api::BatchState;

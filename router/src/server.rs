@@ -64,6 +64,7 @@ pub struct App {
     pub stop: CancellationToken,
     pub(crate) auth: Auth,
     pub(crate) in_flight: InFlight,
+    pub(crate) outcomes: batches::outcomes::Outcomes,
     pub(crate) metrics: Metrics,
     /// The router's own key: hosts that it dials know it by that.
     pub(crate) key: HostKey,
@@ -158,6 +159,7 @@ impl App {
             stop: CancellationToken::new(),
             auth: Auth::default(),
             in_flight: InFlight::default(),
+            outcomes: batches::outcomes::Outcomes::default(),
             metrics,
             key,
         }))
