@@ -63,7 +63,7 @@ impl Drop for Held {
 /// What a POST answers. No `Debug`: it may hold a secret.
 pub(crate) struct Reply {
     status: StatusCode,
-    /// A JSON object.
+    /// A JSON object, or empty where there is nothing to say.
     body: String,
     /// A secret that is shown in the first answer and neither kept nor shown again.
     once: Option<(&'static str, String)>,
@@ -74,6 +74,11 @@ impl Reply {
         let body = serde_json::to_string(body)
             .map_err(|error| ApiError::new(Code::Internal).caused_by(error))?;
         Ok(Self { status, body, once: None })
+    }
+
+    /// It is done, and there is nothing to say of it.
+    pub(crate) fn done() -> Self {
+        Self { status: StatusCode::NO_CONTENT, body: String::new(), once: None }
     }
 
     pub(crate) fn with_once(mut self, field: &'static str, secret: String) -> Self {
@@ -247,7 +252,7 @@ impl Given {
 }
 
 impl Streamed {
-    /// As [`Post::new`]. The slot is held until this is dropped.
+    /// As [`Post::new`]. The slot is held until this is dropped. Also for work that cannot be in the transaction of its answer.
     pub(crate) fn new(
         app: &AppState,
         scope: String,
@@ -311,9 +316,12 @@ fn first_body(body: String, once: Option<(&'static str, String)>) -> String {
 }
 
 fn whole(status: StatusCode, body: String, replayed: bool) -> Response {
+    let is_empty = body.is_empty();
     let mut response = (status, Body::from(body)).into_response();
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if !is_empty {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    }
     if replayed {
         headers.insert(REPLAYED, HeaderValue::from_static("true"));
     }

@@ -2,9 +2,9 @@
 
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
-use axum::response::{IntoResponse as _, Response};
+use axum::response::Response;
 use protocol::api::{
-    CreateOptOuts, CreatedOptOuts, LiftOptOut, OptOut, OptOutEvent, Page, Problem,
+    CreateOptOuts, CreatedOptOuts, FieldError, LiftOptOut, OptOut, OptOutEvent, Page, Problem,
 };
 use protocol::{EventId, MessageId, Recipient, TenantId, UnixMs};
 use serde_json::Value;
@@ -267,7 +267,7 @@ fn checked(body: Value) -> Result<New, ApiError> {
 
 /// Lift an opt-out
 ///
-/// Only with the evidence of a new consent, which is kept for ever.
+/// Only with the evidence of a consent that is newer than the opt-out, which is kept for ever.
 #[utoipa::path(post, path = "/v1/opt_outs/{recipient}/lift", tag = "opt-outs", request_body = LiftOptOut,
     security(("api_key" = [])),
     params(("recipient" = String, Path, description = "The number or address.")),
@@ -276,15 +276,18 @@ fn checked(body: Value) -> Result<New, ApiError> {
         (status = 401, description = "No valid key.", body = Problem, content_type = "application/problem+json"),
         (status = 403, description = "The key may not change opt-outs.", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "They have not opted out.", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "The evidence is not complete.", body = Problem, content_type = "application/problem+json")))]
+        (status = 422, description = "The evidence is not complete, or the consent is older than the opt-out (`consent_is_older`).", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn lift(
     State(app): State<AppState>,
     caller: Caller,
+    headers: HeaderMap,
     PathId(recipient): PathId<Recipient>,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::OptOutsWrite)?;
-    lifted(&app, (caller.tenant, caller.test), Method::Api, recipient, body).await
+    let route = format!("POST /v1/opt_outs/{recipient}/lift");
+    let post = Post::new(caller.idempotency_scope(), route, &headers, &body)?;
+    lifted(&app, (caller.tenant, caller.test), Method::Api, recipient, (post, body)).await
 }
 
 /// Lift an opt-out of a tenant's messages, or of everybody's
@@ -297,16 +300,19 @@ pub(super) async fn lift(
         (status = 204, description = "It is lifted."),
         (status = 401, description = "Not the operator's token.", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "No such tenant, or they have not opted out.", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "The evidence is not complete.", body = Problem, content_type = "application/problem+json")))]
+        (status = 422, description = "The evidence is not complete, or the consent is older than the opt-out (`consent_is_older`).", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn lift_as_operator(
     State(app): State<AppState>,
     axum::extract::Path((whose, recipient)): axum::extract::Path<(String, String)>,
+    headers: HeaderMap,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     let whose: Whose = whose.parse().map_err(|_no_id| ApiError::not_found())?;
-    let recipient = recipient.parse().map_err(|_nobody| ApiError::not_found())?;
+    let recipient: Recipient = recipient.parse().map_err(|_nobody| ApiError::not_found())?;
     let tenant = whose.tenant(&app).await?;
-    lifted(&app, (tenant, false), Method::Operator, recipient, body).await
+    let route = format!("POST /v1/admin/tenants/{tenant}/opt_outs/{recipient}/lift");
+    let post = Post::new("operator".to_owned(), route, &headers, &body)?;
+    lifted(&app, (tenant, false), Method::Operator, recipient, (post, body)).await
 }
 
 async fn lifted(
@@ -314,9 +320,52 @@ async fn lifted(
     (tenant, test): (TenantId, bool),
     method: Method,
     recipient: Recipient,
-    body: Value,
+    (post, body): (Post, Value),
 ) -> Result<Response, ApiError> {
     let now = app.clock.now();
+    let response = idempotency::post(app, post, consent(body, now), move |tx, consent| {
+        let about = ((&tenant, test), &recipient);
+        let since = opt_outs::out_since(tx, about)?
+            .ok_or_else(|| ApiError::not_found().detail("They have not opted out."))?;
+        // What they have said since is newer than what they agreed to before.
+        if consent.at < since {
+            return Err(ApiError::invalid(vec![FieldError {
+                pointer: "/at".to_owned(),
+                code: "consent_is_older".to_owned(),
+                detail: format!("They have opted out at {since}, after this consent."),
+            }]));
+        }
+        let Consent { source, text, at } = consent;
+        let wish = Wish {
+            action: "opted_in",
+            method,
+            message: None,
+            text: None,
+            evidence: Some(serde_json::json!({ "source": source, "at": at, "text": text })),
+            rules: facts::versions().0,
+            at: now,
+            late: false,
+        };
+        let event = EventId::new(now.0, clock::random());
+        opt_outs::turn(tx, about, &wish, &event)?;
+        if tenant != nobody() {
+            tell_opt_out(tx, (&tenant, test), "contact.opted_in", &recipient, now)?;
+        }
+        Ok(Reply::done())
+    })
+    .await?;
+    app.bells.webhooks.notify_one();
+    Ok(response)
+}
+
+/// The evidence of a consent.
+struct Consent {
+    source: String,
+    text: String,
+    at: UnixMs,
+}
+
+fn consent(body: Value, now: UnixMs) -> Result<Consent, ApiError> {
     let mut fields = Fields::new(body)?;
     let source = fields.required_line("source", 1..=SOURCE_CHARS_MAX);
     let text = fields.required_text("text", 1..=CONSENT_CHARS_MAX);
@@ -329,32 +378,7 @@ async fn lifted(
         return Err(fields.refuse());
     };
     fields.finish()?;
-    let turned = app
-        .store
-        .write(move |tx| {
-            let wish = Wish {
-                action: "opted_in",
-                method,
-                message: None,
-                text: None,
-                evidence: Some(serde_json::json!({ "source": source, "at": at, "text": text })),
-                rules: facts::versions().0,
-                at: now,
-                late: false,
-            };
-            let event = EventId::new(now.0, clock::random());
-            let turned = opt_outs::turn(tx, ((&tenant, test), &recipient), &wish, &event)?;
-            if turned == Turned::Over && tenant != nobody() {
-                tell_opt_out(tx, (&tenant, test), "contact.opted_in", &recipient, now)?;
-            }
-            Ok(turned)
-        })
-        .await?;
-    if turned == Turned::Nothing {
-        return Err(ApiError::not_found().detail("They have not opted out."));
-    }
-    app.bells.webhooks.notify_one();
-    Ok(StatusCode::NO_CONTENT.into_response())
+    Ok(Consent { source, text, at })
 }
 
 /// The history of opt-outs, newest first
@@ -403,16 +427,19 @@ pub(super) async fn history(
 pub(super) async fn review(
     State(app): State<AppState>,
     caller: Caller,
+    headers: HeaderMap,
     PathId(id): PathId<EventId>,
 ) -> Result<Response, ApiError> {
     caller.needs(Scope::OptOutsWrite)?;
+    let route = format!("POST /v1/opt_outs/history/{id}/review");
+    let post = Post::new(caller.idempotency_scope(), route, &headers, &Value::Null)?;
     let now = app.clock.now();
-    if app
-        .store
-        .write(move |tx| opt_outs::review(tx, (&caller.tenant, caller.test), &id, now))
-        .await?
-    {
-        return Ok(StatusCode::NO_CONTENT.into_response());
-    }
-    Err(ApiError::not_found())
+    idempotency::post(&app, post, Ok(id), move |tx, id| {
+        if opt_outs::review(tx, (&caller.tenant, caller.test), &id, now)? {
+            Ok(Reply::done())
+        } else {
+            Err(ApiError::not_found())
+        }
+    })
+    .await
 }

@@ -14,9 +14,10 @@ use serde_json::Value;
 use super::fields::Fields;
 use super::pages::Query;
 use super::{JsonBody, PathId, json};
+use crate::auth::sha256;
 use crate::clock;
 use crate::error::{ApiError, Code};
-use crate::idempotency::{self, Post, Reply};
+use crate::idempotency::{self, Post, Reply, Streamed, respond};
 use crate::providers::desk::{self, Secrets, Settings};
 use crate::providers::{Call, Disbelieved, Name, News, record, telnyx, worker};
 use crate::server::{App, AppState};
@@ -310,7 +311,15 @@ async fn changed(app: &AppState) -> Result<(), ApiError> {
 pub(super) async fn test(
     State(app): State<AppState>,
     PathId(Name(name)): PathId<Name>,
+    headers: HeaderMap,
 ) -> Result<Response, ApiError> {
+    let route = format!("POST /v1/admin/providers/{name}/test");
+    let once = Streamed::new(&app, "operator".to_owned(), route, &headers)?;
+    // It has no body.
+    let fingerprint = sha256(b"null");
+    if let Some(kept) = once.kept(&app).await? {
+        return kept.answer(fingerprint);
+    }
     let found = ProviderKind::ALL.iter().find_map(|kind| app.providers.find(*kind, &name));
     let Some(provider) = found.ok_or_else(ApiError::not_found)?.provider else {
         let detail = "Its credentials do not open: see `problem` in the list of providers.";
@@ -320,7 +329,16 @@ pub(super) async fn test(
         Ok(detail) => (true, detail),
         Err(detail) => (false, detail),
     };
-    Ok(json(StatusCode::OK, &ProviderTest { works, detail }))
+    let reply = Reply::new(StatusCode::OK, &ProviderTest { works, detail })?;
+    let now = app.clock.now();
+    let reply = app
+        .store
+        .transact(move |tx| {
+            once.keep(tx, &reply, fingerprint, now)?;
+            Ok::<_, ApiError>(reply)
+        })
+        .await?;
+    Ok(respond(reply))
 }
 
 fn choices(app: &App) -> ProviderChoices {

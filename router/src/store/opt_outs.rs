@@ -159,6 +159,18 @@ pub fn turn(
     Ok(Turned::Over)
 }
 
+/// Since when a recipient has been opted out; `None` where they have not.
+pub fn out_since(
+    tx: &mut Tx<'_>,
+    ((tenant, test), recipient): About<'_>,
+) -> Result<Option<UnixMs>, StoreError> {
+    tx.query_opt(
+        "SELECT at FROM opt_outs WHERE tenant_id = ?1 AND test = ?3 AND recipient = ?2 AND state = 'opted_out'",
+        params![tenant, recipient, test],
+        |row| row.get(0),
+    )
+}
+
 /// Whether HELP was answered for this recipient since `since`.
 pub fn helped_since(
     tx: &mut Tx<'_>,

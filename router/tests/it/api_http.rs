@@ -1424,13 +1424,31 @@ async fn opt_outs_are_kept_by_hand_and_lifted_only_with_evidence() {
     ] {
         assert_eq!(router.post(&lift, &tenant.live, &bad).await.status, 422, "{bad}");
     }
-    let evidence = json!({"source": "web form", "at": "2026-01-01T00:00:00.000Z", "text": "I agree to get texts."});
-    assert_eq!(router.post(&lift, &tenant.live, &evidence).await.status, 204);
+    let agreed = |at: protocol::UnixMs| json!({"source": "web form", "at": at, "text": "I agree to get texts."});
+    // A consent that they have taken back since.
+    let older = agreed(protocol::UnixMs(router.app.clock.now().0 - 60_000));
+    let refused = router.post(&lift, &tenant.live, &older).await;
+    assert_eq!(
+        (refused.status, &refused.body["errors"][0]["pointer"], &refused.body["errors"][0]["code"]),
+        (422, &json!("/at"), &json!("consent_is_older")),
+        "{refused:?}"
+    );
+    let evidence = agreed(router.app.clock.now());
+    let again = async |path: &str, body: &Value, key: &str| {
+        let request = router.client.post(format!("{}{path}", router.url)).bearer_auth(&tenant.live);
+        router.send(request.header("idempotency-key", key).json(body)).await
+    };
+    assert_eq!(again(&lift, &evidence, "lift-1").await.status, 204);
     assert_eq!(
         router.post(&lift, &tenant.live, &evidence).await.status,
         404,
         "it is lifted already"
     );
+    let repeated = again(&lift, &evidence, "lift-1").await;
+    assert_eq!((repeated.status, repeated.body), (204, Value::Null));
+    assert!(repeated.headers.contains_key("idempotency-replayed"));
+    let other_body = agreed(protocol::UnixMs(router.app.clock.now().0 - 1));
+    assert_eq!(again(&lift, &other_body, "lift-1").await.problem(), "idempotency_key_reused");
     let history =
         router.get(&format!("/v1/opt_outs/history?recipient=%2B{}", &who[1..]), &tenant.live).await;
     let steps: Vec<_> = history.body["data"]
@@ -1452,7 +1470,26 @@ async fn opt_outs_are_kept_by_hand_and_lifted_only_with_evidence() {
         router.post("/v1/messages:check", &tenant.live, &json!({"to": who, "text": "hi"})).await;
     assert_eq!(checked.body["reason"], "opted_out");
     let everybody = format!("/v1/admin/tenants/everybody/opt_outs/{who}/lift");
-    assert_eq!(router.post(&everybody, ADMIN, &evidence).await.status, 204);
+    assert_eq!(router.post(&everybody, ADMIN, &older).await.status, 422);
+    let now = agreed(router.app.clock.now());
+    assert_eq!(router.post(&everybody, ADMIN, &now).await.status, 204);
+    // Whoever says STOP again after they had agreed is not written to, whatever is repeated.
+    let anew = json!({"recipients": [who]});
+    router
+        .until(async || router.app.clock.now() > evidence["at"].as_str().unwrap().parse().unwrap())
+        .await;
+    assert_eq!(router.post("/v1/opt_outs", &tenant.live, &anew).await.body["added"], 1);
+    assert_eq!(router.post(&lift, &tenant.live, &evidence).await.status, 422);
+    assert_eq!(again(&lift, &evidence, "lift-1").await.status, 204, "the answer of then");
+    let page = router.get("/v1/opt_outs", &tenant.live).await.body;
+    assert!(page["data"].to_string().contains(who), "{page}");
+    // So is the decision of whoever has looked at it.
+    let step = history.body["data"][1]["id"].as_str().unwrap();
+    let review = format!("/v1/opt_outs/history/{step}/review");
+    assert_eq!(again(&review, &Value::Null, "look-1").await.status, 204);
+    let repeated = again(&review, &Value::Null, "look-1").await;
+    assert_eq!(repeated.status, 204);
+    assert!(repeated.headers.contains_key("idempotency-replayed"));
     assert_eq!(router.get("/v1/admin/tenants/ten_x/opt_outs", ADMIN).await.status, 404);
     router.stop().await;
 }

@@ -687,8 +687,13 @@ async fn credentials_are_sealed_and_never_shown() {
     }
     let url = list.body["data"][1]["webhook_url"].as_str().unwrap();
     assert_eq!(url, format!("{PUBLIC}/v1/providers/twilio/twilio-1"));
-    let test = scene.router.post("/v1/admin/providers/twilio-1/test", ADMIN, &Value::Null).await;
-    assert_eq!((test.status, &test.body["works"]), (200, &json!(true)), "{test:?}");
+    let repeat = async || {
+        let url = format!("{}/v1/admin/providers/twilio-1/test", scene.router.url);
+        let request = scene.router.client.post(url).bearer_auth(ADMIN);
+        scene.router.send(request.header("idempotency-key", "test-1")).await
+    };
+    let tested = repeat().await;
+    assert_eq!((tested.status, &tested.body["works"]), (200, &json!(true)), "{tested:?}");
     // Wrong ones are told as such by the provider, and shown by nobody.
     let wrong = json!({"kind": "twilio", "number": TWILIO, "account": ACCOUNT,
         "auth_token": "a-wrong-token"});
@@ -696,6 +701,10 @@ async fn credentials_are_sealed_and_never_shown() {
     assert_eq!((set.status, &set.body["enabled"]), (200, &json!(true)), "it stays enabled");
     let test = scene.router.post("/v1/admin/providers/twilio-1/test", ADMIN, &Value::Null).await;
     assert_eq!(test.body["works"], false);
+    // The one of before, asked again, is not asked of the provider.
+    let again = repeat().await;
+    assert_eq!((again.status, &again.body), (200, &tested.body));
+    assert!(again.headers.contains_key("idempotency-replayed"));
     assert!(!test.body.to_string().contains("a-wrong-token"), "{test:?}");
     scene.router.stop().await;
 }
