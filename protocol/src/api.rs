@@ -519,6 +519,23 @@ pub struct Phone {
     pub in_service_at: Option<UnixMs>,
 }
 
+/// A phone, as a tenant sees it that may use it.
+pub struct UsablePhone {
+    /// Its id.
+    pub id: PhoneId,
+    /// Its number, for `from`.
+    pub number: E164,
+    /// It is the tenant's alone; otherwise it is of the pool that all tenants share.
+    pub exclusive: bool,
+    /// It is of the sandbox: test keys alone reach it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sandbox: bool,
+    /// It can be given messages now. What asks for one that cannot waits.
+    pub ready: bool,
+    /// What it can send by.
+    pub channels: Vec<Channel>,
+}
+
 /// `PATCH /v1/admin/phones/{id}`: what is left out stays as it is.
 #[serde(deny_unknown_fields)]
 #[derive(Default)]

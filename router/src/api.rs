@@ -289,6 +289,7 @@ fn documented(app: Option<&AppState>) -> Documented {
         .routes(routes!(capabilities::get))
         .routes(routes!(contacts::list))
         .routes(routes!(contacts::get, contacts::put, contacts::delete))
+        .routes(routes!(phones::usable))
         .routes(routes!(rules::own))
         .routes(routes!(templates::create, templates::list))
         .routes(routes!(templates::get, templates::update, templates::delete))
@@ -318,13 +319,9 @@ fn documented(app: Option<&AppState>) -> Documented {
         .routes(routes!(providers::disable))
         .routes(routes!(providers::test))
         .routes(routes!(providers::choose))
-        .routes(routes!(phones::get, phones::update))
-        .routes(routes!(failover::phone))
-        .routes(routes!(failover::host))
-        .routes(routes!(failover::drain))
-        .routes(routes!(failover::undrain))
-        .routes(routes!(failover::replace));
-    // What belongs to tenants: each look at it is written down.
+        .routes(routes!(phones::get));
+    // What belongs to tenants: each look at it is written down. So is what moves phones, which is whom their messages come
+    // from.
     let mut tenants = OpenApiRouter::new()
         .routes(routes!(tenants::create, tenants::list))
         .routes(routes!(rules::get, rules::put))
@@ -343,7 +340,13 @@ fn documented(app: Option<&AppState>) -> Documented {
         .routes(routes!(dead_letters::admin_list))
         .routes(routes!(dead_letters::admin_get, dead_letters::admin_discard))
         .routes(routes!(dead_letters::admin_retry))
-        .routes(routes!(admin::unplaced_events));
+        .routes(routes!(admin::unplaced_events))
+        .routes(routes!(phones::update))
+        .routes(routes!(failover::phone))
+        .routes(routes!(failover::host))
+        .routes(routes!(failover::drain))
+        .routes(routes!(failover::undrain))
+        .routes(routes!(failover::replace));
     if let Some(app) = app {
         let keyed = || from_fn_with_state(AppState::clone(app), auth::tenant);
         tenant = tenant.route_layer(keyed());

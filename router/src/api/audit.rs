@@ -5,7 +5,7 @@ use axum::http::{StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use protocol::api::{AuditEntry, Page, Problem};
-use protocol::{EventId, KeyId, MessageId, TenantId};
+use protocol::{EventId, KeyId, MessageId, PhoneId, TenantId};
 
 use super::json;
 use super::pages::{of_tenant, page};
@@ -13,6 +13,7 @@ use crate::auth::address_of;
 use crate::clock;
 use crate::error::{ApiError, RequestId};
 use crate::server::AppState;
+use crate::store::inbound::exclusive_tenant;
 use crate::store::{StoreError, Tx, audit, keys, messages};
 
 /// Longest path and query that is written down, in bytes; what is longer names nothing of ours.
@@ -22,7 +23,7 @@ const TARGET_BYTES_MAX: usize = 1_000;
 #[derive(Clone, Debug)]
 pub(super) struct Whose(pub(super) TenantId);
 
-/// Around the operator's routes to what belongs to tenants. What cannot be written down is not done.
+/// Around the operator's routes to what belongs to tenants, and to which phones and hosts send it. What cannot be written down is not done.
 pub(super) async fn written_down(
     State(app): State<AppState>,
     request: Request,
@@ -65,7 +66,7 @@ pub(super) async fn written_down(
     response
 }
 
-/// Whose data a path or its query names, by an id of a tenant, a message or a key.
+/// Whose data a path or its query names, by an id of a tenant, a message or a key, or of a phone that is one tenant's alone.
 fn whose(tx: &mut Tx<'_>, uri: &Uri) -> Result<Option<TenantId>, StoreError> {
     for (name, value) in url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()) {
         if name == "tenant"
@@ -83,6 +84,9 @@ fn whose(tx: &mut Tx<'_>, uri: &Uri) -> Result<Option<TenantId>, StoreError> {
         }
         if let Ok(key) = segment.parse::<KeyId>() {
             return keys::owner(tx, &key);
+        }
+        if let Ok(phone) = segment.parse::<PhoneId>() {
+            return exclusive_tenant(tx, &phone);
         }
     }
     Ok(None)

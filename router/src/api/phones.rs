@@ -1,14 +1,17 @@
-//! One phone, and what the operator decides of it.
+//! One phone, and what the operator decides of it; and which ones tenants may use.
 
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::Response;
-use protocol::api::{Phone, Problem, UpdatePhone};
+use protocol::api::{Page, Phone, Problem, UpdatePhone, UsablePhone};
 use protocol::{PhoneId, TenantId, UnixMs};
 use serde_json::Value;
 
+use super::audit;
 use super::fields::Fields;
+use super::pages::{page, window};
 use super::{JsonBody, PathId, json};
+use crate::auth::{Caller, Scope};
 use crate::dispatch;
 use crate::error::ApiError;
 use crate::server::AppState;
@@ -22,6 +25,36 @@ const NUMBER_MAX: u32 = 1_000_000;
 
 /// What `exclusive_to` says of a phone that is to be pooled.
 const EVERYBODY: &str = "everybody";
+
+/// List the phones that you may use, newest first
+///
+/// Those that are yours alone and those that all tenants share; with a test key those of the sandbox. A number of them may
+/// stand in `from`.
+#[utoipa::path(get, path = "/v1/phones", tag = "messages", security(("api_key" = [])),
+    params(
+        ("limit" = Option<u32>, Query, description = "Rows, 1 to 100; 50 when left out."),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before.")),
+    responses(
+        (status = 200, description = "A page.", body = Page<UsablePhone>),
+        (status = 401, description = "No valid key.", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "The key may not read messages.", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "Parameters are wrong.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn usable(
+    State(app): State<AppState>,
+    caller: Caller,
+    RawQuery(raw): RawQuery,
+) -> Result<Response, ApiError> {
+    caller.needs(Scope::MessagesRead)?;
+    let asked = window(raw.as_deref())?;
+    let (before, limit) = (asked.after_id::<PhoneId>()?, asked.limit);
+    let rows = app
+        .store
+        .read(move |tx| {
+            admin::usable_phones(tx, (&caller.tenant, caller.test), before.as_deref(), limit)
+        })
+        .await?;
+    Ok(json(StatusCode::OK, &page(rows, limit, |phone| phone.id.to_string())))
+}
 
 /// One phone
 #[utoipa::path(get, path = "/v1/admin/phones/{id}", tag = "operator", security(("admin_token" = [])),
@@ -73,7 +106,11 @@ pub(super) async fn update(
         .await?;
     // What waits for a phone may have one now.
     dispatch::phone_became_able(&app).await?;
-    Ok(json(StatusCode::OK, &phone))
+    let mut response = json(StatusCode::OK, &phone);
+    if let Some(tenant) = phone.exclusive_to {
+        response.extensions_mut().insert(audit::Whose(tenant));
+    }
+    Ok(response)
 }
 
 enum Whose {

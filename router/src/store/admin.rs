@@ -1,7 +1,7 @@
 //! What the operator owns: tenants, hosts, phones, enrolment.
 
-use protocol::api::{Host, Phone, Tenant};
-use protocol::link::{EnrolPhone, EnrolRequest, EnrolResponse, EnrolledPhone};
+use protocol::api::{Host, Phone, Tenant, UsablePhone};
+use protocol::link::{EnrolPhone, EnrolRequest, EnrolResponse, EnrolledPhone, PhoneState};
 use protocol::{Channel, HostId, PhoneId, Reason, TenantId, UnixMs};
 
 use super::{Json, Row, StoreError, Tx, standby};
@@ -237,6 +237,36 @@ pub fn phone(tx: &mut Tx<'_>, id: &PhoneId, now: UnixMs) -> Result<Option<Phone>
     };
     phone.hosts = standby::hosts_of(tx, id)?;
     Ok(Some(phone))
+}
+
+/// Phones that a tenant may use, newest first: its own, and those of the pool; of the sandbox or of the others. Those whose
+/// place another one has taken are not among them. One row more than `limit` where there is more.
+pub fn usable_phones(
+    tx: &mut Tx<'_>,
+    (tenant, sandbox): (&TenantId, bool),
+    before: Option<&str>,
+    limit: u32,
+) -> Result<Vec<UsablePhone>, StoreError> {
+    tx.query(
+        "SELECT p.id, p.number, p.exclusive_tenant_id IS NOT NULL, p.sandbox, p.state, p.blocked_at IS NOT NULL, h.session,
+             p.channels
+         FROM phones p LEFT JOIN hosts h ON h.id = p.host_id
+         WHERE p.id < ?3 AND p.sandbox = ?2 AND p.provider IS NULL AND p.replaced_by IS NULL
+             AND (p.exclusive_tenant_id IS NULL OR p.exclusive_tenant_id = ?1)
+         ORDER BY p.id DESC LIMIT ?4",
+        params![tenant, sandbox, before.unwrap_or("~"), limit.saturating_add(1)],
+        |row| {
+            let (state, is_blocked): (PhoneState, bool) = (row.get(4)?, row.get(5)?);
+            Ok(UsablePhone {
+                id: row.get(0)?,
+                number: row.get(1)?,
+                exclusive: row.get(2)?,
+                sandbox: row.get(3)?,
+                ready: state == PhoneState::Ready && !is_blocked && row.opt_text(6)?.is_some(),
+                channels: row.get::<Json<Vec<Channel>>>(7)?.0,
+            })
+        },
+    )
 }
 
 /// Writes down what the operator decides of a phone.

@@ -165,7 +165,7 @@ async fn what_the_operator_does_with_tenants_data_is_written_down_before_it_is_d
         assert_eq!(page.status, 200, "{page:?}");
         page.body["data"].as_array().expect("a page").clone()
     };
-    // Making the tenants and their keys stands there already; hosts and phones are nobody's data.
+    // Making the tenants and their keys stands there already; looking at hosts and phones is a look at nobody's data.
     let before = entries("").await.len();
     router.get("/v1/admin/hosts", ADMIN).await;
     router.get("/v1/admin/phones", ADMIN).await;
@@ -211,6 +211,31 @@ async fn what_the_operator_does_with_tenants_data_is_written_down_before_it_is_d
     // Its two keys, and the look at its rules.
     assert_eq!(of_other.len(), 3, "{of_other:?}");
 
+    // Which phones send whose messages is not changed unseen.
+    let (own, pooled) = (phone_of(&router, 1, false).await, phone_of(&router, 2, false).await);
+    let before = entries("").await.len();
+    let path = format!("/v1/admin/phones/{own}");
+    let patch = router.client.patch(format!("{}{path}", router.url)).bearer_auth(ADMIN);
+    let reserved = router.send(patch.json(&json!({"exclusive_to": one.id}))).await;
+    assert_eq!(reserved.status, 200, "{reserved:?}");
+    router.get(&path, ADMIN).await;
+    router.post(&format!("{path}/replace"), ADMIN, &json!({"by": pooled})).await;
+    router.post(&format!("{path}/failover"), ADMIN, &json!({})).await;
+    router.post("/v1/admin/hosts/hst_00000000000000000000000000/drain", ADMIN, &json!({})).await;
+    let mut written = entries("").await;
+    written.truncate(written.len() - before);
+    written.reverse();
+    let told: Vec<_> = written.iter().map(|entry| (&entry["action"], &entry["tenant"])).collect();
+    assert_eq!(
+        told,
+        [
+            (&json!("PATCH /v1/admin/phones/{id}"), &json!(one.id)),
+            (&json!("POST /v1/admin/phones/{id}/replace"), &json!(one.id)),
+            (&json!("POST /v1/admin/phones/{id}/failover"), &json!(one.id)),
+            (&json!("POST /v1/admin/hosts/{id}/drain"), &Value::Null),
+        ]
+    );
+
     // What cannot be written down is not done.
     router
         .app
@@ -236,6 +261,88 @@ async fn what_the_operator_does_with_tenants_data_is_written_down_before_it_is_d
         .await
         .expect("it is read");
     assert_eq!(made, 0);
+    router.stop().await;
+}
+
+/// A phone whose host is there, of the pool or of the sandbox.
+async fn phone_of(router: &Router, number: u8, sandbox: bool) -> String {
+    let id = protocol::PhoneId::new(i64::from(number), [number; 10]);
+    let phone = id.clone();
+    router
+        .app
+        .store
+        .write(move |tx| {
+            let host = protocol::HostId::new(1, [1; 10]);
+            tx.execute(
+                "INSERT INTO hosts (id, name, public_key, session, created_at) VALUES (?1, 'secret-host', 'k', 'h', 0)
+                 ON CONFLICT DO NOTHING",
+                router::params![host],
+            )?;
+            tx.execute(
+                "INSERT INTO phones (id, number, host_id, state, reasons, channels, warming_priority, messages_today,
+                     day, created_at, updated_at, sandbox)
+                 VALUES (?1, ?2, ?3, 'ready', '[]', '[\"imessage\"]', 100, 0, 0, 0, 0, ?4)",
+                router::params![phone, format!("+1202555010{number}"), host, sandbox],
+            )
+        })
+        .await
+        .expect("it is written");
+    id.to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_sees_the_phones_that_it_may_use_and_nothing_of_the_operators() {
+    let router = Router::start().await;
+    let (one, other) = (router.tenant("One").await, router.tenant("Other").await);
+    let mut phones = Vec::new();
+    for number in 1..=5 {
+        phones.push(phone_of(&router, number, number == 4).await);
+    }
+    let of_one = one.id.clone();
+    router
+        .app
+        .store
+        .write(move |tx| {
+            tx.execute(
+                "UPDATE phones SET exclusive_tenant_id = ?1 WHERE number = '+12025550101'",
+                router::params![of_one],
+            )?;
+            // One that cannot be given anything, and one whose place another has taken.
+            tx.execute(
+                "UPDATE phones SET blocked_at = 1 WHERE number = '+12025550103'",
+                router::params![],
+            )?;
+            tx.execute(
+                "UPDATE phones SET replaced_by = 'phn_x' WHERE number = '+12025550105'",
+                router::params![],
+            )
+        })
+        .await
+        .expect("it is written");
+    let seen = async |key: &str| {
+        let page = router.get("/v1/phones", key).await;
+        assert_eq!(page.status, 200, "{page:?}");
+        let text = page.body.to_string();
+        assert!(!text.contains("secret-host") && !text.contains("host"), "{text}");
+        page.body["data"].clone()
+    };
+    let pooled = |at: usize, ready: bool| {
+        json!({"id": phones[at], "number": format!("+1202555010{}", at + 1), "exclusive": false, "ready": ready,
+            "channels": ["imessage"]})
+    };
+    let mut own = pooled(0, true);
+    own["exclusive"] = json!(true);
+    assert_eq!(seen(&one.live).await, json!([pooled(2, false), pooled(1, true), own]));
+    assert_eq!(seen(&other.live).await, json!([pooled(2, false), pooled(1, true)]));
+    let mut sandbox = pooled(3, true);
+    sandbox["sandbox"] = json!(true);
+    assert_eq!(seen(&one.test).await, json!([sandbox]));
+    let page = router.get("/v1/phones?limit=2", &one.live).await.body;
+    assert_eq!((&page["data"][1]["id"], &page["has_more"]), (&json!(phones[1]), &json!(true)));
+    let cursor = page["next_cursor"].as_str().expect("there is more");
+    let rest = router.get(&format!("/v1/phones?limit=2&cursor={cursor}"), &one.live).await.body;
+    assert_eq!((&rest["data"], &rest["has_more"]), (&json!([own]), &json!(false)));
+    assert_eq!(router.get("/v1/phones", "").await.status, 401);
     router.stop().await;
 }
 
@@ -297,13 +404,24 @@ fn literals(source: &str) -> Vec<(String, Option<String>, String)> {
     found
 }
 
+/// Every file of the router's source, but those of tests alone.
+fn sources(folder: &Path, found: &mut Vec<(String, String)>) {
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|kind| kind == "rs") && name != "tests.rs" {
+            found.push((name, std::fs::read_to_string(&path).expect("text")));
+        }
+    }
+}
+
 fn statements() -> Vec<Statement> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store");
+    let mut files = Vec::new();
+    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
     let mut statements = Vec::new();
-    for entry in std::fs::read_dir(folder).expect("the store has files") {
-        let path = entry.expect("a file").path();
-        let file = path.file_name().expect("a name").to_string_lossy().into_owned();
-        let source = std::fs::read_to_string(&path).expect("text");
+    for (file, source) in files {
         let all = literals(&source);
         let constants: BTreeMap<&str, &str> = all
             .iter()
@@ -315,16 +433,26 @@ fn statements() -> Vec<Statement> {
                 all.iter().any(|(.., other)| other.contains(&format!("{{{name}}}")))
             });
             let mut sql = text.clone();
-            for (name, value) in &constants {
-                sql = sql.replace(&format!("{{{name}}}"), value);
+            // A part may have parts.
+            for _ in 0..2 {
+                for (name, value) in &constants {
+                    sql = sql.replace(&format!("{{{name}}}"), value);
+                }
             }
-            let first = sql.split_whitespace().next().unwrap_or_default();
-            if !part && ["SELECT", "INSERT", "UPDATE", "DELETE", "WITH"].contains(&first) {
+            if !part && is_statement(&sql) {
                 statements.push(Statement { place: format!("{file} {item}"), sql });
             }
         }
     }
     statements
+}
+
+/// It reads or writes rows, or, where it begins with something that is put in, might.
+fn is_statement(sql: &str) -> bool {
+    let words: Vec<&str> = sql.split_whitespace().collect();
+    let first = words.first().copied().unwrap_or_default();
+    ["SELECT", "INSERT", "REPLACE", "UPDATE", "DELETE", "WITH"].contains(&first) && words.len() > 2
+        || first.starts_with('{') && words.contains(&"WHERE")
 }
 
 /// Tables whose rows belong to tenants, by the schema itself.
@@ -342,26 +470,44 @@ fn tenant_tables() -> BTreeSet<String> {
 }
 
 fn tables_of(sql: &str) -> BTreeSet<&str> {
-    let words: Vec<&str> = sql
-        .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
-        .filter(|word| !word.is_empty())
-        .collect();
-    words
-        .windows(2)
-        .filter(|pair| matches!(pair[0], "FROM" | "JOIN" | "UPDATE" | "INTO"))
-        .map(|pair| pair[1])
-        .collect()
+    let spaced = sql.split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ',');
+    let words: Vec<&str> = spaced.filter(|word| !word.is_empty()).collect();
+    let mut tables = BTreeSet::new();
+    // Between FROM and what ends it a comma is followed by another table.
+    let mut listed = false;
+    for pair in words.windows(2) {
+        let (word, next) = (pair[0], pair[1].trim_matches(','));
+        match word {
+            "FROM" => listed = true,
+            "WHERE" | "SELECT" | "SET" | "ORDER" | "GROUP" | "ON" | "VALUES" => listed = false,
+            _ => {}
+        }
+        let names = matches!(word, "FROM" | "JOIN" | "UPDATE" | "INTO");
+        if names || listed && (word.ends_with(',') || pair[1].starts_with(',')) {
+            tables.insert(next);
+        }
+    }
+    tables
 }
 
-/// The statement says whose rows it means: by a parameter, or by another row's tenant that it is bound to.
+/// The statement says whose rows it means: by a parameter, or by another row's tenant that it is bound to. What it writes
+/// there says nothing of which rows it writes to, and a copy of rows has to say whose they are.
 fn names_the_tenant(sql: &str) -> bool {
-    if sql.trim_start().starts_with("INSERT")
-        && sql.split("VALUES").next().is_some_and(|columns| columns.contains("tenant_id"))
+    let sql = sql.trim_start();
+    if sql.starts_with("INSERT")
+        && let Some((columns, _values)) = sql.split_once("VALUES")
+        && columns.contains("tenant_id")
+        && !columns.contains("SELECT")
     {
         return true;
     }
-    sql.match_indices("tenant_id = ").any(|(at, found)| {
-        let value = &sql[at + found.len()..];
+    let asked = if sql.starts_with("UPDATE") {
+        sql.split_once("WHERE").map_or("", |(_, asked)| asked)
+    } else {
+        sql
+    };
+    asked.match_indices("tenant_id = ").any(|(at, found)| {
+        let value = &asked[at + found.len()..];
         let word = value.split(|c: char| c.is_whitespace() || c == ')').next().unwrap_or_default();
         word.starts_with('?') || word.ends_with(".tenant_id")
     })
@@ -383,6 +529,8 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     ("dead_letters.rs owner", "asks whose it is, for the operator"),
     ("dispatch.rs OVERDUE", "the dispatcher looks after all tenants' queue"),
     ("dispatch.rs WAKE_HELD", "the dispatcher looks after all tenants' queue"),
+    ("dispatch.rs recall", "asks whose the message is that is asked back"),
+    ("dispatch.rs recalls_sql", "what is to be asked back from a phone, whoever's"),
     ("dispatch.rs IN_FLIGHT", "a phone's open attempts, whoever's"),
     (
         "dispatch.rs give_back",
@@ -440,6 +588,7 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     ("retention.rs UNSEEN", "deletes by age, whoever's"),
     ("retention.rs ATTEMPTS", "deletes by age, whoever's"),
     ("retention.rs DELIVERIES", "deletes by age, whoever's"),
+    ("rules.rs record", "the decision before, of the message that the caller has as its tenant's"),
     ("standby.rs replace", "counts what waits for a phone's number, for the operator"),
     ("tally.rs DUE", "counts for the operator's metrics"),
     ("tally.rs HELD", "counts for the operator's metrics"),
@@ -499,6 +648,15 @@ fn a_statement_that_forgets_the_tenant_is_seen() {
         found.iter().map(|(item, constant, _)| (item.as_str(), constant.as_deref())).collect();
     assert_eq!(places, [("COLUMNS", Some("COLUMNS")), ("get", None), ("good", None)]);
     assert_eq!(tables_of("UPDATE a SET x = 1 FROM b JOIN c"), BTreeSet::from(["a", "b", "c"]));
+    assert_eq!(tables_of("SELECT 1 FROM a, b x, c WHERE d, e"), BTreeSet::from(["a", "b", "c"]));
+    for (text, is_one) in [
+        ("{COLUMNS_OF_ANOTHER_FILE} WHERE id = ?1", true),
+        ("DELETE FROM jobs", true),
+        ("SELECT", false),
+        ("where {name} stands", false),
+    ] {
+        assert_eq!(is_statement(text), is_one, "{text}");
+    }
     for (sql, named) in [
         ("SELECT 1 FROM jobs WHERE tenant_id = ?1", true),
         ("SELECT 1 FROM jobs j JOIN messages m ON m.tenant_id = j.tenant_id", true),
@@ -506,6 +664,13 @@ fn a_statement_that_forgets_the_tenant_is_seen() {
         ("INSERT INTO jobs (id) VALUES (?1)", false),
         ("SELECT tenant_id FROM jobs WHERE id = ?1", false),
         ("UPDATE jobs SET tenant_id = 'x'", false),
+        ("UPDATE jobs SET tenant_id = ?2 WHERE id = ?1", false),
+        ("UPDATE jobs SET state = ?2 WHERE tenant_id = ?1", true),
+        (
+            "INSERT INTO jobs (id, tenant_id) SELECT id, tenant_id FROM messages WHERE id = ?1",
+            false,
+        ),
+        ("INSERT INTO jobs (id, tenant_id) SELECT id, ?2 FROM messages WHERE tenant_id = ?2", true),
     ] {
         assert_eq!(names_the_tenant(sql), named, "{sql}");
     }
