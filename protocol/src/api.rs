@@ -56,6 +56,16 @@ crate::code::codes! {
 }
 
 crate::code::codes! {
+    /// What has become of a message of which nobody knew.
+    pub enum Settled {
+        /// It stands in the phone's conversation.
+        Sent = "sent",
+        /// It does not.
+        Failed = "failed",
+    }
+}
+
+crate::code::codes! {
     /// How often a key may be used.
     pub enum Tier {
         /// For whoever begins: 10 requests a second, 50 at once, where the operator sets nothing else.
@@ -253,6 +263,37 @@ pub struct MessageEvent {
     /// For people; never the text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+}
+
+/// What the rules have decided about a message, as the ledger keeps it: proof of why it was sent, or was not.
+pub struct RuleDecision {
+    /// Its place among the decisions about the message, from 1.
+    pub number: u64,
+    /// When.
+    pub at: UnixMs,
+    /// `send`, `hold`, `block` or `expire`.
+    pub verdict: String,
+    /// The rule that holds or forbids it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    /// Of a hold: when it is asked again; of a send: until when it may start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<UnixMs>,
+    /// By which class's rules it was judged.
+    pub class: Class,
+    /// The version of the rules.
+    pub rules: String,
+    /// The version of the time zone data.
+    pub zones: String,
+    /// The SHA-256 of the text that was judged, in hexadecimal.
+    pub text_sha256: String,
+}
+
+/// What the operator has found out about a message of which nobody knew whether it was sent.
+#[serde(deny_unknown_fields)]
+pub struct SettleMessage {
+    /// What became of it.
+    pub outcome: Settled,
 }
 
 /// RFC 9457, with a stable code and the fields that are wrong.

@@ -15,10 +15,10 @@ use protocol::api::{
     HoursPreset, Media, Message, MessageEvent, MoveRefused, OptOut, OptOutEvent, Page, Phone,
     PhoneHost, PhoneMove, Plan, PreviewTemplate, Problem, ProviderWhyNot, QuotaWarning,
     ReplacePhone, ReplacedPhone, ReplayWebhooks, ReplayedWebhooks, RotateKey, RotateSecret,
-    RowError, RuleName, RuleVerdict, SetBilling, Template, TemplatePreview, TemplateVersion,
-    Tenant, TenantBilling, TenantRules, Tier, UnknownZone, UpdatePhone, UpdateTemplate,
-    UpdateWebhookEndpoint, UsageRow, UseTemplate, UsedTemplate, WebhookAttempt, WebhookBody,
-    WebhookData, WebhookDelivery, WebhookEndpoint,
+    RowError, RuleDecision, RuleName, RuleVerdict, SetBilling, SettleMessage, Settled, Template,
+    TemplatePreview, TemplateVersion, Tenant, TenantBilling, TenantRules, Tier, UnknownZone,
+    UpdatePhone, UpdateTemplate, UpdateWebhookEndpoint, UsageRow, UseTemplate, UsedTemplate,
+    WebhookAttempt, WebhookBody, WebhookData, WebhookDelivery, WebhookEndpoint,
 };
 use protocol::link::{
     CanaryAsk, CanaryStanding, CanaryTold, EnrolPhone, EnrolRequest, EnrolResponse, EnrolledPhone,
@@ -128,6 +128,7 @@ fn golden<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(name: &
                 "api/replace_phone",
                 "api/replay_webhooks",
                 "api/preview_template",
+                "api/settle_message",
             ]
             .contains(&name);
         assert_eq!(serde_json::from_value::<T>(more).is_err(), strict, "{name}: unknown fields");
@@ -692,6 +693,21 @@ fn the_public_api() {
             detail: Some("error 22".to_owned()),
         },
     );
+    golden(
+        "api/rule_decision",
+        &RuleDecision {
+            number: 2,
+            at: NOON,
+            verdict: "hold".to_owned(),
+            reason: Some(Reason::QuietHours),
+            until: Some(NOON),
+            class: Class::Marketing,
+            rules: "2026-11-28.1/2026-06".to_owned(),
+            zones: "2026b".to_owned(),
+            text_sha256: "00ff".to_owned(),
+        },
+    );
+    golden("api/settle_message", &SettleMessage { outcome: Settled::Failed });
     golden(
         "api/problem",
         &Problem {

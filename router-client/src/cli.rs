@@ -145,6 +145,13 @@ enum Command {
         /// The message
         id: protocol::MessageId,
     },
+    /// Shows what the rules have decided about a message, and by which versions
+    Decisions {
+        /// The message
+        id: protocol::MessageId,
+    },
+    /// Says what became of a message of which nobody knew, when somebody has looked at the phone
+    Settle(messages::Settle),
     /// Withdraws a message that has not been sent
     Cancel {
         /// The message
@@ -263,6 +270,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Plans => billing::plans(screen, &Client::new(&global)?).await,
         Command::Audit(audit) => audit::run(screen, &Client::new(&global)?, audit).await,
+        Command::Decisions { id } => messages::decisions(screen, &Client::new(&global)?, &id).await,
+        Command::Settle(settle) => messages::settle(screen, &Client::new(&global)?, settle).await,
         Command::Cancel { id } => messages::cancel(screen, &Client::new(&global)?, &id).await,
     }
 }

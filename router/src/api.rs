@@ -264,6 +264,7 @@ fn documented(app: Option<&AppState>) -> Documented {
         .routes(routes!(messages::create, messages::list))
         .routes(routes!(messages::get))
         .routes(routes!(messages::events))
+        .routes(routes!(messages::decisions))
         .routes(routes!(messages::cancel))
         .routes(routes!(webhook_endpoints::create, webhook_endpoints::list))
         .routes(routes!(
@@ -336,6 +337,8 @@ fn documented(app: Option<&AppState>) -> Documented {
         .routes(routes!(admin::messages))
         .routes(routes!(admin::message))
         .routes(routes!(admin::events))
+        .routes(routes!(admin::decisions))
+        .routes(routes!(admin::settle))
         .routes(routes!(admin::cancel))
         .routes(routes!(dead_letters::admin_list))
         .routes(routes!(dead_letters::admin_get, dead_letters::admin_discard))

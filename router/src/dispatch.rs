@@ -42,6 +42,7 @@ use crate::store::dead_letters;
 use crate::store::dispatch::{self as rows, Former, Given, NewAttempt, Offer, Outbound};
 use crate::store::doubts;
 use crate::store::queue::{self, Claimed, Turns};
+use crate::store::rules as rule_rows;
 use crate::store::{StoreError, Tx, providers as provider_rows};
 use crate::warming;
 
@@ -65,22 +66,46 @@ const TOGETHER: usize = 4;
 const CALLED_MAX: usize = 64;
 
 /// How often offers are repeated, recalls repeated, lost attempts and overdue jobs looked for.
-const SWEEP_EVERY_MS: i64 = 1_000;
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 /// Rows of one sweep of each kind; the next sweep takes the rest.
 const SWEEP_ROWS: usize = 256;
+
+/// Rows that a sweep ends in one closure.
+const ENDED_TOGETHER: usize = 32;
+
+/// Messages of each tenant that look at once whether a phone that has become able has a place for a stranger.
+const WAKE_WARMING_EACH: usize = 32;
 
 /// Held jobs woken in one transaction, so that no other writer waits behind a long queue.
 const WAKE_ROWS: usize = 512;
 
 /// Starts the dispatch loop.
 pub fn start(app: &AppState) {
-    let app = AppState::clone(app);
+    let (sweeping, app) = (AppState::clone(app), AppState::clone(app));
     app.tasks.clone().spawn(async move { run(&app).await });
+    sweeping.tasks.clone().spawn(async move { sweep_now_and_then(&sweeping).await });
+}
+
+/// Sweeps beside the loop: what is over must not make wait what is to be sent.
+async fn sweep_now_and_then(app: &AppState) {
+    loop {
+        tokio::select! {
+            () = app.stop.cancelled() => return,
+            () = tokio::time::sleep(SWEEP_EVERY) => {}
+        }
+        match sweep(app).await {
+            Ok(()) => {}
+            Err(error) if error.is_unavailable() => {
+                tracing::warn!(error = %error, "dispatch: the store does not answer a sweep");
+            }
+            // One row that cannot be read must not keep everything else from being looked at.
+            Err(error) => tracing::error!(error = %error, "dispatch: a sweep failed"),
+        }
+    }
 }
 
 async fn run(app: &AppState) {
-    let mut swept_at = UnixMs(i64::MIN);
     let quiet_until = (app.start.quiet_until > app.start.at).then_some(app.start.quiet_until);
     while let Err(error) = app.store.write(move |tx| queue::take_over(tx, quiet_until)).await {
         tracing::warn!(error = %error, "dispatch: the store does not answer");
@@ -90,7 +115,7 @@ async fn run(app: &AppState) {
         }
     }
     loop {
-        let sleep = match turn(app, &mut swept_at).await {
+        let sleep = match turn(app).await {
             Ok(sleep) => sleep,
             Err(error) => {
                 tracing::warn!(error = %error, "dispatch: the store does not answer");
@@ -105,19 +130,7 @@ async fn run(app: &AppState) {
     }
 }
 
-async fn turn(app: &AppState, swept_at: &mut UnixMs) -> Result<Duration, StoreError> {
-    let now = app.clock.now();
-    // A clock that was set back must not stop the sweeps.
-    if now.since(*swept_at) >= SWEEP_EVERY_MS || now < *swept_at {
-        *swept_at = now;
-        match sweep(app).await {
-            // One row that cannot be read must not keep everything else from being sent.
-            Err(error) if !error.is_unavailable() => {
-                tracing::error!(error = %error, "dispatch: a sweep failed");
-            }
-            swept => swept?,
-        }
-    }
+async fn turn(app: &AppState) -> Result<Duration, StoreError> {
     let done = run_once(app).await?;
     if done.more {
         return Ok(Duration::ZERO);
@@ -359,9 +372,13 @@ fn decide_and_record(
     if !message.internal {
         message.judged_as = decided.class;
     }
+    let note = |tx: &mut Tx<'_>, verdict| decided.note(tx, (tenant, id), verdict, now);
+    if !matches!(decided.verdict, Verdict::Send { .. }) {
+        note(tx, decided.verdict)?;
+    }
     let allowed_until = match decided.verdict {
         Verdict::Block { reason, detail } => return forbid(tx, job, (reason, detail), now),
-        Verdict::Expire => return expire(tx, job, message.held_reason, now),
+        Verdict::Expire => return expire(tx, (tenant, id), message.held_reason, now),
         Verdict::Hold { until_ms, reason } => {
             let until = UnixMs(until_ms);
             let wakes_at = decided.wakes_at.unwrap_or(until);
@@ -369,9 +386,16 @@ fn decide_and_record(
         }
         Verdict::Send { until_ms } => UnixMs(until_ms),
     };
+    let rank = shares::rank(message.judged_as, message.test);
+    if rank > job.lane {
+        // It has claimed to be more urgent than can be shown. It waits among its like, and has nobody else's turn.
+        rows::put_job(tx, (tenant, id), rank, now, None)?;
+        return Ok(Done::Held);
+    }
     let relations = rows::relations(tx, (tenant, message.test), &message.recipient)?;
     // Our own confirmation answers them.
     if !message.internal && !desk.warming.may_follow_up(decided.class, relations.unanswered) {
+        note(tx, Verdict::Hold { until_ms: i64::MAX, reason: Reason::Unanswered })?;
         return hold(tx, job, &message, message.expires_at, Reason::Unanswered, now);
     }
     let asked = route::asked(message.channel, message.fallback.as_deref());
@@ -385,12 +409,13 @@ fn decide_and_record(
         && let Some(done) =
             stand_in(tx, desk, job, &message, (unable, allowed_until, &wanted), now)?
     {
+        note(tx, decided.verdict)?;
         return Ok(done);
     }
-    let line = (shares::rank(message.judged_as, message.test), tenant.clone());
+    let line = (rank, tenant.clone());
     let mut lines = lock(&desk.lines);
     let choice = match choice {
-        Ok((_, phone)) if goes_first(tx, &mut lines, desk, (&line, id), phone, now)? => {
+        Ok((_, phone)) if goes_first(tx, &mut lines, &pool, (&line, id), phone, now)? => {
             Err(Unable::Busy)
         }
         choice => choice,
@@ -420,15 +445,21 @@ fn decide_and_record(
             | Unable::Away { .. }),
         ) => {
             let reason = unable.reason();
-            return match unable.waits_until() {
-                Some(until_ms) => {
-                    let until = UnixMs(until_ms).min(message.expires_at);
-                    hold(tx, job, &message, until, reason, now)
-                }
-                None => end(tx, job, Status::Failed, reason, now),
+            note(tx, unable.verdict())?;
+            let Some(until_ms) = unable.waits_until() else {
+                return end(tx, job, Status::Failed, reason, now);
             };
+            let until = UnixMs(until_ms).min(message.expires_at);
+            let wakes_at = match unable {
+                // The place is one, and those that wait for it may be many.
+                Unable::Warming { .. } => lines.waits_until(&line, until, now),
+                Unable::NotAllowed | Unable::Capped | Unable::Away { .. } | Unable::Busy => until,
+            };
+            let times = (until, wakes_at.min(message.expires_at));
+            return hold_and_wake(tx, job, &message, times, reason, now);
         }
     };
+    note(tx, decided.verdict)?;
     let epoch = phone.epoch.ok_or(StoreError::NoRow)?;
     let host = phone.host.clone();
     // What is still on its way when its hour is over is not started any more.
@@ -443,6 +474,7 @@ fn decide_and_record(
         route: &choice.route,
         start_before,
         sequence: message.sequence,
+        internal: message.internal,
     };
     let new_contact = rows::dispatched(tx, (tenant, id), &message.recipient, &new, now)?;
     pool.gave(tx, &choice.phone, new_contact, now)?;
@@ -488,12 +520,12 @@ fn call_firsts(
 fn goes_first(
     tx: &mut Tx<'_>,
     lines: &mut Lines,
-    desk: &Desk,
+    pool: &pool::Pool,
     (line, id): (&Line, &MessageId),
     phone: &rows::PoolPhone,
     now: UnixMs,
 ) -> Result<bool, StoreError> {
-    let in_flight = desk.settings.in_flight_per_phone;
+    let in_flight = pool.caps().in_flight;
     loop {
         let as_candidate = |relations: &rows::Relations| pool::candidate(phone, relations);
         let Some((theirs, first)) = lines.before(line, id, as_candidate, in_flight, now) else {
@@ -550,6 +582,7 @@ fn stand_in(
         route: &[Channel::Sms],
         start_before,
         sequence: message.sequence,
+        internal: message.internal,
     };
     rows::dispatched(tx, (tenant, id), &message.recipient, &new, now)?;
     provider_rows::ordered(tx, (tenant, id, attempt), &provider.phone, keep_until)?;
@@ -622,10 +655,7 @@ pub fn preview(
             (unable, Some(again_at)) if !phone_will(unable) => {
                 wait(Reason::NoPhoneAvailable, again_at.0)
             }
-            (unable, _) => match unable.waits_until() {
-                Some(until_ms) => wait(unable.reason(), until_ms),
-                None => Verdict::block(unable.reason()),
-            },
+            (unable, _) => unable.verdict(),
         }),
     };
     Ok(Preview { phone, providers: choice::for_tenants(chosen.checked) })
@@ -728,20 +758,20 @@ pub(crate) fn withdrawn(recall_reason: Option<Reason>) -> (Status, Reason) {
 /// failed for that reason.
 fn expire(
     tx: &mut Tx<'_>,
-    job: &Claimed,
+    (tenant, id): (&TenantId, &MessageId),
     waited_for: Option<Reason>,
     now: UnixMs,
 ) -> Result<Done, StoreError> {
     if waited_for == Some(Reason::NoPhoneAvailable) {
-        return end(tx, job, Status::Failed, Reason::NoPhoneAvailable, now);
+        return end_as(tx, (tenant, id), Status::Failed, Reason::NoPhoneAvailable, now);
     }
     let change = Change {
         reason: Some(Reason::Expired),
         detail: waited_for.map(Reason::as_str),
         ..Change::to(Status::Expired, now)
     };
-    change::make(tx, &job.tenant, &job.message, &change)?;
-    rows::drop_job(tx, &job.tenant, &job.message)?;
+    change::make(tx, tenant, id, &change)?;
+    rows::drop_job(tx, tenant, id)?;
     Ok(Done::Ended)
 }
 
@@ -752,9 +782,19 @@ fn end(
     reason: Reason,
     now: UnixMs,
 ) -> Result<Done, StoreError> {
+    end_as(tx, (&job.tenant, &job.message), status, reason, now)
+}
+
+fn end_as(
+    tx: &mut Tx<'_>,
+    (tenant, id): (&TenantId, &MessageId),
+    status: Status,
+    reason: Reason,
+    now: UnixMs,
+) -> Result<Done, StoreError> {
     let change = Change { reason: Some(reason), ..Change::to(status, now) };
-    change::make(tx, &job.tenant, &job.message, &change)?;
-    rows::drop_job(tx, &job.tenant, &job.message)?;
+    change::make(tx, tenant, id, &change)?;
+    rows::drop_job(tx, tenant, id)?;
     Ok(Done::Ended)
 }
 
@@ -958,13 +998,31 @@ fn put(app: &App, host: &HostId, frame: RouterFrame, what: fmt::Arguments<'_>) {
 /// A phone has become able: what waited for one is due. Rings the bell.
 pub async fn phone_became_able(app: &App) -> Result<(), StoreError> {
     let now = app.clock.now();
-    app.store.write(move |tx| rows::wake_warming(tx, now)).await?;
+    app.store.write(move |tx| rows::wake_warming(tx, WAKE_WARMING_EACH, now)).await?;
     // Along the ids, so that what is held again meanwhile is not met twice.
     let mut last: Option<MessageId> = None;
     loop {
         let after = last.take();
         last =
             app.store.write(move |tx| rows::wake_held(tx, after.as_ref(), now, WAKE_ROWS)).await?;
+        app.bells.dispatch.notify_one();
+        if last.is_none() {
+            return Ok(());
+        }
+    }
+}
+
+/// A tenant's rules have changed: what waits for its hour is asked about again, bit by bit, so that no other writer waits.
+/// Rings the bell.
+pub async fn rules_changed(app: &App, tenant: &TenantId) -> Result<(), StoreError> {
+    let now = app.clock.now();
+    let mut last: Option<MessageId> = None;
+    loop {
+        let (whose, after) = (tenant.clone(), last.take());
+        last = app
+            .store
+            .write(move |tx| rule_rows::look_again(tx, &whose, after.as_ref(), WAKE_ROWS, now))
+            .await?;
         app.bells.dispatch.notify_one();
         if last.is_none() {
             return Ok(());
@@ -1011,47 +1069,64 @@ pub async fn sweep(app: &App) -> Result<(), StoreError> {
         }
     }
     let ends = !(lost.is_empty() && overdue.is_empty());
-    for given in lost {
-        let copy = given.clone();
-        match app.store.write(move |tx| rows::host_lost(tx, &given, now)).await {
-            Ok(()) => {}
-            Err(error) if error.is_unavailable() => return Err(error),
-            Err(error) => {
-                // The message's own row is damaged: at least the attempt is over, and its place free.
-                tracing::error!(message = %copy.message, error = %error, "dispatch: a lost attempt's message cannot be changed");
-                app.store
-                    .write(move |tx| {
-                        rows::set_attempt_state(tx, &copy.message, copy.attempt, "done", now)
-                    })
-                    .await?;
-            }
-        }
-    }
-    for job in overdue {
-        let copy = job.clone();
-        match app.store.write(move |tx| expire_overdue(tx, &job, now)).await {
-            Ok(()) => {}
-            Err(error) if error.is_unavailable() => return Err(error),
-            Err(error) => {
-                tracing::error!(message = %copy.message, error = %error, "dispatch: a message cannot be read, so nothing is sent");
-                app.store
-                    .write(move |tx| change::block_unread(tx, &copy.tenant, &copy.message, now))
-                    .await?;
-            }
-        }
-    }
+    let lost = ended(app, lost, now, rows::host_lost, |tx, given, now| {
+        // The message's own row is damaged: at least the attempt is over, and its place free.
+        rows::set_attempt_state(tx, &given.message, given.attempt, "done", now)
+    });
+    let overdue = ended(app, overdue, now, expire_overdue, |tx, job, now| {
+        change::block_unread(tx, &job.tenant, &job.message, now)
+    });
+    futures_util::future::try_join(lost, overdue).await?;
     if ends {
         app.bells.webhooks.notify_one();
     }
     Ok(())
 }
 
-fn expire_overdue(tx: &mut Tx<'_>, job: &Claimed, now: UnixMs) -> Result<(), StoreError> {
+type Ends<T> = fn(&mut Tx<'_>, &T, UnixMs) -> Result<(), StoreError>;
+
+/// Ends what a sweep has found, some in one closure; where one of them fails, nothing of the closure remains, and each is
+/// ended by itself. `damaged` is for what even then cannot be.
+async fn ended<T: Clone + fmt::Debug + std::marker::Send + Sync + 'static>(
+    app: &App,
+    rows: Vec<T>,
+    now: UnixMs,
+    end: Ends<T>,
+    damaged: Ends<T>,
+) -> Result<(), StoreError> {
+    for some in rows.chunks(ENDED_TOGETHER) {
+        let group = some.to_vec();
+        let together = app
+            .store
+            .behind()
+            .write_often(move |tx| group.iter().try_for_each(|row| end(tx, row, now)))
+            .await;
+        match together {
+            Ok(()) => continue,
+            Err(error) if error.is_unavailable() => return Err(error),
+            Err(_) => {}
+        }
+        for row in some {
+            let (one, again) = (row.clone(), row.clone());
+            match app.store.write(move |tx| end(tx, &one, now)).await {
+                Ok(()) => {}
+                Err(error) if error.is_unavailable() => return Err(error),
+                Err(error) => {
+                    tracing::error!(row = ?row, error = %error, "dispatch: what is over cannot be ended as it should");
+                    app.store.write(move |tx| damaged(tx, &again, now)).await?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn expire_overdue(tx: &mut Tx<'_>, job: &rows::Overdue, now: UnixMs) -> Result<(), StoreError> {
     let message = rows::outbound(tx, &job.tenant, &job.message)?.filter(|message| {
         message.expires_at <= now && matches!(message.status, Status::Queued | Status::Scheduled)
     });
     if let Some(message) = message {
-        expire(tx, job, message.held_reason, now)?;
+        expire(tx, (&job.tenant, &job.message), message.held_reason, now)?;
     }
     Ok(())
 }

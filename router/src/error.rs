@@ -68,6 +68,8 @@ pub enum Code {
     NotCancelable,
     /// The message may have been sent, whole or in part: sending it again could double it.
     NotRetryable,
+    /// It is known what became of the message.
+    NotUnknown,
     /// No host or phone can take the phone's place.
     CannotFailOver,
     /// A request with the same idempotency key is still running.
@@ -157,6 +159,9 @@ impl Code {
             }
             Self::NotRetryable => {
                 (StatusCode::CONFLICT, "not_retryable", "The message may have been sent")
+            }
+            Self::NotUnknown => {
+                (StatusCode::CONFLICT, "not_unknown", "It is known what became of the message")
             }
             Self::CannotFailOver => {
                 (StatusCode::CONFLICT, "cannot_fail_over", "Nothing can take the phone's place")

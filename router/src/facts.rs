@@ -3,12 +3,13 @@
 
 use std::sync::LazyLock;
 
-use protocol::{Class, MessageId, Recipient, TenantId, UnixMs};
+use protocol::{Class, MessageId, Reason, Recipient, TenantId, UnixMs};
 
 use crate::compliance::class::{Claim, Limits};
 use crate::compliance::place::{self, Unknown};
 use crate::compliance::{self, Facts, OptOut, Verdict, content, hours};
 use crate::config::Compliance;
+use crate::store::dispatch as rows;
 use crate::store::rules::{self, Decision, Known};
 use crate::store::{StoreError, Tx};
 
@@ -85,7 +86,7 @@ pub fn of(settings: &Compliance, known: &Known, subject: &Subject<'_>) -> Facts 
 }
 
 /// What the rules have decided.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decided {
     /// Their verdict.
     pub verdict: Verdict,
@@ -93,6 +94,25 @@ pub struct Decided {
     pub class: Class,
     /// When to ask them again, of what is held.
     pub wakes_at: Option<UnixMs>,
+    /// The hash of the text that was judged.
+    pub text_hash: Vec<u8>,
+}
+
+impl Decided {
+    /// Writes into the ledger what has come of it in the end: the rules' own verdict, or what the caps say of a message that
+    /// the rules let go.
+    pub fn note(
+        &self,
+        tx: &mut Tx<'_>,
+        (tenant, id): (&TenantId, &MessageId),
+        verdict: Verdict,
+        now: UnixMs,
+    ) -> Result<(), StoreError> {
+        let (rules, zones) = versions();
+        let text_hash = &self.text_hash;
+        let decision = Decision { verdict, class: self.class, rules, zones, text_hash };
+        rules::record(tx, (tenant, id), &decision, now)
+    }
 }
 
 /// A number that is a message's own and always the same (FNV-1a), evenly spread whatever its id has in common with others.
@@ -102,7 +122,7 @@ fn share(id: &MessageId) -> u64 {
     })
 }
 
-/// Gathers, asks the rules, and writes down what they say.
+/// Gathers and asks the rules. What comes of it is for [`Decided::note`].
 pub fn decide(
     tx: &mut Tx<'_>,
     settings: &Compliance,
@@ -120,10 +140,7 @@ pub fn decide(
     if let Err(error) = &facts {
         tracing::error!(message = %id, error = %error, "dispatch: what the rules need to know cannot be read, so nothing is sent");
     }
-    let hash = content::hash(subject.text);
-    let decision =
-        Decision { verdict, class, rules: versions().0, zones: versions().1, text_hash: &hash };
-    rules::record(tx, (tenant, id), &decision, now)?;
+    let text_hash = content::hash(subject.text);
     let wakes_at = match (verdict, &facts) {
         (Verdict::Hold { until_ms, .. }, Ok(facts)) => {
             Some(UnixMs(compliance::wakes_at(facts, until_ms, share(id))))
@@ -131,7 +148,24 @@ pub fn decide(
         (Verdict::Hold { until_ms, .. }, Err(_)) => Some(UnixMs(until_ms)),
         (Verdict::Send { .. } | Verdict::Block { .. } | Verdict::Expire, _) => None,
     };
-    Ok(Decided { verdict, class, wakes_at })
+    Ok(Decided { verdict, class, wakes_at, text_hash })
+}
+
+/// Writes into the ledger that a message was blocked before its turn came.
+pub fn blocked(
+    tx: &mut Tx<'_>,
+    (tenant, id): (&TenantId, &MessageId),
+    reason: Reason,
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    let Some(message) = rows::outbound(tx, tenant, id)? else { return Ok(()) };
+    let decided = Decided {
+        verdict: Verdict::block(reason),
+        class: message.class,
+        wakes_at: None,
+        text_hash: content::hash(&message.text),
+    };
+    decided.note(tx, (tenant, id), decided.verdict, now)
 }
 
 /// The versions of the rules (code and hours) and of the time zone data, as the ledger and the API tell them.

@@ -28,6 +28,13 @@ const FIRST_FOR_MS: i64 = 1_000;
 /// The first of a line that are remembered; whoever comes after them is looked at when its time comes.
 const FIRST_MAX: usize = 8;
 
+/// Of those that wait for the same moment, such as the next place for a stranger, one is looked at so long after another: the
+/// first has it, and a long queue is not decided as a whole for each.
+const SAME_MOMENT_SPREAD_MS: i64 = 20;
+
+/// Moments that are remembered; beyond it the counting begins anew.
+const MOMENTS_MAX: usize = 10_000;
+
 /// How often lines that nobody waits in are cleared away.
 const CLEAR_EVERY_MS: i64 = 1_000;
 
@@ -49,6 +56,25 @@ pub struct Waiting {
     pub relations: Relations,
 }
 
+impl Waiting {
+    /// What it needs of a phone.
+    pub fn need<'a>(&'a self, tenant: &'a TenantId, in_flight_max: u32, now: UnixMs) -> Need<'a> {
+        Need {
+            tenant,
+            sandbox: self.sandbox,
+            from: self.from.as_ref(),
+            wanted: &self.wanted,
+            in_flight_max,
+            now_ms: now.0,
+        }
+    }
+}
+
+/// Who goes first among the first of lines: the more urgent, then the older.
+fn turn<'a>(line: &Line, first: &'a Waiting) -> (u8, &'a MessageId) {
+    (line.0, &first.message)
+}
+
 /// The lines.
 #[derive(Debug, Default)]
 pub struct Lines {
@@ -60,6 +86,8 @@ pub struct Lines {
     had: [Option<TenantId>; CLASSES],
     /// By whom a line was overtaken last, and by how many since it had a phone itself.
     overtaken: HashMap<Line, (MessageId, u64)>,
+    /// How many of each line wait for a moment.
+    moments: HashMap<(Line, UnixMs), i64>,
     cleared_at: Option<UnixMs>,
 }
 
@@ -80,6 +108,18 @@ impl Lines {
         again
     }
 
+    /// A message waits for a moment, as others of its line may; answers when it is to be looked at.
+    pub fn waits_until(&mut self, line: &Line, moment: UnixMs, now: UnixMs) -> UnixMs {
+        self.clear(now);
+        if self.moments.len() >= MOMENTS_MAX {
+            self.moments.clear();
+        }
+        let before = self.moments.entry((line.clone(), moment)).or_default();
+        let at = moment.plus_ms(before.saturating_mul(SAME_MOMENT_SPREAD_MS));
+        *before = before.saturating_add(1);
+        at
+    }
+
     /// A message has a phone, or needs none any more.
     pub fn leave(&mut self, line: &Line, message: &MessageId) {
         if let Some(first) = self.first.get_mut(line) {
@@ -93,7 +133,7 @@ impl Lines {
     /// The first of each line that still wait, the most urgent first, at most so many.
     pub fn firsts(&self, now: UnixMs, limit: usize) -> Vec<(&Line, &Waiting)> {
         let mut firsts: Vec<_> = self.heads(now).collect();
-        firsts.sort_by(|(one, a), (other, b)| (one.0, &a.message).cmp(&(other.0, &b.message)));
+        firsts.sort_by(|(one, a), (other, b)| turn(one, a).cmp(&turn(other, b)));
         firsts.truncate(limit);
         firsts
     }
@@ -132,17 +172,10 @@ impl Lines {
                 first.message != *message && self.precedes(other, first, line, message)
             })
             .filter(|(other, first)| {
-                let need = Need {
-                    tenant: &other.1,
-                    sandbox: first.sandbox,
-                    from: first.from.as_ref(),
-                    wanted: &first.wanted,
-                    in_flight_max,
-                    now_ms: now.0,
-                };
+                let need = first.need(&other.1, in_flight_max, now);
                 resolve::resolve(&need, &[as_candidate(&first.relations)]).is_ok()
             })
-            .min_by(|(one, a), (other, b)| (one.0, &a.message).cmp(&(other.0, &b.message)))
+            .min_by(|(one, a), (other, b)| turn(one, a).cmp(&turn(other, b)))
             .map(|(line, first)| (line.clone(), first.message.clone()))
     }
 
@@ -180,6 +213,7 @@ impl Lines {
         }
         self.cleared_at = Some(now);
         self.last.retain(|_, last| *last > now);
+        self.moments.retain(|(_, moment), _| *moment > now);
         self.first.retain(|_, first| {
             first.retain(|_, (_, until)| *until > now);
             !first.is_empty()
@@ -254,6 +288,19 @@ mod tests {
         assert_eq!(join(&line(Class::Marketing, 2), 4, NOW), 500);
         assert_eq!(join(&code, 5, NOW), 500, "a code does not stand behind its tenant's campaign");
         assert_eq!(join(&marketing, 6, NOW.plus_ms(600)), 1_100);
+    }
+
+    #[test]
+    fn whoever_waits_for_the_same_moment_is_looked_at_one_after_another() {
+        let mut lines = Lines::default();
+        let (one, other) = (line(Class::Marketing, 1), line(Class::Marketing, 2));
+        let moment = NOW.plus_ms(60_000);
+        let mut at = |of: &Line, moment| lines.waits_until(of, moment, NOW).0 - NOW.0;
+        assert_eq!([1, 2, 3].map(|_| at(&one, moment)), [60_000, 60_020, 60_040]);
+        assert_eq!(at(&other, moment), 60_000, "another's line is another");
+        assert_eq!(at(&one, moment.plus_ms(5)), 60_005, "another moment is another");
+        lines.waits_until(&one, moment.plus_ms(10), moment.plus_ms(5_000));
+        assert_eq!(lines.moments.len(), 1, "what is over is forgotten");
     }
 
     #[test]

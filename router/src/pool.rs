@@ -315,7 +315,7 @@ impl Pool {
 
     /// The room that there is now, to be filled.
     pub fn room(&self) -> Room<'_> {
-        Room { hands: &self.hands, taken: HashMap::new() }
+        Room { hands: &self.hands, taken: HashMap::new(), full: false }
     }
 
     /// The phone that serves a number: its own, or the one in its place.
@@ -353,14 +353,7 @@ impl Pool {
 
     /// Whether a message that stands in a line has a phone now.
     pub fn has_one(&self, tenant: &TenantId, waiting: &Waiting, now: UnixMs) -> bool {
-        let need = Need {
-            tenant,
-            sandbox: waiting.sandbox,
-            from: waiting.from.as_ref(),
-            wanted: &waiting.wanted,
-            in_flight_max: self.caps.in_flight,
-            now_ms: now.0,
-        };
+        let need = waiting.need(tenant, self.caps.in_flight, now);
         self.choose(&need, &waiting.relations).is_ok()
     }
 
@@ -373,7 +366,7 @@ impl Pool {
         let mut met: BTreeSet<&PhoneId> = relations.known.iter().collect();
         met.extend(relations.sticky.iter().map(|(id, _)| id));
         let mut field = self.met(met.iter().copied(), relations);
-        let owners = [(Some(need.tenant.clone()), need.sandbox), (None, need.sandbox)];
+        let owners = owners(need.tenant, need.sandbox);
         let wanted = bits(need.wanted);
         let shelves: Vec<(Channels, &Shelf)> = owners
             .iter()
@@ -441,24 +434,37 @@ fn free(caps: &Caps, candidate: &Candidate) -> u64 {
 pub struct Room<'a> {
     hands: &'a HashMap<Owner, Hands>,
     taken: HashMap<Owner, u64>,
+    full: bool,
 }
 
 impl Room<'_> {
     /// How many more messages of a tenant its own phones and those of all could take; `None` when none of them is able at
     /// all: what is due is then taken and decided, so that it says why it waits, or goes another way.
-    pub fn left(&self, tenant: &TenantId, sandbox: bool) -> Option<u64> {
-        let owners = [(Some(tenant.clone()), sandbox), (None, sandbox)];
+    fn left(&self, tenant: &TenantId, sandbox: bool) -> Option<u64> {
         let left = |owner: &Owner| {
             let hands = self.hands.get(owner)?;
             Some(hands.free.saturating_sub(self.taken.get(owner).copied().unwrap_or(0)))
         };
-        owners.iter().filter_map(left).reduce(u64::saturating_add)
+        owners(tenant, sandbox).iter().filter_map(left).reduce(u64::saturating_add)
+    }
+
+    /// For how many of so many messages of a tenant there is room.
+    pub fn of(&mut self, tenant: &TenantId, sandbox: bool, asked: usize) -> usize {
+        let left = self.left(tenant, sandbox);
+        let left = left.map_or(asked, |left| usize::try_from(left).unwrap_or(asked));
+        self.full |= left < asked;
+        left.min(asked)
+    }
+
+    /// Whether anybody had less than it asked for.
+    pub fn is_full(&self) -> bool {
+        self.full
     }
 
     /// Takes so many messages of a tenant: its own phones come first.
-    pub fn take(&mut self, tenant: &TenantId, sandbox: bool, count: u64) {
-        let mut count = count;
-        for owner in [(Some(tenant.clone()), sandbox), (None, sandbox)] {
+    pub fn take(&mut self, tenant: &TenantId, sandbox: bool, count: usize) {
+        let mut count = u64::try_from(count).unwrap_or(u64::MAX);
+        for owner in owners(tenant, sandbox) {
             let Some(hands) = self.hands.get(&owner) else { continue };
             let taken = self.taken.entry(owner).or_default();
             let takes = hands.free.saturating_sub(*taken).min(count);
@@ -474,6 +480,11 @@ pub fn candidate(phone: &PoolPhone, relations: &Relations) -> Candidate {
     let bound = relations.sticky.iter().find(|(bound, _)| *bound == candidate.phone);
     let known = relations.known.contains(&candidate.phone);
     Candidate { sticky_ms: bound.map(|(_, at)| *at), known, ..candidate }
+}
+
+/// Whose phones a tenant may use, its own before those of all.
+fn owners(tenant: &TenantId, sandbox: bool) -> [Owner; 2] {
+    [(Some(tenant.clone()), sandbox), (None, sandbox)]
 }
 
 fn owner(candidate: &Candidate) -> Owner {

@@ -6,6 +6,7 @@ use protocol::channel::Channel;
 use protocol::id::{PhoneId, TenantId};
 use protocol::reason::Reason;
 
+use crate::compliance::Verdict;
 use crate::warming::DAY_MS;
 
 /// Why no phone can take a message now.
@@ -47,6 +48,15 @@ impl Unable {
             Self::Warming { until_ms } | Self::Away { until_ms } => Some(until_ms),
             Self::Busy => Some(i64::MAX),
             Self::NotAllowed | Self::Capped => None,
+        }
+    }
+
+    /// What it says of a message that the rules let go.
+    pub const fn verdict(self) -> Verdict {
+        let reason = self.reason();
+        match self.waits_until() {
+            Some(until_ms) => Verdict::Hold { until_ms, reason },
+            None => Verdict::block(reason),
         }
     }
 

@@ -10,7 +10,10 @@ use clap::Args;
 use data_encoding::BASE32_NOPAD;
 use protocol::{
     Channel, ChannelChoice, Class, E164, MessageId, Reason, Recipient, Status,
-    api::{CreateMessage, Direction, Media, Message, MessageEvent, Page},
+    api::{
+        CreateMessage, Direction, Media, Message, MessageEvent, Page, RuleDecision, SettleMessage,
+        Settled,
+    },
     limits,
 };
 use serde_json::Value;
@@ -92,6 +95,14 @@ pub(crate) struct List {
     /// So many at most
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Settle {
+    /// The message
+    id: MessageId,
+    /// sent: it stands in the phone's conversation; failed: it does not
+    outcome: Settled,
 }
 
 /// Channels that are tried after the first one.
@@ -348,6 +359,48 @@ fn timeline(screen: &mut Screen, story: &[MessageEvent]) -> Result<(), Failure> 
         ]
     });
     screen.table(["#", "AT", "AFTER", "EVENT", "ABOUT"], rows.collect(), "it has no story yet")
+}
+
+pub(crate) async fn decisions(
+    screen: &mut Screen,
+    client: &Client,
+    id: &MessageId,
+) -> Result<(), Failure> {
+    let (who, messages) = place(client);
+    let page = client.list(who, &format!("{messages}/{id}/decisions"), &[], usize::MAX).await?;
+    if screen.is_json() {
+        return screen.json(&page);
+    }
+    let rows = typed_rows::<RuleDecision>(&page)?.into_iter().map(|decision| {
+        [
+            decision.number.to_string(),
+            time(decision.at),
+            decision.verdict,
+            or_nothing(decision.reason.as_ref()),
+            decision.until.map_or_else(|| NOTHING.to_owned(), time),
+            decision.class.to_string(),
+            decision.rules,
+            decision.zones,
+            decision.text_sha256.chars().take(12).collect(),
+        ]
+    });
+    let columns =
+        ["#", "AT", "VERDICT", "REASON", "UNTIL", "CLASS", "RULES", "ZONES", "TEXT SHA-256"];
+    screen.table(columns, rows.collect(), "nothing was decided about it yet")
+}
+
+pub(crate) async fn settle(
+    screen: &mut Screen,
+    client: &Client,
+    Settle { id, outcome }: Settle,
+) -> Result<(), Failure> {
+    let request = Request::post(Who::Operator, format!("{ADMIN_MESSAGES}/{id}/settle"))
+        .body(&SettleMessage { outcome })?;
+    let answer = client.call(&request).await?;
+    if screen.is_json() {
+        return screen.json(&answer);
+    }
+    screen.line(&line(&typed(answer)?))
 }
 
 pub(crate) async fn cancel(

@@ -3,17 +3,21 @@
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
-use protocol::api::{Direction, Message, MessageEvent, Page, Problem};
+use protocol::api::{
+    Direction, Message, MessageEvent, Page, Problem, RuleDecision, SettleMessage, Settled,
+};
 use protocol::{MessageId, Status, TenantId};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::fields::Fields;
 use super::messages::Whose;
 use super::pages::{Query, page, window};
-use super::{PathId, json};
-use crate::error::ApiError;
-use crate::idempotency::Post;
+use super::{JsonBody, PathId, json};
+use crate::error::{ApiError, Code};
+use crate::idempotency::{self, Post, Reply};
 use crate::server::AppState;
+use crate::store::change;
 use crate::store::messages::{self, Window};
 use crate::store::unplaced::{self, Place, UnplacedEvent};
 
@@ -93,6 +97,68 @@ pub(super) async fn events(
     RawQuery(raw): RawQuery,
 ) -> Result<Response, ApiError> {
     super::messages::story(&app, Whose::Anybody, id, raw.as_deref()).await
+}
+
+/// What the rules have decided about any message, oldest decision first
+#[utoipa::path(get, path = "/v1/admin/messages/{id}/decisions", tag = "operator",
+    security(("admin_token" = [])),
+    params(
+        ("id" = String, Path, description = "The message's id."),
+        ("limit" = Option<u32>, Query, description = "Rows, 1 to 100; 50 when left out."),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before.")),
+    responses(
+        (status = 200, description = "A page.", body = Page<RuleDecision>),
+        (status = 401, description = "Not the operator's token.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such message.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn decisions(
+    State(app): State<AppState>,
+    PathId(id): PathId<MessageId>,
+    RawQuery(raw): RawQuery,
+) -> Result<Response, ApiError> {
+    super::messages::ledger(&app, Whose::Anybody, id, raw.as_deref()).await
+}
+
+/// Say what became of a message of which nobody knew
+///
+/// For one that is `unknown`, when somebody has looked at the phone. `failed` gives back what it has cost and lets the tenant send
+/// it anew; what chat.db shows later still counts. The tenant is told.
+#[utoipa::path(post, path = "/v1/admin/messages/{id}/settle", tag = "operator", request_body = SettleMessage,
+    security(("admin_token" = [])),
+    params(("id" = String, Path, description = "The message's id.")),
+    responses(
+        (status = 200, description = "Settled.", body = Message),
+        (status = 401, description = "Not the operator's token.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such message.", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "It is not unknown.", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "Fields are wrong.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn settle(
+    State(app): State<AppState>,
+    headers: HeaderMap,
+    PathId(id): PathId<MessageId>,
+    JsonBody(body): JsonBody,
+) -> Result<Response, ApiError> {
+    let route = format!("POST /v1/admin/messages/{id}/settle");
+    let post = Post::new("operator".to_owned(), route, &headers, &body)?;
+    let mut fields = Fields::new(body)?;
+    fields.require("outcome");
+    let outcome = fields.one_of("outcome", "unknown_outcome", Settled::ALL);
+    let Some(outcome) = outcome else { return Err(fields.refuse()) };
+    fields.finish()?;
+    let now = app.clock.now();
+    let response = idempotency::post(&app, post, Ok(id), move |tx, id| {
+        let tenant = Whose::Anybody.owner(tx, &id)?.ok_or_else(ApiError::not_found)?;
+        let before = messages::get(tx, &tenant, &id)?.ok_or_else(ApiError::not_found)?;
+        if before.status != Status::Unknown {
+            let detail = format!("Its status is {}.", before.status);
+            return Err(ApiError::new(Code::NotUnknown).detail(detail));
+        }
+        change::settle_unknown(tx, (&tenant, &id), outcome, before.reason, now)?;
+        let after = messages::get(tx, &tenant, &id)?.ok_or_else(ApiError::not_found)?;
+        Reply::new(StatusCode::OK, &after)
+    })
+    .await?;
+    app.bells.webhooks.notify_one();
+    Ok(response)
 }
 
 /// Withdraw any tenant's message

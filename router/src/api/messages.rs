@@ -5,7 +5,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use protocol::api::{
     CreateMessage, CreateMessages, CreatedMessages, CreatedOne, Direction, Media, Message,
-    MessageEvent, Page, Problem,
+    MessageEvent, Page, Problem, RuleDecision,
 };
 use protocol::{
     Channel, ChannelChoice, Class, E164, MessageId, Recipient, Status, TenantId, UnixMs, limits,
@@ -18,6 +18,7 @@ use super::templates::{self, Asked};
 use super::{JsonBody, PathId, json};
 use crate::auth::{Caller, Scope};
 use crate::clock;
+use crate::compliance::class::fits_batch;
 use crate::config;
 use crate::error::{ApiError, Code};
 use crate::idempotency::{self, Post, Reply};
@@ -148,7 +149,21 @@ fn each(
     }
     let Some(all) = all else { return Err(fields.refuse()) };
     fields.finish()?;
-    Ok(all.into_iter().map(|one| checked(one, test, lives, now)).collect())
+    let mut drafts: Vec<_> = all.into_iter().map(|one| checked(one, test, lives, now)).collect();
+    // Nobody asks for several at once, and what is said to be a code is exempt from the hours.
+    let is_code = |draft: &Result<Draft, ApiError>| {
+        draft.as_ref().is_ok_and(|draft| !fits_batch(draft.new.class))
+    };
+    if drafts.iter().filter(|draft| is_code(draft)).count() > 1 {
+        for draft in drafts.iter_mut().filter(|draft| is_code(draft)) {
+            *draft = Err(ApiError::invalid(vec![protocol::api::FieldError {
+                pointer: "/class".to_owned(),
+                code: "not_for_batches".to_owned(),
+                detail: "A one-time code is one person's: send each by itself.".to_owned(),
+            }]));
+        }
+    }
+    Ok(drafts)
 }
 
 fn accept(tx: &mut Tx<'_>, tenant: &TenantId, new: &NewMessage) -> Result<Message, ApiError> {
@@ -522,6 +537,54 @@ pub(super) async fn story(
         .await?
         .ok_or_else(ApiError::not_found)?;
     Ok(json(StatusCode::OK, &page(rows, limit, |event| event.sequence.to_string())))
+}
+
+/// What the rules have decided about a message, oldest decision first
+///
+/// Each with the versions of the rules and of the time zone data and the hash of the text: proof of why it was sent, or not. What
+/// was decided the same way again is one decision.
+#[utoipa::path(get, path = "/v1/messages/{id}/decisions", tag = "messages", security(("api_key" = [])),
+    params(
+        ("id" = String, Path, description = "The message's id."),
+        ("limit" = Option<u32>, Query, description = "Rows, 1 to 100; 50 when left out."),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before.")),
+    responses(
+        (status = 200, description = "A page.", body = Page<RuleDecision>),
+        (status = 401, description = "No valid key.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such message.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn decisions(
+    State(app): State<AppState>,
+    caller: Caller,
+    PathId(id): PathId<MessageId>,
+    RawQuery(raw): RawQuery,
+) -> Result<Response, ApiError> {
+    caller.needs(Scope::MessagesRead)?;
+    ledger(&app, Whose::of(caller), id, raw.as_deref()).await
+}
+
+/// A page of a message's decisions, for the tenant's route and the operator's.
+pub(super) async fn ledger(
+    app: &AppState,
+    whose: Whose,
+    id: MessageId,
+    raw: Option<&str>,
+) -> Result<Response, ApiError> {
+    let asked = super::pages::window(raw)?;
+    let after = asked.after_parsed::<u64>()?.unwrap_or(0);
+    let limit = asked.limit;
+    let rows = app
+        .store
+        .read(move |tx| {
+            let Some(tenant) = whose.owner(tx, &id)? else { return Ok(None) };
+            if messages::get(tx, &tenant, &id)?.is_none() {
+                return Ok(None);
+            }
+            let more = limit.saturating_add(1);
+            crate::store::rules::decisions(tx, (&tenant, &id), after, more).map(Some)
+        })
+        .await?
+        .ok_or_else(ApiError::not_found)?;
+    Ok(json(StatusCode::OK, &page(rows, limit, |decision| decision.number.to_string())))
 }
 
 /// Withdraw a message

@@ -70,12 +70,11 @@ pub(super) async fn put(
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     let new = checked(body)?;
-    let now = app.clock.now();
-    let written = new.clone();
-    if !app.store.write(move |tx| rules::set(tx, &tenant, &written, now)).await? {
+    let (whose, written) = (tenant.clone(), new.clone());
+    if !app.store.write(move |tx| rules::set(tx, &whose, &written)).await? {
         return Err(ApiError::not_found());
     }
-    app.bells.dispatch.notify_one();
+    crate::dispatch::rules_changed(&app, &tenant).await?;
     Ok(json(StatusCode::OK, &new))
 }
 

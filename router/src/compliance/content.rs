@@ -132,31 +132,283 @@ fn folded(text: &str) -> String {
     folded
 }
 
-/// Whether a text has something that a phone would show as a link: a scheme, `www.`, or a host name with a well-known
-/// ending.
+/// Endings of host names that are no country's and are in use where links are. Countries' have two letters: all of them count,
+/// so that a sentence whose next begins without a space may be taken for a link; a phone underlines it, too.
+const ENDINGS: &[&str] = &[
+    "academy",
+    "agency",
+    "app",
+    "art",
+    "autos",
+    "bank",
+    "bar",
+    "beauty",
+    "best",
+    "bet",
+    "bid",
+    "biz",
+    "blog",
+    "bond",
+    "boutique",
+    "business",
+    "buzz",
+    "cam",
+    "care",
+    "cash",
+    "casino",
+    "center",
+    "cfd",
+    "chat",
+    "church",
+    "city",
+    "click",
+    "clinic",
+    "cloud",
+    "club",
+    "codes",
+    "coffee",
+    "com",
+    "community",
+    "company",
+    "cool",
+    "coupons",
+    "credit",
+    "cyou",
+    "date",
+    "deals",
+    "delivery",
+    "dental",
+    "design",
+    "dev",
+    "digital",
+    "direct",
+    "directory",
+    "doctor",
+    "domains",
+    "download",
+    "edu",
+    "education",
+    "email",
+    "energy",
+    "events",
+    "expert",
+    "express",
+    "family",
+    "fans",
+    "farm",
+    "finance",
+    "financial",
+    "fit",
+    "fitness",
+    "fun",
+    "fund",
+    "games",
+    "garden",
+    "gift",
+    "gifts",
+    "gives",
+    "global",
+    "gold",
+    "gov",
+    "group",
+    "guide",
+    "guru",
+    "health",
+    "help",
+    "homes",
+    "host",
+    "house",
+    "icu",
+    "inc",
+    "info",
+    "ink",
+    "institute",
+    "int",
+    "jobs",
+    "land",
+    "law",
+    "legal",
+    "life",
+    "link",
+    "live",
+    "llc",
+    "loan",
+    "loans",
+    "lol",
+    "love",
+    "ltd",
+    "market",
+    "marketing",
+    "media",
+    "menu",
+    "mil",
+    "mobi",
+    "moda",
+    "moe",
+    "mom",
+    "money",
+    "monster",
+    "mortgage",
+    "name",
+    "net",
+    "network",
+    "news",
+    "ngo",
+    "ninja",
+    "one",
+    "online",
+    "org",
+    "page",
+    "partners",
+    "parts",
+    "party",
+    "pet",
+    "photo",
+    "photos",
+    "pics",
+    "pink",
+    "pizza",
+    "plus",
+    "poker",
+    "press",
+    "pro",
+    "promo",
+    "pub",
+    "quest",
+    "realty",
+    "recipes",
+    "red",
+    "rent",
+    "rentals",
+    "repair",
+    "report",
+    "rest",
+    "review",
+    "reviews",
+    "rocks",
+    "run",
+    "sale",
+    "salon",
+    "sbs",
+    "school",
+    "science",
+    "services",
+    "sexy",
+    "shop",
+    "shopping",
+    "show",
+    "site",
+    "skin",
+    "social",
+    "software",
+    "solar",
+    "solutions",
+    "space",
+    "store",
+    "stream",
+    "studio",
+    "style",
+    "support",
+    "surf",
+    "systems",
+    "taxi",
+    "team",
+    "tech",
+    "tel",
+    "tennis",
+    "tickets",
+    "tips",
+    "tires",
+    "today",
+    "tools",
+    "top",
+    "tours",
+    "town",
+    "toys",
+    "trade",
+    "training",
+    "travel",
+    "university",
+    "uno",
+    "vegas",
+    "ventures",
+    "vet",
+    "video",
+    "vip",
+    "vision",
+    "vote",
+    "watch",
+    "webcam",
+    "website",
+    "wedding",
+    "wiki",
+    "win",
+    "wine",
+    "work",
+    "works",
+    "world",
+    "wtf",
+    "xyz",
+    "yoga",
+    "zip",
+    "zone",
+];
+
+/// The endings of countries (ISO 3166-1 and what registries have beside it), two letters each.
+const COUNTRIES: &str = "acadaeafagaialamaoaqarasatauawaxazbabbbdbebfbgbhbibjbmbnbobrbsbtbwbybzcacccdcfcgchcickclcmcncocrcucvcwcxcyczdedjdkdm\
+     dodzeceeegereseteufifjfkfmfofrgagdgegfggghgiglgmgngpgqgrgsgtgugwgyhkhmhnhrhthuidieiliminioiqirisitjejmjojpkekgkhkikm\
+     knkpkrkwkykzlalblclilklrlsltlulvlymamcmdmemgmhmkmlmmmnmompmqmrmsmtmumvmwmxmymznancnenfngninlnonpnrnunzompapepfpgphpk\
+     plpmpnprpsptpwpyqarerorsrurwsasbscsdsesgshsiskslsmsnsosrssstsusvsxsysztctdtftgthtjtktltmtntotrtttvtwtzuaugukusuyuzva\
+     vcvevgvivnvuwfwsyeytzazmzw";
+
+fn is_ending(ending: &str) -> bool {
+    let is_country = || {
+        ending.len() == 2
+            && COUNTRIES.as_bytes().chunks_exact(2).any(|country| country == ending.as_bytes())
+    };
+    ENDINGS.binary_search(&ending).is_ok() || is_country()
+}
+
+/// Whether a text has something that a phone would show as a link: a scheme, `www.`, a host name with an ending in use, or one
+/// with any ending before a path. A label of another script makes it none the less a link.
 pub fn has_link(text: &str) -> bool {
-    const ENDINGS: [&str; 26] = [
-        "com", "net", "org", "info", "biz", "io", "co", "me", "ly", "us", "uk", "ca", "de", "fr",
-        "eu", "app", "dev", "shop", "store", "link", "xyz", "site", "online", "gg", "to", "ai",
-    ];
+    // The full stops of other scripts are as good as ours in a name.
+    let text = text
+        .chars()
+        .filter(|c| !super::opt_out::is_invisible(*c))
+        .map(|c| if matches!(c, '\u{3002}' | '\u{ff0e}' | '\u{ff61}') { '.' } else { c })
+        .collect::<String>()
+        .to_lowercase();
     text.split_whitespace().any(|word| {
-        let word = word.trim_matches(|c: char| !c.is_alphanumeric()).to_ascii_lowercase();
-        if word.contains("://") || word.starts_with("www.") {
-            return true;
-        }
-        // An address of mail is no link.
-        let host = word.split(['/', '?', '#', ':']).next().unwrap_or_default();
-        if host.contains('@') {
-            return false;
-        }
-        host.rsplit_once('.').is_some_and(|(name, ending)| {
-            ENDINGS.contains(&ending)
-                && name.split('.').all(|label| {
-                    !label.is_empty() && label.chars().all(|c| c.is_alphanumeric() || c == '-')
+        word.contains("://")
+            || word
+                .split(|c: char| {
+                    !(c.is_alphanumeric() || matches!(c, '.' | '-' | '@' | '/' | '_' | '+'))
                 })
-                && name.chars().any(char::is_alphabetic)
-        })
+                .any(is_link)
     })
+}
+
+fn is_link(word: &str) -> bool {
+    let word = word.trim_matches(|c: char| !c.is_alphanumeric() && c != '/');
+    let (host, path) = word.split_once('/').map_or((word, None), |(host, path)| (host, Some(path)));
+    // An address of mail is no link.
+    if host.contains('@') {
+        return false;
+    }
+    let Some((name, ending)) = host.rsplit_once('.') else { return false };
+    let is_name = name.split('.').all(|label| {
+        !label.is_empty() && label.chars().all(|c| c.is_alphanumeric() || c == '-' || c == '_')
+    });
+    let has_path = path.is_some_and(|path| !path.is_empty());
+    let letters = ending.chars().count() >= 2 && ending.chars().all(char::is_alphabetic);
+    is_name
+        && name.chars().any(char::is_alphabetic)
+        && (name.starts_with("www.")
+            || name == "www"
+            || is_ending(ending)
+            || (has_path && letters)
+            || ending.starts_with("xn--"))
 }
 
 /// The SHA-256 of a text, as the ledger keeps it: proof of what was judged without keeping it twice.
@@ -223,6 +475,18 @@ mod tests {
             "Bit.ly/abc.",
             "(example.co)",
             "sub.example.org:8080",
+            "goo.gl/x",
+            "x.click",
+            "see:example.com",
+            "(see example.com)",
+            "a.museum/free",
+            "pay-now.example.top!",
+            "bücher.example.de",
+            "example。com",
+            "exa\u{200b}mple.com",
+            "EXAMPLE.COM",
+            "example.com/",
+            "who?example.com,now",
         ] {
             assert!(has_link(link), "{link}");
         }
@@ -235,8 +499,18 @@ mod tests {
             "end.of sentence",
             "v1.2.3",
             "a..com",
+            "write to anna@example.com:thanks",
+            "and/or",
+            "at 5.30/6.30",
+            "e.g. this",
+            "Mr.Smith",
         ] {
             assert!(!has_link(none), "{none}");
+        }
+        assert!(ENDINGS.is_sorted(), "they are searched by halves");
+        assert_eq!(COUNTRIES.len() % 2, 0);
+        for country in ["us", "uk", "de", "gl", "ly", "zw", "ac", "io", "gg"] {
+            assert!(is_ending(country), "{country}");
         }
     }
 

@@ -447,6 +447,18 @@ fn proven_of(
     let of = (about.tenant, about.message);
     done(tx, about, effects)?;
     change::make_of(tx, of, before, about.steps, change)?;
+    if matches!(before.status, Status::Failed | Status::Expired | Status::Canceled)
+        && !before.internal
+    {
+        // It was believed not to have been sent, and what it counted for was given back: whoever answers is known again.
+        rows::bind(
+            tx,
+            about.tenant,
+            (&before.recipient, about.phone),
+            rows::Talk::Ours,
+            about.now,
+        )?;
+    }
     // What a phone has, or has sent, waits for none: it has no job.
     if !matches!(before.status, Status::Dispatching | Status::Sent | Status::Delivered) {
         rows::drop_job(tx, about.tenant, about.message)?;
@@ -473,9 +485,14 @@ fn not_sent(
     let Some(message) = rows::outbound(tx, about.tenant, about.message)? else {
         return Err(StoreError::NoRow);
     };
-    if was_open && matches!(ended, Ended::NotStarted { .. }) {
+    let not_started = matches!(ended, Ended::NotStarted { .. });
+    let give_back = |tx: &mut Tx<'_>| {
         let of = (about.message, about.attempt);
-        rows::give_back(tx, about.tenant, of, (&message.recipient, about.phone), about.now)?;
+        let whom = (&message.recipient, about.phone);
+        rows::give_back(tx, about.tenant, of, whom, message.internal, about.now)
+    };
+    if was_open && not_started {
+        give_back(tx)?;
     }
     // Only the newest attempt of a message that is still being sent decides what comes next. Later news about one
     // that was given up (the host came back, an error after `sent`) can still change the status, not start anything.
@@ -505,7 +522,11 @@ fn not_sent(
                 (status, reason, detail)
             };
             let change = Change { reason: Some(reason), detail, ..about.change(status) };
-            change::make(tx, about.tenant, about.message, &change)?;
+            let changed = change::make(tx, about.tenant, about.message, &change)?;
+            // It counted for as long as nobody knew.
+            if changed && not_started && message.status == Status::Unknown {
+                give_back(tx)?;
+            }
         }
         return Ok(());
     }

@@ -1,6 +1,5 @@
 //! Messages from outside: whose they are, and whether they ask to be left alone.
 
-use protocol::api::Direction;
 use protocol::api::TenantRules;
 use protocol::link::EventFrame;
 use protocol::pipe::{ConversationKind, Event, Received};
@@ -126,7 +125,7 @@ pub(crate) fn message(
     // What iCloud brings late was not written just now: an answer to it is none any more.
     let heard = if message.late { message.at.min(now) } else { now };
     capabilities::learn_from(tx, &tenant, &id, (message.service, true), message.at.min(now))?;
-    rows::bind(tx, &tenant, (&message.from, phone), Direction::Inbound, heard)
+    rows::bind(tx, &tenant, (&message.from, phone), rows::Talk::Theirs, heard)
 }
 
 /// What can be saved of a message that could not be taken in as it should: its text, and that it says STOP. With `stop`

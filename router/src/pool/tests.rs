@@ -198,6 +198,7 @@ impl World {
             route: &choice.route,
             start_before: now,
             sequence: 1,
+            internal: false,
         };
         let met = rows::dispatched(&mut tx, (&tenant, &new.id), &recipient, &attempt, now).unwrap();
         self.pool.gave(&mut tx, &choice.phone, met, now).unwrap();

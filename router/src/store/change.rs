@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use protocol::api::{Direction, WebhookData};
+use protocol::api::{Direction, Settled, WebhookData};
 use protocol::{
     Channel, ChannelChoice, Class, E164, MessageId, PhoneId, Reason, Recipient, Status, TenantId,
     UnixMs,
@@ -222,6 +222,22 @@ pub fn make_of(
         tell(tx, (tenant, id), before, change, (status, sequence))?;
     }
     Ok(true)
+}
+
+/// What nobody knew of a message, the operator has found out. `reason` is why nobody knew.
+pub fn settle_unknown(
+    tx: &mut Tx<'_>,
+    (tenant, id): (&TenantId, &MessageId),
+    outcome: Settled,
+    reason: Option<Reason>,
+    now: UnixMs,
+) -> Result<bool, StoreError> {
+    let (status, reason) = match outcome {
+        Settled::Sent => (Status::Sent, None),
+        Settled::Failed => (Status::Failed, reason),
+    };
+    let detail = Some("settled by the operator");
+    make(tx, tenant, id, &Change { reason, detail, ..Change::to(status, now) })
 }
 
 /// Moves the moment at which what waits is looked at again; that is no step in its story.

@@ -8,7 +8,6 @@ use protocol::{
 
 use super::change::{self, Change};
 use super::events::{self, NewEvent};
-use super::queue::Claimed;
 use super::{Json, Row, StoreError, Tx};
 use crate::params;
 use crate::pool::Caps;
@@ -20,13 +19,22 @@ pub fn number_of(tx: &mut Tx<'_>, phone: &PhoneId) -> Result<Option<E164>, Store
     tx.query_opt("SELECT number FROM phones WHERE id = ?1", params![phone], |row| row.get(0))
 }
 
+/// A waiting message whose life is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overdue {
+    /// The message.
+    pub message: MessageId,
+    /// Whose.
+    pub tenant: TenantId,
+}
+
 /// Waiting messages that have outlived their life: what a full pool leaves lying. At most `limit`.
 ///
 /// The condition on the status is the index's own, word for word: so the index is used, and its size is that of the
 /// queue.
-pub fn overdue(tx: &mut Tx<'_>, now: UnixMs, limit: usize) -> Result<Vec<Claimed>, StoreError> {
+pub fn overdue(tx: &mut Tx<'_>, now: UnixMs, limit: usize) -> Result<Vec<Overdue>, StoreError> {
     tx.query(OVERDUE, params![now, limit], |row| {
-        Ok(Claimed { message: row.get(0)?, tenant: row.get(1)?, claims: 0 })
+        Ok(Overdue { message: row.get(0)?, tenant: row.get(1)? })
     })
 }
 
@@ -56,16 +64,29 @@ const WAKE_HELD: &str =
          ORDER BY message_id LIMIT ?4)
      RETURNING message_id";
 
-/// Messages that look whether a place for a new contact has become free: as a rule one, and not a whole queue.
-const WAKE_WARMING_ROWS: usize = 64;
+/// Tenants whose messages look whether a place for a new contact has become free.
+const WAKE_WARMING_TENANTS: usize = 256;
 
-/// Makes some of the jobs that wait for a place among new contacts due, because one may have become free before its
-/// time. Those that find none wait on.
-pub fn wake_warming(tx: &mut Tx<'_>, now: UnixMs) -> Result<(), StoreError> {
-    let held = (Reason::WarmingCap, WAKE_WARMING_ROWS);
-    tx.query(WAKE_HELD, params![held.0, now, "", held.1], |_row| Ok(()))?;
+/// Makes the first `each` of every tenant's jobs that wait for a place among new contacts due, because one may have become free
+/// before its time, on a phone that not everybody may use. Those that find none wait on.
+pub fn wake_warming(tx: &mut Tx<'_>, each: usize, now: UnixMs) -> Result<(), StoreError> {
+    let limits = params![Reason::WarmingCap, now, WAKE_WARMING_TENANTS, each];
+    tx.query(WAKE_WARMING, limits, |_row| Ok(()))?;
     Ok(())
 }
+
+// The recursion jumps from tenant to tenant, past all that each has waiting.
+const WAKE_WARMING: &str = "WITH RECURSIVE waiting (tenant, number) AS (
+         SELECT (SELECT MIN(tenant_id) FROM jobs WHERE held_reason = ?1), 1
+         UNION ALL
+         SELECT (SELECT MIN(j.tenant_id) FROM jobs j WHERE j.held_reason = ?1 AND j.tenant_id > waiting.tenant),
+             waiting.number + 1
+         FROM waiting WHERE waiting.tenant IS NOT NULL AND waiting.number < ?3)
+     UPDATE jobs SET run_at = ?2, held_reason = NULL, ready = 1 WHERE message_id IN (
+         SELECT j.message_id FROM waiting CROSS JOIN jobs j WHERE waiting.tenant IS NOT NULL AND j.message_id IN (
+             SELECT f.message_id FROM jobs f WHERE f.held_reason = ?1 AND f.tenant_id = waiting.tenant
+             ORDER BY f.message_id LIMIT ?4))
+     RETURNING message_id";
 
 /// What dispatch needs of a message.
 #[derive(Debug, Clone, PartialEq)]
@@ -418,12 +439,14 @@ fn contacted(
 }
 
 /// Takes back what an attempt counted for that was provably never started: the phone's message of that day, the new
-/// contact that it made, the message that went unanswered.
+/// contact that it made, the message that went unanswered. Whoever has never heard of the tenant on that phone has not
+/// talked with it.
 pub fn give_back(
     tx: &mut Tx<'_>,
     tenant: &TenantId,
     (message, attempt): (&MessageId, u32),
     (recipient, phone): (&Recipient, &PhoneId),
+    internal: bool,
     now: UnixMs,
 ) -> Result<(), StoreError> {
     tx.execute(
@@ -444,14 +467,44 @@ pub fn give_back(
         params![recipient, phone],
     )?;
     if free > 0 {
-        wake_warming(tx, now)?;
+        wake_warming(tx, 1, now)?;
     }
+    if internal {
+        return Ok(());
+    }
+    let about = params![tenant, recipient, phone];
     tx.execute(
         "UPDATE bindings SET unanswered = unanswered - 1
          WHERE tenant_id = ?1 AND recipient = ?2 AND phone_id = ?3 AND unanswered > 0",
-        params![tenant, recipient, phone],
+        about,
+    )?;
+    // Of one who has never written all messages count as unanswered: when none is left, there was none.
+    tx.execute(
+        "DELETE FROM bindings WHERE tenant_id = ?1 AND recipient = ?2 AND phone_id = ?3 AND unanswered = 0
+             AND last_inbound_at IS NULL",
+        about,
     )?;
     Ok(())
+}
+
+/// Who has said something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Talk {
+    /// The recipient.
+    Theirs,
+    /// The tenant.
+    Ours,
+    /// The router, in the tenant's name: what it confirms asks for no answer.
+    Confirmation,
+}
+
+impl Talk {
+    const fn direction(self) -> Direction {
+        match self {
+            Self::Theirs => Direction::Inbound,
+            Self::Ours | Self::Confirmation => Direction::Outbound,
+        }
+    }
 }
 
 /// Notes that a recipient and a phone have talked for a tenant. Somebody who writes is owed an answer: what waits for
@@ -460,9 +513,10 @@ pub fn bind(
     tx: &mut Tx<'_>,
     tenant: &TenantId,
     (recipient, phone): (&Recipient, &PhoneId),
-    direction: Direction,
+    talk: Talk,
     at: UnixMs,
 ) -> Result<(), StoreError> {
+    let direction = talk.direction();
     let inbound = (direction == Direction::Inbound).then_some(at);
     tx.execute(
         "INSERT INTO bindings (tenant_id, recipient, phone_id, last_at, last_direction, last_inbound_at, unanswered)
@@ -484,10 +538,10 @@ pub fn bind(
             at,
             direction,
             inbound,
-            direction == Direction::Outbound
+            talk == Talk::Ours
         ],
     )?;
-    if direction == Direction::Inbound {
+    if talk == Talk::Theirs {
         let answered = tx.execute(
             "UPDATE bindings SET unanswered = 0 WHERE tenant_id = ?1 AND recipient = ?2 AND unanswered > 0
                  AND EXISTS (SELECT 1 FROM phones p JOIN phones here ON here.sandbox = p.sandbox
@@ -534,6 +588,8 @@ pub struct NewAttempt<'a> {
     pub start_before: UnixMs,
     /// How many steps the message's story has before.
     pub sequence: u64,
+    /// It is a confirmation of ours.
+    pub internal: bool,
 }
 
 /// Writes down that a message goes to a phone: attempt, counters, binding, step; its job is done with. True when the
@@ -568,7 +624,8 @@ pub fn dispatched(
         params![new.phone, now.0.div_euclid(DAY_MS), now],
     )?;
     let new_contact = contacted(tx, (recipient, new.phone), now)?;
-    bind(tx, tenant, (recipient, new.phone), Direction::Outbound, now)?;
+    let talk = if new.internal { Talk::Confirmation } else { Talk::Ours };
+    bind(tx, tenant, (recipient, new.phone), talk, now)?;
     // As [`change::make`] would, in one statement: it happens to every message, and what it was before is known.
     let sequence = new.sequence.saturating_add(1);
     let changed = tx.execute(
@@ -1022,6 +1079,9 @@ mod tests {
             (NEW_CONTACTS, "phone_contacts_counted (phone_id=? AND since>?)"),
             (WAKE_FOR, "messages_by_recipient (tenant_id=? AND recipient=? AND on_the_way=?)"),
             (WAKE_HELD, "jobs_held (held_reason=? AND message_id>?)"),
+            (WAKE_WARMING, "jobs_held_of (held_reason=? AND tenant_id>?)"),
+            (WAKE_WARMING, "jobs_held_of (held_reason=? AND tenant_id=?)"),
+            (rules::LOOK_AGAIN, "jobs_held_of (held_reason=? AND tenant_id=? AND message_id>?)"),
             (offers.as_str(), "attempts_offered (phone_id=? AND offered_at<?)"),
             (one.as_str(), "attempts_open (phone_id=?)"),
             (all.as_str(), "attempts_open"),

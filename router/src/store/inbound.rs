@@ -12,6 +12,7 @@ use super::dispatch as rows;
 use super::events::{self, NewEvent};
 use super::{StoreError, Tx, contacts, webhook_jobs};
 use crate::clock;
+use crate::facts;
 use crate::params;
 
 /// The owner of what belongs to no tenant: an id that no tenant is ever given, so that no key opens it and no endpoint
@@ -339,9 +340,8 @@ pub fn block_waiting(
             with_phones.push(id);
             continue;
         }
-        let change = Change { reason: Some(Reason::OptedOut), ..Change::to(Status::Blocked, now) };
-        match change::make(tx, tenant, &id, &change) {
-            Ok(_changed) => rows::drop_job(tx, tenant, &id)?,
+        match block(tx, (tenant, &id), now) {
+            Ok(()) => {}
             Err(error) if error.is_unavailable() => return Err(error),
             // One damaged message must not cost the person the opt-out.
             Err(error) => {
@@ -351,6 +351,19 @@ pub fn block_waiting(
         }
     }
     Ok((stopped, with_phones))
+}
+
+fn block(
+    tx: &mut Tx<'_>,
+    (tenant, id): (&TenantId, &MessageId),
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    let reason = Reason::OptedOut;
+    let change = Change { reason: Some(reason), ..Change::to(Status::Blocked, now) };
+    if change::make(tx, tenant, id, &change)? {
+        facts::blocked(tx, (tenant, id), reason, now)?;
+    }
+    rows::drop_job(tx, tenant, id)
 }
 
 /// Withdraws the confirmations of ours that still wait to go to `recipient`: there will be a newer one.

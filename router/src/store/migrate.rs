@@ -169,6 +169,11 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "retired",
         sql: include_str!("../../migrations/0041_retired.sql"),
     },
+    Migration {
+        version: 45,
+        name: "held_of",
+        sql: include_str!("../../migrations/0045_held_of.sql"),
+    },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

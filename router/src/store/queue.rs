@@ -27,6 +27,8 @@ pub struct Claimed {
     pub tenant: TenantId,
     /// How often it has been claimed since a decision about it was last written down, this time included.
     pub claims: u32,
+    /// The lane that it stood in, as [`crate::shares::rank`] counts.
+    pub lane: u8,
 }
 
 /// What a claim took.
@@ -77,16 +79,16 @@ fn take_turns(
     tx: &mut Tx<'_>,
     turns: &mut Turns,
     limit: usize,
-    hands: Room<'_>,
+    mut hands: Room<'_>,
 ) -> Result<Claim, StoreError> {
-    let mut hands = Hands { room: hands, full: false };
     // What was taken of a tenant in this very claim stands first among its due jobs.
     let mut taken_of: HashMap<(usize, TenantId), usize> = HashMap::new();
     let mut claim = |tx: &mut Tx<'_>, class: usize, tenant: &TenantId, count: usize| {
         let before = taken_of.entry((class, tenant.clone())).or_default();
         let got = tx.query(CLAIM, params![class, tenant, count, *before], |row| {
             let claims = row.get::<u32>(1)?.saturating_add(1);
-            Ok(Claimed { message: row.get(0)?, tenant: tenant.clone(), claims })
+            let lane = u8::try_from(class).unwrap_or(u8::MAX);
+            Ok(Claimed { message: row.get(0)?, tenant: tenant.clone(), claims, lane })
         })?;
         *before = before.saturating_add(got.len());
         Ok::<_, StoreError>(got)
@@ -114,12 +116,12 @@ fn take_turns(
                     if left == 0 {
                         break;
                     }
-                    let asked = hands.of(class, &tenant, share.min(left));
+                    let asked = hands.of(&tenant, of_sandbox(class), share.min(left));
                     if asked == 0 {
                         continue;
                     }
                     let got = claim(tx, class, &tenant, asked)?;
-                    hands.take(class, &tenant, got.len());
+                    hands.take(&tenant, of_sandbox(class), got.len());
                     left = left.saturating_sub(got.len());
                     *last = Some(tenant.clone());
                     if got.len() == asked {
@@ -141,28 +143,12 @@ fn take_turns(
         taken.sort_by(|left, right| left.message.cmp(&right.message));
         jobs.append(&mut taken);
     }
-    Ok(Claim { more: room == 0, jobs, full: hands.full })
+    Ok(Claim { more: room == 0, jobs, full: hands.is_full() })
 }
 
-/// The room of tenants, class by class, and whether any had less than it asked for.
-struct Hands<'a> {
-    room: Room<'a>,
-    full: bool,
-}
-
-impl Hands<'_> {
-    /// How many of so many there is room for.
-    fn of(&mut self, class: usize, tenant: &TenantId, asked: usize) -> usize {
-        let left = self.room.left(tenant, class == usize::from(SANDBOX));
-        let left = left.map_or(asked, |left| usize::try_from(left).unwrap_or(asked));
-        self.full |= left < asked;
-        left.min(asked)
-    }
-
-    fn take(&mut self, class: usize, tenant: &TenantId, count: usize) {
-        let count = u64::try_from(count).unwrap_or(u64::MAX);
-        self.room.take(tenant, class == usize::from(SANDBOX), count);
-    }
+/// Whether a lane is the sandbox's, which has hands of its own.
+fn of_sandbox(class: usize) -> bool {
+    class == usize::from(SANDBOX)
 }
 
 const WAITS: &str = "SELECT EXISTS (SELECT 1 FROM jobs WHERE ready = 1 AND class_rank = ?1)";
@@ -174,11 +160,11 @@ const CLAIM: &str =
 fn suspect(tx: &mut Tx<'_>) -> Result<Option<Claimed>, StoreError> {
     tx.query_opt(SUSPECT, params![], |row| {
         let claims = row.get::<u32>(2)?.saturating_add(1);
-        Ok(Claimed { message: row.get(0)?, tenant: row.get(1)?, claims })
+        Ok(Claimed { message: row.get(0)?, tenant: row.get(1)?, claims, lane: row.get(3)? })
     })
 }
 
-const SUSPECT: &str = "SELECT message_id, tenant_id, claims FROM jobs WHERE ready = 1 AND claims > 1 ORDER BY run_at LIMIT 1";
+const SUSPECT: &str = "SELECT message_id, tenant_id, claims, class_rank FROM jobs WHERE ready = 1 AND claims > 1 ORDER BY run_at LIMIT 1";
 
 /// Puts off what was claimed and could not be decided; what was decided after all stays as it is.
 pub fn put_off(
@@ -224,7 +210,7 @@ fn open_lanes(
     class: usize,
     last: Option<&TenantId>,
     limit: usize,
-    hands: &mut Hands<'_>,
+    hands: &mut Room<'_>,
 ) -> Result<Vec<TenantId>, StoreError> {
     let mut open = Vec::new();
     let last = last.map_or("", TenantId::as_str);
@@ -239,7 +225,8 @@ fn open_lanes(
                 last.as_str().clone_into(&mut after);
             }
             let wanted = limit.saturating_sub(open.len());
-            let lanes = lanes.into_iter().filter(|tenant| hands.of(class, tenant, 1) > 0);
+            let lanes =
+                lanes.into_iter().filter(|tenant| hands.of(tenant, of_sandbox(class), 1) > 0);
             open.extend(lanes.take(wanted));
             if all {
                 break;

@@ -1,6 +1,7 @@
 //! What the rules need to know of a message, and what they have decided.
 
-use protocol::api::TenantRules;
+use data_encoding::HEXLOWER;
+use protocol::api::{RuleDecision, TenantRules};
 use protocol::{Class, MessageId, Reason, Recipient, TenantId, UnixMs};
 
 use super::inbound::nobody;
@@ -20,29 +21,36 @@ fn parse(json: &str) -> Result<TenantRules, StoreError> {
     serde_json::from_str(json).map_err(|error| StoreError::corrupt("tenants.rules", error))
 }
 
-/// Replaces a tenant's rules, and has what they hold looked at again. False when there is no such tenant.
-pub fn set(
-    tx: &mut Tx<'_>,
-    tenant: &TenantId,
-    rules: &TenantRules,
-    now: UnixMs,
-) -> Result<bool, StoreError> {
+/// Replaces a tenant's rules. False when there is no such tenant. What they hold is to be looked at again: [`look_again`].
+pub fn set(tx: &mut Tx<'_>, tenant: &TenantId, rules: &TenantRules) -> Result<bool, StoreError> {
     let json = serde_json::to_string(rules)
         .map_err(|error| StoreError::corrupt("tenants.rules", error))?;
     let changed =
         tx.execute("UPDATE tenants SET rules = ?2 WHERE id = ?1", params![tenant, json])?;
-    look_again(tx, tenant, now)?;
     Ok(changed > 0)
 }
 
-/// What waits for its hour is asked about again at once: the hours, or the place, have changed.
-fn look_again(tx: &mut Tx<'_>, tenant: &TenantId, now: UnixMs) -> Result<(), StoreError> {
-    tx.execute(
-        "UPDATE jobs SET run_at = ?3 WHERE held_reason = ?2 AND tenant_id = ?1",
-        params![tenant, Reason::QuietHours, now],
-    )?;
-    Ok(())
+/// Asks again about a tenant's messages that wait for their hour, because the hours have changed: `limit` of them, those after
+/// `after` in the order of their ids. Answers the last one; `None` when there was none.
+pub fn look_again(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    after: Option<&MessageId>,
+    limit: usize,
+    now: UnixMs,
+) -> Result<Option<MessageId>, StoreError> {
+    let after = after.map_or("", MessageId::as_str);
+    let woken: Vec<MessageId> =
+        tx.query(LOOK_AGAIN, params![tenant, Reason::QuietHours, now, after, limit], |row| {
+            row.get(0)
+        })?;
+    Ok(woken.into_iter().max())
 }
+
+pub(super) const LOOK_AGAIN: &str = "UPDATE jobs SET run_at = ?3 WHERE message_id IN (
+         SELECT message_id FROM jobs WHERE held_reason = ?2 AND tenant_id = ?1 AND message_id > ?4
+         ORDER BY message_id LIMIT ?5)
+     RETURNING message_id";
 
 /// What stands in the store about (tenant, recipient), as far as the rules ask for it.
 #[derive(Debug, Clone, PartialEq)]
@@ -162,8 +170,11 @@ pub fn record(
     let (reason, until) = match decision.verdict {
         Verdict::Send { until_ms: i64::MAX } | Verdict::Expire => (None, None),
         Verdict::Send { until_ms } => (None, Some(until_ms)),
+        // A hold that has no moment lasts as long as the message lives.
+        Verdict::Hold { until_ms: i64::MAX, reason } | Verdict::Block { reason, .. } => {
+            (Some(reason), None)
+        }
         Verdict::Hold { until_ms, reason } => (Some(reason), Some(until_ms)),
-        Verdict::Block { reason, .. } => (Some(reason), None),
     };
     let values = params![
         id,
@@ -197,4 +208,31 @@ pub fn record(
         )?;
     }
     Ok(())
+}
+
+/// What was decided about a message, oldest first.
+pub fn decisions(
+    tx: &mut Tx<'_>,
+    (tenant, id): (&TenantId, &MessageId),
+    after: u64,
+    limit: u32,
+) -> Result<Vec<RuleDecision>, StoreError> {
+    tx.query(
+        "SELECT number, at, verdict, reason, until, class, rules, zones, text_hash FROM decisions
+         WHERE message_id = ?1 AND tenant_id = ?2 AND number > ?3 ORDER BY number LIMIT ?4",
+        params![id, tenant, after, limit],
+        |row| {
+            Ok(RuleDecision {
+                number: row.get(0)?,
+                at: row.get(1)?,
+                verdict: row.text(2)?,
+                reason: row.get(3)?,
+                until: row.get(4)?,
+                class: row.get(5)?,
+                rules: row.text(6)?,
+                zones: row.text(7)?,
+                text_sha256: HEXLOWER.encode(&row.get::<Vec<u8>>(8)?),
+            })
+        },
+    )
 }

@@ -1182,6 +1182,93 @@ async fn the_operator_reads_any_story_and_withdraws_any_message() {
     router.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_decided_is_shown_and_what_nobody_knew_is_settled_by_the_operator() {
+    let router = Router::start().await;
+    let tenant = router.tenant("Acme").await;
+    let body = json!({"to": "+12025550143", "text": "a", "class": "transactional"});
+    let sent = router.post("/v1/messages", &tenant.live, &body).await;
+    let id = sent.body["id"].as_str().unwrap().to_owned();
+    let decisions = format!("/v1/messages/{id}/decisions");
+    let shown = loop {
+        let shown = router.get(&decisions, &tenant.live).await;
+        assert_eq!(shown.status, 200, "{shown:?}");
+        if shown.body["data"][0].is_object() {
+            break shown;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
+    let first = &shown.body["data"][0];
+    assert_eq!(first["number"], 1);
+    assert_eq!(
+        (&first["verdict"], &first["reason"]),
+        (&json!("hold"), &json!("no_phone_available"))
+    );
+    assert_eq!(
+        first["text_sha256"],
+        "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb"
+    );
+    assert!(first["rules"].as_str().unwrap().contains('/'), "{first}");
+    let admin = router.get(&format!("/v1/admin/messages/{id}/decisions"), ADMIN).await;
+    assert_eq!(admin.body, shown.body);
+    let other = router.tenant("Other").await;
+    let foreign = router.get(&decisions, &other.live).await;
+    assert_eq!((foreign.status, foreign.problem()), (404, "not_found"));
+
+    let settle = format!("/v1/admin/messages/{id}/settle");
+    for (body, status, code) in [
+        (json!({"outcome": "failed"}), 409, "not_unknown"),
+        (json!({"outcome": "lost"}), 422, "invalid_request"),
+        (json!({}), 422, "invalid_request"),
+        (json!({"outcome": "sent", "because": 1}), 422, "invalid_request"),
+    ] {
+        let refused = router.post(&settle, ADMIN, &body).await;
+        assert_eq!((refused.status, refused.problem()), (status, code), "{body}: {refused:?}");
+    }
+    let refused = router.post(&settle, &tenant.live, &json!({"outcome": "sent"})).await;
+    assert_eq!(refused.status, 401);
+    let (whose, which) = (tenant.id.parse().unwrap(), id.parse().unwrap());
+    let now = router.app.clock.now();
+    let unknown = move |tx: &mut router::store::Tx<'_>| {
+        use router::store::change::{self, Change};
+        let reason = Some(protocol::Reason::HostLost);
+        let change = Change { reason, ..Change::to(protocol::Status::Unknown, now) };
+        router::store::dispatch::drop_job(tx, &whose, &which)?;
+        change::make(tx, &whose, &which, &change)
+    };
+    assert!(router.app.store.write(unknown).await.unwrap());
+    let settled = router.post(&settle, ADMIN, &json!({"outcome": "failed"})).await;
+    assert_eq!((settled.status, &settled.body["status"]), (200, &json!("failed")), "{settled:?}");
+    assert_eq!(settled.body["reason"], "host_lost");
+    let again = router.post(&settle, ADMIN, &json!({"outcome": "sent"})).await;
+    assert_eq!((again.status, again.problem()), (409, "not_unknown"));
+    let story = router.get(&format!("/v1/messages/{id}/events"), &tenant.live).await;
+    let last = story.body["data"].as_array().unwrap().last().unwrap();
+    assert_eq!(last["detail"], "settled by the operator", "{story:?}");
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn codes_are_not_sent_in_lists() {
+    let router = Router::start().await;
+    let tenant = router.tenant("Acme").await;
+    let code = |to: &str| json!({"to": to, "text": "1234", "class": "otp"});
+    let other = json!({"to": "+12025550145", "text": "a"});
+    let list = json!({"messages": [code("+12025550143"), other, code("+12025550144")]});
+    let answer = router.post("/v1/messages/batch", &tenant.live, &list).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!((&answer.body["accepted"], &answer.body["refused"]), (&json!(1), &json!(2)));
+    let errors = &answer.body["results"][2]["errors"][0];
+    assert_eq!(
+        (&errors["code"], &errors["pointer"]),
+        (&json!("not_for_batches"), &json!("/messages/2/class"))
+    );
+    let one = json!({"messages": [code("+12025550143"), other]});
+    let answer = router.post("/v1/messages/batch", &tenant.live, &one).await;
+    assert_eq!(answer.body["accepted"], 2, "{answer:?}");
+    router.stop().await;
+}
+
 /// A message of somebody unknown, as a phone told it.
 fn from_a_stranger(at: protocol::UnixMs) -> protocol::pipe::Received {
     protocol::pipe::Received {

@@ -27,10 +27,10 @@ fn closed_window(now: protocol::UnixMs) -> String {
 }
 
 async fn set_rules(app: &server::App, tenant: &protocol::TenantId, body: Value) {
-    let (tenant, now) = (tenant.clone(), app.clock.now());
+    let whose = tenant.clone();
     let new: protocol::api::TenantRules = serde_json::from_value(body).unwrap();
-    assert!(app.store.write(move |tx| rules::set(tx, &tenant, &new, now)).await.unwrap());
-    app.bells.dispatch.notify_one();
+    assert!(app.store.write(move |tx| rules::set(tx, &whose, &new)).await.unwrap());
+    router::dispatch::rules_changed(app, tenant).await.unwrap();
 }
 
 async fn texts(app: &server::App, sql: &'static str) -> Vec<String> {

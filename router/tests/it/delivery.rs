@@ -100,6 +100,97 @@ async fn a_place_that_was_not_used_is_given_back() {
 }
 
 #[tokio::test]
+async fn who_was_never_written_to_is_still_a_stranger() {
+    let (router, tenant, _host, mut bridge) = shelf("", &[ONE]).await;
+    let app = &router.app;
+    let rules = serde_json::json!({ "first_message_links": false });
+    let (whose, rules) = (tenant.clone(), serde_json::from_value(rules).unwrap());
+    assert!(
+        app.store.write(move |tx| router::store::rules::set(tx, &whose, &rules)).await.unwrap()
+    );
+    accept(app, &tenant, &stranger(1), |_| {}).await;
+    let send = bridge.wire.send_command().await;
+    bridge.event(Event::Refused(about(&send, Reason::BadAddress, false))).await;
+    assert_eq!(count(app, "SELECT COUNT(*) FROM bindings").await, 0);
+    let link = |new: &mut NewMessage| "https://a.example".clone_into(&mut new.text);
+    let first = accept(app, &tenant, &stranger(1), link).await;
+    let end = reaches(app, &tenant, &first, Status::Blocked).await;
+    assert_eq!(end.reason, Some(Reason::Content));
+    // Whoever has written is known, whatever became of what was sent.
+    bridge.event(received(&stranger(1), "guid-in", "Hello?", app.clock.now())).await;
+    let second = accept(app, &tenant, &stranger(1), link).await;
+    let send = bridge.wire.send_command().await;
+    assert_eq!(send.message, second);
+    bridge.event(Event::Refused(about(&send, Reason::BadAddress, false))).await;
+    assert_eq!(count(app, "SELECT COUNT(*) FROM bindings").await, 1);
+}
+
+#[tokio::test]
+async fn what_nobody_knew_and_was_never_started_counts_for_nothing() {
+    let (router, tenant, _host, mut bridge) = shelf("", &[ONE]).await;
+    let app = &router.app;
+    let id = accept(app, &tenant, &stranger(1), |_| {}).await;
+    let send = bridge.wire.send_command().await;
+    bridge.event(Event::Accepted(Attempt { message: id.clone(), attempt: 1 })).await;
+    let now = app.clock.now().plus_ms(DAY_MS);
+    app.store
+        .write(move |tx| {
+            for given in router::store::dispatch::lost(tx, now, 8)? {
+                router::store::dispatch::host_lost(tx, &given, now)?;
+            }
+            Ok(())
+        })
+        .await
+        .unwrap();
+    reaches(app, &tenant, &id, Status::Unknown).await;
+    assert_eq!(count(app, "SELECT messages_today FROM phones").await, 1);
+    for _ in 0..2 {
+        bridge.event(Event::Canceled(Attempt { message: send.message.clone(), attempt: 1 })).await;
+        let end = reaches(app, &tenant, &id, Status::Failed).await;
+        assert_eq!(end.reason, Some(Reason::HostLost));
+        assert_eq!(count(app, "SELECT messages_today FROM phones").await, 0);
+        assert_eq!(count(app, "SELECT COUNT(*) FROM phone_contacts").await, 0);
+        assert_eq!(count(app, "SELECT COUNT(*) FROM bindings").await, 0);
+    }
+    // chat.db has the last word, and who answers is known by it.
+    let proof = Event::Sent {
+        attempt: Attempt { message: send.message.clone(), attempt: 1 },
+        guid: "guid-out".to_owned(),
+        channel: protocol::Channel::Imessage,
+    };
+    bridge.event(proof).await;
+    reaches(app, &tenant, &id, Status::Sent).await;
+    assert_eq!(count(app, "SELECT COUNT(*) FROM bindings").await, 1);
+}
+
+#[tokio::test]
+async fn a_code_that_lives_too_long_has_no_codes_turn() {
+    let router = router("").await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let lane = |id: MessageId| {
+        let sql = "SELECT class_rank FROM jobs WHERE message_id = ?1";
+        app.store.read(move |tx| tx.query_row(sql, router::params![id], |row| row.int(0)))
+    };
+    let code = accept(app, &tenant, &stranger(1), |new| {
+        new.class = Class::Otp;
+        new.expires_at = new.now.plus_ms(300_000);
+    })
+    .await;
+    let other = accept(app, &tenant, &stranger(2), |new| {
+        new.class = Class::Otp;
+        new.expires_at = new.now.plus_ms(DAY_MS);
+    })
+    .await;
+    for id in [&code, &other] {
+        held(app, &tenant, id, Reason::NoPhoneAvailable).await;
+    }
+    assert_eq!(lane(code).await.unwrap(), i64::from(Class::Otp.rank()));
+    assert_eq!(lane(other.clone()).await.unwrap(), i64::from(Class::Marketing.rank()));
+    assert_eq!(kinds(app, &tenant, &other).await, ["queued", "held"], "its story has no detour");
+}
+
+#[tokio::test]
 async fn a_recipients_messages_are_listed_newest_first_whether_they_are_on_their_way_or_over() {
     let (router, tenant, _host, mut bridge) = shelf("", &[ONE]).await;
     let app = &router.app;

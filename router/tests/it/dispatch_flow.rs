@@ -336,7 +336,11 @@ async fn urgent_classes_go_first() {
     accept(app, &tenant, TO, |_| {}).await;
     let blocking = bridge.wire.send_command().await;
     let marketing = accept(app, &tenant, TO, |_| {}).await;
-    let otp = accept(app, &tenant, TO, |new| new.class = Class::Otp).await;
+    let otp = accept(app, &tenant, TO, |new| {
+        new.class = Class::Otp;
+        new.expires_at = new.now.plus_ms(300_000);
+    })
+    .await;
     bridge.sends(&blocking).await;
     let next = bridge.wire.send_command().await;
     assert_eq!(next.message, otp);

@@ -531,6 +531,7 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     ("dispatch.rs WAKE_HELD", "the dispatcher looks after all tenants' queue"),
     ("dispatch.rs recall", "asks whose the message is that is asked back"),
     ("dispatch.rs recalls_sql", "what is to be asked back from a phone, whoever's"),
+    ("dispatch.rs WAKE_WARMING", "the dispatcher looks after all tenants' queue"),
     ("dispatch.rs IN_FLIGHT", "a phone's open attempts, whoever's"),
     (
         "dispatch.rs give_back",
