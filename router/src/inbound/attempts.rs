@@ -450,14 +450,9 @@ fn proven_of(
     if matches!(before.status, Status::Failed | Status::Expired | Status::Canceled)
         && !before.internal
     {
-        // It was believed not to have been sent, and what it counted for was given back: whoever answers is known again.
-        rows::bind(
-            tx,
-            about.tenant,
-            (&before.recipient, about.phone),
-            rows::Talk::Ours,
-            about.now,
-        )?;
+        // It was believed not to have been sent, and what it counted for may have been given back: whoever answers is known
+        // again.
+        rows::bind_anew(tx, about.tenant, (&before.recipient, about.phone), about.now)?;
     }
     // What a phone has, or has sent, waits for none: it has no job.
     if !matches!(before.status, Status::Dispatching | Status::Sent | Status::Delivered) {
@@ -556,6 +551,11 @@ fn not_sent(
                 ..about.change(Status::Queued)
             };
             change::make(tx, about.tenant, about.message, &change)?;
+            if !not_started && !message.internal {
+                // The next attempt counts for this message.
+                let whom = (&message.recipient, about.phone);
+                rows::one_less_unanswered(tx, about.tenant, whom)?;
+            }
             rows::put_job(
                 tx,
                 (about.tenant, about.message),

@@ -472,19 +472,43 @@ pub fn give_back(
     if internal {
         return Ok(());
     }
-    let about = params![tenant, recipient, phone];
-    tx.execute(
-        "UPDATE bindings SET unanswered = unanswered - 1
-         WHERE tenant_id = ?1 AND recipient = ?2 AND phone_id = ?3 AND unanswered > 0",
-        about,
-    )?;
+    one_less_unanswered(tx, tenant, (recipient, phone))?;
     // Of one who has never written all messages count as unanswered: when none is left, there was none.
     tx.execute(
         "DELETE FROM bindings WHERE tenant_id = ?1 AND recipient = ?2 AND phone_id = ?3 AND unanswered = 0
              AND last_inbound_at IS NULL",
-        about,
+        params![tenant, recipient, phone],
     )?;
     Ok(())
+}
+
+/// Of the messages that a recipient has not answered on a phone one was none.
+pub fn one_less_unanswered(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    (recipient, phone): (&Recipient, &PhoneId),
+) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE bindings SET unanswered = unanswered - 1
+         WHERE tenant_id = ?1 AND recipient = ?2 AND phone_id = ?3 AND unanswered > 0",
+        params![tenant, recipient, phone],
+    )?;
+    Ok(())
+}
+
+/// Notes that a tenant has written to a recipient on a phone after all, where that is not known any more.
+pub fn bind_anew(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    (recipient, phone): (&Recipient, &PhoneId),
+    at: UnixMs,
+) -> Result<(), StoreError> {
+    let bound = tx.query_opt(
+        "SELECT 1 FROM bindings WHERE tenant_id = ?1 AND recipient = ?2 AND phone_id = ?3",
+        params![tenant, recipient, phone],
+        |row| row.int(0),
+    )?;
+    if bound.is_some() { Ok(()) } else { bind(tx, tenant, (recipient, phone), Talk::Ours, at) }
 }
 
 /// Who has said something.

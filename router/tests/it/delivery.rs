@@ -164,6 +164,23 @@ async fn what_nobody_knew_and_was_never_started_counts_for_nothing() {
 }
 
 #[tokio::test]
+async fn a_message_that_is_tried_again_counts_as_one_without_an_answer() {
+    let (router, tenant, _host, mut bridge) =
+        shelf("[dispatch]\nretry_first_ms = 10\n", &[ONE]).await;
+    let app = &router.app;
+    let id = accept(app, &tenant, &stranger(1), |_| {}).await;
+    let send = bridge.wire.send_command().await;
+    bridge.event(Event::Failed(about(&send, Reason::Network, true))).await;
+    let again = bridge.wire.send_command().await;
+    assert_eq!((&again.message, again.attempt), (&id, 2));
+    assert_eq!(count(app, "SELECT SUM(unanswered) FROM bindings").await, 1);
+    bridge.sends(&again).await;
+    reaches(app, &tenant, &id, Status::Sent).await;
+    assert_eq!(count(app, "SELECT SUM(unanswered) FROM bindings").await, 1);
+    assert_eq!(count(app, "SELECT COUNT(*) FROM bindings").await, 1);
+}
+
+#[tokio::test]
 async fn a_code_that_lives_too_long_has_no_codes_turn() {
     let router = router("").await;
     let app = &router.app;
