@@ -418,11 +418,11 @@ async fn several_messages_are_accepted_or_refused_each_by_itself() {
     let key = router.tenant("Acme").await.live;
     let path = "/v1/messages/batch";
     let body = json!({"messages": [
-        {"to": "+12025550143", "text": "one", "class": "otp"},
+        {"to": "+12025550143", "text": "one", "class": "transactional"},
         {"to": "nobody", "text": ""},
         {"to": "+12025550144", "template": {"id": "tpl_00000000000000000000000000"}},
         7,
-        {"to": "+12025550145", "text": "two", "class": "otp"},
+        {"to": "+12025550145", "text": "two", "class": "transactional"},
     ]});
     let send = async || {
         let request = router.client.post(format!("{}{path}", router.url)).bearer_auth(&key);
@@ -447,7 +447,7 @@ async fn several_messages_are_accepted_or_refused_each_by_itself() {
     assert_eq!(router.get("/v1/messages", &key).await.body["data"].as_array().unwrap().len(), 2);
     // Far beyond what other routes take.
     let long: Vec<Value> = (0..1_000)
-        .map(|n| json!({"to": number(n), "text": "x".repeat(1_000), "class": "otp"}))
+        .map(|n| json!({"to": number(n), "text": "x".repeat(1_000), "class": "transactional"}))
         .collect();
     let many = router.post(path, &key, &json!({"messages": long})).await;
     assert_eq!((many.status, &many.body["accepted"]), (200, &json!(1_000)));
