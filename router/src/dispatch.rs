@@ -999,30 +999,28 @@ fn put(app: &App, host: &HostId, frame: RouterFrame, what: fmt::Arguments<'_>) {
 pub async fn phone_became_able(app: &App) -> Result<(), StoreError> {
     let now = app.clock.now();
     app.store.write(move |tx| rows::wake_warming(tx, WAKE_WARMING_EACH, now)).await?;
-    // Along the ids, so that what is held again meanwhile is not met twice.
-    let mut last: Option<MessageId> = None;
-    loop {
-        let after = last.take();
-        last =
-            app.store.write(move |tx| rows::wake_held(tx, after.as_ref(), now, WAKE_ROWS)).await?;
-        app.bells.dispatch.notify_one();
-        if last.is_none() {
-            return Ok(());
-        }
-    }
+    bit_by_bit(app, move |tx, after| rows::wake_held(tx, after, now, WAKE_ROWS)).await
 }
 
-/// A tenant's rules have changed: what waits for its hour is asked about again, bit by bit, so that no other writer waits.
-/// Rings the bell.
+/// A tenant's rules have changed: what waits for its hour is asked about again. Rings the bell.
 pub async fn rules_changed(app: &App, tenant: &TenantId) -> Result<(), StoreError> {
-    let now = app.clock.now();
+    let (whose, now) = (tenant.clone(), app.clock.now());
+    bit_by_bit(app, move |tx, after| rule_rows::look_again(tx, &whose, after, WAKE_ROWS, now)).await
+}
+
+/// Makes waiting jobs due in steps, so that no other writer waits behind all of them, and rings the bell after each. A step
+/// goes on along the ids, so that what is held again meanwhile is not met twice, and answers the last one.
+async fn bit_by_bit<F>(app: &App, step: F) -> Result<(), StoreError>
+where
+    F: Fn(&mut Tx<'_>, Option<&MessageId>) -> Result<Option<MessageId>, StoreError>
+        + Clone
+        + std::marker::Send
+        + 'static,
+{
     let mut last: Option<MessageId> = None;
     loop {
-        let (whose, after) = (tenant.clone(), last.take());
-        last = app
-            .store
-            .write(move |tx| rule_rows::look_again(tx, &whose, after.as_ref(), WAKE_ROWS, now))
-            .await?;
+        let (after, step) = (last.take(), step.clone());
+        last = app.store.write(move |tx| step(tx, after.as_ref())).await?;
         app.bells.dispatch.notify_one();
         if last.is_none() {
             return Ok(());

@@ -402,6 +402,12 @@ fn write_down(
     let (at, now) = posted.at;
     let response = posted.response.clone();
     let mut attempt = Attempt { at, status: None, error: None, ms: posted.ms, response };
+    let again = |retry_after_ms| {
+        let chance = u16::from_le_bytes(clock::random());
+        let made = number.saturating_sub(job.round_from);
+        schedule::wait_ms(made, chance, retry_after_ms)
+            .map_or(After::GiveUp, |wait| After::Retry { at: now.plus_ms(wait) })
+    };
     match &posted.outcome {
         Outcome::Delivered(status) => {
             attempt.status = Some(status.as_u16());
@@ -415,11 +421,7 @@ fn write_down(
             if !jobs::is_there(tx, target)? {
                 // It has moved meanwhile: that the old address is gone is as it should be, and the new one is still to be
                 // tried.
-                let chance = u16::from_le_bytes(clock::random());
-                let made = number.saturating_sub(job.round_from);
-                let after = schedule::wait_ms(made, chance, None)
-                    .map_or(After::GiveUp, |wait| After::Retry { at: now.plus_ms(wait) });
-                jobs::finish(tx, &job.id, number, &attempt, after)?;
+                jobs::finish(tx, &job.id, number, &attempt, again(None))?;
                 return Ok(false);
             }
             jobs::finish(tx, &job.id, number, &attempt, After::GiveUp)?;
@@ -428,11 +430,7 @@ fn write_down(
         Outcome::Failed { status, error, retry_after_ms } => {
             attempt.status = status.map(|status| status.as_u16());
             attempt.error = Some(error.clone());
-            let chance = u16::from_le_bytes(clock::random());
-            let made = number.saturating_sub(job.round_from);
-            let after = schedule::wait_ms(made, chance, *retry_after_ms)
-                .map_or(After::GiveUp, |wait| After::Retry { at: now.plus_ms(wait) });
-            jobs::finish(tx, &job.id, number, &attempt, after)?;
+            jobs::finish(tx, &job.id, number, &attempt, again(*retry_after_ms))?;
             let Some((since, failures)) = jobs::fails(tx, target, now)? else {
                 return Ok(false);
             };

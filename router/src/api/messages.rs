@@ -521,6 +521,21 @@ pub(super) async fn story(
     id: MessageId,
     raw: Option<&str>,
 ) -> Result<Response, ApiError> {
+    let list = crate::store::events::list;
+    of_message(app, (whose, id), raw, list, |event| event.sequence).await
+}
+
+/// Reads rows of a message that stand behind a number, at most so many.
+type List<T> = fn(&mut Tx<'_>, &TenantId, &MessageId, u64, u32) -> Result<Vec<T>, StoreError>;
+
+/// A page of rows that belong to a message and are numbered, in their order.
+async fn of_message<T: serde::Serialize + Send + 'static>(
+    app: &AppState,
+    (whose, id): (Whose, MessageId),
+    raw: Option<&str>,
+    list: List<T>,
+    number: fn(&T) -> u64,
+) -> Result<Response, ApiError> {
     let asked = super::pages::window(raw)?;
     let after = asked.after_parsed::<u64>()?.unwrap_or(0);
     let limit = asked.limit;
@@ -531,12 +546,11 @@ pub(super) async fn story(
             if messages::get(tx, &tenant, &id)?.is_none() {
                 return Ok(None);
             }
-            let more = limit.saturating_add(1);
-            crate::store::events::list(tx, &tenant, &id, after, more).map(Some)
+            list(tx, &tenant, &id, after, limit.saturating_add(1)).map(Some)
         })
         .await?
         .ok_or_else(ApiError::not_found)?;
-    Ok(json(StatusCode::OK, &page(rows, limit, |event| event.sequence.to_string())))
+    Ok(json(StatusCode::OK, &page(rows, limit, |row| number(row).to_string())))
 }
 
 /// What the rules have decided about a message, oldest decision first
@@ -569,22 +583,8 @@ pub(super) async fn ledger(
     id: MessageId,
     raw: Option<&str>,
 ) -> Result<Response, ApiError> {
-    let asked = super::pages::window(raw)?;
-    let after = asked.after_parsed::<u64>()?.unwrap_or(0);
-    let limit = asked.limit;
-    let rows = app
-        .store
-        .read(move |tx| {
-            let Some(tenant) = whose.owner(tx, &id)? else { return Ok(None) };
-            if messages::get(tx, &tenant, &id)?.is_none() {
-                return Ok(None);
-            }
-            let more = limit.saturating_add(1);
-            crate::store::rules::decisions(tx, (&tenant, &id), after, more).map(Some)
-        })
-        .await?
-        .ok_or_else(ApiError::not_found)?;
-    Ok(json(StatusCode::OK, &page(rows, limit, |decision| decision.number.to_string())))
+    let list = crate::store::rules::decisions;
+    of_message(app, (whose, id), raw, list, |decision| decision.number).await
 }
 
 /// Withdraw a message

@@ -213,7 +213,8 @@ pub fn record(
 /// What was decided about a message, oldest first.
 pub fn decisions(
     tx: &mut Tx<'_>,
-    (tenant, id): (&TenantId, &MessageId),
+    tenant: &TenantId,
+    id: &MessageId,
     after: u64,
     limit: u32,
 ) -> Result<Vec<RuleDecision>, StoreError> {
