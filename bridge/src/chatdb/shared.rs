@@ -16,6 +16,9 @@ use rusqlite::Connection;
 use super::{Cause, FileId, Files, NotReady, connect};
 use crate::clock;
 
+/// How often a database is opened whose files are replaced meanwhile, before that is said.
+const OPENINGS_MAX: usize = 5;
+
 /// Every path that is open, by its absolute form.
 static OPEN: LazyLock<Mutex<HashMap<PathBuf, Weak<Shared>>>> = LazyLock::new(Mutex::default);
 
@@ -80,14 +83,10 @@ impl Shared {
                 // Closed first; see above.
                 state.open = None;
                 #[cfg_attr(not(test), expect(unused_mut, reason = "only tests count its steps"))]
-                let mut connection = connect(&self.path)?;
+                let (mut connection, files) = opened(&self.path, connected)?;
                 #[cfg(test)]
                 self.steps.count(&mut connection);
-                // The first read opens the WAL, and may create it: only then are the files known.
-                connection
-                    .query_row("SELECT COUNT(*) FROM sqlite_master", [], |row| row.get::<_, i64>(0))
-                    .map_err(|error| NotReady::of_sqlite(&self.path, &error))?;
-                state.open = Some((connection, Files::at(&self.path)));
+                state.open = Some((connection, files));
                 state.generation += 1;
             }
         }
@@ -150,5 +149,87 @@ impl Shared {
             }
             why
         })
+    }
+}
+
+/// A connection that has read: the first read opens the WAL and its index, and may create them.
+fn connected(path: &Path) -> Result<Connection, NotReady> {
+    let connection = connect(path)?;
+    connection
+        .query_row("SELECT COUNT(*) FROM sqlite_master", [], |row| row.get::<_, i64>(0))
+        .map_err(|error| NotReady::of_sqlite(path, &error))?;
+    Ok(connection)
+}
+
+/// Opens until the files at the path were the same before and after it: what is opened while Messages
+/// makes its WAL anew may have the old one, would be taken for the new one, and never see a change.
+fn opened(
+    path: &Path,
+    mut connected: impl FnMut(&Path) -> Result<Connection, NotReady>,
+) -> Result<(Connection, Files), NotReady> {
+    for _ in 0..OPENINGS_MAX {
+        let before = Files::at(path);
+        let connection = connected(path)?;
+        if Files::at(path) == before {
+            return Ok((connection, before));
+        }
+    }
+    let detail = "its files are being replaced all the time: open it again";
+    Err(NotReady::new(path, Cause::Failing, detail))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A database in WAL mode with one row, and the connection that keeps its WAL.
+    fn written(path: &Path) -> Connection {
+        let writer = Connection::open(path).unwrap();
+        writer.pragma_update(None, "journal_mode", "wal").unwrap();
+        writer
+            .execute_batch("CREATE TABLE message (guid); INSERT INTO message VALUES ('A')")
+            .unwrap();
+        writer
+    }
+
+    #[test]
+    fn a_wal_that_is_made_anew_while_it_is_opened_is_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("chat.db");
+        let _writer = written(&path);
+        let mut times = 0;
+        let (_connection, files) = opened(&path, |path| {
+            times += 1;
+            let connection = connected(path)?;
+            if times == 1 {
+                let wal = super::super::beside(path, "-wal");
+                let new = folder.path().join("new");
+                std::fs::copy(&wal, &new).unwrap();
+                std::fs::rename(&new, &wal).unwrap();
+            }
+            Ok(connection)
+        })
+        .unwrap();
+        assert_eq!(times, 2, "the first one has a WAL that nobody writes to");
+        assert_eq!(files, Files::at(&path));
+        assert!(files.wal.is_some());
+    }
+
+    #[test]
+    fn files_that_are_replaced_all_the_time_are_no_database() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("chat.db");
+        drop(written(&path));
+        let mut times = 0;
+        let refused = opened(&path, |path| {
+            times += 1;
+            let connection = connected(path)?;
+            let other = folder.path().join("other.db");
+            drop(written(&other));
+            std::fs::rename(&other, path).unwrap();
+            Ok(connection)
+        });
+        assert_eq!(refused.unwrap_err().cause, Cause::Failing);
+        assert_eq!(times, OPENINGS_MAX);
     }
 }

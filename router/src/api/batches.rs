@@ -207,8 +207,8 @@ pub(super) async fn get(
     let (tenant, now) = (caller.tenant.clone(), app.clock.now());
     let found = app.store.read(move |tx| visible(tx, &caller, &id)).await?;
     let mut batch = found.ok_or_else(ApiError::not_found)?;
-    let which = (&tenant, &batch.id, batch.expanded);
-    batch.outcomes = Some(app.outcomes.of(&app.store, which, now).await?);
+    let (which, stands) = ((&tenant, &batch.id), (batch.state, batch.expanded));
+    batch.outcomes = Some(app.outcomes.of(&app.store, which, stands, now).await?);
     Ok(json(StatusCode::OK, &batch))
 }
 

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use protocol::api::BatchState;
 use protocol::{BatchId, Status, TenantId, UnixMs};
 
 use crate::store::{Store, StoreError, batches};
@@ -13,7 +14,7 @@ use crate::store::{Store, StoreError, batches};
 /// Messages of a batch up to which each answer counts anew: that takes a millisecond or two.
 const SMALL_ROWS: u64 = 10_000;
 /// Messages for each millisecond that a count is told again: ten seconds for a million of them, which are counted in a few
-/// tenths of one.
+/// tenths of one. A batch that has come to another state is counted anew: what is said to be over is told as it ended.
 const ROWS_A_MS: u64 = 100;
 
 /// For how long the count of so many messages is told again.
@@ -28,6 +29,7 @@ type Counts = BTreeMap<Status, u64>;
 struct Counted {
     at: UnixMs,
     rows: u64,
+    state: BatchState,
     counts: Counts,
 }
 
@@ -46,34 +48,36 @@ pub struct Outcomes {
 }
 
 impl Outcomes {
-    /// Those of a batch of the tenant that has so many messages.
+    /// Those of a batch of the tenant that is in this state and has so many messages.
     pub async fn of(
         &self,
         store: &Store,
-        (tenant, id, rows): (&TenantId, &BatchId, u64),
+        (tenant, id): (&TenantId, &BatchId),
+        (state, rows): (BatchState, u64),
         now: UnixMs,
     ) -> Result<Counts, StoreError> {
         if rows <= SMALL_ROWS {
             return count(store, tenant, id).await;
         }
-        if let Some(counts) = self.known(id, now) {
+        if let Some(counts) = self.known(id, state, now) {
             return Ok(counts);
         }
         let _turn = self.turn.lock().await;
         // Whoever had the turn may have counted this one.
-        if let Some(counts) = self.known(id, now) {
+        if let Some(counts) = self.known(id, state, now) {
             return Ok(counts);
         }
         let counts = count(store, tenant, id).await?;
         let mut counted = self.counted();
         counted.retain(|_, one| one.lasts(now));
-        counted.insert(id.clone(), Counted { at: now, rows, counts: counts.clone() });
+        counted.insert(id.clone(), Counted { at: now, rows, state, counts: counts.clone() });
         Ok(counts)
     }
 
-    fn known(&self, id: &BatchId, now: UnixMs) -> Option<Counts> {
+    fn known(&self, id: &BatchId, state: BatchState, now: UnixMs) -> Option<Counts> {
         let counted = self.counted();
-        counted.get(id).filter(|one| one.lasts(now)).map(|one| one.counts.clone())
+        let known = counted.get(id).filter(|one| one.state == state && one.lasts(now));
+        known.map(|one| one.counts.clone())
     }
 
     fn counted(&self) -> MutexGuard<'_, HashMap<BatchId, Counted>> {
@@ -136,10 +140,11 @@ mod tests {
             .await
             .unwrap();
         let outcomes = Outcomes::default();
-        let counted = async |rows: u64, now: i64| {
-            let found = outcomes.of(&store, (&tenant, &id, rows), UnixMs(now)).await.unwrap();
-            found.values().sum::<u64>()
+        let counted_in = async |state: BatchState, rows: u64, now: i64| {
+            let found = outcomes.of(&store, (&tenant, &id), (state, rows), UnixMs(now));
+            found.await.unwrap().values().sum::<u64>()
         };
+        let counted = async |rows: u64, now: i64| counted_in(BatchState::Running, rows, now).await;
         add("msg_a").await;
         assert_eq!((counted(1, 0).await, counted(20_000, 0).await), (1, 1));
         add("msg_b").await;
@@ -151,6 +156,10 @@ mod tests {
         add("msg_c").await;
         let both = tokio::join!(counted(20_000, 500), counted(20_000, 500));
         assert_eq!(both, (3, 3));
+        // What is over is told as it ended.
+        add("msg_d").await;
+        assert_eq!(counted(20_000, 501).await, 3);
+        assert_eq!(counted_in(BatchState::Completed, 20_000, 501).await, 4);
         assert_eq!(outcomes.counted().len(), 1);
     }
 }

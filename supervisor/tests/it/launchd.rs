@@ -106,7 +106,7 @@ fn the_agent_runs_at_the_screen_and_for_ever() {
         ("KeepAlive", Plist::Flag(true)),
         ("ProcessType", text("Interactive")),
         ("LegacyTimers", Plist::Flag(true)),
-        ("ThrottleInterval", Plist::Number(10)),
+        ("ThrottleInterval", Plist::Number(5)),
         ("Umask", text("0077")),
         ("Program", text("@PROGRAM@")),
     ];

@@ -105,7 +105,7 @@ fn faults(job: &Dictionary) -> Vec<String> {
     let flag = |key: &str| job.get(key).and_then(Value::as_boolean);
     // With conditions it stays ended after whatever ends it politely.
     must(flag("KeepAlive") == Some(true), "KeepAlive must be true, without conditions".to_owned());
-    must(number("ThrottleInterval") == Some(10), "ThrottleInterval must be 10".to_owned());
+    must(number("ThrottleInterval") == Some(5), "ThrottleInterval must be 5".to_owned());
     // The system's own is 5 s; the supervisor needs up to 20. 0 would be for ever.
     must(number("ExitTimeOut").is_some_and(|s| (21..=30).contains(&s)), "ExitTimeOut".to_owned());
     let mask = text("Umask");
@@ -254,7 +254,7 @@ fn each_rule_finds_what_breaks_it() {
         ("KeepAlive", conditions),
         ("KeepAlive", Value::from(false)),
         ("ThrottleInterval", Value::from(1)),
-        ("ThrottleInterval", text("10")),
+        ("ThrottleInterval", text("5")),
         ("ExitTimeOut", Value::from(0)),
         ("ExitTimeOut", Value::from(5)),
         ("Umask", Value::from(77)),

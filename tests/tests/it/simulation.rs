@@ -46,7 +46,7 @@ const HAND_OVER: i64 = TTL + GRACE + 10 * SECOND;
 /// A host is dialled out of a session in which nothing was heard for so long.
 const SILENCE: i64 = 15 * SECOND;
 /// launchd starts a supervisor again not sooner than this after its last start.
-const THROTTLE: i64 = 10 * SECOND;
+const THROTTLE: i64 = 5 * SECOND;
 /// A script that was begun under a lease may run on for so long after the lease's end: what the bridge takes off it, and
 /// the router's grace.
 const SCRIPT_MAX: i64 = 7 * SECOND;
