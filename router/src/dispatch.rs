@@ -41,7 +41,7 @@ use crate::store::change::{self, Change};
 use crate::store::dead_letters;
 use crate::store::dispatch::{self as rows, Former, Given, NewAttempt, Offer, Outbound};
 use crate::store::doubts;
-use crate::store::queue::{self, Claimed, Turns};
+use crate::store::queue::{self, Claim, Claimed, Turns};
 use crate::store::rules as rule_rows;
 use crate::store::{StoreError, Tx, providers as provider_rows};
 use crate::warming;
@@ -114,8 +114,9 @@ async fn run(app: &AppState) {
             () = tokio::time::sleep(STORE_PAUSE) => {}
         }
     }
+    let mut ahead = None;
     loop {
-        let sleep = match turn(app).await {
+        let sleep = match turn(app, &mut ahead).await {
             Ok(sleep) => sleep,
             Err(error) => {
                 tracing::warn!(error = %error, "dispatch: the store does not answer");
@@ -123,15 +124,21 @@ async fn run(app: &AppState) {
             }
         };
         tokio::select! {
-            () = app.stop.cancelled() => return,
+            () = app.stop.cancelled() => break,
             () = app.bells.dispatch.notified() => {}
             () = tokio::time::sleep(sleep) => {}
         }
     }
+    // What was claimed and not looked at did not end this router.
+    if ahead.is_some()
+        && let Err(error) = app.store.write(queue::let_go).await
+    {
+        tracing::warn!(%error, "what was in hand at the end is taken for what may have caused it");
+    }
 }
 
-async fn turn(app: &AppState) -> Result<Duration, StoreError> {
-    let done = run_once(app).await?;
+async fn turn(app: &AppState, ahead: &mut Option<Claim>) -> Result<Duration, StoreError> {
+    let done = work(app, ahead).await?;
     if done.more {
         return Ok(Duration::ZERO);
     }
@@ -158,6 +165,13 @@ pub struct Ran {
     pub more: bool,
     /// Some of what is due was not looked at, because all phones of its tenant that are able have their hands full.
     pub full: bool,
+}
+
+impl Ran {
+    /// What was claimed and took no hand leaves it to those behind it.
+    const fn leaves_hands(&self) -> bool {
+        self.held + self.ordered + self.ended > 0
+    }
 }
 
 /// One message, decided and written down.
@@ -205,13 +219,34 @@ fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Claims what is due and fits, decides it, writes it down, hands it over.
 pub async fn run_once(app: &App) -> Result<Ran, StoreError> {
-    let desk = Desk::of(app);
-    let settings = desk.settings;
+    let claimed = claim(app, &Desk::of(app)).await?;
+    decide(app, claimed, &mut None).await
+}
+
+/// The same for what was claimed ahead. Where there is more, the next claim is made with the decisions, in the same commit:
+/// a long queue costs one wait for the disk a batch, and not two.
+async fn work(app: &App, ahead: &mut Option<Claim>) -> Result<Ran, StoreError> {
+    let claimed = match ahead.take() {
+        Some(claimed) => claimed,
+        None => claim(app, &Desk::of(app)).await?,
+    };
+    if !claimed.more {
+        return decide(app, claimed, &mut None).await;
+    }
+    let mut next = Some(Claim::default());
+    let mut ran = decide(app, claimed, &mut next).await?;
+    let next = next.unwrap_or_default();
+    ran.full = next.full;
+    ran.more = next.more || !next.jobs.is_empty() || ran.leaves_hands();
+    *ahead = (!next.jobs.is_empty()).then_some(next);
+    Ok(ran)
+}
+
+async fn claim(app: &App, desk: &Desk) -> Result<Claim, StoreError> {
     let now = app.clock.now();
-    let batch = usize::try_from(settings.claim_batch).unwrap_or(1).max(1);
+    let batch = usize::try_from(desk.settings.claim_batch).unwrap_or(1).max(1);
     let at = desk.clone();
-    let claimed = app
-        .store
+    app.store
         .behind()
         .write_often(move |tx| {
             let mut pool = lock(&at.pool);
@@ -219,17 +254,32 @@ pub async fn run_once(app: &App) -> Result<Ran, StoreError> {
             call_firsts(tx, &mut lock(&at.lines), &pool, now)?;
             queue::claim(tx, &mut lock(&at.turns), now, batch, pool.room())
         })
-        .await?;
+        .await
+}
+
+/// Decides what was claimed, writes it down, hands it over, and claims what is next where that is asked for.
+async fn decide(app: &App, claimed: Claim, next: &mut Option<Claim>) -> Result<Ran, StoreError> {
+    let desk = Desk::of(app);
+    let settings = desk.settings;
+    let now = app.clock.now();
     let mut ran = Ran { more: claimed.more, full: claimed.full, ..Ran::default() };
     let in_hand = claimed.jobs.clone();
-    // All closures of the batch are queued before the first is awaited, so that they share one commit.
+    // All closures of the batch are queued before the first is awaited, so that they share one commit, and the next claim
+    // behind them: what it takes must have been decided, or not have been claimed.
     let (suspects, jobs): (Vec<_>, Vec<_>) =
         claimed.jobs.into_iter().partition(|job| job.claims > 1);
     let groups = jobs.chunks(TOGETHER).map(|group| decide_group(app, &desk, group.to_vec(), now));
     let alone = suspects.into_iter().map(|job| decide_one(app, desk.clone(), job, now));
-    let (groups, alone) = futures_util::future::join(
+    let claimed_next = async {
+        match next {
+            Some(_) => claim(app, &desk).await.map(Some),
+            None => Ok(None),
+        }
+    };
+    let (groups, alone, claimed_next) = futures_util::future::join3(
         futures_util::future::join_all(groups),
         futures_util::future::join_all(alone),
+        claimed_next,
     )
     .await;
     let decided = groups.into_iter().flatten().chain(alone);
@@ -246,8 +296,11 @@ pub async fn run_once(app: &App) -> Result<Ran, StoreError> {
             Err(error) => failed = Some(error),
         }
     }
-    // What was claimed and took no hand leaves it to those behind it.
-    ran.more |= ran.full && ran.held + ran.ordered + ran.ended > 0;
+    ran.more |= ran.full && ran.leaves_hands();
+    match claimed_next {
+        Ok(claimed) => *next = claimed,
+        Err(error) => failed = Some(error),
+    }
     metrics::counter!("switchboard_dispatched_total")
         .increment(ran.dispatched.try_into().unwrap_or(0));
     if ran.ended + ran.held + ran.dispatched + ran.ordered > 0 {
@@ -257,6 +310,7 @@ pub async fn run_once(app: &App) -> Result<Ran, StoreError> {
         app.providers.ring();
     }
     let Some(error) = failed else { return Ok(ran) };
+    *next = None;
     put_off(app, in_hand, now.plus_ms(ms(settings.claim_ms))).await?;
     Err(error)
 }

@@ -1,6 +1,7 @@
 //! `switchboard-router`: serve, migrate, check-config, healthcheck.
 //!
-//! Exit codes are those of sysexits: 0 done, 1 failed, 69 not available (healthcheck), 78 bad configuration.
+//! Exit codes are those of sysexits: 0 done, 1 failed, 69 not available (healthcheck), 74 the disk fails,
+//! 78 bad configuration.
 
 use std::ffi::OsString;
 use std::io::{IsTerminal as _, Write as _};
@@ -137,8 +138,16 @@ async fn start_and_serve(config: Config) -> anyhow::Result<ExitCode> {
             tracing::warn!("told to stop a second time: ending with work unfinished");
             Ok(ExitCode::FAILURE)
         }
+        // Whoever keeps this process running starts it anew; what is on the disk by then is what counts.
+        () = app.store.lost() => {
+            tracing::error!("ending: the disk did not take what the store has written");
+            Ok(ExitCode::from(EX_IOERR))
+        }
     }
 }
+
+/// What sysexits say of a disk that fails.
+const EX_IOERR: u8 = 74;
 
 /// Open files that the router asks for: every connection is one, and the listener takes up to 8,192. macOS gives no
 /// process more than 10,240.

@@ -79,6 +79,11 @@ const DESCRIBED: &[(Kind, &str, &str)] = &[
         "switchboard_store_batch_jobs",
         "Closures that shared one commit of the store.",
     ),
+    (
+        Kind::Histogram(Unit::Seconds),
+        "switchboard_store_sync_seconds",
+        "Time the disk took to bring the store's log to it.",
+    ),
     (Kind::Counter, "switchboard_messages_accepted_total", "Messages accepted from tenants."),
     (
         Kind::Counter,

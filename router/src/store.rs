@@ -6,12 +6,15 @@
 //! another spelling). Only this file and its `engine` modules know rusqlite.
 //!
 //! **Writing.** One thread owns the writing connection. It takes the closures that are waiting, runs them in one
-//! transaction, commits once (`synchronous=FULL`: the commit is on disk), and only then answers all of them. A closure
+//! transaction and commits once; all of them are answered only when a thread of its own has brought the commit to the disk,
+//! while the writer goes on ([`commits`]). A closure
 //! that fails takes back its own rows and nobody else's: each runs in a SAVEPOINT, or can be run again
 //! ([`Store::transact_often`]). A commit that fails fails them all.
 //!
-//! **Reading.** A few threads with connections of their own; each closure sees one snapshot.
+//! **Reading.** A few threads with connections of their own; each closure sees one snapshot, and is answered when all of it
+//! is on disk.
 
+mod commits;
 mod dialect;
 mod error;
 #[cfg(test)]
@@ -142,6 +145,11 @@ impl Store {
         let (answer, answered) = oneshot::channel();
         self.threads.submit_write(self.lane, Box::new(threads::Work::often(work, answer))).await?;
         answered.await.map_err(|_closed| E::from(StoreError::Closed))?
+    }
+
+    /// Waits until the disk does not take what was written. Nothing is answered from then on ([`StoreError::Unsynced`]).
+    pub async fn lost(&self) {
+        self.threads.lost().await;
     }
 
     /// Runs `work` on a reading connection: one snapshot, no writing.

@@ -28,6 +28,9 @@ pub enum StoreError {
     /// Under the file's name there is no file any more, or another one: what is written now would be found by nobody.
     #[error("the store's file was moved, deleted or replaced while it was open")]
     Replaced,
+    /// The disk did not take what was written, and nobody knows what of it is there: the router has to start anew.
+    #[error("the disk did not take what the store has written: the router has to start anew")]
+    Unsynced,
     /// The file could not be read or written.
     #[error("the store's file could not be read or written")]
     Io(#[source] Arc<rusqlite::Error>),
@@ -58,7 +61,12 @@ impl StoreError {
     /// True where the same call may well succeed later, and the caller should be told so (503).
     pub fn is_unavailable(&self) -> bool {
         match self {
-            Self::Busy | Self::Closed | Self::Full | Self::Replaced | Self::Io(_) => true,
+            Self::Busy
+            | Self::Closed
+            | Self::Full
+            | Self::Replaced
+            | Self::Unsynced
+            | Self::Io(_) => true,
             Self::Constraint(_)
             | Self::Corrupt(_)
             | Self::InUse

@@ -2,14 +2,14 @@
 //!
 //! SQLite writes each page of a commit into its log by two calls to the system, and a message changes some fifteen pages:
 //! that was a quarter of what the writer did. This is a layer over SQLite's own way to files (a VFS, sqlite.org/vfs.html)
-//! that keeps what is written to a log in memory until SQLite wants it on disk, or read. Every other file is the layer's
-//! below, untouched.
+//! that keeps what is written to a log in memory until the page that ends a commit, or until SQLite wants it on disk, or read.
+//! Every other file is the layer's below, untouched.
 //!
-//! It is sound on two conditions, which [`open`] sets. `synchronous` is FULL: SQLite syncs the log, and only then tells other
-//! connections, through the index in shared memory, how far it goes (sqlite.org/walformat.html). And `cache_spill` is off: a
-//! log is written from the beginning of a commit to its sync and at no other time, so that nothing is kept while a
-//! transaction goes on or after it was taken back, and what cannot be written is an error of the commit itself, which
-//! takes everything back. (With it on, pages of an open transaction go into the log and count from then on, though only for
+//! It is sound for two reasons. The frame that ends a commit says so in its head (sqlite.org/walformat.html), and SQLite
+//! writes it last, and only then tells other connections, through the index in shared memory, how far the log goes. And
+//! `cache_spill` is off, which [`open`] sets: a log is written from the beginning of a commit to its end and at no other time,
+//! so that nothing is kept while a transaction goes on or after it was taken back, and what cannot be written is an error of
+//! the commit itself, which takes everything back. (With it on, pages of an open transaction go into the log and count from then on, though only for
 //! their own connection.) A process that dies in between leaves what it would have left by dying between two writes: a log
 //! whose end counts for nothing.
 
@@ -35,6 +35,17 @@ const KEPT_MAX: usize = 31 * 4_120;
 struct Kept {
     from: i64,
     bytes: Vec<u8>,
+    /// What comes next is the page that ends a commit.
+    ends: bool,
+}
+
+/// Bytes of a frame's head.
+const HEAD: usize = 24;
+
+/// Whether this is the head of a frame that ends a commit: its second number is the size of the database after it, and 0
+/// in all other frames.
+fn ends_commit(bytes: &[u8]) -> bool {
+    bytes.len() == HEAD && bytes.get(4..8).is_some_and(|size| size.iter().any(|byte| *byte != 0))
 }
 
 impl Kept {
@@ -65,7 +76,6 @@ pub(super) fn open(path: &Path, flags: OpenFlags) -> Result<Connection, StoreErr
     register()?;
     let connection = Connection::open_with_flags_and_vfs(path, flags, NAME)?;
     connection.pragma_update(None, "cache_spill", false)?;
-    connection.pragma_update(None, "synchronous", "FULL")?;
     Ok(connection)
 }
 
@@ -243,17 +253,24 @@ unsafe extern "C" fn write(
     // SAFETY: SQLite gives as many bytes as it says, and they stay as they are during the call.
     let written = unsafe { std::slice::from_raw_parts(bytes.cast::<u8>(), size) };
     // SAFETY: an open log has its own, and SQLite uses a file from one thread at a time.
-    let take = || unsafe { (*(*file.cast::<Log>()).kept).take(at, written) };
-    if take() {
-        return ffi::SQLITE_OK;
-    }
-    // SAFETY: the log is open.
-    match unsafe { hand_on(file) } {
+    let kept = || unsafe { &mut *(*file.cast::<Log>()).kept };
+    let ends = std::mem::replace(&mut kept().ends, ends_commit(written));
+    if !kept().take(at, written) {
+        // SAFETY: the log is open.
+        let code = unsafe { hand_on(file) };
+        if code != ffi::SQLITE_OK {
+            return code;
+        }
         // What is alone is always taken.
-        ffi::SQLITE_OK if take() => ffi::SQLITE_OK,
-        ffi::SQLITE_OK => ffi::SQLITE_IOERR_WRITE,
-        code => code,
+        if !kept().take(at, written) {
+            return ffi::SQLITE_IOERR_WRITE;
+        }
     }
+    if ends {
+        // SAFETY: the log is open.
+        return unsafe { hand_on(file) };
+    }
+    ffi::SQLITE_OK
 }
 
 unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: i64) -> c_int {
@@ -301,6 +318,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_head_that_ends_a_commit_is_known() {
+        let mut head = [0_u8; HEAD];
+        head[3] = 9;
+        assert!(!ends_commit(&head), "a page of many");
+        head[5] = 1;
+        assert!(ends_commit(&head));
+        assert!(!ends_commit(&[1; 32]), "the log's own head");
+        assert!(!ends_commit(&[1; 4096]), "a page");
+    }
+
+    #[test]
     fn what_goes_on_is_kept_and_what_does_not_is_not() {
         let mut kept = Kept::default();
         assert!(kept.take(32, b"abc"));
@@ -323,7 +351,7 @@ mod tests {
         };
         connection
             .execute_batch(
-                "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 50;",
+                "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 50;",
             )
             .unwrap();
         connection
@@ -454,6 +482,13 @@ mod tests {
         assert_eq!(done(), ffi::SQLITE_FULL, "the commit fails");
         assert_eq!(done(), ffi::SQLITE_OK, "what counts for nothing is not written again");
         assert_eq!((put(32), put(32)), (ffi::SQLITE_OK, ffi::SQLITE_FULL), "nor is it hidden");
+        // A commit fails with its last page, whether it is synced or not.
+        let mut head = [0_u8; HEAD];
+        head[7] = 1;
+        // SAFETY: as above.
+        let head = unsafe { write(file, head.as_ptr().cast(), 24, 32) };
+        assert_eq!((head, put(56)), (ffi::SQLITE_OK, ffi::SQLITE_FULL), "the commit fails");
+        assert_eq!((put(32), done()), (ffi::SQLITE_OK, ffi::SQLITE_FULL), "this is none");
         // SAFETY: nobody uses it after this.
         drop(unsafe { Box::from_raw(kept) });
     }

@@ -199,6 +199,11 @@ pub fn take_over(tx: &mut Tx<'_>, quiet_until: Option<UnixMs>) -> Result<(), Sto
             params![message, quiet_until],
         )?;
     }
+    let_go(tx)
+}
+
+/// Nothing is in hand any more: a router that ends in order has left what it had claimed.
+pub fn let_go(tx: &mut Tx<'_>) -> Result<(), StoreError> {
     tx.execute("UPDATE jobs_in_hand SET messages = '[]' WHERE id = 1", params![])?;
     Ok(())
 }

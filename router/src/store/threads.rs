@@ -1,4 +1,4 @@
-//! The threads behind the store: one that writes, a few that read.
+//! The threads behind the store: one that writes, one that brings what was written to the disk, a few that read.
 
 use std::fs::File;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -14,6 +14,7 @@ use rusqlite::{Connection, OpenFlags};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::commits::{Commits, commits};
 use super::usage::{self, Counts};
 use super::{StoreError, Tx, log_writes, migrate, watch};
 
@@ -45,6 +46,13 @@ impl Role {
         match self {
             Self::Writer => -16_384,
             Self::Reader => -1_024,
+        }
+    }
+
+    const fn synchronous(self) -> &'static str {
+        match self {
+            Self::Writer => "NORMAL",
+            Self::Reader => "FULL",
         }
     }
 }
@@ -163,6 +171,7 @@ pub(super) struct Threads {
     write: Queue,
     behind: Queue,
     read: Queue,
+    commits: Commits,
     // Held as long as the store is open, so that no second router writes to the same file.
     _lock: File,
 }
@@ -191,7 +200,13 @@ impl Threads {
 
         let (write, front) = mpsc::channel(WRITE_QUEUE);
         let (behind, back) = mpsc::channel(WRITE_QUEUE);
+        // The log is there since the first read, and stays as long as it is open.
+        let log = File::open(beside(path, "-wal"));
+        let log = log.map_err(|error| cannot_open(path, error))?;
+        let (commits, syncer) = commits(move || log.sync_data());
+        spawn("store-disk", move || syncer.run())?;
         let waits = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
             .build()
             .map_err(|error| StoreError::Schema(format!("no thread for the store: {error}")))?;
         let now = Instant::now();
@@ -205,6 +220,7 @@ impl Threads {
             back_until: now,
             next: None,
             losses: 0,
+            commits: commits.clone(),
         };
         spawn("store-writer", move || writer.run())?;
 
@@ -213,10 +229,15 @@ impl Threads {
         for _ in 0..READERS {
             let reader = open(path, Role::Reader)?;
             reader.pragma_update(None, "query_only", true)?;
-            let waiting = Arc::clone(&waiting);
-            spawn("store-reader", move || read_all(&reader, &waiting))?;
+            let (waiting, commits) = (Arc::clone(&waiting), commits.clone());
+            spawn("store-reader", move || read_all(&reader, &waiting, &commits))?;
         }
-        Ok(Self { write, behind, read, _lock: lock })
+        Ok(Self { write, behind, read, commits, _lock: lock })
+    }
+
+    /// Waits until the disk does not take what was written.
+    pub(super) async fn lost(&self) {
+        self.commits.lost().await;
     }
 
     pub(super) async fn submit_write(
@@ -304,10 +325,15 @@ impl Place {
     }
 }
 
-fn lock(path: &Path) -> Result<File, StoreError> {
+/// The file beside the database, `store.db` + `-wal`.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let lock_path = PathBuf::from(name);
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+fn lock(path: &Path) -> Result<File, StoreError> {
+    let lock_path = beside(path, ".lock");
     let file = File::options()
         .create(true)
         .truncate(false)
@@ -336,8 +362,9 @@ fn open(path: &Path, role: Role) -> Result<Connection, StoreError> {
     // might have led to another plan: that costs more than running them.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
-    // FULL: a commit is on disk before it is answered. That is what the API's 202 promises.
-    connection.pragma_update(None, "synchronous", "FULL")?;
+    // A commit is on disk before it is answered: that is what the API's 202 promises. The writer's are brought there by a
+    // thread of its own; NORMAL syncs what must be there before something else is written, and leaves out commits.
+    connection.pragma_update(None, "synchronous", role.synchronous())?;
     connection.pragma_update(None, "foreign_keys", true)?;
     connection.pragma_update(None, "cache_size", role.cache())?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
@@ -359,11 +386,17 @@ struct Writer {
     next: Option<(Lane, Box<dyn Job>)>,
     /// Transactions so far whose rows were taken back after somebody had remembered them.
     losses: u64,
+    commits: Commits,
 }
 
 impl Writer {
     fn run(mut self) {
         while let Some((lane, mut first)) = self.next.take().or_else(|| self.wait()) {
+            if self.commits.is_lost() {
+                first.fail(StoreError::Unsynced);
+                first.answer();
+                continue;
+            }
             if !self.place.still_leads_there() {
                 tracing::error!(path = %self.place.path.display(), "{}", StoreError::Replaced);
                 first.fail(StoreError::Replaced);
@@ -394,21 +427,33 @@ impl Writer {
             }
             metrics::histogram!("switchboard_store_batch_jobs")
                 .record(f64::from(u32::try_from(batch.len()).unwrap_or(u32::MAX)));
-            for job in batch {
-                job.answer();
-            }
+            self.commits.end(batch);
         }
     }
 
     /// The next closure, whoever waits for it; none, when both queues are closed and empty.
     fn wait(&mut self) -> Option<(Lane, Box<dyn Job>)> {
         let (front, back) = (&mut self.front, &mut self.back);
+        self.waits.block_on(either(front, back))
+    }
+
+    /// The next closure that comes while the disk works on earlier commits: it could take the one of this transaction no
+    /// sooner, and what comes until then shares it.
+    fn wait_for_disk(&mut self) -> Option<(Lane, Box<dyn Job>)> {
+        let (front, back, commits) = (&mut self.front, &mut self.back, &mut self.commits);
+        let until = self.until;
         self.waits.block_on(async {
-            tokio::select! {
-                biased;
-                Some(job) = back.recv() => Some((Lane::Back, job)),
-                Some(job) = front.recv() => Some((Lane::Front, job)),
-                else => None,
+            loop {
+                commits.seen();
+                if !commits.under_way() {
+                    return None;
+                }
+                tokio::select! {
+                    biased;
+                    next = either(front, back) => return next,
+                    () = commits.progress() => {}
+                    () = tokio::time::sleep_until(until) => return None,
+                }
             }
         })
     }
@@ -441,7 +486,7 @@ impl Writer {
         } else {
             front(self).or_else(|| back(self))
         };
-        match next {
+        match next.or_else(|| self.wait_for_disk()) {
             Some((lane, job)) if job.again() == again => {
                 self.took(lane, now);
                 batch.push(job);
@@ -471,9 +516,14 @@ impl Writer {
                 self.more(batch, true);
             }
         }
-        usage::write(&mut Tx::after(&self.connection, self.losses), &counts)?;
-        run(&self.connection, "COMMIT")?;
+        self.commit(&counts)?;
         Ok(true)
+    }
+
+    fn commit(&mut self, counts: &Counts) -> Result<(), StoreError> {
+        usage::write(&mut Tx::after(&self.connection, self.losses), counts)?;
+        self.commits.begin();
+        run(&self.connection, "COMMIT")
     }
 
     /// Runs closures in one transaction, each in a savepoint; with `more`, those that wait as well. `Err` means that
@@ -502,8 +552,7 @@ impl Writer {
                 self.more(batch, false);
             }
         }
-        usage::write(&mut Tx::after(&self.connection, self.losses), &counts)?;
-        run(&self.connection, "COMMIT")
+        self.commit(&counts)
     }
 }
 
@@ -537,7 +586,17 @@ fn copy_log(writer: &mut Connection, copier: Connection) -> Result<(), StoreErro
     })
 }
 
-fn read_all(connection: &Connection, waiting: &Mutex<Waiting>) {
+/// The next closure of either queue; none, when both are closed and empty.
+async fn either(front: &mut Waiting, back: &mut Waiting) -> Option<(Lane, Box<dyn Job>)> {
+    tokio::select! {
+        biased;
+        Some(job) = back.recv() => Some((Lane::Back, job)),
+        Some(job) = front.recv() => Some((Lane::Front, job)),
+        else => None,
+    }
+}
+
+fn read_all(connection: &Connection, waiting: &Mutex<Waiting>, commits: &Commits) {
     loop {
         // The lock is held while waiting: one reader waits for work, the others for the lock.
         let job = waiting.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
@@ -545,7 +604,7 @@ fn read_all(connection: &Connection, waiting: &Mutex<Waiting>) {
         if let Err(error) = read_one(connection, job.as_mut()) {
             job.fail(error);
         }
-        job.answer();
+        commits.read(job);
     }
 }
 
