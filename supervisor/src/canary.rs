@@ -61,6 +61,13 @@ pub(crate) struct Settings {
     pub(crate) alarm_after: u32,
 }
 
+impl Settings {
+    /// Whether the two are the same pair, whatever their periods are.
+    fn is_same_pair(&self, other: &Self) -> bool {
+        (&self.from, &self.to, self.remote) == (&other.from, &other.to, other.remote)
+    }
+}
+
 /// Why none was written, or why nobody knows what has become of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -211,6 +218,12 @@ impl Pair {
         // Not at once: a host that starts has other things to do, and hosts that start together need not write together.
         let next = now.saturating_add(settings.every.mul_f64(chance));
         Self { settings, standing, next, way: None }
+    }
+
+    /// Goes by other periods from now on. The next is due no later than a period from now.
+    fn retune(&mut self, settings: Settings, now: Duration) {
+        self.next = self.next.min(now.saturating_add(settings.every));
+        self.settings = settings;
     }
 
     /// Whether one is to be written now; the next is due later, whatever becomes of it.
@@ -388,7 +401,11 @@ impl Pair {
                 over.then(|| self.unknown(road.unwrap_or(Why::Away)))
             }
             Some(Way::Written { since, .. }) => {
-                (now.saturating_sub(*since) >= within).then(|| self.lost())
+                let over = now.saturating_sub(*since) >= within;
+                over.then(|| match road {
+                    Some(why) => self.unknown(why),
+                    None => self.lost(),
+                })
             }
             None => None,
         }
@@ -451,35 +468,114 @@ struct Around {
     link: Option<mpsc::Sender<LinkInput>>,
 }
 
-/// Starts one task a pair; what they find is told in the order of the configuration.
-pub(crate) fn start(
-    pairs: &[Settings],
-    (pool, post): (&Pool, &Post),
-    link: Option<&mpsc::Sender<LinkInput>>,
-    tracker: &TaskTracker,
-    closing: &CancellationToken,
-) -> Vec<watch::Receiver<Standing>> {
-    let start = |settings: &Settings| {
-        let pair = Pair::new(settings.clone(), chance(), Duration::ZERO);
-        let (told, standing) = watch::channel(pair.standing.clone());
-        let around = Around { pool: pool.clone(), post: post.clone(), link: link.cloned() };
-        let closing = closing.clone();
-        tracker.spawn(async move {
-            closing.run_until_cancelled(keep(pair, around, told)).await.unwrap_or(());
-        });
-        standing
-    };
-    pairs.iter().map(start).collect()
+/// How each pair stands, in the order of the configuration.
+pub(crate) type Standings = watch::Receiver<Vec<watch::Receiver<Standing>>>;
+
+/// The pairs of this host, one task each.
+#[derive(Debug)]
+pub(crate) struct Pairs {
+    running: Vec<Running>,
+    told: watch::Sender<Vec<watch::Receiver<Standing>>>,
+    pool: Pool,
+    post: Post,
+    /// Where questions go, when there is a router.
+    link: Option<mpsc::Sender<LinkInput>>,
+    tracker: TaskTracker,
+    closing: CancellationToken,
 }
 
-async fn keep(mut pair: Pair, around: Around, told: watch::Sender<Standing>) {
+/// One of them.
+#[derive(Debug)]
+struct Running {
+    settings: watch::Sender<Settings>,
+    standing: watch::Receiver<Standing>,
+    /// Cancelled when it is not configured any more.
+    end: CancellationToken,
+}
+
+impl Pairs {
+    /// None yet.
+    pub(crate) fn new(
+        (pool, post): (&Pool, &Post),
+        link: Option<&mpsc::Sender<LinkInput>>,
+        tracker: &TaskTracker,
+        closing: &CancellationToken,
+    ) -> Self {
+        Self {
+            running: Vec::new(),
+            told: watch::Sender::default(),
+            pool: pool.clone(),
+            post: post.clone(),
+            link: link.cloned(),
+            tracker: tracker.clone(),
+            closing: closing.clone(),
+        }
+    }
+
+    /// How they stand, whichever they are.
+    pub(crate) fn standings(&self) -> Standings {
+        self.told.subscribe()
+    }
+
+    /// Has these pairs run. Who writes to whom is what a pair is: one that is there already keeps what it has counted and the
+    /// canary that is under way, and goes by other periods from now on.
+    pub(crate) fn take(&mut self, wanted: &[Settings]) {
+        let mut before = std::mem::take(&mut self.running);
+        for settings in wanted {
+            let same = |running: &Running| running.settings.borrow().is_same_pair(settings);
+            let running = match before.iter().position(same) {
+                Some(at) => before.swap_remove(at),
+                None => self.start(settings.clone()),
+            };
+            running.settings.send_if_modified(|old| {
+                let changed = old != settings;
+                old.clone_from(settings);
+                changed
+            });
+            self.running.push(running);
+        }
+        for gone in before {
+            gone.end.cancel();
+        }
+        self.told
+            .send_replace(self.running.iter().map(|running| running.standing.clone()).collect());
+    }
+
+    fn start(&self, settings: Settings) -> Running {
+        let pair = Pair::new(settings.clone(), chance(), Duration::ZERO);
+        let names = labels(&pair).to_vec();
+        let (told, standing) = watch::channel(pair.standing.clone());
+        let (settings, followed) = watch::channel(settings);
+        let around =
+            Around { pool: self.pool.clone(), post: self.post.clone(), link: self.link.clone() };
+        let end = self.closing.child_token();
+        let ends = end.clone();
+        self.tracker.spawn(async move {
+            ends.run_until_cancelled(keep(pair, around, told, followed)).await.unwrap_or(());
+            // Nobody alarms for a pair that is none any more.
+            metrics::gauge!("switchboard_canary_alarm", names).set(0.0);
+        });
+        Running { settings, standing, end }
+    }
+}
+
+async fn keep(
+    mut pair: Pair,
+    around: Around,
+    told: watch::Sender<Standing>,
+    mut settings: watch::Receiver<Settings>,
+) {
     let began = Instant::now();
     let router = pair.settings.remote.then(|| around.post.told.subscribe());
     let mut ears = Ears { local: None, writer: None, router };
     loop {
         let came = tokio::time::timeout(LOOK, ears.next(&pair.settings.from)).await.ok();
         let now = began.elapsed();
+        if settings.has_changed().unwrap_or(false) {
+            pair.retune(settings.borrow_and_update().clone(), now);
+        }
         let road = *around.post.road.borrow();
+        let deaf = if pair.settings.remote { road.why() } else { deaf(&pair, &around, &ears) };
         let mut news = None;
         match came {
             Some(Came::Arrived(id)) => news = pair.arrived(&id, wall_now(), now),
@@ -491,7 +587,7 @@ async fn keep(mut pair: Pair, around: Around, told: watch::Sender<Standing>) {
             },
             None => {}
         }
-        if let Some(news) = news.or_else(|| pair.tick(road.why(), now)) {
+        if let Some(news) = news.or_else(|| pair.tick(deaf, now)) {
             tell(&pair, news);
         }
         if let Some(id) = pair.question(now) {
@@ -519,6 +615,13 @@ async fn keep(mut pair: Pair, around: Around, told: watch::Sender<Standing>) {
             changed
         });
     }
+}
+
+/// Why a phone of this host does not hear now what was written to it, if it does not: that says nothing about its account.
+fn deaf(pair: &Pair, around: &Around, ears: &Ears) -> Option<Why> {
+    let hears = find(&around.pool, &pair.settings.to)
+        .is_some_and(|to| to.report().state == PhoneState::Ready);
+    (!hears || ears.local.is_none()).then_some(Why::NotReady)
 }
 
 /// It is time for one: it is written, or the router is asked whether anybody would hear it.
@@ -810,6 +913,36 @@ mod tests {
         assert_eq!(seen, Some(News::Seen { after: LOOK, alarm_over: false }));
         assert!(pair.is_due(0.5, second + EVERY * 2));
         assert_eq!((pair.standing.sent, pair.standing.seen, pair.standing.lost), (1, 1, 0));
+    }
+
+    #[test]
+    fn other_periods_count_at_once_and_nothing_that_was_counted_is_lost() {
+        let mut pair = pair();
+        pair.sent(id(1), UnixMs(5), Duration::ZERO);
+        let shorter = Settings { every: S * 60, lost_after: S * 30, ..pair.settings.clone() };
+        pair.retune(shorter, S);
+        assert_eq!(pair.tick(None, S * 29), None);
+        assert_eq!(pair.tick(None, S * 30), Some(MISS), "the one under way goes by them, too");
+        assert!(!pair.is_due(0.5, S * 60) && pair.is_due(0.5, S * 61));
+        assert_eq!((pair.standing.sent, pair.standing.lost_in_a_row), (1, 1));
+        let longer = Settings { every: EVERY, ..pair.settings.clone() };
+        pair.retune(longer, S * 62);
+        assert!(pair.is_due(0.5, S * 121), "what was due soon stays so");
+    }
+
+    #[test]
+    fn whoever_could_not_listen_at_the_end_has_not_lost_it() {
+        let mut pair = pair();
+        for n in 1..=2 {
+            pair.sent(id(n), UnixMs(5), Duration::ZERO);
+            assert_eq!(pair.tick(None, LOST), Some(MISS));
+        }
+        pair.sent(id(3), UnixMs(5), Duration::ZERO);
+        let away = Some(Why::NotReady);
+        assert_eq!(pair.tick(away, LOST.saturating_sub(S)), None, "it may come back in time");
+        assert_eq!(pair.tick(away, LOST), Some(News::Unknown(Why::NotReady)));
+        let Standing { lost, unknown, alarm, .. } = pair.standing;
+        assert_eq!((lost, unknown, alarm), (2, 1, false));
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::network::services::NAME_BYTES_MAX;
 use crate::network::{self, Anchor, UPLINKS_MAX, UplinkConfig};
 use crate::phone::Settings;
 use crate::power;
+use crate::program;
 use crate::resources::{CpuLimits, MemoryLimits};
 use crate::restart::Policy;
 
@@ -76,6 +77,7 @@ pub(crate) enum ConfigError {
 #[serde(deny_unknown_fields)]
 struct Raw {
     state_dir: Spanned<PathBuf>,
+    log: Option<Spanned<String>>,
     bridge: Option<Spanned<PathBuf>>,
     phones: Spanned<Vec<RawPhone>>,
     router: Option<RawRouter>,
@@ -272,6 +274,8 @@ pub(crate) struct Config {
     pub(crate) file: PathBuf,
     /// Folder of everything that the supervisor keeps; absolute.
     pub(crate) state_dir: PathBuf,
+    /// What the supervisor logs, where the environment does not say.
+    pub(crate) log: Option<String>,
     /// The bridge program; absolute.
     pub(crate) bridge: PathBuf,
     /// The phones of this host; at least one, no number twice.
@@ -451,6 +455,11 @@ impl Config {
             message: error.message().to_owned(),
         })?;
         let state_dir = source.absolute("state_dir", &raw.state_dir)?;
+        if let Some(log) = raw.log.as_ref().filter(|log| !program::is_log(log.get_ref())) {
+            let message = "must be a level (error, warn, info, debug, trace, off), or levels of single targets such as \
+                           \"info,supervisor::network=debug\"";
+            return Err(source.wrong("log", log, message));
+        }
         let bridge = match &raw.bridge {
             Some(path) => source.absolute("bridge", path)?,
             None => beside_self("switchboard-bridge"),
@@ -529,6 +538,7 @@ impl Config {
         Ok(Self {
             file: path.to_owned(),
             state_dir,
+            log: raw.log.map(Spanned::into_inner),
             bridge,
             phones,
             router,

@@ -507,6 +507,7 @@ struct HostView {
 }
 
 async fn host(State(dispatch): State<Dispatch>) -> Json<HostView> {
+    let canaries = dispatch.machine.canaries.borrow().clone();
     Json(HostView {
         version: env!("CARGO_PKG_VERSION"),
         restarts: dispatch.pool.restarts(),
@@ -514,7 +515,7 @@ async fn host(State(dispatch): State<Dispatch>) -> Json<HostView> {
         network: dispatch.machine.network.borrow().clone(),
         messages_app: dispatch.machine.messages_app.borrow().clone(),
         cloudflared: dispatch.machine.cloudflared.borrow().clone(),
-        canaries: dispatch.machine.canaries.iter().map(|pair| pair.borrow().clone()).collect(),
+        canaries: canaries.iter().map(|pair| pair.borrow().clone()).collect(),
     })
 }
 

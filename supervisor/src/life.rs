@@ -20,7 +20,7 @@ use router_client::link::{
 use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -37,7 +37,8 @@ use crate::messages_app;
 use crate::network;
 use crate::pool::{Pool, Surroundings, chain};
 use crate::power;
-use crate::reload::{self, Reloader};
+use crate::program;
+use crate::reload::{self, Followers, Reloader};
 use crate::switchboard::{self, LinkState, Machine};
 
 /// Files that the supervisor may have open: a few per phone, listeners, and room. launchd's default of 256 is little.
@@ -104,6 +105,7 @@ pub async fn diagnose(file: &Path, tools: &Tools) -> Result<Report, Failed> {
 /// Runs until a signal says otherwise.
 pub async fn run(file: &Path) -> Result<(), Failed> {
     let config = Config::load(file).map_err(|error| Failed::config(&error))?;
+    program::log_by(config.log.as_deref());
     raise_open_files();
     files::create_dir(&config.state_dir)
         .map_err(|error| Failed::system("the folder that `state_dir` names", &error))?;
@@ -135,13 +137,6 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
     let (network_told, network) = watch::channel(None);
     let (messages_told, messages_app) = watch::channel(None);
     let (tunnel_told, cloudflared) = watch::channel(None);
-    let machine = Machine {
-        power: power.clone(),
-        network: network.clone(),
-        messages_app,
-        cloudflared,
-        canaries: Vec::new(),
-    };
     if let Some(linked) = &linked {
         announce_phones(linked, phones.keys());
     }
@@ -150,7 +145,7 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
         tuning: reload::tuning(&config),
         link: linked.as_ref().map(|linked| linked.inputs.clone()),
         local_epoch: config.dispatch.local_epoch,
-        power,
+        power: power.clone(),
         stopping: stopping.clone(),
         killing: killing.clone(),
         tracker: tracker.clone(),
@@ -161,9 +156,18 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
     let pool = Pool::start(&phones, &surroundings);
     let post = canary::Post::default();
     let asks = linked.as_ref().map(|linked| &linked.inputs);
-    let canaries = canary::start(&config.canaries, (&pool, &post), asks, &tracker, &closing);
-    let machine = Machine { canaries, ..machine };
-    let reloader = Reloader::new(config.clone(), pool.clone(), surroundings);
+    let mut pairs = canary::Pairs::new((&pool, &post), asks, &tracker, &closing);
+    pairs.take(&config.canaries);
+    let network_seen = network.clone();
+    let machine =
+        Machine { power, network, messages_app, cloudflared, canaries: pairs.standings() };
+    let followers = Followers {
+        power: watch::Sender::new(config.power.clone()),
+        network: watch::Sender::new(config.network.clone()),
+        messages_app: watch::Sender::new(config.messages_app.clone()),
+        canaries: Arc::new(Mutex::new(pairs)),
+    };
+    let reloader = Reloader::new(config.clone(), pool.clone(), surroundings, followers.clone());
     let (state, link_state) = watch::channel(match &linked {
         Some(_) => LinkState::Disconnected,
         None => LinkState::Standalone,
@@ -181,9 +185,10 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
             closing.clone(),
         ));
     }
-    power::start(&config.power, &config.state_dir, power_told, &tracker, &closing);
+    let settings = followers.power.subscribe();
+    power::start(&settings, &config.state_dir, power_told, &tracker, &closing);
     messages_app::start(
-        &config.messages_app,
+        followers.messages_app.subscribe(),
         &config.state_dir,
         &pool,
         messages_told,
@@ -197,12 +202,12 @@ pub async fn run(file: &Path) -> Result<(), Failed> {
         tracker: tracker.clone(),
         closing: closing.clone(),
     };
-    network::start(&config.network, &config.state_dir, around);
+    network::start(followers.network.subscribe(), &config.state_dir, around);
     let woke = Arc::new(Notify::new());
     if let Some(settings) = &config.cloudflared {
         let around = cloudflared::Around {
             told: tunnel_told,
-            network,
+            network: network_seen,
             woke: Arc::clone(&woke),
             tracker: tracker.clone(),
             closing: closing.clone(),

@@ -95,38 +95,52 @@ pub(crate) struct Settings {
     pub(crate) policy: Policy,
 }
 
-/// Starts the keeper, if there is to be one.
+/// Starts the keeper, if there is to be one; changed settings are taken while it runs.
 pub(crate) fn start(
-    settings: &Settings,
+    settings: watch::Receiver<Settings>,
     directory: &Path,
     pool: &Pool,
     told: watch::Sender<Option<HostMessagesApp>>,
     tracker: &TaskTracker,
     closing: &CancellationToken,
 ) {
-    let Some(tools) = settings.tools.clone() else { return };
-    let hands = Hands { tools, directory: directory.to_owned(), tracker: tracker.clone() };
-    let (now, wall) = (Clocks::read(), wall_now());
-    let restarts = load(&directory.join(RESTARTS_FILE), wall);
-    let mut keeper = Keeper::new(settings.policy.clone());
-    keeper.remember(restarts.iter().map(|at| age(*at, wall)), now);
-    let keeping = Keeping {
-        written: keeper.last_restart(),
-        restarts,
-        keeper,
-        hands,
+    let around = Around {
+        directory: directory.to_owned(),
         pool: pool.clone(),
         told,
-        job: None,
-        pausing: None,
-        counts: Counts::default(),
-        since: (Standing::Unknown, wall_now()),
+        tracker: tracker.clone(),
     };
     let closing = closing.clone();
     tracker.spawn(async move {
         // A step that is being taken is dropped, and its program killed.
-        closing.run_until_cancelled(keeping.run()).await.unwrap_or(());
+        closing.run_until_cancelled(keep(settings, around)).await.unwrap_or(());
     });
+}
+
+/// What a keeper works with, whatever its settings are.
+struct Around {
+    directory: PathBuf,
+    pool: Pool,
+    told: watch::Sender<Option<HostMessagesApp>>,
+    tracker: TaskTracker,
+}
+
+/// Keeps it whenever that is wanted.
+async fn keep(mut settings: watch::Receiver<Settings>, around: Around) {
+    loop {
+        let now = settings.borrow_and_update().clone();
+        if let Some(tools) = now.tools {
+            Keeping::new(tools, now.policy, &around).run(&mut settings).await;
+            tracing::info!("Messages is not kept any more");
+            around.told.send_replace(None);
+            for state in MessagesAppState::ALL {
+                metrics::gauge!("switchboard_messages_app_state", "state" => state.as_str())
+                    .set(0.0);
+            }
+        } else if settings.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 type Working = Pin<Box<dyn Future<Output = Event> + Send>>;
@@ -154,9 +168,44 @@ struct Keeping {
 }
 
 impl Keeping {
-    async fn run(mut self) {
+    fn new(tools: Tools, policy: Policy, around: &Around) -> Self {
+        let (directory, tracker) = (around.directory.clone(), around.tracker.clone());
+        let (now, wall) = (Clocks::read(), wall_now());
+        let restarts = load(&directory.join(RESTARTS_FILE), wall);
+        let mut keeper = Keeper::new(policy);
+        keeper.remember(restarts.iter().map(|at| age(*at, wall)), now);
+        Self {
+            written: keeper.last_restart(),
+            restarts,
+            keeper,
+            hands: Hands { tools, directory, tracker },
+            pool: around.pool.clone(),
+            told: around.told.clone(),
+            job: None,
+            pausing: None,
+            counts: Counts::default(),
+            since: (Standing::Unknown, wall),
+        }
+    }
+
+    /// Takes changed settings. False when nobody is to keep it any more: what was begun is ended first, or Messages would stay
+    /// closed and the bridges would wait.
+    fn goes_on(&mut self, settings: &mut watch::Receiver<Settings>) -> bool {
+        if settings.has_changed().unwrap_or(false) {
+            let Settings { tools, policy } = settings.borrow_and_update().clone();
+            if let Some(tools) = tools {
+                self.hands.tools = tools;
+                self.keeper.retune(policy, Clocks::read());
+            }
+        }
+        let wanted = settings.borrow().tools.is_some();
+        wanted || self.job.is_some() || self.keeper.standing() == Standing::Recovering
+    }
+
+    /// Until nobody is to keep it any more.
+    async fn run(mut self, settings: &mut watch::Receiver<Settings>) {
         self.report(Clocks::read());
-        loop {
+        while self.goes_on(settings) {
             let look = if self.job.is_some() || self.pausing.is_some() { BUSY } else { CALM };
             let working = async {
                 match &mut self.job {

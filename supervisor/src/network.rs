@@ -89,7 +89,7 @@ pub(crate) struct Settings {
 }
 
 /// What the watch needs of the rest of the supervisor.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Around {
     /// Takes what is found.
     pub(crate) told: watch::Sender<Option<HostNetwork>>,
@@ -103,41 +103,54 @@ pub(crate) struct Around {
     pub(crate) closing: CancellationToken,
 }
 
-/// Starts what is configured.
-pub(crate) fn start(settings: &Settings, state_dir: &Path, around: Around) {
+/// Starts what is configured; changed settings are taken while it runs.
+pub(crate) fn start(settings: watch::Receiver<Settings>, state_dir: &Path, around: Around) {
+    let (tracker, closing, state_dir) =
+        (around.tracker.clone(), around.closing.clone(), state_dir.to_owned());
+    tracker.spawn(async move {
+        closing.run_until_cancelled(watch(settings, &state_dir, around)).await.unwrap_or(());
+    });
+}
+
+/// Watches the uplinks that are configured, one set after the other.
+async fn watch(mut settings: watch::Receiver<Settings>, state_dir: &Path, around: Around) {
     let file = state_dir.join(ORDER_FILE);
-    let seats = |uplink: &UplinkConfig| uplink.service.clone().unwrap_or_default();
-    let services = settings.uplinks.iter().map(seats).collect();
-    let orders = settings
-        .helper
-        .clone()
-        .map(|socket| Orders::load(Helper::new(socket), file.clone(), services));
-    let (tracker, closing) = (around.tracker.clone(), around.closing.clone());
-    match orders {
-        // What an earlier life has changed is undone even when nothing is watched any more.
-        Some(orders) if settings.uplinks.is_empty() => {
-            if orders.has_changed() {
-                tracker.spawn(async move {
-                    closing.run_until_cancelled(undo(orders)).await.unwrap_or(());
-                });
-            }
+    let mut addresses = None;
+    loop {
+        let now = settings.borrow_and_update().clone();
+        let seats = |uplink: &UplinkConfig| uplink.service.clone().unwrap_or_default();
+        let services = now.uplinks.iter().map(seats).collect();
+        let orders = now
+            .helper
+            .clone()
+            .map(|socket| Orders::load(Helper::new(socket), file.clone(), services));
+        if orders.is_none() && file.exists() {
+            tracing::error!(
+                file = %file.display(),
+                "the order of network services was changed for uplinks that are gone, and without [network] helper it \
+                 cannot be undone: the file says what it was"
+            );
         }
-        None if settings.uplinks.is_empty() && !file.exists() => {}
-        orders => {
-            if orders.is_none() && file.exists() {
-                tracing::error!(
-                    file = %file.display(),
-                    "an earlier supervisor has changed the order of network services, and without [network] helper \
-                     it cannot be undone: the file says what it was"
-                );
+        if now.uplinks.is_empty() {
+            around.told.send_replace(None);
+            // What an earlier life has changed is undone even when nothing is watched any more.
+            let undone = async {
+                if let Some(orders) = orders.filter(Orders::has_changed) {
+                    undo(orders).await;
+                }
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                () = undone => {}
+                changed = settings.changed() => if changed.is_err() { return },
             }
-            if !settings.uplinks.is_empty() {
-                let addresses = Addresses::load(&state_dir.join(ADDRESSES_FILE), &tracker);
-                let watch = Watch::new(settings.clone(), addresses, orders, around);
-                tracker.spawn(async move {
-                    closing.run_until_cancelled(watch.run()).await.unwrap_or(());
-                });
-            }
+        } else {
+            let addresses = addresses
+                .get_or_insert_with(|| {
+                    Addresses::load(&state_dir.join(ADDRESSES_FILE), &around.tracker)
+                })
+                .clone();
+            Watch::new(now, addresses, orders, around.clone()).run(&mut settings).await;
         }
     }
 }
@@ -208,9 +221,17 @@ impl Watch {
         }
     }
 
-    async fn run(mut self) {
+    /// Until other uplinks are to be watched, or switched in another way.
+    async fn run(mut self, settings: &mut watch::Receiver<Settings>) {
         let mut link_watched = true;
         loop {
+            if settings.has_changed().unwrap_or(false) {
+                let new = settings.borrow_and_update().clone();
+                if !self.retune(new) {
+                    self.forget();
+                    return;
+                }
+            }
             self.look_at_order().await;
             self.probe().await;
             self.decide().await;
@@ -231,6 +252,35 @@ impl Watch {
                         }
                     }
                 }
+            }
+        }
+    }
+
+    /// Takes changed periods and anchors. False when the uplinks themselves are others: those begin anew.
+    fn retune(&mut self, new: Settings) -> bool {
+        if (&new.uplinks, &new.helper) != (&self.settings.uplinks, &self.settings.helper) {
+            return false;
+        }
+        self.chooser.retune(new.policy);
+        for live in &mut self.uplinks {
+            // They ask whom they were made to ask.
+            live.prober = None;
+            live.due = 0;
+        }
+        self.settings = new;
+        true
+    }
+
+    /// Nobody watches these any more.
+    fn forget(&self) {
+        metrics::gauge!("switchboard_uplink_locked").set(0.0);
+        for uplink in &self.settings.uplinks {
+            let name = &uplink.name;
+            metrics::gauge!("switchboard_uplink_chosen", "uplink" => name.clone()).set(0.0);
+            metrics::gauge!("switchboard_uplink_advised", "uplink" => name.clone()).set(0.0);
+            for state in UplinkState::ALL {
+                metrics::gauge!("switchboard_uplink_state", "uplink" => name.clone(), "state" => state.as_str())
+                    .set(0.0);
             }
         }
     }

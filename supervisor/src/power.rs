@@ -168,7 +168,12 @@ pub(crate) struct Judge {
 
 impl Judge {
     pub(crate) fn new(limits: Limits) -> Self {
-        Self { limits, level: None, candidate: None }
+        Self::after(None, limits)
+    }
+
+    /// With the level that was believed before the limits changed: what cannot be read just then does not lift it.
+    pub(crate) fn after(level: Option<PowerLevel>, limits: Limits) -> Self {
+        Self { limits, level, candidate: None }
     }
 
     /// Takes a reading in; the change of level, if that was one.
@@ -288,32 +293,73 @@ pub(crate) async fn watch_sleep(on_wake: impl Fn() + Send, closing: Cancellation
     }
 }
 
-/// Starts what is configured: the watch of the power source and the keeper of wakefulness.
+/// Starts what is configured: the watch of the power source and the keeper of wakefulness. Changed settings are taken while
+/// they run.
 pub(crate) fn start(
-    settings: &Settings,
+    settings: &watch::Receiver<Settings>,
     directory: &Path,
     told: watch::Sender<Option<HostPower>>,
     tracker: &TaskTracker,
     closing: &CancellationToken,
 ) {
-    if let Some(caffeinate) = &settings.caffeinate {
+    let (folder, tasks) = (directory.to_owned(), tracker.clone());
+    let awake = async move |settings: Settings| {
+        let Some(caffeinate) = &settings.caffeinate else { return };
         let args = ["-dimsu".into(), "-w".into(), std::process::id().to_string().into()];
-        let spec = spec(caffeinate, &args, directory, "caffeinate");
-        let (tasks, closing) = (tracker.clone(), closing.clone());
-        tracker.spawn(async move { until(&closing, keep_awake(&spec, &tasks)).await });
-    }
-    if let Some(pmset) = &settings.pmset {
-        let spec = spec(pmset, &["-g".into(), "batt".into()], directory, "pmset");
-        let (tasks, closing, settings) = (tracker.clone(), closing.clone(), settings.clone());
-        tracker.spawn(async move {
-            until(&closing, watch_power(&spec, &settings, &told, &tasks)).await;
-        });
-    }
+        keep_awake(&spec(caffeinate, &args, &folder, "caffeinate"), &tasks).await;
+    };
+    let same = |old: &Settings, new: &Settings| old.caffeinate == new.caffeinate;
+    let (followed, ends) = (settings.clone(), closing.clone());
+    tracker.spawn(async move { until(&ends, follow(followed, same, awake)).await });
+
+    let (folder, tasks) = (directory.to_owned(), tracker.clone());
+    let watched = async move |settings: Settings| {
+        let Some(pmset) = &settings.pmset else {
+            if told.send_replace(None).is_some() {
+                for level in PowerLevel::ALL {
+                    metrics::gauge!("switchboard_power_level", "level" => level.as_str()).set(0.0);
+                }
+            }
+            return;
+        };
+        let spec = spec(pmset, &["-g".into(), "batt".into()], &folder, "pmset");
+        watch_power(&spec, &settings, &told, &tasks).await;
+    };
+    let same = |old: &Settings, new: &Settings| {
+        (&old.pmset, old.poll, old.limits) == (&new.pmset, new.poll, new.limits)
+    };
+    let (followed, ends) = (settings.clone(), closing.clone());
+    tracker.spawn(async move { until(&ends, follow(followed, same, watched)).await });
 }
 
 /// Runs something that has no end of its own until `closing`; what it holds is dropped, and a child with it.
 async fn until(closing: &CancellationToken, task: impl Future<Output = ()>) {
     closing.run_until_cancelled(task).await.unwrap_or(());
+}
+
+/// Does something by the settings, and anew by those that follow unless they are the same for it.
+async fn follow(
+    mut settings: watch::Receiver<Settings>,
+    same: impl Fn(&Settings, &Settings) -> bool,
+    task: impl AsyncFn(Settings),
+) {
+    loop {
+        let now = settings.borrow_and_update().clone();
+        let others = async {
+            if settings.wait_for(|new| !same(&now, new)).await.is_err() {
+                // Nobody is left who could change them.
+                std::future::pending::<()>().await;
+            }
+        };
+        let run = async {
+            task(now.clone()).await;
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = others => {}
+            () = run => {}
+        }
+    }
 }
 
 fn spec(program: &Path, args: &[std::ffi::OsString], directory: &Path, name: &str) -> Spec {
@@ -333,7 +379,8 @@ async fn watch_power(
     told: &watch::Sender<Option<HostPower>>,
     tracker: &TaskTracker,
 ) {
-    let mut judge = Judge::new(settings.limits);
+    let level = told.borrow().as_ref().map(|power| power.level);
+    let mut judge = Judge::after(level, settings.limits);
     let mut tick = tokio::time::interval(settings.poll);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut failing = false;

@@ -1,19 +1,25 @@
 //! A changed configuration, taken while everything runs: only what differs is touched.
 //!
 //! A file that cannot be used changes nothing. What is fixed from the start (where state lies, who the router is, where
-//! the dispatch API listens) keeps its old value and is named.
+//! the dispatch API listens, the tunnel) keeps its old value and is named, key by key. Everything else is taken: phones by their
+//! differences, what watches the machine and Messages by handing it its new settings.
 
 use std::sync::Arc;
 
 use protocol::PhoneId;
 use router_client::clock::wall_now;
 use serde::Serialize;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
-use crate::config::{Config, ConfigError};
+use crate::canary;
+use crate::cloudflared;
+use crate::config::{Config, ConfigError, RouterConfig};
 use crate::identity::{self, IdentityError};
+use crate::messages_app;
 use crate::network;
 use crate::pool::{Changes, Pool, Surroundings, Tuning, chain};
+use crate::power;
+use crate::program;
 
 /// Why a configuration was not taken. The old one stays.
 #[derive(Debug, thiserror::Error)]
@@ -35,8 +41,28 @@ pub(crate) struct Reloaded {
     /// What it did to the phones.
     #[serde(flatten)]
     pub(crate) phones: Changes,
-    /// Fields that have changed in the file and keep their old value until the supervisor is restarted.
+    /// Tables and keys besides the phones' that have changed and count from now on.
+    pub(crate) taken: Vec<&'static str>,
+    /// Keys that have changed in the file and keep their old value until the supervisor is restarted.
     pub(crate) needs_restart: Vec<&'static str>,
+}
+
+/// What follows the configuration while it runs, besides the phones.
+#[derive(Debug, Clone)]
+pub(crate) struct Followers {
+    pub(crate) power: watch::Sender<power::Settings>,
+    pub(crate) network: watch::Sender<network::Settings>,
+    pub(crate) messages_app: watch::Sender<messages_app::Settings>,
+    pub(crate) canaries: Arc<Mutex<canary::Pairs>>,
+}
+
+/// Tells whoever follows, unless it is what they go by already.
+fn hand<T: PartialEq>(follower: &watch::Sender<T>, new: T) {
+    follower.send_if_modified(|old| {
+        let changed = *old != new;
+        *old = new;
+        changed
+    });
 }
 
 /// Takes changed configurations, one at a time.
@@ -48,13 +74,19 @@ pub(crate) struct Reloader {
     turn: Arc<Mutex<()>>,
     pool: Pool,
     surroundings: Surroundings,
+    followers: Followers,
 }
 
 impl Reloader {
     /// Over what was started with this configuration.
-    pub(crate) fn new(running: Config, pool: Pool, surroundings: Surroundings) -> Self {
+    pub(crate) fn new(
+        running: Config,
+        pool: Pool,
+        surroundings: Surroundings,
+        followers: Followers,
+    ) -> Self {
         let (running, turn) = (Arc::new(Mutex::new(running)), Arc::default());
-        Self { running, turn, pool, surroundings }
+        Self { running, turn, pool, surroundings, followers }
     }
 
     /// What runs.
@@ -78,6 +110,7 @@ impl Reloader {
                     stopped = reloaded.phones.stopped.len(),
                     replaced = reloaded.phones.replaced.len(),
                     untouched = reloaded.phones.untouched,
+                    taken = ?reloaded.taken,
                     "the configuration was read again"
                 );
                 if !reloaded.phones.still_ending.is_empty() {
@@ -85,7 +118,7 @@ impl Reloader {
                         "still ending; what the configuration wants of them is done when they have ended");
                 }
                 if !reloaded.needs_restart.is_empty() {
-                    tracing::warn!(fields = ?reloaded.needs_restart, "changed, and kept until the next start");
+                    tracing::warn!(keys = ?reloaded.needs_restart, "changed, and kept until the next start");
                 }
                 "taken"
             }
@@ -105,6 +138,7 @@ impl Reloader {
         let _turn = self.turn.lock().await;
         let running = self.running().await;
         let (wanted, needs_restart) = keep_fixed(&running, Config::load(&running.file)?);
+        let taken = taken(&running, &wanted);
         let phones = self.make(wanted).await?;
         if !phones.still_ending.is_empty() {
             let (reloader, late) = (self.clone(), phones.still_ending.clone());
@@ -113,15 +147,24 @@ impl Reloader {
                 stopping.run_until_cancelled(reloader.finish(late)).await.unwrap_or(());
             });
         }
-        Ok(Reloaded { phones, needs_restart })
+        Ok(Reloaded { phones, taken, needs_restart })
     }
 
     /// Makes the phones what this configuration says, which runs from then on.
     async fn make(&self, wanted: Config) -> Result<Changes, IdentityError> {
         let phones = identity::identify(&wanted, wall_now())?.phones;
         let surroundings = Surroundings { tuning: tuning(&wanted), ..self.surroundings.clone() };
+        program::log_by(wanted.log.as_deref());
+        let followers = &self.followers;
+        hand(&followers.power, wanted.power.clone());
+        hand(&followers.network, wanted.network.clone());
+        hand(&followers.messages_app, wanted.messages_app.clone());
+        let pairs = wanted.canaries.clone();
         *self.running.lock().await = wanted;
-        Ok(self.pool.reload(&phones, &surroundings).await)
+        let changes = self.pool.reload(&phones, &surroundings).await;
+        // Whoever is to write must be there first.
+        followers.canaries.lock().await.take(&pairs);
+        Ok(changes)
     }
 
     /// Does what had to be put off, by the configuration that runs then: a later one has the last word.
@@ -157,36 +200,108 @@ pub(crate) fn tuning(config: &Config) -> Tuning {
     }
 }
 
+/// The names of those that differ.
+fn differing<const N: usize>(
+    fields: [(&'static str, bool); N],
+) -> impl Iterator<Item = &'static str> {
+    fields.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name)
+}
+
 /// The new configuration with the old one's values where they cannot change, and the names of those that would have.
 fn keep_fixed(running: &Config, new: Config) -> (Config, Vec<&'static str>) {
-    let router = |config: &Config| config.router.clone();
-    // Where the router's health is asked for follows from [router].
-    let network = |config: &Config| network::Settings { router: None, ..config.network.clone() };
-    let changed = [
-        ("state_dir", running.state_dir != new.state_dir),
-        ("[router]", router(running) != router(&new)),
-        ("[power]", running.power != new.power),
-        ("[[canary]]", running.canaries != new.canaries),
-        ("[messages_app]", running.messages_app != new.messages_app),
-        ("[network]", network(running) != network(&new)),
-        ("[cloudflared]", running.cloudflared != new.cloudflared),
-        ("[dispatch] listen", running.dispatch.listen != new.dispatch.listen),
-        ("[dispatch] token_file", running.dispatch.token_file != new.dispatch.token_file),
-        ("[dispatch] local_epoch", running.dispatch.local_epoch != new.dispatch.local_epoch),
-    ];
-    let names = changed.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect();
+    let mut names: Vec<_> =
+        differing([("state_dir", running.state_dir != new.state_dir)]).collect();
+    names.extend(router_keys(running.router.as_ref(), new.router.as_ref()));
+    names.extend(tunnel_keys(running.cloudflared.as_ref(), new.cloudflared.as_ref()));
+    let (old, wanted) = (&running.dispatch, &new.dispatch);
+    names.extend(differing([
+        ("[dispatch] listen", old.listen != wanted.listen),
+        ("[dispatch] token_file", old.token_file != wanted.token_file),
+        ("[dispatch] local_epoch", old.local_epoch != wanted.local_epoch),
+    ]));
+    // What proves the internet to the tunnel is read when that starts.
+    if running.cloudflared.is_some() && running.network.anchors != new.network.anchors {
+        names.push("[[network.anchors]], for [cloudflared]");
+    }
     let kept = Config {
         state_dir: running.state_dir.clone(),
-        router: router(running),
+        router: running.router.clone(),
         dispatch: running.dispatch.clone(),
-        power: running.power.clone(),
-        canaries: running.canaries.clone(),
-        messages_app: running.messages_app.clone(),
-        network: running.network.clone(),
         cloudflared: running.cloudflared.clone(),
+        // Where the router's health is asked for follows from [router].
+        network: network::Settings { router: running.network.router.clone(), ..new.network },
         ..new
     };
     (kept, names)
+}
+
+/// The link is one for life: it dials, or is dialled, as it was made.
+fn router_keys(old: Option<&RouterConfig>, new: Option<&RouterConfig>) -> Vec<&'static str> {
+    let (old, new) = match (old, new) {
+        (None, None) => return Vec::new(),
+        (Some(old), Some(new)) => (old, new),
+        (None, Some(_)) | (Some(_), None) => return vec!["[router]"],
+    };
+    let key = |router: &RouterConfig| {
+        router.dialled.as_ref().and_then(|dialled| dialled.router_key.clone())
+    };
+    let access =
+        |router: &RouterConfig| router.dialled.as_ref().and_then(|dialled| dialled.access.clone());
+    differing([
+        ("[router] url", old.url != new.url),
+        ("[router] roots, extra_ca", old.roots != new.roots),
+        ("[router] proxy", old.proxies != new.proxies),
+        ("[router] redial_max_ms", old.redial_max != new.redial_max),
+        ("[router] silence_ms", old.silence != new.silence),
+        ("[router] dial", old.dialled.is_some() != new.dialled.is_some()),
+        ("[router] router_key", key(old) != key(new)),
+        ("[router.access]", access(old) != access(new)),
+    ])
+    .collect()
+}
+
+/// A tunnel that is started anew cuts the link off for a while, which no reload does.
+fn tunnel_keys(
+    old: Option<&cloudflared::Settings>,
+    new: Option<&cloudflared::Settings>,
+) -> Vec<&'static str> {
+    let (old, new) = match (old, new) {
+        (None, None) => return Vec::new(),
+        (Some(old), Some(new)) => (old, new),
+        (None, Some(_)) | (Some(_), None) => return vec!["[cloudflared] run"],
+    };
+    differing([
+        ("[cloudflared] program", old.program != new.program),
+        ("[cloudflared] token_file", old.token_file != new.token_file),
+        ("[cloudflared] metrics_port", old.metrics_port != new.metrics_port),
+        ("[cloudflared] protocol", old.protocol != new.protocol),
+        ("[cloudflared] probe", old.probe != new.probe),
+        ("[cloudflared] poll_ms", old.poll != new.poll),
+        ("[cloudflared] probe_every_ms", old.probe_every != new.probe_every),
+        ("[cloudflared] settle_ms, unready_ms, restarts_per_hour", old.policy != new.policy),
+    ])
+    .collect()
+}
+
+/// What differs between what ran and what runs now, besides the phones.
+fn taken(old: &Config, new: &Config) -> Vec<&'static str> {
+    let beats = |config: &Config| crate::phone::Settings {
+        policy: old.settings.policy,
+        ..config.settings.clone()
+    };
+    differing([
+        ("bridge", old.bridge != new.bridge),
+        ("log", old.log != new.log),
+        ("[heartbeat]", beats(old) != beats(new)),
+        ("[restart]", old.settings.policy != new.settings.policy),
+        ("[memory]", old.memory != new.memory),
+        ("[cpu]", old.cpu != new.cpu),
+        ("[power]", old.power != new.power),
+        ("[network]", old.network != new.network),
+        ("[messages_app]", old.messages_app != new.messages_app),
+        ("[[canary]]", old.canaries != new.canaries),
+    ])
+    .collect()
 }
 
 #[cfg(test)]
@@ -226,5 +341,63 @@ mod tests {
         assert_eq!((&kept.state_dir, &kept.dispatch), (&running.state_dir, &running.dispatch));
         assert_eq!(kept.router, None);
         assert_eq!(kept.phones.first().map(|phone| phone.number.as_str()), Some("+12025550191"));
+    }
+
+    #[test]
+    fn each_key_that_waits_for_a_restart_is_named_and_everything_else_is_taken() {
+        let base =
+            "[router]\nurl = \"wss://a.example\"\n[cloudflared]\nrun = true\nprogram = \"/a\"\n";
+        // What is changed by it, what of that waits, and what is taken.
+        let table: [(&str, &[&str], &[&str]); 18] = [
+            ("", &[], &[]),
+            ("url = \"wss://b.example\"", &["[router] url"], &[]),
+            ("roots = \"/pem\"", &["[router] roots, extra_ca"], &[]),
+            ("proxy = \"none\"", &["[router] proxy"], &[]),
+            ("redial_max_ms = 9", &["[router] redial_max_ms"], &[]),
+            ("silence_ms = 3000", &["[router] silence_ms"], &[]),
+            ("dial = \"in\"", &["[router] dial"], &[]),
+            ("metrics_port = 9", &["[cloudflared] metrics_port"], &[]),
+            ("protocol = \"quic\"", &["[cloudflared] protocol"], &[]),
+            ("settle_ms = 9", &["[cloudflared] settle_ms, unready_ms, restarts_per_hour"], &[]),
+            ("log = \"debug\"", &[], &["log"]),
+            ("[heartbeat]\nmissed = 9", &[], &["[heartbeat]"]),
+            ("[restart]\nintensity = 9", &[], &["[restart]"]),
+            ("[memory]\nsoft_mib = 9", &[], &["[memory]"]),
+            ("[cpu]\nover_s = 9", &[], &["[cpu]"]),
+            ("[power]\nlow_percent = 9", &[], &["[power]"]),
+            ("[messages_app]\nprobe_every_s = 9", &[], &["[messages_app]"]),
+            (
+                "[network]\nevery_ms = 900\n[[network.anchors]]\nurl = \"http://b.example\"\nbody = \"b\"",
+                &["[[network.anchors]], for [cloudflared]"],
+                &["[network]"],
+            ),
+        ];
+        let running = config(base);
+        for (change, waits, taken_too) in table {
+            let keys = [
+                "url",
+                "roots",
+                "proxy",
+                "redial_max_ms",
+                "silence_ms",
+                "dial",
+                "metrics_port",
+                "protocol",
+                "settle_ms",
+                "log",
+            ];
+            let text = match keys.into_iter().find(|key| change.starts_with(&format!("{key} ="))) {
+                Some("log") => format!("{change}\n{base}"),
+                Some("url") => base.replace("url = \"wss://a.example\"", change),
+                None | Some("metrics_port" | "protocol" | "settle_ms") => format!("{base}{change}"),
+                Some(_) => base.replace("[cloudflared]", &format!("{change}\n[cloudflared]")),
+            };
+            let (kept, names) = keep_fixed(&running, config(&text));
+            assert_eq!(
+                (names.as_slice(), taken(&running, &kept).as_slice()),
+                (waits, taken_too),
+                "{change}"
+            );
+        }
     }
 }

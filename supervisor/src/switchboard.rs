@@ -43,7 +43,7 @@ pub(crate) struct Machine {
     /// How its tunnel is.
     pub(crate) cloudflared: watch::Receiver<Option<cloudflared::Standing>>,
     /// How the pairs stand that write to each other.
-    pub(crate) canaries: Vec<watch::Receiver<canary::Standing>>,
+    pub(crate) canaries: canary::Standings,
 }
 
 /// Forwards from the link to the phones until the link ends or `shutdown` is cancelled.

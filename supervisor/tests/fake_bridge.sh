@@ -66,6 +66,14 @@ oversized)
   beat & serve
   ;;
 closes_stdin) exec <&-; hello; echo '{"type":"ready"}'; beat & while :; do sleep 1; done ;;
+# Takes its phone's lock as a bridge does, and ends by KILL alone: what it reads and who started it is nothing to it.
+hangs)
+  trap '' TERM HUP
+  exec 9>>"$dir/bridge.lock"
+  flock -n 9 || exit 75
+  printf '{"pid":%s,"parent":%s,"started_at":"%s"}' $$ $PPID "$(date -u +%Y-%m-%dT%H:%M:%S.000Z)" >"$dir/bridge.lock"
+  hello; echo '{"type":"ready"}'; beat 9>&- &
+  while :; do sleep 1 9>&-; done ;;
 deaf) hello; echo '{"type":"ready"}'; beat & while :; do sleep 1; done ;;
 other_protocol) hello 0; beat ;;
 *) exit 78 ;;

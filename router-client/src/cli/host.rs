@@ -155,8 +155,13 @@ struct Reloaded {
     #[serde(default)]
     still_ending: Vec<PhoneId>,
     untouched: u64,
+    #[serde(default)]
+    taken: Vec<String>,
     needs_restart: Vec<String>,
 }
+
+/// Exit code of a reload after which something of the file still waits for a restart.
+const NEEDS_RESTART: u8 = 3;
 
 /// The dispatch API of the supervisor that a configuration belongs to.
 fn dispatch(global: &Global, path: &Path) -> Result<Client, Failure> {
@@ -220,10 +225,11 @@ async fn doctor(screen: &mut Screen, global: &Global, path: &Path) -> Result<(),
 async fn reload(screen: &mut Screen, global: &Global, path: &Path) -> Result<(), Failure> {
     let client = dispatch(global, path)?;
     let answer = client.call(&Request::post(Who::Operator, "/v1/reload")).await?;
+    let done: Reloaded = typed(answer.clone())?;
     if screen.is_json() {
-        return screen.json(&answer);
+        screen.json(&answer)?;
+        return waits(&done);
     }
-    let done: Reloaded = typed(answer)?;
     let rows = [
         ("started", &done.started),
         ("stopped", &done.stopped),
@@ -237,10 +243,24 @@ async fn reload(screen: &mut Screen, global: &Global, path: &Path) -> Result<(),
     if !done.still_ending.is_empty() {
         screen.line("what is still ending is done as the file says when it has ended")?;
     }
+    if !done.taken.is_empty() {
+        screen.line(&format!("changed, and counting from now on: {}", done.taken.join(", ")))?;
+    }
+    waits(&done)
+}
+
+/// What runs is what the file says, or the exit code tells that it is not.
+fn waits(done: &Reloaded) -> Result<(), Failure> {
     if done.needs_restart.is_empty() {
         return Ok(());
     }
-    screen.line(&format!("changed, and taken at the next start: {}", done.needs_restart.join(", ")))
+    Err(Failure::Unhealthy {
+        code: NEEDS_RESTART,
+        detail: format!("changed, and not taken before a restart: {}", done.needs_restart.join(", ")),
+        remedy: "everything else is taken; restart the supervisor when its phones may pause for some seconds: TERM, and \
+                 launchd or systemd starts it again"
+            .to_owned(),
+    })
 }
 
 async fn token(screen: &mut Screen, client: &Client) -> Result<(), Failure> {

@@ -288,7 +288,17 @@ fn a_reload_says_what_became_of_each_phone_and_what_has_not_ended_yet() {
         }
         Answer::Json(200, done)
     };
-    let supervisor = Router::new(vec![changes(json!([other])), changes(Value::Null)]);
+    let waits = || {
+        Answer::Json(
+            200,
+            json!({
+                "started": [], "stopped": [], "replaced": [], "untouched": 4, "taken": ["[power]"],
+                "needs_restart": ["[router] url"],
+            }),
+        )
+    };
+    let script = vec![changes(json!([other])), changes(Value::Null), waits(), waits()];
+    let supervisor = Router::new(script);
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("token"), "dispatch-token").unwrap();
     let config = dir.path().join("supervisor.toml");
@@ -308,6 +318,18 @@ fn a_reload_says_what_became_of_each_phone_and_what_has_not_ended_yet() {
     assert!(text.contains("3 phones went on") && text.contains("when it has ended"), "{text}");
     let second = reload();
     assert!(!ok(&second).contains("ending"), "{second:?}");
+    // What waits for a restart is said by the exit code, too, and what does not is said beside it.
+    for json in [false, true] {
+        let mut command = switchboard();
+        if json {
+            command.arg("--json");
+        }
+        let third = finish(command.args(["host", "reload", "--config"]).arg(&config), "");
+        assert_eq!(third.code, 3, "{third:?}");
+        assert!(third.out.contains("[power]"), "{third:?}");
+        assert!(third.err.contains("[router] url"), "{third:?}");
+        assert_eq!(third.out.contains("needs_restart"), json, "{third:?}");
+    }
     let asked = supervisor.done();
     assert_eq!(asked[0].line, "POST /v1/reload");
     assert_eq!(asked[0].header("authorization"), Some("Bearer dispatch-token"));

@@ -351,8 +351,10 @@ mod tests {
             still_ending: ids(),
             untouched: 1,
         };
-        fits("Reloaded", &Reloaded { phones, needs_restart: vec!["state_dir"] });
-        fits("Reloaded", &Reloaded { phones: Changes::default(), needs_restart: Vec::new() });
+        let (taken, needs_restart) = (vec!["[power]"], vec!["state_dir"]);
+        fits("Reloaded", &Reloaded { phones, taken, needs_restart });
+        let phones = Changes::default();
+        fits("Reloaded", &Reloaded { phones, taken: Vec::new(), needs_restart: Vec::new() });
         fits("Log", &List { data: vec![LogLine { n: 1, at: AT, line: "x".to_owned() }] });
         let errors = vec![protocol::api::FieldError {
             pointer: "/to".to_owned(),

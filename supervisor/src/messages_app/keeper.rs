@@ -386,6 +386,16 @@ impl Keeper {
         self.restarts = ages.map(|age| now.continuous.saturating_sub(ms(age))).collect();
     }
 
+    /// Goes by another policy from now on; a ladder that is being climbed is climbed to its end.
+    pub(crate) fn retune(&mut self, policy: Policy, now: Clocks) {
+        let soonest = now.awake.saturating_add(ms(policy.probe_every));
+        match &mut self.state {
+            State::Watching { at, .. } | State::Degraded { at, .. } => *at = (*at).min(soonest),
+            State::Pausing { .. } | State::Climbing(_) => {}
+        }
+        self.policy = policy;
+    }
+
     /// When it was last restarted, if it was.
     pub(crate) fn last_restart(&self) -> Option<ContinuousMs> {
         self.restarts.back().copied()

@@ -190,6 +190,11 @@ impl Chooser {
         }
     }
 
+    /// Goes by another policy from now on.
+    pub(crate) fn retune(&mut self, policy: Policy) {
+        self.policy = policy;
+    }
+
     /// Takes a round in; the change of the uplink's state, if that was one.
     pub(crate) fn saw(
         &mut self,

@@ -61,7 +61,8 @@ async fn without_a_helper_a_switch_is_advised_and_nothing_is_recorded_or_dialled
     };
     // The first is preferred and not there.
     let uplinks = vec![uplink("office", "none9"), uplink("hotspot", loopback)];
-    start(&fast(uplinks, vec![portal(answer).await]), dir.path(), around);
+    let (_settings, settings) = watch::channel(fast(uplinks, vec![portal(answer).await]));
+    start(settings, dir.path(), around);
     let mut wait = async |what: &str, chosen: &str, states: [UplinkState; 2]| {
         let right = |network: &Option<HostNetwork>| {
             network.as_ref().is_some_and(|network| {

@@ -244,6 +244,7 @@ async fn what_pmset_says_is_told_and_changes_with_it() {
     };
     let (told, mut power) = watch::channel(None);
     let closing = CancellationToken::new();
+    let (_changes, settings) = watch::channel(settings);
     start(&settings, fake.dir.path(), told, &fake.tracker, &closing);
     let mut wait = async |level| {
         let wanted = power.wait_for(|power: &Option<HostPower>| {
@@ -275,6 +276,7 @@ async fn caffeinate_is_started_again_and_ends_with_us() {
         limits: Limits::default(),
     };
     let closing = CancellationToken::new();
+    let (_changes, settings) = watch::channel(settings);
     start(&settings, fake.dir.path(), watch::channel(None).0, &fake.tracker, &closing);
     let started = || std::fs::read_to_string(fake.dir.path().join("started")).unwrap_or_default();
     let second = async {

@@ -520,6 +520,80 @@ fn a_supervisor_that_is_killed_leaves_no_bridge_and_the_next_one_adopts_none() {
     house.finish();
 }
 
+/// The real one ends itself when it hangs; whatever does not is ended by whoever needs the phone.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_hangs_and_has_lost_its_supervisor_is_ended_by_the_next_one() {
+    let mut house = House::new(&["hangs", "good"]);
+    house.wait_state(0, "ready");
+    let hung = house.pids(0)[0];
+    house.signal(Signal::SIGKILL);
+    house.wait_end();
+    // Its input ends, its output breaks, and whoever started it is gone.
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(alive(hung));
+    let began = Instant::now();
+    house.restart();
+    house.wait_state(1, "ready");
+    assert!(alive(hung), "nobody else waits for it");
+    wait_for("its end", || (!alive(hung)).then_some(()));
+    // TERM came first, and it had its time.
+    assert!(began.elapsed() >= Duration::from_secs(4), "{:?}", began.elapsed());
+    for signal in ["SIGTERM", "SIGKILL"] {
+        let counted = house.metric("switchboard_orphans_signalled_total", signal);
+        assert_eq!(counted, Some(1.0), "{signal}");
+    }
+    // Two that were refused meanwhile are as many as these settings allow before a phone is parked.
+    house.order(0, "restart");
+    house.wait_state(0, "ready");
+    let pids = house.pids(0);
+    assert!(pids.iter().filter(|pid| alive(**pid)).count() == 1, "{pids:?}");
+    println!("replaced within {:?}", began.elapsed());
+    // It hangs as the first one did, and belongs to its supervisor.
+    house.signal(Signal::SIGKILL);
+    house.wait_end();
+    for pid in house.pids(0) {
+        kill(Pid::from_raw(-pid), Signal::SIGKILL).unwrap_or_default();
+    }
+}
+
+/// Another supervisor is there and serves the phone: its bridge is nobody's orphan.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_bridge_whose_parent_lives_is_waited_for_and_not_ended() {
+    let house = House::new(&["good"]);
+    house.wait_state(0, "ready");
+    house.order(0, "stop");
+    house.wait_state(0, "stopped");
+    // As somebody who looks at it by hand would start it.
+    let config = house.folder(0).join("bridge.toml");
+    let text = std::fs::read_to_string(&config).unwrap().replace("\"good\"", "\"hangs\"");
+    let by_hand = house.dir.path().join("by-hand.toml");
+    std::fs::write(&by_hand, text).unwrap();
+    let fake = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake_bridge.sh");
+    let mut stray = Command::new(fake)
+        .args(["run", "--config"])
+        .arg(&by_hand)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let stray_pid = i32::try_from(stray.id()).unwrap();
+    wait_for("it holds the phone", || {
+        let held = std::fs::read_to_string(house.folder(0).join("bridge.lock")).ok()?;
+        held.contains(&stray_pid.to_string()).then_some(())
+    });
+    house.order(0, "start");
+    house.wait_state(0, "ready");
+    house.order(0, "restart");
+    std::thread::sleep(Duration::from_secs(6));
+    assert!(alive(stray_pid));
+    assert_eq!(house.metric("switchboard_orphans_signalled_total", ""), None);
+    stray.kill().unwrap();
+    stray.wait().unwrap();
+    house.finish();
+}
+
 #[test]
 fn a_bridge_that_is_never_ready_lives() {
     let house = House::new(&["never_ready"]);
@@ -705,6 +779,115 @@ fn a_configuration_that_cannot_be_used_changes_nothing_and_what_is_fixed_is_name
     assert_eq!(answer.body["needs_restart"], json!(["[router]"]));
     assert_eq!(house.pids(0).len(), 1);
     house.finish();
+}
+
+#[test]
+fn what_watches_the_machine_follows_the_configuration_and_no_bridge_is_touched() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let program = |name: &str, text: &str| {
+        let file = dir.path().join(name);
+        std::fs::write(&file, text).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+        file.display().to_string()
+    };
+    let pmset = program(
+        "pmset",
+        "#!/bin/sh\necho \"Now drawing from 'Battery Power'\"\n\
+         printf ' -InternalBattery-0 (id=1)\\t60%%; discharging; 4:00 remaining present: true\\n'\n",
+    );
+    let caffeinate = program(
+        "caffeinate",
+        &format!("#!/bin/sh\necho $$ >> {}/awake\nexec sleep 1000\n", dir.path().display()),
+    );
+    let mac = |low: u8| format!("[power]\npmset = {pmset:?}\npoll_ms = 50\nlow_percent = {low}\n");
+    let house = House::with(&["good", "never_ready"], &mac(30));
+    house.wait_state(0, "ready");
+    house.wait_state(1, "not_ready");
+    let before = (house.pids(0), house.pids(1));
+    let host = || house.get("/v1/host").body;
+    wait_for("the battery", || (host()["power"]["level"] == "battery").then_some(()));
+    let reload = |more: &str, taken: Value| {
+        write_config(house.dir.path(), &["good", "never_ready"], more);
+        let answer = house.post("/v1/reload", &json!({})).body;
+        assert_eq!((&answer["taken"], &answer["needs_restart"]), (&taken, &json!([])), "{answer}");
+        assert_eq!(answer["untouched"], 2, "{answer}");
+    };
+
+    // What is low is another charge now: the phones take no new work, and no bridge has noticed.
+    reload(&mac(70), json!(["[power]"]));
+    house.wait_state(0, "not_ready");
+    assert_eq!(host()["power"]["level"], "low");
+    // Awake, too, beside the same watch.
+    reload(&format!("{}caffeinate = {caffeinate:?}\n", mac(70)), json!(["[power]"]));
+    let awake = wait_for("caffeinate", || {
+        std::fs::read_to_string(dir.path().join("awake")).ok()?.trim().parse::<i32>().ok()
+    });
+    // Nothing is watched any more: nothing is low, and nobody is kept awake.
+    reload("", json!(["[power]"]));
+    house.wait_state(0, "ready");
+    assert_eq!(host()["power"], Value::Null);
+    wait_for("caffeinate's end", || (!alive(awake)).then_some(()));
+
+    // Pairs come, change their periods and go.
+    let pair = |every: u32| {
+        format!("[[canary]]\nfrom = \"+12025550190\"\nto = \"+12025550191\"\nevery_s = {every}\n")
+    };
+    reload(&pair(1), json!(["[[canary]]"]));
+    wait_for("one was due", || (host()["canaries"][0]["skipped"].as_u64()? > 0).then_some(()));
+    reload(&pair(900), json!(["[[canary]]"]));
+    assert!(host()["canaries"][0]["skipped"].as_u64().unwrap() > 0, "what was counted is kept");
+    // An uplink that is not there, asked as its settings say.
+    let network = |down: u32| {
+        format!(
+            "[network]\nevery_ms = 50\ntimeout_ms = 50\ndown_after = {down}\n[[network.anchors]]\n\
+             url = \"http://127.0.0.1:9/\"\nbody = \"x\"\n[[network.uplinks]]\nname = \"office\"\ninterface = \"none9\"\n"
+        )
+    };
+    reload(&network(1_000), json!(["[network]", "[[canary]]"]));
+    assert_eq!(host()["canaries"], json!([]));
+    let state = || host()["network"]["uplinks"][0]["state"].clone();
+    wait_for("it is watched", || (state() == "unknown").then_some(()));
+    reload(&network(2), json!(["[network]"]));
+    wait_for("it is down", || (state() == "down").then_some(()));
+    reload("[messages_app]\nprobe_every_s = 7\n", json!(["[network]", "[messages_app]"]));
+    wait_for("nothing is watched", || host()["network"].is_null().then_some(()));
+    // The same bridges all the while.
+    assert_eq!((house.pids(0), house.pids(1)), before);
+    assert!(alive(before.0[0]) && alive(before.1[0]));
+    house.finish();
+}
+
+#[test]
+fn what_is_logged_follows_the_configuration_where_the_environment_says_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |log: &str| {
+        let file = write_config(dir.path(), &["good"], "");
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, format!("log = \"{log}\"\n{text}")).unwrap();
+        file
+    };
+    let file = write("warn");
+    let log = dir.path().join("log");
+    let mut process = supervisor()
+        .args(["run", "--config"])
+        .arg(&file)
+        .env_remove("RUST_LOG")
+        .stdout(Stdio::piped())
+        .stderr(std::fs::File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
+    let mut ready = String::new();
+    BufReader::new(process.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+    let logged = || std::fs::read_to_string(&log).unwrap();
+    assert!(!logged().contains("running"), "{}", logged());
+    write("info");
+    let pid = Pid::from_raw(i32::try_from(process.id()).unwrap());
+    kill(pid, Signal::SIGHUP).unwrap();
+    wait_for("the next line", || logged().contains("read again").then_some(()));
+    kill(pid, Signal::SIGTERM).unwrap();
+    assert!(process.wait().unwrap().success());
+    assert!(logged().contains("stopped"), "{}", logged());
 }
 
 #[test]

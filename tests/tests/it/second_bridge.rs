@@ -72,14 +72,25 @@ async fn a_phone_that_a_stray_bridge_holds_waits_for_its_end() -> Result<()> {
     shelf.stop().await
 }
 
+/// On Linux alone: elsewhere the system wakes a stopped process whose parent ends, and nothing hangs.
+#[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bridge_that_hangs_and_has_lost_its_supervisor_is_ended_by_the_next_one() -> Result<()> {
+    // Whoever is stopped and left alone in its session is woken. This process inherits it, so it is not alone.
+    nix::sys::prctl::set_child_subreaper(true)?;
     let phones = vec![("+12025550191", "26")];
     let mut shelf = Shelf::start(Plan { phones, speed: 0.2, ..Plan::default() }).await?;
     let before = shelf.bridge_pids()?;
     let hung = *before.first().context("a bridge")?;
     // It does nothing any more: the end of its stdin means nothing to it, and TERM waits with the rest.
     program::freeze_pid(hung, true)?;
+    eventually("it stands still", WITHIN, || async {
+        let stat = std::fs::read_to_string(format!("/proc/{hung}/stat"))?;
+        Ok(if stat.contains(") T ") { Ok(()) } else { Err(stat) })
+    })
+    .await?;
+    // It is handed to whom nobody has seen hang yet.
+    let posted = shelf.tenant.send(&message(&recipient(1), "while it hangs")?).await?.id;
     shelf.crash_supervisor()?;
     let began = tokio::time::Instant::now();
     shelf.start_supervisor()?;
@@ -91,5 +102,9 @@ async fn a_bridge_that_hangs_and_has_lost_its_supervisor_is_ended_by_the_next_on
     .await?;
     shelf.all_ready(WITHIN).await?;
     println!("a hung orphan was replaced within {:?}", began.elapsed());
+    let log = std::fs::read_to_string(shelf.root().join("supervisor.log"))?;
+    assert!(log.contains("SIGKILL") && log.contains("whose supervisor is gone"), "{log}");
+    let books = settle(&shelf, &[posted], WITHIN).await?;
+    assert_eq!((books.sent, books.doubled.len(), books.lost.len()), (1, 0, 0), "{books:?}");
     shelf.stop().await
 }
