@@ -12,7 +12,6 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::Instant;
 
 use tokio::sync::watch;
 
@@ -147,11 +146,15 @@ impl<S: FnMut() -> io::Result<()>> Syncer<S> {
                 if disk.lost {
                     fail(jobs, &StoreError::Unsynced);
                 } else {
-                    jobs.into_iter().for_each(|job| job.answer());
+                    for job in jobs {
+                        job.answer();
+                    }
                 }
             }
         }
-        all.into_iter().for_each(|waiting| fail(waiting.jobs, &StoreError::Closed));
+        for waiting in all {
+            fail(waiting.jobs, &StoreError::Closed);
+        }
     }
 
     /// Brings to the disk what has ended, where it is not there.
@@ -161,7 +164,7 @@ impl<S: FnMut() -> io::Result<()>> Syncer<S> {
             return disk;
         }
         let ended = self.ended.load(Ordering::SeqCst);
-        let began = Instant::now();
+        let began = tokio::time::Instant::now();
         let disk = match (self.sync)() {
             Ok(()) => Disk { synced: ended, lost: false },
             Err(error) => {
@@ -225,7 +228,6 @@ mod tests {
         thread: JoinHandle<()>,
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the thread under test")]
     fn bench() -> Bench {
         let ((ask, asked), (let_it, may), (say, said)) = (channel(), channel(), channel());
         let (commits, syncer) = commits(move || {
