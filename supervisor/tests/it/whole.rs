@@ -11,6 +11,7 @@
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -576,6 +577,7 @@ fn a_bridge_whose_parent_lives_is_waited_for_and_not_ended() {
         .arg(&by_hand)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
+        .process_group(0)
         .spawn()
         .unwrap();
     let stray_pid = i32::try_from(stray.id()).unwrap();
@@ -589,7 +591,8 @@ fn a_bridge_whose_parent_lives_is_waited_for_and_not_ended() {
     std::thread::sleep(Duration::from_secs(6));
     assert!(alive(stray_pid));
     assert_eq!(house.metric("switchboard_orphans_signalled_total", ""), None);
-    stray.kill().unwrap();
+    // What it waits with ends with it.
+    kill(Pid::from_raw(-stray_pid), Signal::SIGKILL).unwrap();
     stray.wait().unwrap();
     house.finish();
 }
