@@ -130,9 +130,7 @@ async fn run(app: &AppState) {
         }
     }
     // What was claimed and not looked at did not end this router.
-    if ahead.is_some()
-        && let Err(error) = app.store.write(queue::let_go).await
-    {
+    if let Err(error) = app.store.write(queue::let_go).await {
         tracing::warn!(%error, "what was in hand at the end is taken for what may have caused it");
     }
 }
@@ -300,6 +298,11 @@ async fn decide(app: &App, claimed: Claim, next: &mut Option<Claim>) -> Result<R
     match claimed_next {
         Ok(claimed) => *next = claimed,
         Err(error) => failed = Some(error),
+    }
+    if let Some(next) = next {
+        // What was decided singly in the end may have been claimed before that.
+        let decided: BTreeSet<&MessageId> = in_hand.iter().map(|job| &job.message).collect();
+        next.jobs.retain(|job| !decided.contains(&job.message));
     }
     metrics::counter!("switchboard_dispatched_total")
         .increment(ran.dispatched.try_into().unwrap_or(0));

@@ -11,15 +11,15 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use tokio::sync::watch;
 
 use super::StoreError;
 use super::threads::Job;
 
-/// Commits and reads that wait for the disk, before those who would add to them wait as well.
-const WAITING_MAX: usize = 16;
+/// Commits that wait for the disk before the writer waits as well.
+const WAITING_MAX: u64 = 16;
 
 /// How far the disk is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub(super) struct Commits {
     /// Commits that a sync brings to the disk.
     ended: Arc<AtomicU64>,
     disk: watch::Receiver<Disk>,
-    waiting: SyncSender<Waiting>,
+    waiting: Sender<Waiting>,
 }
 
 /// The thread's side.
@@ -61,7 +61,7 @@ pub(super) struct Syncer<S> {
 pub(super) fn commits<S: FnMut() -> io::Result<()>>(sync: S) -> (Commits, Syncer<S>) {
     let (begun, ended) = <(Arc<AtomicU64>, Arc<AtomicU64>)>::default();
     let (disk, seen) = watch::channel(Disk::default());
-    let (give, waiting) = sync_channel(WAITING_MAX);
+    let (give, waiting) = channel();
     let syncer = Syncer { ended: Arc::clone(&ended), disk, waiting, sync };
     (Commits { begun, ended, disk: seen, waiting: give }, syncer)
 }
@@ -72,7 +72,12 @@ impl Commits {
         self.begun.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// It has ended, well or not; these are answered when it is on disk. Waits where the disk is far behind.
+    /// The commit is written, though it may have more to do: from here on a sync brings it to the disk.
+    pub(super) fn written(&self) {
+        self.end(Vec::new());
+    }
+
+    /// It has ended, well or not; these are answered when it is on disk, with all that was before it.
     pub(super) fn end(&self, jobs: Vec<Box<dyn Job>>) {
         let commit = self.begun.load(Ordering::SeqCst);
         self.ended.store(commit, Ordering::SeqCst);
@@ -100,6 +105,19 @@ impl Commits {
     pub(super) fn under_way(&self) -> bool {
         let Disk { synced, lost } = *self.disk.borrow();
         synced < self.ended.load(Ordering::SeqCst) && !lost
+    }
+
+    /// Waits where the disk is far behind.
+    pub(super) async fn room(&mut self) {
+        loop {
+            self.seen();
+            let Disk { synced, lost } = *self.disk.borrow();
+            let behind = self.ended.load(Ordering::SeqCst).saturating_sub(synced);
+            if lost || behind < WAITING_MAX {
+                return;
+            }
+            self.progress().await;
+        }
     }
 
     /// Waits until the disk has taken something more.
@@ -160,10 +178,11 @@ impl<S: FnMut() -> io::Result<()>> Syncer<S> {
     /// Brings to the disk what has ended, where it is not there.
     fn reach(&mut self, wanted: u64) -> Disk {
         let disk = *self.disk.borrow();
-        if disk.lost || wanted <= disk.synced {
+        let ended = self.ended.load(Ordering::SeqCst);
+        // What is wanted may not have ended, and its end asks again.
+        if disk.lost || wanted.min(ended) <= disk.synced {
             return disk;
         }
-        let ended = self.ended.load(Ordering::SeqCst);
         let began = tokio::time::Instant::now();
         let disk = match (self.sync)() {
             Ok(()) => Disk { synced: ended, lost: false },
@@ -290,15 +309,55 @@ mod tests {
         let bench = bench();
         bench.commits.begin();
         bench.commits.read(bench.job("a read"));
-        // The sync that it asks for comes too early for the commit.
-        bench.asked.recv().unwrap();
-        bench.let_it.send(Ok(())).unwrap();
+        // A sync would come too early for the commit.
         assert!(bench.is_quiet());
+        assert!(bench.asked.try_recv().is_err());
         bench.commits.end(vec![bench.job("the commit")]);
         bench.asked.recv().unwrap();
         assert!(bench.is_quiet());
         bench.let_it.send(Ok(())).unwrap();
         bench.hears(&["a read: on disk", "the commit: on disk"]);
+    }
+
+    #[test]
+    fn what_changes_nothing_waits_for_what_was_before_it_and_asks_for_no_sync() {
+        let bench = bench();
+        bench.commits.end(vec![bench.job("at rest")]);
+        bench.hears(&["at rest: on disk"]);
+        bench.commit("a change");
+        bench.commits.end(vec![bench.job("a look")]);
+        bench.asked.recv().unwrap();
+        assert!(bench.is_quiet());
+        bench.let_it.send(Ok(())).unwrap();
+        bench.hears(&["a change: on disk", "a look: on disk"]);
+        assert!(bench.asked.try_recv().is_err());
+    }
+
+    #[test]
+    fn what_is_written_and_not_over_keeps_no_read_waiting() {
+        let bench = bench();
+        bench.commits.begin();
+        bench.commits.read(bench.job("a read"));
+        assert!(bench.is_quiet());
+        bench.commits.written();
+        bench.asked.recv().unwrap();
+        bench.let_it.send(Ok(())).unwrap();
+        bench.hears(&["a read: on disk"]);
+        bench.commits.end(vec![bench.job("its writer")]);
+        bench.hears(&["its writer: on disk"]);
+    }
+
+    #[tokio::test]
+    async fn the_writer_waits_where_the_disk_is_far_behind() {
+        let mut bench = bench();
+        for _ in 0..WAITING_MAX {
+            bench.commits.room().await;
+            bench.commit("one");
+        }
+        let full = tokio::time::timeout(Duration::from_millis(50), bench.commits.room()).await;
+        assert!(full.is_err());
+        bench.let_it.send(Ok(())).unwrap();
+        bench.commits.room().await;
     }
 
     #[test]

@@ -499,6 +499,19 @@ mod tests {
     }
 
     #[test]
+    fn what_was_let_go_did_not_end_the_router() {
+        let (connection, mut turns) = (in_memory::open_loose(), Turns::default());
+        let mut tx = Tx::sqlite(&connection);
+        fill(&connection, 1, Class::Otp, 2);
+        for _ in 0..6 {
+            let jobs = claim(&mut tx, &mut turns, NOW, 8, pool().room()).unwrap().jobs;
+            assert_eq!(jobs.iter().map(|job| job.claims).collect::<Vec<_>>(), [1, 1]);
+            let_go(&mut tx).unwrap();
+            take_over(&mut tx, None).unwrap();
+        }
+    }
+
+    #[test]
     fn only_what_was_in_hand_and_is_still_due_counts_as_undecided() {
         let (connection, mut turns) = (in_memory::open_loose(), Turns::default());
         let mut tx = Tx::sqlite(&connection);

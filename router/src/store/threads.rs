@@ -189,6 +189,7 @@ impl Threads {
         let place = Place::of(path)?;
         // A step may change and sort more than memory holds, which the writer's connection keeps there.
         let mut migrated = open(path, Role::Reader)?;
+        settle_log(&migrated)?;
         migrated.pragma_update(None, "temp_store", "FILE")?;
         migrate(&mut migrated)?;
         drop(migrated);
@@ -196,15 +197,18 @@ impl Threads {
         // A log that grew behind a long reader is cut back.
         writer.pragma_update(None, "journal_size_limit", i64::from(LOG_PAGES_MAX) * 4_096)?;
         watch::start(&writer)?;
-        copy_log(&mut writer, open(path, Role::Reader)?)?;
+        let copier = open(path, Role::Reader)?;
 
         let (write, front) = mpsc::channel(WRITE_QUEUE);
         let (behind, back) = mpsc::channel(WRITE_QUEUE);
         // The log is there since the first read, and stays as long as it is open.
         let log = File::open(beside(path, "-wal"));
         let log = log.map_err(|error| cannot_open(path, error))?;
+        // What an earlier router left in it may be known to the system and not to the disk.
+        log.sync_data().map_err(|error| cannot_open(path, error))?;
         let (commits, syncer) = commits(move || log.sync_data());
         spawn("store-disk", move || syncer.run())?;
+        copy_log(&mut writer, copier, commits.clone())?;
         let waits = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()
@@ -365,6 +369,8 @@ fn open(path: &Path, role: Role) -> Result<Connection, StoreError> {
     // A commit is on disk before it is answered: that is what the API's 202 promises. The writer's are brought there by a
     // thread of its own; NORMAL syncs what must be there before something else is written, and leaves out commits.
     connection.pragma_update(None, "synchronous", role.synchronous())?;
+    // On macOS a sync that reaches the disk and not only its memory, as those of the log are.
+    connection.pragma_update(None, "checkpoint_fullfsync", true)?;
     connection.pragma_update(None, "foreign_keys", true)?;
     connection.pragma_update(None, "cache_size", role.cache())?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
@@ -392,6 +398,7 @@ struct Writer {
 impl Writer {
     fn run(mut self) {
         while let Some((lane, mut first)) = self.next.take().or_else(|| self.wait()) {
+            self.waits.block_on(self.commits.room());
             if self.commits.is_lost() {
                 first.fail(StoreError::Unsynced);
                 first.answer();
@@ -500,6 +507,7 @@ impl Writer {
     /// where one has failed after it had written.
     fn write_together(&mut self, batch: &mut Vec<Box<dyn Job>>) -> Result<bool, StoreError> {
         run(&self.connection, "BEGIN IMMEDIATE")?;
+        let began = self.connection.total_changes();
         let mut counts = Counts::default();
         let mut next = 0;
         while let Some(job) = batch.get_mut(next) {
@@ -516,13 +524,16 @@ impl Writer {
                 self.more(batch, true);
             }
         }
-        self.commit(&counts)?;
+        self.commit(&counts, began)?;
         Ok(true)
     }
 
-    fn commit(&mut self, counts: &Counts) -> Result<(), StoreError> {
+    /// Commits what has changed since there were so many changes; where nothing has, the disk is not asked.
+    fn commit(&mut self, counts: &Counts, before: u64) -> Result<(), StoreError> {
         usage::write(&mut Tx::after(&self.connection, self.losses), counts)?;
-        self.commits.begin();
+        if self.connection.total_changes() != before {
+            self.commits.begin();
+        }
         run(&self.connection, "COMMIT")
     }
 
@@ -530,6 +541,7 @@ impl Writer {
     /// nothing of the batch remains.
     fn write_apart(&mut self, batch: &mut Vec<Box<dyn Job>>, more: bool) -> Result<(), StoreError> {
         run(&self.connection, "BEGIN IMMEDIATE")?;
+        let began = self.connection.total_changes();
         let mut counts = Counts::default();
         let mut next = 0;
         while let Some(job) = batch.get_mut(next) {
@@ -552,12 +564,27 @@ impl Writer {
                 self.more(batch, false);
             }
         }
-        self.commit(&counts)
+        self.commit(&counts, began)
     }
 }
 
+/// Copies what an earlier router left in the log into the file, and begins the log anew. Where its disk had failed, the system may
+/// show what it never wrote: nothing is to be written behind that.
+fn settle_log(connection: &Connection) -> Result<(), StoreError> {
+    let busy: bool =
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+    if busy {
+        tracing::warn!("another program reads the store's file: its log is not begun anew");
+    }
+    Ok(())
+}
+
 /// Copies the log into the file from time to time, on a connection of its own.
-fn copy_log(writer: &mut Connection, copier: Connection) -> Result<(), StoreError> {
+fn copy_log(
+    writer: &mut Connection,
+    copier: Connection,
+    commits: Commits,
+) -> Result<(), StoreError> {
     let (bell, rings) = std::sync::mpsc::sync_channel::<()>(1);
     let mut copied = 0;
     writer.wal_hook(Some(move |log: &mut Wal, pages: i32| {
@@ -565,7 +592,9 @@ fn copy_log(writer: &mut Connection, copier: Connection) -> Result<(), StoreErro
             copied = 0;
         }
         if pages >= LOG_PAGES_MAX {
-            // What fails is tried again at the next commit. This one is on disk, whatever comes of it.
+            // Who has seen this commit waits for the disk, and not for the copy.
+            commits.written();
+            // What fails is tried again at the next commit. This one is in the log, whatever comes of it.
             if let Err(error) = log.checkpoint() {
                 tracing::warn!(%error, "the store's log could not be copied into its file");
             }
