@@ -165,13 +165,6 @@ pub struct Ran {
     pub full: bool,
 }
 
-impl Ran {
-    /// What was claimed and took no hand leaves it to those behind it.
-    const fn leaves_hands(&self) -> bool {
-        self.held + self.ordered + self.ended > 0
-    }
-}
-
 /// One message, decided and written down.
 #[derive(Debug)]
 enum Done {
@@ -217,26 +210,22 @@ fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Claims what is due and fits, decides it, writes it down, hands it over.
 pub async fn run_once(app: &App) -> Result<Ran, StoreError> {
-    let claimed = claim(app, &Desk::of(app)).await?;
-    decide(app, claimed, &mut None).await
+    let desk = Desk::of(app);
+    let claimed = claim(app, &desk).await?;
+    decide(app, &desk, claimed, false).await.map(|(ran, _none)| ran)
 }
 
 /// The same for what was claimed ahead. Where there is more, the next claim is made with the decisions, in the same commit:
 /// a long queue costs one wait for the disk a batch, and not two.
 async fn work(app: &App, ahead: &mut Option<Claim>) -> Result<Ran, StoreError> {
+    let desk = Desk::of(app);
     let claimed = match ahead.take() {
         Some(claimed) => claimed,
-        None => claim(app, &Desk::of(app)).await?,
+        None => claim(app, &desk).await?,
     };
-    if !claimed.more {
-        return decide(app, claimed, &mut None).await;
-    }
-    let mut next = Some(Claim::default());
-    let mut ran = decide(app, claimed, &mut next).await?;
-    let next = next.unwrap_or_default();
-    ran.full = next.full;
-    ran.more = next.more || !next.jobs.is_empty() || ran.leaves_hands();
-    *ahead = (!next.jobs.is_empty()).then_some(next);
+    let more = claimed.more;
+    let (ran, next) = decide(app, &desk, claimed, more).await?;
+    *ahead = next;
     Ok(ran)
 }
 
@@ -256,8 +245,12 @@ async fn claim(app: &App, desk: &Desk) -> Result<Claim, StoreError> {
 }
 
 /// Decides what was claimed, writes it down, hands it over, and claims what is next where that is asked for.
-async fn decide(app: &App, claimed: Claim, next: &mut Option<Claim>) -> Result<Ran, StoreError> {
-    let desk = Desk::of(app);
+async fn decide(
+    app: &App,
+    desk: &Desk,
+    claimed: Claim,
+    more: bool,
+) -> Result<(Ran, Option<Claim>), StoreError> {
     let settings = desk.settings;
     let now = app.clock.now();
     let mut ran = Ran { more: claimed.more, full: claimed.full, ..Ran::default() };
@@ -266,18 +259,13 @@ async fn decide(app: &App, claimed: Claim, next: &mut Option<Claim>) -> Result<R
     // behind them: what it takes must have been decided, or not have been claimed.
     let (suspects, jobs): (Vec<_>, Vec<_>) =
         claimed.jobs.into_iter().partition(|job| job.claims > 1);
-    let groups = jobs.chunks(TOGETHER).map(|group| decide_group(app, &desk, group.to_vec(), now));
+    let groups = jobs.chunks(TOGETHER).map(|group| decide_group(app, desk, group.to_vec(), now));
     let alone = suspects.into_iter().map(|job| decide_one(app, desk.clone(), job, now));
-    let claimed_next = async {
-        match next {
-            Some(_) => claim(app, &desk).await.map(Some),
-            None => Ok(None),
-        }
-    };
-    let (groups, alone, claimed_next) = futures_util::future::join3(
+    let next = async { if more { claim(app, desk).await.map(Some) } else { Ok(None) } };
+    let (groups, alone, next) = futures_util::future::join3(
         futures_util::future::join_all(groups),
         futures_util::future::join_all(alone),
-        claimed_next,
+        next,
     )
     .await;
     let decided = groups.into_iter().flatten().chain(alone);
@@ -294,16 +282,18 @@ async fn decide(app: &App, claimed: Claim, next: &mut Option<Claim>) -> Result<R
             Err(error) => failed = Some(error),
         }
     }
-    ran.more |= ran.full && ran.leaves_hands();
-    match claimed_next {
-        Ok(claimed) => *next = claimed,
-        Err(error) => failed = Some(error),
-    }
-    if let Some(next) = next {
+    let mut ahead = next.unwrap_or_else(|error| {
+        failed = Some(error);
+        None
+    });
+    if let Some(next) = &mut ahead {
         // What was decided singly in the end may have been claimed before that.
         let decided: BTreeSet<&MessageId> = in_hand.iter().map(|job| &job.message).collect();
         next.jobs.retain(|job| !decided.contains(&job.message));
+        (ran.more, ran.full) = (next.more || !next.jobs.is_empty(), next.full);
     }
+    // What was claimed and took no hand leaves it to those behind it.
+    ran.more |= ran.full && ran.held + ran.ordered + ran.ended > 0;
     metrics::counter!("switchboard_dispatched_total")
         .increment(ran.dispatched.try_into().unwrap_or(0));
     if ran.ended + ran.held + ran.dispatched + ran.ordered > 0 {
@@ -312,8 +302,9 @@ async fn decide(app: &App, claimed: Claim, next: &mut Option<Claim>) -> Result<R
     if ran.ordered > 0 {
         app.providers.ring();
     }
-    let Some(error) = failed else { return Ok(ran) };
-    *next = None;
+    let Some(error) = failed else {
+        return Ok((ran, ahead.filter(|next| !next.jobs.is_empty())));
+    };
     put_off(app, in_hand, now.plus_ms(ms(settings.claim_ms))).await?;
     Err(error)
 }

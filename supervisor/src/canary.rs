@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::news;
 use crate::pool::{Ask, Handle, Pool, chance};
 
 /// It must be started within this time, or it says nothing about now.
@@ -527,11 +528,7 @@ impl Pairs {
                 Some(at) => before.swap_remove(at),
                 None => self.start(settings.clone()),
             };
-            running.settings.send_if_modified(|old| {
-                let changed = old != settings;
-                old.clone_from(settings);
-                changed
-            });
+            news::tell(&running.settings, settings.clone());
             self.running.push(running);
         }
         for gone in before {
@@ -607,13 +604,7 @@ async fn keep(
         }
         let alarm = if pair.standing.alarm { 1.0 } else { 0.0 };
         metrics::gauge!("switchboard_canary_alarm", labels(&pair).to_vec()).set(alarm);
-        told.send_if_modified(|old| {
-            let changed = *old != pair.standing;
-            if changed {
-                old.clone_from(&pair.standing);
-            }
-            changed
-        });
+        news::tell(&told, pair.standing.clone());
     }
 }
 
@@ -930,13 +921,18 @@ mod tests {
         assert!(pair.is_due(0.5, S * 121), "what was due soon stays so");
     }
 
-    #[test]
-    fn whoever_could_not_listen_at_the_end_has_not_lost_it() {
-        let mut pair = pair();
+    /// Two are written, and nobody hears of them in time.
+    fn lose_two(pair: &mut Pair) {
         for n in 1..=2 {
             pair.sent(id(n), UnixMs(5), Duration::ZERO);
             assert_eq!(pair.tick(None, LOST), Some(MISS));
         }
+    }
+
+    #[test]
+    fn whoever_could_not_listen_at_the_end_has_not_lost_it() {
+        let mut pair = pair();
+        lose_two(&mut pair);
         pair.sent(id(3), UnixMs(5), Duration::ZERO);
         let away = Some(Why::NotReady);
         assert_eq!(pair.tick(away, LOST.saturating_sub(S)), None, "it may come back in time");
@@ -969,10 +965,7 @@ mod tests {
     #[test]
     fn one_that_the_bridge_does_not_start_is_skipped_and_says_nothing_of_who_hears() {
         let mut pair = pair();
-        for n in 1..=2 {
-            pair.sent(id(n), UnixMs(5), Duration::ZERO);
-            assert_eq!(pair.tick(None, LOST), Some(MISS));
-        }
+        lose_two(&mut pair);
         pair.sent(id(3), UnixMs(5), Duration::ZERO);
         assert_eq!(pair.not_started(&id(4)), None, "another message");
         let skipped = Some(News::Skipped(Why::NotStarted));

@@ -33,6 +33,7 @@ mod log_file;
 mod logs;
 mod messages_app;
 mod network;
+mod news;
 mod orphan;
 mod phone;
 mod plan;

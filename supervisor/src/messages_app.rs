@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::child::{self, Printed, RunError, Spec};
 use crate::files;
+use crate::news;
 use crate::phone::Report;
 use crate::pool::{Ask, Pool, chain, ms};
 use crate::power::Clocks;
@@ -133,13 +134,18 @@ async fn keep(mut settings: watch::Receiver<Settings>, around: Around) {
             Keeping::new(tools, now.policy, &around).run(&mut settings).await;
             tracing::info!("Messages is not kept any more");
             around.told.send_replace(None);
-            for state in MessagesAppState::ALL {
-                metrics::gauge!("switchboard_messages_app_state", "state" => state.as_str())
-                    .set(0.0);
-            }
+            show(None);
         } else if settings.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// The state it is in, for who measures; none when nobody keeps it.
+fn show(state: Option<MessagesAppState>) {
+    for known in MessagesAppState::ALL {
+        let is = if Some(known) == state { 1.0 } else { 0.0 };
+        metrics::gauge!("switchboard_messages_app_state", "state" => known.as_str()).set(is);
     }
 }
 
@@ -318,10 +324,7 @@ impl Keeping {
             Standing::Recovering => (MessagesAppState::Recovering, None),
             Standing::Degraded(stuck) => (MessagesAppState::Degraded, Some(stuck)),
         };
-        for known in MessagesAppState::ALL {
-            let is = if known == state { 1.0 } else { 0.0 };
-            metrics::gauge!("switchboard_messages_app_state", "state" => known.as_str()).set(is);
-        }
+        show(Some(state));
         let report = HostMessagesApp {
             state,
             why: stuck.map(|stuck| stuck.as_str().to_owned()),
@@ -332,13 +335,7 @@ impl Keeping {
             last_recovery_ms: self.counts.last_recovery_ms,
             restarts_last_hour: self.keeper.restarts_last_hour(now),
         };
-        self.told.send_if_modified(|old| {
-            let changed = old.as_ref() != Some(&report);
-            if changed {
-                *old = Some(report);
-            }
-            changed
-        });
+        news::tell(&self.told, Some(report));
     }
 }
 

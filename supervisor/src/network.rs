@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::helper::Helper;
+use crate::news;
 use crate::pool::chain;
 use crate::switchboard::LinkState;
 
@@ -275,13 +276,7 @@ impl Watch {
     fn forget(&self) {
         metrics::gauge!("switchboard_uplink_locked").set(0.0);
         for uplink in &self.settings.uplinks {
-            let name = &uplink.name;
-            metrics::gauge!("switchboard_uplink_chosen", "uplink" => name.clone()).set(0.0);
-            metrics::gauge!("switchboard_uplink_advised", "uplink" => name.clone()).set(0.0);
-            for state in UplinkState::ALL {
-                metrics::gauge!("switchboard_uplink_state", "uplink" => name.clone(), "state" => state.as_str())
-                    .set(0.0);
-            }
+            show(&uplink.name, None, false, false);
         }
     }
 
@@ -519,18 +514,10 @@ impl Watch {
                 router: live.router,
             })
             .collect();
-        let flag = |is: bool| if is { 1.0 } else { 0.0 };
         metrics::gauge!("switchboard_uplink_locked").set(flag(locked));
         for (at, uplink) in uplinks.iter().enumerate() {
-            let name = uplink.name.clone();
-            metrics::gauge!("switchboard_uplink_chosen", "uplink" => name.clone())
-                .set(flag(at == self.chooser.chosen()));
-            metrics::gauge!("switchboard_uplink_advised", "uplink" => name.clone())
-                .set(flag(self.advised == Some(at)));
-            for state in UplinkState::ALL {
-                metrics::gauge!("switchboard_uplink_state", "uplink" => name.clone(), "state" => state.as_str())
-                    .set(flag(state == uplink.state));
-            }
+            let (chosen, advised) = (at == self.chooser.chosen(), self.advised == Some(at));
+            show(&uplink.name, Some(uplink.state), chosen, advised);
         }
         let network = HostNetwork {
             chosen: self.name(self.chooser.chosen()),
@@ -538,14 +525,22 @@ impl Watch {
             locked,
             uplinks,
         };
-        self.around.told.send_if_modified(|old| {
-            let changed = old.as_ref() != Some(&network);
-            if changed {
-                *old = Some(network);
-            }
-            changed
-        });
+        news::tell(&self.around.told, Some(network));
     }
+}
+
+/// How an uplink stands, for who measures; without a state when nobody watches it.
+fn show(name: &str, state: Option<UplinkState>, chosen: bool, advised: bool) {
+    metrics::gauge!("switchboard_uplink_chosen", "uplink" => name.to_owned()).set(flag(chosen));
+    metrics::gauge!("switchboard_uplink_advised", "uplink" => name.to_owned()).set(flag(advised));
+    for known in UplinkState::ALL {
+        metrics::gauge!("switchboard_uplink_state", "uplink" => name.to_owned(), "state" => known.as_str())
+            .set(flag(Some(known) == state));
+    }
+}
+
+const fn flag(is: bool) -> f64 {
+    if is { 1.0 } else { 0.0 }
 }
 
 impl Live {

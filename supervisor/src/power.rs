@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::child::{self, Happened, RunError, Spec};
 use crate::logs::Ring;
+use crate::news;
 use crate::pool::chain;
 
 /// pmset answers from memory; once in five seconds costs nothing that can be measured.
@@ -316,9 +317,7 @@ pub(crate) fn start(
     let watched = async move |settings: Settings| {
         let Some(pmset) = &settings.pmset else {
             if told.send_replace(None).is_some() {
-                for level in PowerLevel::ALL {
-                    metrics::gauge!("switchboard_power_level", "level" => level.as_str()).set(0.0);
-                }
+                show(None);
             }
             return;
         };
@@ -413,13 +412,7 @@ async fn watch_power(
             tell_change(from, to, &power);
         }
         count(&power);
-        told.send_if_modified(|old| {
-            let changed = old.as_ref() != Some(&power);
-            if changed {
-                *old = Some(power);
-            }
-            changed
-        });
+        news::tell(told, Some(power));
     }
 }
 
@@ -459,11 +452,16 @@ fn tell_change(from: PowerLevel, to: PowerLevel, power: &HostPower) {
     }
 }
 
-fn count(power: &HostPower) {
-    for level in PowerLevel::ALL {
-        let is = if level == power.level { 1.0 } else { 0.0 };
-        metrics::gauge!("switchboard_power_level", "level" => level.as_str()).set(is);
+/// The level that is believed, for who measures; none when nobody looks.
+fn show(level: Option<PowerLevel>) {
+    for known in PowerLevel::ALL {
+        let is = if Some(known) == level { 1.0 } else { 0.0 };
+        metrics::gauge!("switchboard_power_level", "level" => known.as_str()).set(is);
     }
+}
+
+fn count(power: &HostPower) {
+    show(Some(power.level));
     if let Some(percent) = power.percent {
         metrics::gauge!("switchboard_power_percent").set(percent);
     }

@@ -17,6 +17,7 @@ use crate::config::{Config, ConfigError, RouterConfig};
 use crate::identity::{self, IdentityError};
 use crate::messages_app;
 use crate::network;
+use crate::news;
 use crate::pool::{Changes, Pool, Surroundings, Tuning, chain};
 use crate::power;
 use crate::program;
@@ -54,15 +55,6 @@ pub(crate) struct Followers {
     pub(crate) network: watch::Sender<network::Settings>,
     pub(crate) messages_app: watch::Sender<messages_app::Settings>,
     pub(crate) canaries: Arc<Mutex<canary::Pairs>>,
-}
-
-/// Tells whoever follows, unless it is what they go by already.
-fn hand<T: PartialEq>(follower: &watch::Sender<T>, new: T) {
-    follower.send_if_modified(|old| {
-        let changed = *old != new;
-        *old = new;
-        changed
-    });
 }
 
 /// Takes changed configurations, one at a time.
@@ -156,9 +148,9 @@ impl Reloader {
         let surroundings = Surroundings { tuning: tuning(&wanted), ..self.surroundings.clone() };
         program::log_by(wanted.log.as_deref());
         let followers = &self.followers;
-        hand(&followers.power, wanted.power.clone());
-        hand(&followers.network, wanted.network.clone());
-        hand(&followers.messages_app, wanted.messages_app.clone());
+        news::tell(&followers.power, wanted.power.clone());
+        news::tell(&followers.network, wanted.network.clone());
+        news::tell(&followers.messages_app, wanted.messages_app.clone());
         let pairs = wanted.canaries.clone();
         *self.running.lock().await = wanted;
         let changes = self.pool.reload(&phones, &surroundings).await;

@@ -109,26 +109,20 @@ impl Commits {
 
     /// Waits where the disk is far behind.
     pub(super) async fn room(&mut self) {
-        loop {
-            self.seen();
-            let Disk { synced, lost } = *self.disk.borrow();
-            let behind = self.ended.load(Ordering::SeqCst).saturating_sub(synced);
-            if lost || behind < WAITING_MAX {
-                return;
-            }
-            self.progress().await;
-        }
+        self.behind_by(WAITING_MAX - 1).await;
     }
 
-    /// Waits until the disk has taken something more.
-    pub(super) async fn progress(&mut self) {
+    /// Waits until all that has ended is on disk.
+    pub(super) async fn settled(&mut self) {
+        self.behind_by(0).await;
+    }
+
+    /// Waits until no more commits than these are not on disk, or it is clear that they never will be.
+    async fn behind_by(&mut self, most: u64) {
+        let ended = self.ended.load(Ordering::SeqCst);
+        let near = |disk: &Disk| disk.lost || ended.saturating_sub(disk.synced) <= most;
         // Without the thread nothing more comes, and whoever waits goes on.
-        let _closed = self.disk.changed().await;
-    }
-
-    /// Until then `progress` has been told.
-    pub(super) fn seen(&mut self) {
-        self.disk.mark_unchanged();
+        let _closed = self.disk.wait_for(near).await;
     }
 
     /// The disk did not take a commit.
@@ -267,6 +261,13 @@ mod tests {
             self.commits.end(vec![self.job(name)]);
         }
 
+        /// The disk syncs what it was asked for, and nobody has heard of that before.
+        fn syncs(&self) {
+            self.asked.recv().unwrap();
+            assert!(self.is_quiet());
+            self.let_it.send(Ok(())).unwrap();
+        }
+
         fn is_quiet(&self) -> bool {
             self.said.recv_timeout(Duration::from_millis(50)).is_err()
         }
@@ -294,9 +295,7 @@ mod tests {
         assert!(bench.is_quiet());
         bench.let_it.send(Ok(())).unwrap();
         bench.hears(&["first: on disk"]);
-        bench.asked.recv().unwrap();
-        assert!(bench.is_quiet());
-        bench.let_it.send(Ok(())).unwrap();
+        bench.syncs();
         bench.hears(&["second: on disk", "third: on disk", "a read: on disk"]);
         assert!(!bench.commits.under_way());
         drop((bench.commits, bench.let_it));
@@ -313,9 +312,7 @@ mod tests {
         assert!(bench.is_quiet());
         assert!(bench.asked.try_recv().is_err());
         bench.commits.end(vec![bench.job("the commit")]);
-        bench.asked.recv().unwrap();
-        assert!(bench.is_quiet());
-        bench.let_it.send(Ok(())).unwrap();
+        bench.syncs();
         bench.hears(&["a read: on disk", "the commit: on disk"]);
     }
 
@@ -326,9 +323,7 @@ mod tests {
         bench.hears(&["at rest: on disk"]);
         bench.commit("a change");
         bench.commits.end(vec![bench.job("a look")]);
-        bench.asked.recv().unwrap();
-        assert!(bench.is_quiet());
-        bench.let_it.send(Ok(())).unwrap();
+        bench.syncs();
         bench.hears(&["a change: on disk", "a look: on disk"]);
         assert!(bench.asked.try_recv().is_err());
     }

@@ -449,18 +449,15 @@ impl Writer {
     fn wait_for_disk(&mut self) -> Option<(Lane, Box<dyn Job>)> {
         let (front, back, commits) = (&mut self.front, &mut self.back, &mut self.commits);
         let until = self.until;
+        if !commits.under_way() {
+            return None;
+        }
         self.waits.block_on(async {
-            loop {
-                commits.seen();
-                if !commits.under_way() {
-                    return None;
-                }
-                tokio::select! {
-                    biased;
-                    next = either(front, back) => return next,
-                    () = commits.progress() => {}
-                    () = tokio::time::sleep_until(until) => return None,
-                }
+            tokio::select! {
+                biased;
+                next = either(front, back) => next,
+                () = commits.settled() => None,
+                () = tokio::time::sleep_until(until) => None,
             }
         })
     }
