@@ -36,15 +36,16 @@ mod webhook_endpoints;
 use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::extract::{FromRequestParts, Path, Request};
+use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use protocol::Reason;
 use protocol::api::PROBLEM_JSON;
 use protocol::limits::PAGE_ROWS_MAX;
+use tower_http::set_header::SetResponseHeaderLayer;
 use utoipa::OpenApi as _;
 use utoipa::openapi::path::{ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{Object, OneOfBuilder, Schema, SchemaType, Type};
@@ -55,7 +56,7 @@ use utoipa::openapi::{
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-pub(crate) use self::body::{JsonBody, OptionalJsonBody, read_away};
+pub(crate) use self::body::{JsonBody, OptionalJsonBody, ReadAwayLayer};
 use crate::auth;
 use crate::error::{ApiError, Code};
 use crate::server::AppState;
@@ -363,18 +364,14 @@ fn documented(app: Option<&AppState>) -> Documented {
     } else {
         operator = operator.merge(tenants);
     }
+    // Answers hold messages and secrets: no cache on the way may keep them.
+    let no_store = HeaderValue::from_static("no-store");
+    let no_store = SetResponseHeaderLayer::overriding(header::CACHE_CONTROL, no_store);
     Documented {
-        ordinary: open.merge(tenant).merge(operator).layer(from_fn(no_store)),
-        long: long.layer(from_fn(no_store)),
-        streamed: streamed.layer(from_fn(no_store)),
+        ordinary: open.merge(tenant).merge(operator).layer(no_store.clone()),
+        long: long.layer(no_store.clone()),
+        streamed: streamed.layer(no_store),
     }
-}
-
-/// Answers hold messages and secrets: no cache on the way may keep them.
-async fn no_store(request: Request, next: axum::middleware::Next) -> Response {
-    let mut response = next.run(request).await;
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
 }
 
 #[derive(utoipa::OpenApi)]

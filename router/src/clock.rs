@@ -1,5 +1,6 @@
 //! Time and chance: the two things a decision takes as arguments, and the one place they come from.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -60,14 +61,71 @@ fn system_now() -> UnixMs {
 ///
 /// When the operating system refuses to give randomness. There is no safe way on from that.
 pub fn random<const N: usize>() -> [u8; N] {
-    let mut bytes = [0_u8; N];
-    aws_lc_rs::rand::fill(&mut bytes).expect("the operating system gives randomness");
-    bytes
+    thread_local! {
+        static DRAWN: RefCell<Drawn> = const { RefCell::new(Drawn { bytes: [0; DRAWN_BYTES], left: 0 }) };
+    }
+    DRAWN.with_borrow_mut(Drawn::take)
+}
+
+/// Bytes that are drawn at once: a draw costs the same whether it is of ten bytes or of these, and a message's ids take
+/// several.
+const DRAWN_BYTES: usize = 1_024;
+
+/// Random bytes of which each is given out once; what was given out is not kept.
+struct Drawn {
+    bytes: [u8; DRAWN_BYTES],
+    /// How many at the front are still to be given out.
+    left: usize,
+}
+
+impl Drawn {
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        let mut taken = [0_u8; N];
+        if self.left < N {
+            self.left = 0;
+            fill(&mut self.bytes);
+            self.left = DRAWN_BYTES;
+        }
+        let rest = self.left.checked_sub(N);
+        match rest.and_then(|rest| self.bytes.get_mut(rest..self.left)) {
+            Some(bytes) => {
+                taken.copy_from_slice(bytes);
+                bytes.fill(0);
+                self.left -= N;
+            }
+            // More than is ever drawn at once.
+            None => fill(&mut taken),
+        }
+        taken
+    }
+}
+
+fn fill(bytes: &mut [u8]) {
+    aws_lc_rs::rand::fill(bytes).expect("the operating system gives randomness");
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_random_bytes_are_given_out_twice() {
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..1_000 {
+            assert!(seen.insert(random::<10>().to_vec()));
+            assert!(seen.insert(random::<32>().to_vec()));
+        }
+        assert!(seen.insert(random::<2_000>().to_vec()));
+        assert!(seen.iter().all(|bytes| bytes.iter().any(|byte| *byte != 0)));
+    }
+
+    #[test]
+    fn what_was_given_out_is_not_kept() {
+        let mut drawn = Drawn { bytes: [0; DRAWN_BYTES], left: 0 };
+        let taken: [u8; 32] = drawn.take();
+        assert_eq!(drawn.left, DRAWN_BYTES - 32);
+        assert!(!drawn.bytes.windows(32).any(|bytes| bytes == taken));
+    }
 
     #[test]
     fn a_manual_clock_moves_only_when_told() {

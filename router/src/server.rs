@@ -181,14 +181,14 @@ fn own_key(file: &Path) -> Result<HostKey, StoreError> {
 pub fn router(app: &AppState) -> Router {
     let api::Routes { ordinary, long, streamed } = api::routes(app);
     // By the announced length where there is one: before a byte of the body is read, or asked for by 100 Continue.
-    let limited = |routes: Router<AppState>, bytes| {
-        routes.layer(DefaultBodyLimit::disable()).layer(RequestBodyLimitLayer::new(bytes))
-    };
+    // What stands around all routes is put around them at once: each layer by itself costs every request a box.
+    let limited = |bytes| (RequestBodyLimitLayer::new(bytes), DefaultBodyLimit::disable());
     let body_bytes = app.config.limits.body_bytes;
-    limited(ordinary.merge(link::routes()), body_bytes)
-        .layer(from_fn_with_state(AppState::clone(app), api::read_away))
-        .merge(limited(long, body_bytes.max(api::LONG_BODY_BYTES)))
-        .merge(limited(streamed, api::STREAMED_BODY_BYTES))
+    ordinary
+        .merge(link::routes())
+        .layer((api::ReadAwayLayer(body_bytes), limited(body_bytes)))
+        .merge(long.layer(limited(body_bytes.max(api::LONG_BODY_BYTES))))
+        .merge(streamed.layer(limited(api::STREAMED_BODY_BYTES)))
         .layer(from_fn_with_state(AppState::clone(app), error::answer))
         .with_state(AppState::clone(app))
 }

@@ -21,8 +21,9 @@ use crate::Figure;
 use crate::kannel::Kannel;
 use crate::percentile::{p50_p99, per_second};
 use crate::posts::{self, Ask, CONNECTIONS, Key, Post};
-use crate::relay::{Rounds, ask, id};
+use crate::relay::{Rounds, ask, id, sender};
 use crate::standin::Standins;
+use crate::wire::{self, Hook};
 
 /// What an accepted message writes: itself, its event, its job. The order suits what refers to what.
 const TABLES: [&str; 3] = ["messages", "message_events", "jobs"];
@@ -31,6 +32,8 @@ const TABLES: [&str; 3] = ["messages", "message_events", "jobs"];
 struct Full {
     shelf: Shelf,
     phones: Standins,
+    /// Whose messages are accepted: somebody who is told of what was sent, which none of them is.
+    key: String,
 }
 
 impl Full {
@@ -39,8 +42,10 @@ impl Full {
         let phones = Standins::start(&shelf.url(), &shelf.operator, 1, PHONES).await?;
         phones.answer(false);
         let wanted = PHONES * Plan::default().in_flight;
+        let hook = Hook::start(&TaskTracker::new(), |_, body| wire::message_id(body)).await?;
+        let key = sender(&shelf, &hook).await?;
         let range = (FILLING, FILLING + 2 * wanted);
-        posts::run(shelf.addr(), range, ask(shelf.key.clone()), id).await.context("filling")?;
+        posts::run(shelf.addr(), range, ask(key.clone()), id).await.context("filling")?;
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY;
         let store = Connection::open_with_flags(shelf.root().join("router.db"), flags);
         let store = store.context("store")?;
@@ -50,7 +55,7 @@ impl Full {
             Ok(if given >= wanted { Ok(()) } else { Err(format!("{given} of {wanted}")) })
         })
         .await?;
-        Ok(Self { shelf, phones })
+        Ok(Self { shelf, phones, key })
     }
 
     async fn stop(self) -> Result<()> {
@@ -67,7 +72,7 @@ const FULL_WITHIN: Duration = Duration::from_secs(20);
 
 pub(crate) async fn measure(messages: u32) -> Result<Vec<Figure>> {
     let full = Full::start().await?;
-    let key = full.shelf.key.clone();
+    let key = full.key.clone();
     let (accept, mut latencies) = load(full.shelf.addr(), (ask(key), id), messages).await?;
     let store = full.shelf.root().join("router.db");
     let group = tokio::task::spawn_blocking(move || group_commit(&store))
@@ -115,7 +120,7 @@ async fn beside_kannel(messages: u32) -> Result<Figure> {
     for round in 0..3 {
         let range = (round * messages, (round + 1) * messages);
         let key: Key = id;
-        let ask = ask(full.shelf.key.clone());
+        let ask = ask(full.key.clone());
         let taken = posts::over(BESIDE, full.shelf.addr(), range, ask, key).await?;
         let (rate, latencies) = rated(taken);
         ours.add(rate, latencies);

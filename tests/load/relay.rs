@@ -104,12 +104,9 @@ pub(crate) fn id(_n: u32, answer: &[u8]) -> Option<String> {
     wire::message_id(answer)
 }
 
-pub(crate) async fn measure(messages: u32) -> Result<Vec<Figure>> {
-    let tasks = TaskTracker::new();
-    let hook = Hook::start(&tasks, |_, body| wire::message_id(body)).await?;
-    let plan = Plan { phones: vec![], webhooks: "per_endpoint = 64", ..Plan::default() };
-    let shelf = Shelf::start(plan).await?;
-    let tenant = shelf.operator.create_tenant("Relay", "Relay").await?;
+/// The key of a tenant that is told of what was sent, and of nothing else: as Kannel's sender is.
+pub(crate) async fn sender(shelf: &Shelf, hook: &Hook) -> Result<String> {
+    let tenant = shelf.operator.create_tenant("Sender", "Sender").await?;
     let secret = shelf.operator.create_key(&tenant.id).await?.secret;
     let body = CreateWebhookEndpoint {
         url: format!("http://{}/", hook.addr),
@@ -120,6 +117,15 @@ pub(crate) async fn measure(messages: u32) -> Result<Vec<Figure>> {
     let api = shelf.operator.with_token(&secret);
     let _endpoint: CreatedWebhookEndpoint =
         api.call(Method::POST, "/v1/webhook_endpoints", Some(body), None).await??;
+    Ok(secret)
+}
+
+pub(crate) async fn measure(messages: u32) -> Result<Vec<Figure>> {
+    let tasks = TaskTracker::new();
+    let hook = Hook::start(&tasks, |_, body| wire::message_id(body)).await?;
+    let plan = Plan { phones: vec![], webhooks: "per_endpoint = 64", ..Plan::default() };
+    let shelf = Shelf::start(plan).await?;
+    let secret = sender(&shelf, &hook).await?;
     let phones = Standins::start(&shelf.url(), &shelf.operator, HOSTS, PHONES).await?;
     let kannel = Kannel::start(None).await?;
 

@@ -1,16 +1,18 @@
 //! Request bodies: JSON, announced as such, whole in time, and saying everything once.
 
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::extract::{FromRequest, Request, State};
+use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::middleware::Next;
-use axum::response::{IntoResponse as _, Response};
-use futures_util::StreamExt as _;
+use axum::response::{IntoResponse, Response};
+use futures_util::future::{BoxFuture, Either, MapOk};
+use futures_util::{StreamExt as _, TryFutureExt as _};
 use protocol::api::FieldError;
 use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
+use tower::{Layer, Service};
 
 use super::fields::escaped;
 use crate::error::{ApiError, Code};
@@ -59,27 +61,60 @@ const READ_AWAY_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// How long that may take.
 const READ_AWAY_WITHIN: Duration = Duration::from_secs(2);
 
-/// Reads a body that is too long and drops it, so that its sender can read the refusal: most clients send all of a body
-/// before they look for an answer, and a connection that is closed meanwhile tells them nothing. Not where the sender
-/// waits to be asked for the body, and not without end.
-pub(crate) async fn read_away(
-    State(app): State<AppState>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let limit = u64::try_from(app.config.limits.body_bytes).unwrap_or(u64::MAX);
-    let headers = request.headers();
-    let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
-    let length = length.and_then(|length| length.parse::<u64>().ok()).unwrap_or(0);
-    let long = length > limit && length <= READ_AWAY_BYTES_MAX;
-    if !long || headers.contains_key(header::EXPECT) {
-        return next.run(request).await;
+/// Reads a body that is longer than so many bytes and drops it, so that its sender can read the refusal: most clients send all
+/// of a body before they look for an answer, and a connection that is closed meanwhile tells them nothing. Not where the
+/// sender waits to be asked for the body, and not without end.
+///
+/// It stands before every request, so that it is a service and not a function: those are put into a box for each.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ReadAwayLayer(pub(crate) usize);
+
+impl<S> Layer<S> for ReadAwayLayer {
+    type Service = ReadAway<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        ReadAway { inner, limit: u64::try_from(self.0).unwrap_or(u64::MAX) }
     }
-    let mut body = request.into_body().into_data_stream();
-    let away = async { while let Some(Ok(_dropped)) = body.next().await {} };
-    // Whether it came to its end or not, the answer is the same.
-    drop(tokio::time::timeout(READ_AWAY_WITHIN, away).await);
-    ApiError::new(Code::BodyTooLarge).into_response()
+}
+
+/// What [`ReadAwayLayer`] puts around a service.
+#[derive(Debug, Clone)]
+pub(crate) struct ReadAway<S> {
+    inner: S,
+    limit: u64,
+}
+
+impl<S> Service<Request> for ReadAway<S>
+where
+    S: Service<Request, Response: IntoResponse>,
+{
+    type Response = Response;
+    type Error = S::Error;
+    type Future = Either<
+        MapOk<S::Future, fn(S::Response) -> Response>,
+        BoxFuture<'static, Result<Response, S::Error>>,
+    >;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let headers = request.headers();
+        let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+        let length = length.and_then(|length| length.parse::<u64>().ok()).unwrap_or(0);
+        let long = length > self.limit && length <= READ_AWAY_BYTES_MAX;
+        if !long || headers.contains_key(header::EXPECT) {
+            return Either::Left(self.inner.call(request).map_ok(IntoResponse::into_response));
+        }
+        Either::Right(Box::pin(async {
+            let mut body = request.into_body().into_data_stream();
+            let away = async { while let Some(Ok(_dropped)) = body.next().await {} };
+            // Whether it came to its end or not, the answer is the same.
+            drop(tokio::time::timeout(READ_AWAY_WITHIN, away).await);
+            Ok(ApiError::new(Code::BodyTooLarge).into_response())
+        }))
+    }
 }
 
 fn not_json() -> ApiError {

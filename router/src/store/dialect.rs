@@ -1,4 +1,8 @@
 //! The few places where the engines spell the same statement differently.
+//!
+//! `OR FAIL` stands in statements that run for every message and set off triggers or write several rows. Without it SQLite copies
+//! each page that such a statement changes, to be able to take back that statement alone; whoever gets an error here takes
+//! back more than that, the rows of the whole closure.
 
 use std::borrow::Cow;
 
@@ -16,7 +20,7 @@ impl Dialect {
     pub fn translate(self, sql: &str) -> Cow<'_, str> {
         match self {
             Self::Sqlite => Cow::Borrowed(sql),
-            Self::Postgres => Cow::Owned(dollar_parameters(sql)),
+            Self::Postgres => Cow::Owned(dollar_parameters(sql).replacen(" OR FAIL ", " ", 1)),
         }
     }
 }
@@ -54,6 +58,10 @@ mod tests {
         assert_eq!(
             Dialect::Postgres.translate("UPDATE t SET a = ?1, q = 'why?', \"c?\" = ?12"),
             "UPDATE t SET a = $1, q = 'why?', \"c?\" = $12"
+        );
+        assert_eq!(
+            Dialect::Postgres.translate("INSERT OR FAIL INTO t (a) VALUES (?1)"),
+            "INSERT INTO t (a) VALUES ($1)"
         );
     }
 }

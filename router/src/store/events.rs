@@ -106,7 +106,7 @@ fn insert_sql(steps: usize) -> String {
     };
     let rows: Vec<String> = (0..steps).map(row).collect();
     format!(
-        "INSERT INTO message_events
+        "INSERT OR FAIL INTO message_events
              (id, message_id, tenant_id, sequence, type, at, phone_id, attempt, channel, reason, detail)
          VALUES {}",
         rows.join(", ")

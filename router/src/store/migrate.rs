@@ -174,6 +174,7 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "held_of",
         sql: include_str!("../../migrations/0045_held_of.sql"),
     },
+    Migration { version: 46, name: "open", sql: include_str!("../../migrations/0046_open.sql") },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.
