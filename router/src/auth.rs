@@ -144,7 +144,7 @@ pub(crate) struct FreshKey {
 impl FreshKey {
     pub(crate) fn new(test: bool) -> Self {
         let kind = if test { TEST } else { LIVE };
-        let secret = format!("{kind}{}", BASE32_DNSSEC.encode(&clock::random::<32>()));
+        let secret = format!("{kind}{}", BASE32_DNSSEC.encode(&clock::secret::<32>()));
         let prefix = prefix_of(&secret).unwrap_or(kind).to_owned();
         let hash = sha256(secret.as_bytes());
         Self { secret, prefix, hash }

@@ -55,7 +55,18 @@ fn system_now() -> UnixMs {
     UnixMs(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// `N` bytes nobody can foresee: ids, keys, secrets, jitter.
+/// `N` bytes nobody can foresee, that were drawn when they are asked for and lay nowhere before: keys and secrets.
+///
+/// # Panics
+///
+/// As [`random`].
+pub fn secret<const N: usize>() -> [u8; N] {
+    let mut bytes = [0_u8; N];
+    fill(&mut bytes);
+    bytes
+}
+
+/// `N` bytes nobody can foresee: ids, jitter.
 ///
 /// # Panics
 ///

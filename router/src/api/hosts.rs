@@ -54,7 +54,7 @@ pub(super) async fn create_token(
         Post::new("operator".to_owned(), "POST /v1/admin/enrolment_tokens", &headers, &body)?;
     let life_s = life_of(body);
     let now = app.clock.now();
-    let token = format!("{TOKEN_PREFIX}{}", BASE32_DNSSEC.encode(&clock::random::<32>()));
+    let token = format!("{TOKEN_PREFIX}{}", BASE32_DNSSEC.encode(&clock::secret::<32>()));
     let hash = sha256(token.as_bytes());
     idempotency::post(&app, post, life_s, move |tx, life_s| {
         let expires_at = now.plus_ms(i64::from(life_s) * 1_000);

@@ -70,7 +70,7 @@ pub(super) async fn create(
 
 /// 24 bytes, the shortest that Standard Webhooks recommends.
 fn fresh_secret() -> String {
-    format!("whsec_{}", BASE64.encode(&clock::random::<24>()))
+    format!("whsec_{}", BASE64.encode(&clock::secret::<24>()))
 }
 
 fn checked(

@@ -156,7 +156,7 @@ fn told(ended: &Ended) -> String {
 async fn open(app: &AppState, dial: &Dial, road: &Road) -> Result<Opened, Failed> {
     let host = dial.host.clone();
     let key = app.store.read(move |tx| public_key(tx, &host)).await?.ok_or(Failed::Unknown)?;
-    let nonce = BASE64URL_NOPAD.encode(&clock::random::<NONCE_BYTES>());
+    let nonce = BASE64URL_NOPAD.encode(&clock::secret::<NONCE_BYTES>());
     let now_s = app.clock.now().0.div_euclid(1_000);
     let signed = Asker::Router.sign(&app.key, &dial.host, now_s, nonce.clone());
     let secret = |value: &str| road::secret(value).map_err(Failed::Way);

@@ -1,8 +1,8 @@
 //! The few places where the engines spell the same statement differently.
 //!
-//! `OR FAIL` stands in statements that run for every message and set off triggers or write several rows. Without it SQLite copies
-//! each page that such a statement changes, to be able to take back that statement alone; whoever gets an error here takes
-//! back more than that, the rows of the whole closure.
+//! `OR FAIL` stands in a statement that runs for every message, writes several rows and sets off nothing. Without it SQLite copies
+//! each page that the statement changes, to be able to take back that statement alone; whoever gets an error here takes back
+//! more than that, the rows of the whole closure. Where there are triggers that call a function it copies them all the same.
 
 use std::borrow::Cow;
 

@@ -423,7 +423,7 @@ fn contacted(
     now: UnixMs,
 ) -> Result<bool, StoreError> {
     let new = tx.execute(
-        "INSERT OR FAIL INTO phone_contacts (recipient, phone_id, since, counted, attempts, heard)
+        "INSERT INTO phone_contacts (recipient, phone_id, since, counted, attempts, heard)
          VALUES (?1, ?2, ?3, 1, 1, 0)
          ON CONFLICT (recipient, phone_id) DO NOTHING",
         params![recipient, phone, now],
@@ -628,7 +628,7 @@ pub fn dispatched(
     now: UnixMs,
 ) -> Result<bool, StoreError> {
     tx.execute(
-        "INSERT OR FAIL INTO attempts
+        "INSERT INTO attempts
              (message_id, attempt, tenant_id, phone_id, epoch, state, route, offered_at, start_before, journal,
               first_offered_at)
          VALUES (?1, ?2, ?3, ?4, ?5, 'offered', ?6, ?7, ?8, ?9, ?7)",
@@ -645,7 +645,7 @@ pub fn dispatched(
         ],
     )?;
     tx.execute(
-        "UPDATE OR FAIL phones SET messages_today = CASE WHEN day = ?2 THEN messages_today + 1 ELSE 1 END, day = ?2,
+        "UPDATE phones SET messages_today = CASE WHEN day = ?2 THEN messages_today + 1 ELSE 1 END, day = ?2,
              last_used_at = ?3 WHERE id = ?1",
         params![new.phone, now.0.div_euclid(DAY_MS), now],
     )?;
@@ -1071,7 +1071,7 @@ pub fn set_attempt_state(
     now: UnixMs,
 ) -> Result<(), StoreError> {
     tx.execute(
-        "UPDATE OR FAIL attempts SET state = ?3, answered_at = COALESCE(answered_at, ?4)
+        "UPDATE attempts SET state = ?3, answered_at = COALESCE(answered_at, ?4)
          WHERE message_id = ?1 AND attempt = ?2 AND state <> 'done'",
         params![message, attempt, state, now],
     )?;
@@ -1090,7 +1090,7 @@ pub fn failures(tx: &mut Tx<'_>, tenant: &TenantId, id: &MessageId) -> Result<u3
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{contacts, doubts, in_memory, inbound, rules, webhook_jobs};
+    use crate::store::{contacts, doubts, in_memory, inbound, providers, rules, webhook_jobs};
 
     /// What stands in the store grows; what a message costs must not.
     #[test]
@@ -1098,7 +1098,7 @@ mod tests {
         let offers = offer_again_sql();
         let (one, all) = (recalls_sql(true), recalls_sql(false));
         let (lost, open) = (lost_sql(), open_attempts_sql());
-        let of_others = of_other_journals_sql();
+        let (of_others, ordered) = (of_other_journals_sql(), providers::offered_sql());
         let connection = in_memory::open();
         for (sql, index) in [
             (OVERDUE, "messages_expiring (expires_at<?)"),
@@ -1118,6 +1118,8 @@ mod tests {
             (doubts::LIST, "messages_unknown (updated_at>?)"),
             (doubts::TWINS, "messages_by_recipient (tenant_id=? AND recipient=?)"),
             (IN_FLIGHT, "attempts_open (phone_id=?)"),
+            (providers::WAITING, "attempts_open (phone_id=? AND state=?)"),
+            (ordered.as_str(), "attempts_open (phone_id=? AND state=?)"),
             (
                 inbound::ON_THE_WAY,
                 "messages_by_recipient (tenant_id=? AND recipient=? AND on_the_way=?)",
@@ -1142,7 +1144,7 @@ mod tests {
             assert!(plan.contains(index), "{sql}: {plan}");
             for scan in plan.split("; ").filter(|step| step.starts_with("SCAN")) {
                 // Indexes of what is open alone, and the recursion's own rows, may be read from end to end.
-                let small = ["attempts_open", "waiting", "CONSTANT ROW", "newest"];
+                let small = ["attempts_open", "waiting", "CONSTANT ROW", "newest", "counted"];
                 assert!(small.iter().any(|name| scan.contains(name)), "{sql}: {plan}");
             }
         }

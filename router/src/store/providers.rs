@@ -289,8 +289,9 @@ pub fn waiting(tx: &mut Tx<'_>, phone: &PhoneId, limit: usize) -> Result<usize, 
     })
 }
 
-const WAITING: &str = "SELECT count(*) FROM (SELECT 1 FROM attempts
-     WHERE phone_id = ?1 AND state = 'offered' LIMIT ?2) AS counted";
+// The condition of the index, word for word, and then what is asked.
+pub(super) const WAITING: &str = "SELECT count(*) FROM (SELECT 1 FROM attempts
+     WHERE phone_id = ?1 AND state <> 'done' AND state = 'offered' LIMIT ?2) AS counted";
 
 /// The phones and providers' numbers that a message has been tried on.
 pub fn tried(
@@ -384,12 +385,12 @@ fn read_ordered(row: &Row<'_>) -> Result<Ordered, StoreError> {
 
 /// What waits for a provider to be asked, the oldest first.
 pub fn offered(tx: &mut Tx<'_>, phone: &PhoneId, limit: usize) -> Result<Vec<Ordered>, StoreError> {
-    tx.query(
-        &format!(
-            "{ORDERED} WHERE a.phone_id = ?1 AND a.state = 'offered' ORDER BY a.offered_at LIMIT ?2"
-        ),
-        params![phone, limit],
-        read_ordered,
+    tx.query(&offered_sql(), params![phone, limit], read_ordered)
+}
+
+pub(super) fn offered_sql() -> String {
+    format!(
+        "{ORDERED} WHERE a.phone_id = ?1 AND a.state <> 'done' AND a.state = 'offered' ORDER BY a.offered_at LIMIT ?2"
     )
 }
 
