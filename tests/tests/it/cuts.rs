@@ -2,13 +2,18 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use e2e::eventually;
 use e2e::flow::{Flow, settle};
 use e2e::shelf::{Plan, Shelf};
 
 const MESSAGES: u64 = 500;
 const CUTS: u64 = 200;
+
+/// What goes over the wire is what wears it out: where the messages came through before it was cut often enough, as many
+/// follow.
+const FLOWS_MAX: u64 = 4;
+const CUT_WITHIN: Duration = Duration::from_secs(75);
 
 /// A connection lives for a random share of so many bytes, both ways together: a handshake and a
 /// hello need about 2 KiB, a message's frames as much again. Many die before they are welcome.
@@ -23,13 +28,20 @@ async fn a_wire_cut_200_times_loses_and_doubles_nothing() -> Result<()> {
     proxy.cut_after(LIFE_BYTES_MAX);
     proxy.cut_now();
     let every = Duration::from_millis(40);
-    let flow = Flow::start(&shelf.tasks, shelf.tenant.clone(), "c", every, MESSAGES);
-    eventually("the wire is cut often enough", Duration::from_mins(4), || async {
-        let cuts = proxy.cuts();
-        Ok(if cuts >= CUTS { Ok(()) } else { Err(format!("{cuts} cuts")) })
-    })
-    .await?;
-    let accepted = flow.done().await?;
+    let mut accepted = Vec::new();
+    for flow in 1..=FLOWS_MAX {
+        let flow = format!("c{flow}");
+        let flow = Flow::start(&shelf.tasks, shelf.tenant.clone(), &flow, every, MESSAGES);
+        accepted.extend(flow.done().await?);
+        let enough = eventually("the wire is cut often enough", CUT_WITHIN, || async {
+            let cuts = proxy.cuts();
+            Ok(if cuts >= CUTS { Ok(()) } else { Err(format!("{cuts} cuts")) })
+        });
+        if enough.await.is_ok() {
+            break;
+        }
+    }
+    ensure!(proxy.cuts() >= CUTS, "{} cuts", proxy.cuts());
     proxy.cut_after(0);
     shelf.all_ready(Duration::from_mins(1)).await?;
     let books = settle(&shelf, &accepted, Duration::from_secs(90)).await?;
@@ -43,7 +55,8 @@ async fn a_wire_cut_200_times_loses_and_doubles_nothing() -> Result<()> {
         books.doubled.len(),
         books.lost.len()
     );
-    assert_eq!(u64::try_from(books.accepted)?, MESSAGES);
+    assert_eq!(books.accepted, accepted.len());
+    assert!(u64::try_from(books.accepted)? >= MESSAGES);
     assert_eq!(books.doubled, Vec::<String>::new(), "sent twice");
     assert_eq!(books.lost, Vec::<String>::new(), "lost");
     assert_eq!(books.phantom, Vec::<String>::new(), "shown as sent, never asked for");
