@@ -91,23 +91,21 @@ struct Drawn {
 
 impl Drawn {
     fn take<const N: usize>(&mut self) -> [u8; N] {
-        let mut taken = [0_u8; N];
         if self.left < N {
+            // Nothing of it counts until all of it is there.
             self.left = 0;
             fill(&mut self.bytes);
             self.left = DRAWN_BYTES;
         }
-        let rest = self.left.checked_sub(N);
-        match rest.and_then(|rest| self.bytes.get_mut(rest..self.left)) {
-            Some(bytes) => {
-                taken.copy_from_slice(bytes);
-                bytes.fill(0);
+        let stock = self.bytes.get_mut(..self.left);
+        match stock.and_then(<[u8]>::split_last_chunk_mut) {
+            Some((_, last)) => {
                 self.left -= N;
+                std::mem::replace(last, [0; N])
             }
             // More than is ever drawn at once.
-            None => fill(&mut taken),
+            None => secret(),
         }
-        taken
     }
 }
 

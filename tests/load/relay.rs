@@ -7,8 +7,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::shelf::{Plan, Shelf};
-use protocol::api::{CreateWebhookEndpoint, CreatedWebhookEndpoint};
-use reqwest::Method;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -108,15 +106,8 @@ pub(crate) fn id(_n: u32, answer: &[u8]) -> Option<String> {
 pub(crate) async fn sender(shelf: &Shelf, hook: &Hook) -> Result<String> {
     let tenant = shelf.operator.create_tenant("Sender", "Sender").await?;
     let secret = shelf.operator.create_key(&tenant.id).await?.secret;
-    let body = CreateWebhookEndpoint {
-        url: format!("http://{}/", hook.addr),
-        events: vec!["message.sent".to_owned()],
-        description: None,
-    };
-    let body = serde_json::to_value(&body).context("endpoint")?;
-    let api = shelf.operator.with_token(&secret);
-    let _endpoint: CreatedWebhookEndpoint =
-        api.call(Method::POST, "/v1/webhook_endpoints", Some(body), None).await??;
+    let url = format!("http://{}/", hook.addr);
+    shelf.operator.with_token(&secret).create_webhook_for(&url, &["message.sent"]).await?;
     Ok(secret)
 }
 

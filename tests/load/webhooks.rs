@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use e2e::shelf::{Plan, Shelf};
-use protocol::api::{CreateWebhookEndpoint, CreatedWebhookEndpoint};
-use reqwest::Method;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -53,14 +51,7 @@ async fn burst(messages: u32, dead: bool) -> Result<f64> {
         urls.push(format!("http://{silent_addr}/"));
     }
     for url in urls {
-        let body = CreateWebhookEndpoint {
-            url,
-            events: vec!["message.queued".to_owned()],
-            description: None,
-        };
-        let body = serde_json::to_value(&body).context("endpoint")?;
-        let _endpoint: CreatedWebhookEndpoint =
-            api.call(Method::POST, "/v1/webhook_endpoints", Some(body), None).await??;
+        api.create_webhook_for(&url, &["message.queued"]).await?;
     }
     let began = Instant::now();
     let (posts, _) = posts::run(shelf.addr(), (0, messages), ask(secret), id).await?;

@@ -193,9 +193,19 @@ impl Api {
         Ok(page.data)
     }
 
-    /// Registers a webhook endpoint.
+    /// Registers a webhook endpoint for all events.
     pub async fn create_webhook(&self, url: &str) -> Result<CreatedWebhookEndpoint> {
-        let body = CreateWebhookEndpoint { url: url.to_owned(), events: vec![], description: None };
+        self.create_webhook_for(url, &[]).await
+    }
+
+    /// Registers a webhook endpoint for these events.
+    pub async fn create_webhook_for(
+        &self,
+        url: &str,
+        events: &[&str],
+    ) -> Result<CreatedWebhookEndpoint> {
+        let events = events.iter().map(|&event| event.to_owned()).collect();
+        let body = CreateWebhookEndpoint { url: url.to_owned(), events, description: None };
         self.post("/v1/webhook_endpoints", &body).await
     }
 

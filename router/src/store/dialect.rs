@@ -20,7 +20,10 @@ impl Dialect {
     pub fn translate(self, sql: &str) -> Cow<'_, str> {
         match self {
             Self::Sqlite => Cow::Borrowed(sql),
-            Self::Postgres => Cow::Owned(dollar_parameters(sql).replacen(" OR FAIL ", " ", 1)),
+            Self::Postgres => Cow::Owned(match sql.strip_prefix("INSERT OR FAIL ") {
+                Some(rest) => format!("INSERT {}", dollar_parameters(rest)),
+                None => dollar_parameters(sql),
+            }),
         }
     }
 }

@@ -423,8 +423,7 @@ fn contacted(
     now: UnixMs,
 ) -> Result<bool, StoreError> {
     let new = tx.execute(
-        "INSERT INTO phone_contacts (recipient, phone_id, since, counted, attempts, heard)
-         VALUES (?1, ?2, ?3, 1, 1, 0)
+        "INSERT INTO phone_contacts (recipient, phone_id, since, counted, attempts, heard) VALUES (?1, ?2, ?3, 1, 1, 0)
          ON CONFLICT (recipient, phone_id) DO NOTHING",
         params![recipient, phone, now],
     )?;
@@ -787,9 +786,13 @@ pub fn offer_again(
     Ok(offers)
 }
 
+/// The condition of the index of what is open, word for word, and then what is asked: SQLite does not see that the one follows
+/// from the other.
+pub(super) const OFFERED: &str = "a.state <> 'done' AND a.state = 'offered'";
+
 fn offer_again_sql() -> String {
     format!(
-        "{} WHERE a.phone_id = ?1 AND a.state <> 'done' AND a.state = 'offered' AND a.offered_at <= ?2
+        "{} WHERE a.phone_id = ?1 AND {OFFERED} AND a.offered_at <= ?2
              AND m.cancel_asked = 0 AND {ANSWERS} IS NOT NULL
          ORDER BY a.offered_at LIMIT ?3",
         offer_sql()
@@ -804,7 +807,7 @@ pub fn unanswered_phones(
     tx.query(
         &format!(
             "SELECT DISTINCT a.phone_id, {ANSWERS} FROM attempts a JOIN phones p ON p.id = a.phone_id
-             WHERE a.state <> 'done' AND a.state = 'offered' AND a.offered_at <= ?1"
+             WHERE {OFFERED} AND a.offered_at <= ?1"
         ),
         params![offered_until],
         |row| Ok((row.get(0)?, row.get(1)?)),

@@ -7,6 +7,7 @@
 use protocol::api::ProviderKind;
 use protocol::{E164, MessageId, PhoneId, Recipient, Status, TenantId, UnixMs};
 
+use super::dispatch::OFFERED;
 use super::{Row, StoreError, Tx};
 use crate::billing::Day;
 use crate::params;
@@ -289,7 +290,7 @@ pub fn waiting(tx: &mut Tx<'_>, phone: &PhoneId, limit: usize) -> Result<usize, 
     })
 }
 
-// The condition of the index, word for word, and then what is asked.
+// As [`OFFERED`].
 pub(super) const WAITING: &str = "SELECT count(*) FROM (SELECT 1 FROM attempts
      WHERE phone_id = ?1 AND state <> 'done' AND state = 'offered' LIMIT ?2) AS counted";
 
@@ -389,9 +390,7 @@ pub fn offered(tx: &mut Tx<'_>, phone: &PhoneId, limit: usize) -> Result<Vec<Ord
 }
 
 pub(super) fn offered_sql() -> String {
-    format!(
-        "{ORDERED} WHERE a.phone_id = ?1 AND a.state <> 'done' AND a.state = 'offered' ORDER BY a.offered_at LIMIT ?2"
-    )
+    format!("{ORDERED} WHERE a.phone_id = ?1 AND {OFFERED} ORDER BY a.offered_at LIMIT ?2")
 }
 
 /// What a provider was being asked for when the router ended: nobody knows how far it came.
