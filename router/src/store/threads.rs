@@ -61,10 +61,12 @@ impl Role {
 }
 
 /// Pages of the log (of 4 KiB) after which it is copied into the file, by a thread of its own: the writer does not stop.
-const LOG_PAGES: i32 = 8_192;
-/// Pages of the log at which the writer copies the rest itself. While it writes on, the other one never sees the log's end,
-/// and only a log that was copied to its end begins anew.
-const LOG_PAGES_MAX: i32 = 32_768;
+/// Whoever writes to many recipients changes pages all over their index; the longer the log, the more often a page has
+/// changed before it is copied, and beside a long history that is most of what is copied.
+const LOG_PAGES: i32 = 16_384;
+/// Pages of the log at which the writer copies the rest itself, 256 MiB. While it writes on, the other one never sees the
+/// log's end, and only a log that was copied to its end begins anew.
+const LOG_PAGES_MAX: i32 = 65_536;
 
 /// How long SQLite itself waits for a lock that another process (a backup, an operator's shell) holds.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
