@@ -19,7 +19,7 @@ use place::Places;
 
 /// The version of the rules as they are coded here; it stands beside every decision and is raised with every change
 /// that could change one.
-pub const VERSION: &str = "2026-11-28.1";
+pub const VERSION: &str = "2026-11-28.2";
 
 /// What is known about a message when it is to be sent.
 #[derive(Debug, Clone, PartialEq)]
@@ -194,7 +194,8 @@ fn quiet_hours(facts: &Facts, applied: &Applied, now_ms: i64) -> Verdict {
         Class::Transactional => facts.transactional_hours,
         Class::Conversational | Class::Marketing => true,
     };
-    if facts.internal || !apply || facts.hours.preset == HoursPreset::Off {
+    let off = facts.hours.preset == HoursPreset::Off && facts.hours.own.is_none();
+    if facts.internal || !apply || off {
         return SEND;
     }
     let places = match &facts.places {
@@ -320,6 +321,12 @@ mod tests {
         assert!(matches!(verdict(&facts, morning), Verdict::Send { .. }));
         let off = Facts { hours: hours::Rule { preset: HoursPreset::Off, ..facts.hours }, ..facts };
         assert_eq!(verdict(&off, NIGHT), SEND);
+        // Hours of the tenant's own hold all the same, and nobody else's.
+        let own = hours::Window::parse("06:00-23:00");
+        let own = Facts { hours: hours::Rule { own, ..off.hours }, ..off };
+        assert!(matches!(verdict(&own, NIGHT - HOUR_MS * 2), Verdict::Send { .. }));
+        let held = Verdict::Hold { until_ms: NIGHT + 6 * HOUR_MS, reason: Reason::QuietHours };
+        assert_eq!(verdict(&own, NIGHT), held);
     }
 
     #[test]

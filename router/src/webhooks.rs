@@ -431,7 +431,7 @@ fn write_down(
             attempt.status = status.map(|status| status.as_u16());
             attempt.error = Some(error.clone());
             jobs::finish(tx, &job.id, number, &attempt, again(*retry_after_ms))?;
-            let Some((since, failures)) = jobs::fails(tx, target, now)? else {
+            let Some((since, failures)) = jobs::fails(tx, target, posted.at)? else {
                 return Ok(false);
             };
             if now.since(since) >= FAILING_MAX_MS {

@@ -139,6 +139,10 @@ pub(super) async fn put(
                     .detail("Another tenant is this customer of Stripe's.")),
                 other => Ok(other?),
             }?;
+            // Said once more of a customer that was known, it comes to the same as the first time.
+            if let (Some(customer), None) = (customer, &new.plan) {
+                stripe::give_plan(tx, &tenant, customer, &plans, now)?;
+            }
             Ok(standing(tx, &tenant, &plans, now)?)
         })
         .await?;

@@ -152,6 +152,8 @@ struct Data {
     version: String,
     default: Week,
     strict: Week,
+    /// Of whoever keeps no hours but their own.
+    always: Week,
     elsewhere_in_us: Week,
     states: BTreeMap<String, Week>,
 }
@@ -159,8 +161,8 @@ struct Data {
 /// `None` would block every message to which hours apply; a test keeps that from being shipped.
 static DATA: LazyLock<Option<Data>> = LazyLock::new(|| {
     let raw: RawData = toml::from_str(include_str!("../../data/quiet-hours.toml")).ok()?;
-    let base = RawWeek {
-        week: raw.us_states.week,
+    let plain = |week: String| RawWeek {
+        week,
         saturday: None,
         sunday: None,
         holidays: None,
@@ -171,7 +173,8 @@ static DATA: LazyLock<Option<Data>> = LazyLock::new(|| {
         version: raw.version,
         default: Week::read(&raw.default)?,
         strict: Week::read(&raw.strict)?,
-        elsewhere_in_us: Week::read(&base)?,
+        always: Week::read(&plain("00:00-24:00".to_owned()))?,
+        elsewhere_in_us: Week::read(&plain(raw.us_states.week))?,
         states: states
             .map(|(state, week)| Some((state.clone(), Week::read(week)?)))
             .collect::<Option<_>>()?,
@@ -279,10 +282,9 @@ fn clocks<'a>(rule: &Rule, data: &'a Data, places: &'a [Place]) -> Vec<Clock<'a>
             (HoursPreset::UsStates, Some(state)) => {
                 data.states.get(state).unwrap_or(&data.elsewhere_in_us)
             }
-            // `off` is not asked here at all; should it be, the ordinary hours are the safe answer.
-            (HoursPreset::Default | HoursPreset::Off, _) | (HoursPreset::UsStates, None) => {
-                &data.default
-            }
+            // Asked only where the tenant has hours of its own.
+            (HoursPreset::Off, _) => &data.always,
+            (HoursPreset::Default, _) | (HoursPreset::UsStates, None) => &data.default,
         };
         add(&place.zone, week);
         if let Some(also) = &week.also_in {

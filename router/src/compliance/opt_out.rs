@@ -37,6 +37,11 @@ const PHRASE_WORDS_MAX: usize = 12;
 /// The longest text whose words are counted, in characters.
 const PHRASE_CHARS_MAX: usize = 400;
 
+/// Words of courtesy and impatience around a keyword: with them it is as clear as without.
+const AROUND: [&str; 12] = [
+    "please", "pls", "plz", "kindly", "thanks", "thx", "thank", "you", "now", "ok", "okay", "just",
+];
+
 /// What may follow "stop" at the beginning for it to be a wish.
 const AFTER_STOP: [&str; 10] =
     ["it", "now", "please", "pls", "texting", "messaging", "sending", "contacting", "all", "this"];
@@ -174,7 +179,7 @@ fn phrase(folded: &str) -> Option<Asks> {
                 && negated(words.get(..at).unwrap_or_default()))
         })
     };
-    if wish || PHRASES.iter().any(|phrase| has(phrase)) {
+    if wish || is_wrapped(&words) || PHRASES.iter().any(|phrase| has(phrase)) {
         return Some(Asks::StopInferred);
     }
     let starts = words.first().is_some_and(|first| STOP.contains(first)) && words.len() > 1;
@@ -182,6 +187,18 @@ fn phrase(folded: &str) -> Option<Asks> {
     // Digits behind STOP are a code of somebody's own.
     let code = words.get(1).is_some_and(|second| second.bytes().all(|b| b.is_ascii_digit()));
     ((starts && !code) || mentions).then_some(Asks::PerhapsStop)
+}
+
+/// A keyword with courtesy around it, or said again and again.
+fn is_wrapped(words: &[&str]) -> bool {
+    let around = |word: &&&str| AROUND.contains(*word);
+    let before = words.iter().take_while(around).count();
+    let behind = words.iter().rev().take_while(around).count();
+    let core = words.get(before..words.len().saturating_sub(behind)).unwrap_or_default();
+    core.first().is_some_and(|first| {
+        STOP.contains(&core.concat().as_str())
+            || (STOP.contains(first) && core.iter().all(|word| word == first))
+    })
 }
 
 /// Whether the words before "stop" turn it round.
@@ -326,6 +343,19 @@ mod tests {
             "I asked you to stop contacting me",
             "Ｓｔｏｐ texting me",
             "stop sending these, thanks",
+            "Please stop",
+            "pls stop!",
+            "ok stop",
+            "just STOP",
+            "stop thanks",
+            "Stop, thank you.",
+            "STOP STOP STOP",
+            "Stop. Stop.",
+            "please unsubscribe",
+            "Unsubscribe please",
+            "opt out please",
+            "please opt-out",
+            "Please, remove. Thanks!",
             "STOP! I don't want these",
             "Stop ! no",
             "stop!!! who is this",
@@ -383,6 +413,11 @@ mod tests {
             "stopping by! 5 ok",
             "started",
             "don't stop",
+            "please don't stop",
+            "don't stop now please",
+            "thank you",
+            "ok thanks",
+            "please start",
             "I told him that he should stop texting me and then we went out for dinner",
         ] {
             assert_eq!(asks(text, OURS), None, "{text:?}");

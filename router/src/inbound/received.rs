@@ -125,7 +125,21 @@ pub(crate) fn message(
     // What iCloud brings late was not written just now: an answer to it is none any more.
     let heard = if message.late { message.at.min(now) } else { now };
     capabilities::learn_from(tx, &tenant, &id, (message.service, true), message.at.min(now))?;
-    rows::bind(tx, &tenant, (&message.from, phone), rows::Talk::Theirs, heard)
+    rows::bind(tx, &tenant, (&message.from, phone), rows::Talk::Theirs, heard)?;
+    // A member of a group that the tenant writes to has answered for the group.
+    if let Some(group) = group(message)
+        && store::talked_with(tx, phone, &group)?.iter().any(|(other, _)| *other == tenant)
+    {
+        rows::bind(tx, &tenant, (&group, phone), rows::Talk::Theirs, heard)?;
+    }
+    Ok(())
+}
+
+/// The group that a message was written into.
+fn group(message: &Received) -> Option<Recipient> {
+    let conversation = &message.conversation;
+    (conversation.kind == ConversationKind::Group)
+        .then(|| Recipient::Group(conversation.id.clone()))
 }
 
 /// What can be saved of a message that could not be taken in as it should: its text, and that it says STOP. With `stop`
@@ -209,8 +223,7 @@ fn talked(
     message: &Received,
 ) -> Result<Vec<(TenantId, UnixMs)>, StoreError> {
     let mut talked = store::talked_with(tx, phone, &message.from)?;
-    if message.conversation.kind == ConversationKind::Group {
-        let group = Recipient::Group(message.conversation.id.clone());
+    if let Some(group) = group(message) {
         let mut with_group = store::talked_with(tx, phone, &group)?;
         // What is written into a group answers who writes to that group, whoever else knows the sender.
         talked.retain(|(tenant, _)| with_group.iter().all(|(other, _)| other != tenant));

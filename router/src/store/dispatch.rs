@@ -440,8 +440,7 @@ fn contacted(
 }
 
 /// Takes back what an attempt counted for that was provably never started: the phone's message of that day, the new
-/// contact that it made, the message that went unanswered. Whoever has never heard of the tenant on that phone has not
-/// talked with it.
+/// contact that it made, the message that went unanswered, its place in the conversation.
 pub fn give_back(
     tx: &mut Tx<'_>,
     tenant: &TenantId,
@@ -474,14 +473,49 @@ pub fn give_back(
         return Ok(());
     }
     one_less_unanswered(tx, tenant, (recipient, phone))?;
-    // Of one who has never written all messages count as unanswered: when none is left, there was none.
+    unbind(tx, tenant, (message, attempt), (recipient, phone))
+}
+
+/// Takes an attempt that was never started out of what a tenant and a recipient have talked about on a phone. What they
+/// have talked besides stands as before: a reply goes to whom it answers, and a STOP reaches who has written.
+fn unbind(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    (message, attempt): (&MessageId, u32),
+    (recipient, phone): (&Recipient, &PhoneId),
+) -> Result<(), StoreError> {
+    // Whether something else was sent is asked of the messages: a reply on any phone sets `unanswered` to 0 on all.
+    let sent: Option<UnixMs> =
+        tx.query_row(SENT_BESIDE, params![tenant, recipient, phone, message], |row| row.get(0))?;
+    let heard: Option<UnixMs> = tx
+        .query_opt(
+            "SELECT last_inbound_at FROM bindings WHERE tenant_id = ?1 AND recipient = ?2 AND phone_id = ?3",
+            params![tenant, recipient, phone],
+            |row| row.get(0),
+        )?
+        .flatten();
+    let Some(last) = sent.max(heard) else {
+        tx.execute(
+            "DELETE FROM bindings WHERE tenant_id = ?1 AND recipient = ?2 AND phone_id = ?3 AND unanswered = 0",
+            params![tenant, recipient, phone],
+        )?;
+        return Ok(());
+    };
+    let direction = if heard == Some(last) { Direction::Inbound } else { Direction::Outbound };
     tx.execute(
-        "DELETE FROM bindings WHERE tenant_id = ?1 AND recipient = ?2 AND phone_id = ?3 AND unanswered = 0
-             AND last_inbound_at IS NULL",
-        params![tenant, recipient, phone],
+        "UPDATE bindings SET last_at = ?6, last_direction = ?7
+         WHERE tenant_id = ?1 AND recipient = ?2 AND phone_id = ?3 AND last_at = (
+             SELECT first_offered_at FROM attempts WHERE message_id = ?4 AND attempt = ?5)",
+        params![tenant, recipient, phone, message, attempt, last, direction],
     )?;
     Ok(())
 }
+
+/// When the newest message was handed over that a tenant has sent to a recipient on a phone, or may have sent, but for one.
+const SENT_BESIDE: &str =
+    "SELECT MAX(COALESCE(a.first_offered_at, a.offered_at)) FROM messages m JOIN attempts a ON a.message_id = m.id
+     WHERE m.tenant_id = ?1 AND m.recipient = ?2 AND a.phone_id = ?3 AND m.id <> ?4
+         AND m.status IN ('dispatching', 'sent', 'delivered', 'read', 'unknown')";
 
 /// Of the messages that a recipient has not answered on a phone one was none.
 pub fn one_less_unanswered(
@@ -1120,6 +1154,7 @@ mod tests {
             (FORMER_HOSTS, "attempts_open"),
             (doubts::LIST, "messages_unknown (updated_at>?)"),
             (doubts::TWINS, "messages_by_recipient (tenant_id=? AND recipient=?)"),
+            (SENT_BESIDE, "messages_by_recipient (tenant_id=? AND recipient=?)"),
             (IN_FLIGHT, "attempts_open (phone_id=?)"),
             (providers::WAITING, "attempts_open (phone_id=? AND state=?)"),
             (ordered.as_str(), "attempts_open (phone_id=? AND state=?)"),

@@ -226,12 +226,7 @@ pub fn bind(
             "UPDATE stripe_subscriptions SET passing = 0 WHERE customer = ?1 AND plan IS NOT NULL",
             params![customer],
         )?;
-        let all = subscriptions(tx, customer)?;
-        if let Some(told) = counts(&all)
-            && !accounts::set_plan(tx, tenant, told.plan.as_deref(), plans, now)?
-        {
-            tracing::warn!(tenant = %tenant, plan = told.plan, "stripe: a subscription waited for its tenant since a configuration that had this plan");
-        }
+        give_plan(tx, tenant, customer, plans, now)?;
     }
     let bought = tx.query(
         "DELETE FROM stripe_waiting_credits WHERE customer = ?1 RETURNING reference, credits, reason",
@@ -242,6 +237,23 @@ pub fn bind(
         if add(tx, tenant, bought.clone(), plans, now)? == Booked::TooMuch {
             tracing::error!(tenant = %tenant, reference = bought.0, credits = bought.1, "stripe: credits that were paid for are more than an account can have");
         }
+    }
+    Ok(())
+}
+
+/// Gives a tenant the plan of the customer's subscription that counts.
+pub fn give_plan(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    customer: &str,
+    plans: &Plans,
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    let all = subscriptions(tx, customer)?;
+    if let Some(told) = counts(&all)
+        && !accounts::set_plan(tx, tenant, told.plan.as_deref(), plans, now)?
+    {
+        tracing::warn!(tenant = %tenant, plan = told.plan, "stripe: a subscription waited for its tenant since a configuration that had this plan");
     }
     Ok(())
 }

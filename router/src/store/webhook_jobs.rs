@@ -354,16 +354,18 @@ pub fn is_there(tx: &mut Tx<'_>, called: &Target) -> Result<bool, StoreError> {
 }
 
 /// Notes that an endpoint has failed; answers since when it has without a success between, and how often. `None` where it
-/// is gone, or elsewhere than it was called.
+/// is gone, or elsewhere than it was called. What was begun before the endpoint was left alone says nothing that was not known
+/// then, and is not counted: of many deliveries under way one outage fails all.
 pub fn fails(
     tx: &mut Tx<'_>,
     called: &Target,
-    now: UnixMs,
+    (began, now): (UnixMs, UnixMs),
 ) -> Result<Option<(UnixMs, u32)>, StoreError> {
     tx.query_opt(
-        "UPDATE webhook_endpoints SET failing_since = COALESCE(failing_since, ?2), failures = failures + 1
+        "UPDATE webhook_endpoints SET failing_since = COALESCE(failing_since, ?2),
+             failures = failures + CASE WHEN paused_until > ?4 THEN 0 ELSE 1 END
          WHERE id = ?1 AND url = ?3 RETURNING failing_since, failures",
-        params![called.endpoint, now, called.url],
+        params![called.endpoint, now, called.url, began],
         |row| Ok((row.get(0)?, row.get(1)?)),
     )
 }

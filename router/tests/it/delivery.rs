@@ -126,6 +126,30 @@ async fn who_was_never_written_to_is_still_a_stranger() {
 }
 
 #[tokio::test]
+async fn what_was_never_started_changes_nothing_about_what_was_sent_before() {
+    let (router, tenant, _host, mut bridge) = shelf("", &[ONE]).await;
+    let app = &router.app;
+    let before = accept(app, &tenant, &stranger(1), |_| {}).await;
+    let send = bridge.wire.send_command().await;
+    bridge.sends(&send).await;
+    reaches(app, &tenant, &before, Status::Sent).await;
+    // An answer to another phone, which counts for all of them.
+    app.store
+        .write(|tx| tx.execute("UPDATE bindings SET unanswered = 0", router::params![]))
+        .await
+        .unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    accept(app, &tenant, &stranger(1), |_| {}).await;
+    let send = bridge.wire.send_command().await;
+    bridge.event(Event::Refused(about(&send, Reason::BadAddress, false))).await;
+    // A STOP to this phone is for whom the message before came from, and a reply answers whoever wrote last.
+    let as_before =
+        "SELECT COUNT(*) FROM bindings b WHERE unanswered = 0 AND last_direction = 'outbound'
+        AND last_at = (SELECT MIN(first_offered_at) FROM attempts)";
+    assert_eq!(count(app, as_before).await, 1);
+}
+
+#[tokio::test]
 async fn what_nobody_knew_and_was_never_started_counts_for_nothing() {
     let (router, tenant, _host, mut bridge) = shelf("", &[ONE]).await;
     let app = &router.app;

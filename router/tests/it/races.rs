@@ -520,6 +520,9 @@ async fn a_reply_in_a_group_belongs_to_who_wrote_to_the_group() {
         .await
         .unwrap();
     assert_eq!(owner, tenant);
+    // It answers what the tenant wrote to the group, which has not written too often without an answer.
+    let answered = "SELECT COUNT(*) FROM bindings WHERE recipient = 'group:chat831' AND unanswered = 0 AND last_direction = 'inbound'";
+    assert_eq!(count(app, answered).await, 1);
 }
 
 #[tokio::test]

@@ -307,17 +307,17 @@ async fn an_endpoint_that_has_moved_is_not_judged_by_its_old_address() {
     app.store
         .write(move |tx| {
             assert!(!webhook_jobs::is_there(tx, &old)?);
-            assert_eq!(webhook_jobs::fails(tx, &old, now)?, None);
+            assert_eq!(webhook_jobs::fails(tx, &old, (now, now))?, None);
             webhook_jobs::pause(tx, &old, now)?;
             assert!(!webhook_jobs::disable(tx, &old, "gone", now)?);
             let untouched = "SELECT COUNT(*) FROM webhook_endpoints
                  WHERE failures = 0 AND paused_until IS NULL AND disabled_at IS NULL";
             assert_eq!(tx.query_row(untouched, params![], |row| row.int(0))?, 1);
             assert!(webhook_jobs::is_there(tx, &new)?);
-            assert_eq!(webhook_jobs::fails(tx, &new, now)?, Some((now, 1)));
+            assert_eq!(webhook_jobs::fails(tx, &new, (now, now))?, Some((now, 1)));
             // Nor does what went well there make up for what fails here.
             webhook_jobs::works(tx, &old)?;
-            assert_eq!(webhook_jobs::fails(tx, &new, now)?, Some((now, 2)));
+            assert_eq!(webhook_jobs::fails(tx, &new, (now, now))?, Some((now, 2)));
             Ok(())
         })
         .await
@@ -688,6 +688,28 @@ async fn how_the_answer_began_is_kept_and_no_more_of_it() {
     assert!(kept.starts_with("no  upstream [31m no"), "{kept}");
     assert_eq!(kept.len(), 1_024);
     assert_eq!(error_of(app).await, (Some(502), "answered 502".to_owned()));
+}
+
+#[tokio::test]
+async fn one_outage_that_fails_many_deliveries_under_way_opens_the_breaker_once() {
+    let many = OPEN.replace("per_endpoint = 2", "per_endpoint = 16");
+    let router = router(&many).await;
+    let app = &router.app;
+    let (sink, address) = sink(&router).await;
+    let tenant = tenant(app, "Acme").await;
+    endpoint(app, &tenant, &format!("http://{address}/late/500"), SECRET).await;
+    for _ in 0..16 {
+        enqueue(app, &tenant, "message.sent").await;
+    }
+    sink.wait_for("/late/500", 16).await;
+    eventually("all is written down", || async {
+        sink.answers.notify_waiters();
+        count(app, "SELECT SUM(attempts) FROM webhook_jobs").await >= 16
+    })
+    .await;
+    assert_eq!(count(app, "SELECT failures FROM webhook_endpoints").await, 5);
+    let ends = count(app, "SELECT paused_until FROM webhook_endpoints").await - app.clock.now().0;
+    assert!(ends <= 12_000, "{ends}");
 }
 
 #[tokio::test]
