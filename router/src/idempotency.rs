@@ -273,6 +273,17 @@ impl Streamed {
         Ok(kept.map(Given))
     }
 
+    /// [`Streamed::kept`] in the transaction of the work. A request that was answered, or given up by its caller, between
+    /// then and now may have been the same one.
+    pub(crate) fn kept_by_now(
+        &self,
+        tx: &mut Tx<'_>,
+        now: UnixMs,
+    ) -> Result<Option<Given>, StoreError> {
+        let Some((slot, _held)) = &self.keyed else { return Ok(None) };
+        Ok(idempotency::get(tx, slot, now.plus_ms(-KEPT_MS))?.map(Given))
+    }
+
     /// Keeps the answer, in the transaction of the work.
     pub(crate) fn keep(
         &self,

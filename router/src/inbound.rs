@@ -46,6 +46,8 @@ pub type Acks = BTreeMap<(PhoneId, String), u64>;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rules {
     pub(crate) retry: retry::Policy,
+    /// Messages a day, of a phone without a cap of its own.
+    pub(crate) daily_cap: u32,
 }
 
 /// The settings of this router.
@@ -56,6 +58,7 @@ pub(crate) fn rules(app: &App) -> Rules {
             attempts_max: settings.attempts,
             first_wait_ms: i64::try_from(settings.retry_first_ms).unwrap_or(i64::MAX),
         },
+        daily_cap: settings.daily_cap,
     }
 }
 

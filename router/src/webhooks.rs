@@ -102,6 +102,8 @@ struct Worker {
     policy: guard::Policy,
     /// Turns so far: each begins with another endpoint, so that scarce places go round.
     turns: usize,
+    /// The endpoints whose rows were found damaged: said once, and not in every turn.
+    damaged: BTreeSet<String>,
 }
 
 impl Worker {
@@ -114,7 +116,8 @@ impl Worker {
             networks: settings.allow_networks.clone().into(),
         };
         let client = client(settings, policy.clone());
-        Self { app, client, busy: HashMap::new(), done, ended, policy, turns: 0 }
+        let (busy, damaged) = (HashMap::new(), BTreeSet::new());
+        Self { app, client, busy, done, ended, policy, turns: 0, damaged }
     }
 
     async fn run(mut self) {
@@ -156,8 +159,14 @@ impl Worker {
         };
         let now = self.app.clock.now();
         let left_alone = self.app.start.leaves_alone(now);
-        let mut waiting =
-            self.app.store.read(move |tx| jobs::waiting_endpoints(tx, left_alone)).await?;
+        let found = self.app.store.read(move |tx| jobs::waiting_endpoints(tx, left_alone)).await?;
+        let mut waiting = Vec::with_capacity(found.len());
+        for read in found {
+            match read {
+                Ok(endpoint) => waiting.push(endpoint),
+                Err((endpoint, error)) => self.passes_over(endpoint, &error),
+            }
+        }
         let now = self.app.clock.now();
         let mut sleep = SLEEP_MAX;
         let mut free = in_flight.saturating_sub(self.busy.values().map(BTreeSet::len).sum());
@@ -198,13 +207,31 @@ impl Worker {
             .app
             .store
             .read(move |tx| {
-                let next = |(under_way, endpoint, limit): &(BTreeSet<_>, EndpointId, usize)| {
-                    jobs::next(tx, endpoint, now, left_alone, (under_way, *limit))
-                };
-                wanted.iter().map(next).collect::<Result<Vec<_>, _>>()
+                let mut found = Vec::with_capacity(wanted.len());
+                for (under_way, endpoint, limit) in &wanted {
+                    match jobs::next(tx, endpoint, now, left_alone, (under_way, *limit)) {
+                        Ok(None) => {}
+                        Ok(Some(next)) => found.push(Ok(next)),
+                        Err(error) if error.is_unavailable() => return Err(error),
+                        Err(error) => found.push(Err((endpoint.as_str().to_owned(), error))),
+                    }
+                }
+                Ok(found)
             })
             .await?;
-        for jobs::Next { target, jobs, later } in found.into_iter().flatten() {
+        for next in found {
+            let jobs::Next { target, jobs, later, damaged } = match next {
+                Ok(next) => next,
+                Err((endpoint, error)) => {
+                    self.passes_over(endpoint, &error);
+                    continue;
+                }
+            };
+            if !damaged.is_empty() {
+                self.app.store.behind().write(move |tx| jobs::fail_damaged(tx, &damaged)).await?;
+                // They stood in the places of others.
+                sleep = Duration::ZERO;
+            }
             if target.disabled {
                 // The rest of a long queue is for the next turns.
                 let endpoint = target.endpoint;
@@ -220,6 +247,14 @@ impl Worker {
             }
         }
         Ok(sleep)
+    }
+
+    /// One endpoint that cannot be read does not keep the others from what is theirs.
+    fn passes_over(&mut self, endpoint: String, error: &StoreError) {
+        if !self.damaged.contains(&endpoint) {
+            tracing::error!(endpoint, error = %error, "webhooks: an endpoint's row is damaged; nothing goes to it");
+            self.damaged.insert(endpoint);
+        }
     }
 
     fn deliver(&mut self, target: Target, job: DueJob) {

@@ -327,6 +327,9 @@ impl Intake {
         let reply = app
             .store
             .transact(move |tx| {
+                if let Some(given) = once.kept_by_now(tx, now)? {
+                    return Ok(Err(given));
+                }
                 if !batches::count_in(tx, &tenant, &batch.id, chunk, now)? {
                     let now =
                         batches::get(tx, &tenant, &batch.id)?.ok_or_else(ApiError::not_found)?;
@@ -334,9 +337,12 @@ impl Intake {
                 }
                 let reply = Reply::new(StatusCode::OK, &answer)?;
                 once.keep(tx, &reply, fingerprint, now)?;
-                Ok(reply)
+                Ok(Ok(reply))
             })
             .await?;
-        Ok(respond(reply))
+        match reply {
+            Ok(reply) => Ok(respond(reply)),
+            Err(given) => given.answer(fingerprint),
+        }
     }
 }

@@ -484,7 +484,8 @@ fn not_sent(
     let give_back = |tx: &mut Tx<'_>| {
         let of = (about.message, about.attempt);
         let whom = (&message.recipient, about.phone);
-        rows::give_back(tx, about.tenant, of, whom, message.internal, about.now)
+        let counts = (message.internal, rules.daily_cap);
+        rows::give_back(tx, about.tenant, of, whom, counts, about.now)
     };
     if was_open && not_started {
         give_back(tx)?;

@@ -5,7 +5,7 @@
 
 use protocol::{TenantId, UnixMs};
 
-use super::{StoreError, Tx, usage};
+use super::{StoreError, Tx, credit, usage};
 use crate::billing::{Month, Plans, Terms};
 use crate::params;
 
@@ -132,7 +132,7 @@ fn set_terms(
             params![tenant, used, month.number()],
         )?;
     }
-    Ok(())
+    credit::warn_of_new_quota(tx, tenant, now)
 }
 
 /// Why a tenant is not paid for by another.

@@ -274,7 +274,7 @@ fn settle(
             Ok(())
         }
         Status::Failed | Status::Blocked | Status::Expired | Status::Canceled => {
-            credit::give_back(tx, tenant, id, change.now)
+            credit::give_back(tx, tenant, (id, before.status.is_final()), change.now)
         }
         Status::Queued
         | Status::Scheduled
@@ -338,7 +338,7 @@ pub fn block_unread(
     if changed > 0 {
         let event = NewEvent { reason, ..NewEvent::new(Status::Blocked.as_str(), now) };
         events::append(tx, tenant, id, &[event])?;
-        credit::give_back(tx, tenant, id, now)?;
+        credit::give_back(tx, tenant, (id, false), now)?;
     }
     dispatch::drop_job(tx, tenant, id)
 }

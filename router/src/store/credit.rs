@@ -134,6 +134,25 @@ fn warn(
     Ok(())
 }
 
+/// Tells what there is to tell of a quota that is new: it may be smaller than what is used already.
+pub(super) fn warn_of_new_quota(
+    tx: &mut Tx<'_>,
+    payer: &TenantId,
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    let standing = tx.query_opt(
+        "SELECT quota, used, warned, month FROM billing_accounts
+         WHERE tenant_id = ?1 AND quota IS NOT NULL AND used > 0 AND month >= ?2",
+        params![payer, Month::of(now).number()],
+        |row| Ok((row.get::<u64>(0)?, row.get::<u64>(1)?, row.get(2)?, month_of(row.int(3)?)?)),
+    )?;
+    let Some((quota, used, warned, month)) = standing else { return Ok(()) };
+    for percent in billing::warnings(quota, used, warned) {
+        warn(tx, payer, (percent, quota, used), month, now)?;
+    }
+    Ok(())
+}
+
 /// Gives back what was reserved for messages that are not accepted after all.
 pub fn release(
     tx: &mut Tx<'_>,
@@ -190,19 +209,35 @@ pub(super) fn accepted(
 }
 
 /// A message of a tenant has ended without being sent: what it was charged is given back, unless a phone has begun to send
-/// it. Call it in the transaction that ends the message; again, it does nothing.
+/// it. Call it in the transaction that ends the message; again, it does nothing, where `again` says so of a message that
+/// had ended before.
+///
+/// One that nothing was charged for is counted as returned, too: what counts against a quota that comes later is what was
+/// accepted and is not.
 pub fn give_back(
     tx: &mut Tx<'_>,
     tenant: &TenantId,
-    id: &MessageId,
+    (id, again): (&MessageId, bool),
     now: UnixMs,
 ) -> Result<(), StoreError> {
     let given = tx.query_opt(GIVE_BACK, params![id, tenant], |row| {
         Ok((row.get::<TenantId>(0)?, month_of(row.int(1)?)?, row.get::<u64>(2)?))
     })?;
-    let Some((payer, month, credits)) = given else { return Ok(()) };
-    let amount = i64::try_from(credits).unwrap_or(i64::MAX);
-    refund(tx, &payer, (month, 1), amount, now)?;
+    let credits = match given {
+        Some((payer, month, credits)) => {
+            let amount = i64::try_from(credits).unwrap_or(i64::MAX);
+            refund(tx, &payer, (month, 1), amount, now)?;
+            credits
+        }
+        None if again => return Ok(()),
+        None => {
+            let paid = tx.query_opt(PAID, params![id, tenant], |row| row.int(0))?;
+            if paid.is_some() {
+                return Ok(());
+            }
+            0
+        }
+    };
     let of = tx.query_opt(
         "SELECT class, channel_asked FROM messages WHERE id = ?1 AND tenant_id = ?2",
         params![id, tenant],
@@ -267,4 +302,12 @@ const GIVE_BACK: &str = concat!(
          SELECT 1 FROM message_events e WHERE e.message_id = ?1 AND e.tenant_id = ?2 AND e.type IN ",
     begun!(),
     ") RETURNING payer_id, month, credits"
+);
+
+/// A message that was charged, or that a phone or a provider has begun.
+const PAID: &str = concat!(
+    "SELECT 1 WHERE EXISTS (SELECT 1 FROM charges WHERE message_id = ?1 AND tenant_id = ?2)
+         OR EXISTS (SELECT 1 FROM message_events e WHERE e.message_id = ?1 AND e.tenant_id = ?2 AND e.type IN ",
+    begun!(),
+    ")"
 );

@@ -64,19 +64,23 @@ const WAKE_HELD: &str =
          ORDER BY message_id LIMIT ?4)
      RETURNING message_id";
 
-/// Tenants whose messages look whether a place for a new contact has become free.
-const WAKE_WARMING_TENANTS: usize = 256;
+/// Tenants whose messages look whether a place has become free.
+const WAKE_TENANTS: usize = 256;
 
 /// Makes the first `each` of every tenant's jobs that wait for a place among new contacts due, because one may have become free
 /// before its time, on a phone that not everybody may use. Those that find none wait on.
 pub fn wake_warming(tx: &mut Tx<'_>, each: usize, now: UnixMs) -> Result<(), StoreError> {
-    let limits = params![Reason::WarmingCap, now, WAKE_WARMING_TENANTS, each];
-    tx.query(WAKE_WARMING, limits, |_row| Ok(()))?;
+    wake_some(tx, Reason::WarmingCap, each, now)
+}
+
+/// The first `each` of every tenant's jobs that are held for `held` become due.
+fn wake_some(tx: &mut Tx<'_>, held: Reason, each: usize, now: UnixMs) -> Result<(), StoreError> {
+    tx.query(WAKE_SOME, params![held, now, WAKE_TENANTS, each], |_row| Ok(()))?;
     Ok(())
 }
 
 // The recursion jumps from tenant to tenant, past all that each has waiting.
-const WAKE_WARMING: &str = "WITH RECURSIVE waiting (tenant, number) AS (
+const WAKE_SOME: &str = "WITH RECURSIVE waiting (tenant, number) AS (
          SELECT (SELECT MIN(tenant_id) FROM jobs WHERE held_reason = ?1), 1
          UNION ALL
          SELECT (SELECT MIN(j.tenant_id) FROM jobs j WHERE j.held_reason = ?1 AND j.tenant_id > waiting.tenant),
@@ -440,20 +444,27 @@ fn contacted(
 }
 
 /// Takes back what an attempt counted for that was provably never started: the phone's message of that day, the new
-/// contact that it made, the message that went unanswered, its place in the conversation.
+/// contact that it made, the message that went unanswered, its place in the conversation. `daily_cap` is that of a phone
+/// without one of its own.
 pub fn give_back(
     tx: &mut Tx<'_>,
     tenant: &TenantId,
     (message, attempt): (&MessageId, u32),
     (recipient, phone): (&Recipient, &PhoneId),
-    internal: bool,
+    (internal, daily_cap): (bool, u32),
     now: UnixMs,
 ) -> Result<(), StoreError> {
-    tx.execute(
+    let was_full = tx.query_opt(
         "UPDATE phones SET messages_today = messages_today - 1 WHERE id = ?1 AND messages_today > 0
-             AND day = (SELECT first_offered_at / ?4 FROM attempts WHERE message_id = ?2 AND attempt = ?3)",
-        params![phone, message, attempt, DAY_MS],
+             AND day = (SELECT first_offered_at / ?4 FROM attempts WHERE message_id = ?2 AND attempt = ?3)
+         RETURNING day = ?5 / ?4 AND messages_today + 1 >= COALESCE(daily_cap, ?6)",
+        params![phone, message, attempt, DAY_MS, now, daily_cap],
+        |row| row.get(0),
     )?;
+    if was_full == Some(true) {
+        // Whoever found it full waits for midnight.
+        wake_some(tx, Reason::NoPhoneAvailable, 1, now)?;
+    }
     // Another attempt to the same contact, made meanwhile, keeps the place, and from now on: it may be the younger one.
     tx.execute(
         "UPDATE phone_contacts SET attempts = attempts - 1,
@@ -1142,8 +1153,8 @@ mod tests {
             (NEW_CONTACTS, "phone_contacts_counted (phone_id=? AND since>?)"),
             (WAKE_FOR, "messages_by_recipient (tenant_id=? AND recipient=? AND on_the_way=?)"),
             (WAKE_HELD, "jobs_held (held_reason=? AND message_id>?)"),
-            (WAKE_WARMING, "jobs_held_of (held_reason=? AND tenant_id>?)"),
-            (WAKE_WARMING, "jobs_held_of (held_reason=? AND tenant_id=?)"),
+            (WAKE_SOME, "jobs_held_of (held_reason=? AND tenant_id>?)"),
+            (WAKE_SOME, "jobs_held_of (held_reason=? AND tenant_id=?)"),
             (rules::LOOK_AGAIN, "jobs_held_of (held_reason=? AND tenant_id=? AND message_id>?)"),
             (offers.as_str(), "attempts_open (phone_id=? AND state=? AND offered_at<?)"),
             (one.as_str(), "attempts_open (phone_id=?)"),

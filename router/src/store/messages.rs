@@ -386,7 +386,7 @@ pub fn cancel(
         params![id, tenant, Status::Canceled, reason],
     )?;
     tx.execute("DELETE FROM jobs WHERE message_id = ?1 AND tenant_id = ?2", params![id, tenant])?;
-    credit::give_back(tx, tenant, id, now)?;
+    credit::give_back(tx, tenant, (id, false), now)?;
     message.status = Status::Canceled;
     message.reason = reason;
     message.held_reason = None;

@@ -462,10 +462,13 @@ pub fn replace(
         params![by, tenant, now],
     )?;
     moved.conversations = u64::try_from(tx.execute(
-        "INSERT INTO bindings (tenant_id, recipient, phone_id, last_at, last_direction)
-         SELECT tenant_id, recipient, ?2, last_at, last_direction FROM bindings WHERE phone_id = ?1
+        // What went unanswered stays where it was sent: it is counted over all phones.
+        "INSERT INTO bindings (tenant_id, recipient, phone_id, last_at, last_direction, last_inbound_at)
+         SELECT tenant_id, recipient, ?2, last_at, last_direction, last_inbound_at FROM bindings WHERE phone_id = ?1
          ON CONFLICT (recipient, phone_id, tenant_id) DO UPDATE SET last_at = excluded.last_at,
-             last_direction = excluded.last_direction
+             last_direction = excluded.last_direction,
+             last_inbound_at = COALESCE(MAX(excluded.last_inbound_at, bindings.last_inbound_at),
+                 excluded.last_inbound_at, bindings.last_inbound_at)
          WHERE excluded.last_at > bindings.last_at",
         params![phone, by],
     )?)

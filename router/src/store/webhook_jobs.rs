@@ -192,22 +192,28 @@ pub struct Waiting {
     pub paused_until: Option<UnixMs>,
 }
 
+/// The id of an endpoint that cannot be read, and why.
+pub type Damaged = (String, StoreError);
+
 /// Every endpoint that has something waiting. What fell due by `left_alone` does not count.
 ///
 /// The recursion jumps from endpoint to endpoint along the index, so that its cost grows with the endpoints that
-/// have work and not with the work.
+/// have work and not with the work. What is read of an endpoint whose row is damaged is its id and what is wrong.
 pub fn waiting_endpoints(
     tx: &mut Tx<'_>,
     left_alone: Option<UnixMs>,
-) -> Result<Vec<Waiting>, StoreError> {
+) -> Result<Vec<Result<Waiting, Damaged>>, StoreError> {
     tx.query(WAITING, params![left_alone.unwrap_or(NEVER)], |row| {
-        Ok(Waiting {
-            endpoint: row.parse(0)?,
-            due: row.get(1)?,
-            failures: row.get(2)?,
-            // What waits for an endpoint that is off is failed without delay.
-            paused_until: if row.get(4)? { None } else { row.get(3)? },
-        })
+        let read = || -> Result<Waiting, StoreError> {
+            Ok(Waiting {
+                endpoint: row.parse(0)?,
+                due: row.get(1)?,
+                failures: row.get(2)?,
+                // What waits for an endpoint that is off is failed without delay.
+                paused_until: if row.get(4)? { None } else { row.get(3)? },
+            })
+        };
+        Ok(read().map_err(|error| (row.text(0).unwrap_or_default(), error)))
     })
 }
 
@@ -232,12 +238,15 @@ pub struct Next {
     pub jobs: Vec<DueJob>,
     /// When the first one that is not among them falls due.
     pub later: Option<UnixMs>,
+    /// Rows of jobs that are due and cannot be read: they are to be failed, or they would stand before the others for ever.
+    pub damaged: Vec<i64>,
 }
 
 /// Up to `limit` due jobs of an endpoint that are not `under_way`; `None` where it is gone.
 ///
 /// What is under way is known to the one worker that there is, and to nobody else: what a dead router had under way is due
-/// as if it had never been tried. What fell due by `left_alone` waits (see [`crate::starts`]).
+/// as if it had never been tried. What fell due by `left_alone` waits (see [`crate::starts`]). A job whose row cannot be read
+/// is said in the log and is [`Next::damaged`].
 pub fn next(
     tx: &mut Tx<'_>,
     endpoint: &EndpointId,
@@ -263,38 +272,57 @@ pub fn next(
         },
     )?;
     let Some(target) = target else { return Ok(None) };
-    let mut next = Next { target, jobs: Vec::new(), later: None };
+    let mut next = Next { target, jobs: Vec::new(), later: None, damaged: Vec::new() };
     if next.target.disabled {
         return Ok(Some(next));
     }
     let rows = under_way.len().saturating_add(limit).saturating_add(1);
     tx.query(NEXT, params![endpoint, rows, left_alone.unwrap_or(NEVER)], |row| {
-        let id: DeliveryId = row.parse(0)?;
-        if next.later.is_some() || under_way.contains(&id) {
-            return Ok(());
+        let mut place = || -> Result<(), StoreError> {
+            let id: DeliveryId = row.parse(0)?;
+            if next.later.is_some() || under_way.contains(&id) {
+                return Ok(());
+            }
+            let run_at = row.get(1)?;
+            if run_at > now || next.jobs.len() >= limit {
+                next.later = Some(run_at);
+                return Ok(());
+            }
+            next.jobs.push(DueJob {
+                id,
+                event: row.parse(2)?,
+                tenant: row.parse(3)?,
+                kind: row.text(4)?,
+                body: row.text(5)?,
+                attempts: row.get(6)?,
+                round_from: row.get(7)?,
+            });
+            Ok(())
+        };
+        if let Err(error) = place() {
+            let delivery = row.text(0).unwrap_or_default();
+            tracing::error!(delivery, error = %error, "webhooks: a delivery's row is damaged; it is failed");
+            next.damaged.push(row.int(8)?);
         }
-        let run_at = row.get(1)?;
-        if run_at > now || next.jobs.len() >= limit {
-            next.later = Some(run_at);
-            return Ok(());
-        }
-        next.jobs.push(DueJob {
-            id,
-            event: row.parse(2)?,
-            tenant: row.parse(3)?,
-            kind: row.text(4)?,
-            body: row.text(5)?,
-            attempts: row.get(6)?,
-            round_from: row.get(7)?,
-        });
         Ok(())
     })?;
     Ok(Some(next))
 }
 
 pub(super) const NEXT: &str =
-    "SELECT id, run_at, event_id, tenant_id, type, body, attempts, round_from FROM webhook_jobs
+    "SELECT id, run_at, event_id, tenant_id, type, body, attempts, round_from, rowid FROM webhook_jobs
      WHERE endpoint_id = ?1 AND state = 'pending' AND run_at > ?3 ORDER BY run_at LIMIT ?2";
+
+/// Fails the deliveries of these rows, which cannot be read: nothing could be posted of them.
+pub fn fail_damaged(tx: &mut Tx<'_>, rows: &[i64]) -> Result<(), StoreError> {
+    for row in rows {
+        tx.execute(
+            "UPDATE webhook_jobs SET state = 'failed' WHERE rowid = ?1 AND state = 'pending'",
+            params![*row],
+        )?;
+    }
+    Ok(())
+}
 
 /// Writes down an attempt and what follows from it.
 pub fn finish(

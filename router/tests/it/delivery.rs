@@ -294,6 +294,25 @@ async fn when_every_phone_has_sent_its_day_a_message_fails() {
 }
 
 #[tokio::test]
+async fn a_place_of_the_day_that_is_given_back_is_another_messages() {
+    let router = router("[dispatch]\ndaily_cap = 1\n").await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let here = host(app, &[ONE]).await;
+    // Away, and may come back today.
+    host(app, &[TWO]).await;
+    let mut bridge = Bridge::connect(&router, &here).await;
+    let first = accept(app, &tenant, &stranger(1), |_| {}).await;
+    let send = bridge.wire.send_command().await;
+    assert_eq!(send.message, first);
+    let second = accept(app, &tenant, &stranger(2), |_| {}).await;
+    held(app, &tenant, &second, Reason::NoPhoneAvailable).await;
+    bridge.event(Event::Refused(about(&send, Reason::BadAddress, false))).await;
+    reaches(app, &tenant, &first, Status::Failed).await;
+    assert_eq!(bridge.wire.send_command().await.message, second);
+}
+
+#[tokio::test]
 async fn who_does_not_answer_is_left_alone_until_they_do() {
     let router = router("[warming]\nunanswered = 2\n").await;
     let app = &router.app;

@@ -531,7 +531,7 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     ("dispatch.rs WAKE_HELD", "the dispatcher looks after all tenants' queue"),
     ("dispatch.rs recall", "asks whose the message is that is asked back"),
     ("dispatch.rs recalls_sql", "what is to be asked back from a phone, whoever's"),
-    ("dispatch.rs WAKE_WARMING", "the dispatcher looks after all tenants' queue"),
+    ("dispatch.rs WAKE_SOME", "the dispatcher looks after all tenants' queue"),
     ("dispatch.rs IN_FLIGHT", "a phone's open attempts, whoever's"),
     (
         "dispatch.rs give_back",
@@ -598,6 +598,10 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     ("webhook_jobs.rs next", "an endpoint that the worker found waiting"),
     ("webhook_jobs.rs NEXT", "jobs of an endpoint that the worker found waiting"),
     ("webhook_jobs.rs finish", "a job that the worker has made, by its key"),
+    (
+        "webhook_jobs.rs fail_damaged",
+        "jobs that the worker has found and cannot read, by their row",
+    ),
     ("webhook_endpoints.rs deleted", "the sweeper looks after all tenants' endpoints"),
     ("webhook_endpoints.rs sweep", "an endpoint that its tenant has deleted"),
     ("webhook_endpoints.rs SWEEP_ATTEMPTS", "jobs of an endpoint that its tenant has deleted"),

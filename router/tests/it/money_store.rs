@@ -235,7 +235,7 @@ async fn what_no_phone_began_is_given_back_once() {
         // It is said again, and otherwise.
         books.ends(&tenant, &id, status, NOW).await;
         let (of, again) = (tenant.clone(), id.clone());
-        books.write(move |tx| credit::give_back(tx, &of, &again, NOW)).await;
+        books.write(move |tx| credit::give_back(tx, &of, (&again, true), NOW)).await;
         let (of, again) = (tenant.clone(), id.clone());
         books.write(move |tx| change::block_unread(tx, &of, &again, NOW)).await;
         assert_eq!(books.account(&tenant, NOW).await, (1_000, 0), "{status}");
@@ -385,6 +385,38 @@ async fn warnings_are_told_once_a_month_each_to_whoever_pays() {
     // Who pays is charged; who sends is counted.
     assert_eq!(books.usage(&agent).await[0], 0);
     assert_eq!(books.usage(&customer).await[0], 11);
+}
+
+#[tokio::test]
+async fn a_quota_that_comes_later_counts_what_was_not_returned_and_warns_of_itself() {
+    let books = Books::open(Some(10), 0);
+    let tenant = books.tenant("Acme").await;
+    for _ in 0..9 {
+        books.send(&tenant, NOW).await.unwrap();
+    }
+    let never_begun = books.send(&tenant, NOW).await.unwrap();
+    let begun = books.send(&tenant, NOW).await.unwrap();
+    let (of, id) = (tenant.clone(), begun.clone());
+    books.write(move |tx| change::make(tx, &of, &id, &Change::step("started", NOW))).await;
+    for _again in 0..2 {
+        books.ends(&tenant, &never_begun, Status::Failed, NOW).await;
+        books.ends(&tenant, &begun, Status::Failed, NOW).await;
+    }
+    assert_eq!(books.usage(&tenant).await, [11, 22, 0, 1, 0, 0]);
+    assert_eq!(books.warned(&tenant).await.len(), 0);
+    books.on_small(&tenant, 0).await;
+    assert_eq!(books.account(&tenant, NOW).await, (0, 10));
+    // What is used already reaches both percentages; the same plan once more says nothing more.
+    books.on_small(&tenant, 0).await;
+    let warned = books.warned(&tenant).await;
+    assert_eq!(warned.len(), 2, "{warned:?}");
+    books.send(&tenant, NOW).await.unwrap_err();
+    // A plan without limits and back again warns anew, for it is a new quota.
+    let (of, plans) = (tenant.clone(), books.plans.clone());
+    assert!(books.write(move |tx| accounts::set_plan(tx, &of, None, &plans, NOW)).await);
+    assert_eq!(books.warned(&tenant).await.len(), 2);
+    books.on_small(&tenant, 0).await;
+    assert_eq!(books.warned(&tenant).await.len(), 4);
 }
 
 #[tokio::test]

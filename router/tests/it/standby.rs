@@ -691,8 +691,8 @@ async fn a_number_that_is_gone_is_served_by_another_phone() {
     app.store
         .write(move |tx| {
             tx.execute(
-                "INSERT INTO bindings (tenant_id, recipient, phone_id, last_at, last_direction)
-                 VALUES (?1, ?2, ?3, 5, 'inbound')",
+                "INSERT INTO bindings (tenant_id, recipient, phone_id, last_at, last_direction, last_inbound_at)
+                 VALUES (?1, ?2, ?3, 5, 'inbound', 5)",
                 router::params![whose, to, of],
             )
         })
@@ -708,6 +708,8 @@ async fn a_number_that_is_gone_is_served_by_another_phone() {
     let (status, body) = post(&router, &path, &format!("{{\"by\":\"{}\"}}", new.phones[0])).await;
     assert_eq!(status, 200, "{body}");
     assert!(body.contains("\"conversations\":1") && body.contains("\"messages\":1"), "{body}");
+    // That somebody has written goes along, so that a message that is not sent takes no conversation away.
+    assert_eq!(count(app, "SELECT COUNT(*) FROM bindings WHERE last_inbound_at = 5").await, 2);
     let send = there.wire.send_command().await;
     assert_eq!(send.message, asks);
     there.tell(sent(&send)).await;

@@ -77,7 +77,7 @@ async fn answer(
         body: String::from_utf8(body.to_vec()).unwrap(),
     });
     match path.as_str() {
-        "/ok" => StatusCode::NO_CONTENT.into_response(),
+        "/ok" | "/bad-secrets" | "/bad-count" => StatusCode::NO_CONTENT.into_response(),
         "/talks" => {
             (StatusCode::BAD_GATEWAY, "no\0 upstream\u{1b}[31m ".repeat(20_000)).into_response()
         }
@@ -710,6 +710,68 @@ async fn one_outage_that_fails_many_deliveries_under_way_opens_the_breaker_once(
     assert_eq!(count(app, "SELECT failures FROM webhook_endpoints").await, 5);
     let ends = count(app, "SELECT paused_until FROM webhook_endpoints").await - app.clock.now().0;
     assert!(ends <= 12_000, "{ends}");
+}
+
+#[tokio::test]
+async fn a_damaged_row_keeps_nobody_but_itself_from_what_is_delivered() {
+    let router = router(OPEN).await;
+    let app = &router.app;
+    let (sink, address) = sink(&router).await;
+    let tenant = tenant(app, "Acme").await;
+    let mut damaged = Vec::new();
+    for path in ["bad-secrets", "bad-count"] {
+        damaged.push(endpoint(app, &tenant, &format!("http://{address}/{path}"), SECRET).await);
+    }
+    endpoint(app, &tenant, &format!("http://{address}/ok"), SECRET).await;
+    let (secrets, failures) = (damaged[0].clone(), damaged[1].clone());
+    app.store
+        .write(move |tx| {
+            tx.execute(
+                "UPDATE webhook_endpoints SET previous_secret = '[what' WHERE id = ?1",
+                params![secrets],
+            )?;
+            tx.execute(
+                "UPDATE webhook_endpoints SET failures = 'many' WHERE id = ?1",
+                params![failures],
+            )
+        })
+        .await
+        .unwrap();
+    assert_eq!(enqueue(app, &tenant, "message.sent").await, 3);
+    sink.wait_for("/ok", 1).await;
+    // More of them than are looked at in one go: none of those behind them is kept waiting.
+    app.store
+        .write(|tx| {
+            tx.execute(
+                "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 9)
+                 INSERT INTO webhook_jobs
+                     (id, endpoint_id, tenant_id, event_id, type, body, state, run_at, attempts, created_at)
+                 SELECT 'dlv_damaged' || n.i, j.endpoint_id, j.tenant_id, 'none', j.type, j.body, 'pending',
+                     j.run_at - 1, 0, j.created_at
+                 FROM n CROSS JOIN webhook_jobs j WHERE j.state = 'delivered'",
+                params![],
+            )
+        })
+        .await
+        .unwrap();
+    assert_eq!(enqueue(app, &tenant, "message.read").await, 3);
+    sink.wait_for("/ok", 2).await;
+    let failed =
+        "SELECT COUNT(*) FROM webhook_jobs WHERE id LIKE 'dlv_damaged%' AND state = 'failed'";
+    assert_eq!(count(app, failed).await, 9);
+    // What is whole again gets all that waited for it.
+    app.store
+        .write(|tx| {
+            tx.execute(
+                "UPDATE webhook_endpoints SET previous_secret = NULL, failures = 0",
+                params![],
+            )
+        })
+        .await
+        .unwrap();
+    enqueue(app, &tenant, "message.delivered").await;
+    sink.wait_for("/bad-secrets", 3).await;
+    sink.wait_for("/bad-count", 3).await;
 }
 
 #[tokio::test]
