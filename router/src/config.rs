@@ -55,6 +55,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The store's file.
     pub database: PathBuf,
+    /// How long its log is from the start, in MiB.
+    pub database_log_mib: u32,
     /// The operator's bearer token; without one the operator's routes refuse everybody.
     pub admin_token: Option<SecretString>,
     /// How long a shutdown waits for requests and sessions.
@@ -99,6 +101,7 @@ pub struct Config {
 struct Raw {
     listen: SocketAddr,
     database: PathBuf,
+    database_log_mib: u32,
     admin_token: Option<String>,
     admin_token_file: Option<PathBuf>,
     drain_ms: u64,
@@ -124,6 +127,7 @@ impl Default for Raw {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7_070)),
             database: PathBuf::from("switchboard.db"),
+            database_log_mib: 256,
             admin_token: None,
             admin_token_file: None,
             drain_ms: 10_000,
@@ -197,6 +201,7 @@ impl Config {
             providers: providers_of(&raw.providers, folder, &check)?,
             plans: Arc::new(plans(&raw.billing, &check)?),
             database,
+            database_log_mib: raw.database_log_mib,
             admin_token: admin_token_of(&raw, folder, admin_token, &check)?,
             drain: Duration::from_millis(raw.drain_ms),
             trusted_proxies: raw.trusted_proxies,
@@ -273,6 +278,7 @@ mod tests {
         let built_in = Raw::default();
         assert_eq!(shipped.listen, built_in.listen);
         assert_eq!(shipped.database, built_in.database);
+        assert_eq!(shipped.database_log_mib, built_in.database_log_mib);
         assert_eq!(shipped.drain_ms, built_in.drain_ms);
         assert_eq!(shipped.trusted_proxies, built_in.trusted_proxies);
         assert_eq!(shipped.limits, built_in.limits);

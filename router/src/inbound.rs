@@ -18,6 +18,7 @@ use protocol::{MessageId, PhoneId, UnixMs};
 
 use crate::retry;
 use crate::server::App;
+use crate::store::dispatch::DayCap;
 use crate::store::{StoreError, Tx, capabilities, inbound as store, lease as journals};
 
 /// What is to be done once the batch is on disk.
@@ -46,8 +47,8 @@ pub type Acks = BTreeMap<(PhoneId, String), u64>;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rules {
     pub(crate) retry: retry::Policy,
-    /// Messages a day, of a phone without a cap of its own.
-    pub(crate) daily_cap: u32,
+    /// What a phone may do in a day.
+    pub(crate) cap: DayCap,
 }
 
 /// The settings of this router.
@@ -58,7 +59,7 @@ pub(crate) fn rules(app: &App) -> Rules {
             attempts_max: settings.attempts,
             first_wait_ms: i64::try_from(settings.retry_first_ms).unwrap_or(i64::MAX),
         },
-        daily_cap: settings.daily_cap,
+        cap: DayCap { daily: settings.daily_cap, in_hand: settings.in_flight_per_phone },
     }
 }
 
@@ -224,7 +225,7 @@ fn apply(
         Event::Reaction(reaction) => {
             received::about(tx, frame, (&reaction.target, reaction.at), reaction, now)
         }
-        Event::Edited(edited) => received::about(tx, frame, (&edited.guid, edited.at), edited, now),
+        Event::Edited(edited) => received::edited(tx, frame, edited, now, effects),
         Event::Unsent(unsent) => received::about(tx, frame, (&unsent.guid, unsent.at), unsent, now),
         Event::Attachment(change) => {
             received::about(tx, frame, (&change.message, change.at), change, now)

@@ -113,7 +113,8 @@ impl App {
     pub async fn open(config: Config, clock: Clock) -> Result<AppState, StoreError> {
         let metrics = Metrics::install();
         let path = config.database.clone();
-        let store = tokio::task::spawn_blocking(move || Store::open(&path))
+        let log_mib = config.database_log_mib;
+        let store = tokio::task::spawn_blocking(move || Store::open_with(&path, log_mib))
             .await
             .map_err(|_panicked| StoreError::Panicked)??;
         // After the store: what is wrong with their folder is told of the store.

@@ -68,6 +68,7 @@ use tokio::sync::oneshot;
 pub use self::dialect::Dialect;
 pub use self::error::StoreError;
 pub use self::migrate::{MIGRATIONS, Migration, migrate};
+pub(crate) use self::threads::LOG_MIB_MAX;
 pub use self::tx::{Row, Tx};
 pub use self::value::{Column, FromColumn, Json, ToValue, Value};
 
@@ -92,7 +93,13 @@ impl Store {
     /// The file is made when it is missing. A schema newer than this program, or one whose applied migrations differ
     /// from the ones compiled in, is refused.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        Ok(Self { threads: Arc::new(threads::Threads::start(path)?), lane: threads::Lane::Front })
+        Self::open_with(path, 0)
+    }
+
+    /// [`Store::open`], with a log that is `log_mib` MiB long from the start: see `database_log_mib` in the configuration.
+    pub fn open_with(path: &Path, log_mib: u32) -> Result<Self, StoreError> {
+        let threads = Arc::new(threads::Threads::start(path, log_mib)?);
+        Ok(Self { threads, lane: threads::Lane::Front })
     }
 
     /// The same store for work that nobody waits for at the other end of a connection: what the router works off by itself.

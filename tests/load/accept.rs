@@ -38,10 +38,10 @@ struct Full {
 
 impl Full {
     async fn start() -> Result<Self> {
-        let shelf = Shelf::start(Plan { phones: vec![], ..Plan::default() }).await?;
+        let shelf = Shelf::start(Plan { phones: vec![], ..Plan::measured() }).await?;
         let phones = Standins::start(&shelf.url(), &shelf.operator, 1, PHONES).await?;
         phones.answer(false);
-        let wanted = PHONES * Plan::default().in_flight;
+        let wanted = PHONES * Plan::measured().in_flight;
         let hook = Hook::start(&TaskTracker::new(), |_, body| wire::message_id(body)).await?;
         let key = sender(&shelf, &hook).await?;
         let range = (FILLING, FILLING + 2 * wanted);

@@ -25,7 +25,7 @@ const STILL_MAX: Duration = Duration::from_mins(1);
 
 pub(crate) async fn measure(recipients: u32) -> Result<Vec<Figure>> {
     let router = "[messages]\nbatch_queued = 1000000\n";
-    let shelf = Shelf::start(Plan { phones: vec![], router, ..Plan::default() }).await?;
+    let shelf = Shelf::start(Plan { phones: vec![], router, ..Plan::measured() }).await?;
     let tenant = shelf.operator.create_tenant("Batch", "Batch").await?;
     let api = shelf.operator.with_token(&shelf.operator.create_key(&tenant.id).await?.secret);
     let template =

@@ -17,7 +17,7 @@ const NUMBERS: [&str; 3] = ["+12025550190", "+12025550191", "+12025550192"];
 
 pub(crate) async fn measure() -> Result<Vec<Figure>> {
     const SAMPLES: usize = 4;
-    let mut shelf = Shelf::start(Plan { patient: true, ..Plan::default() }).await?;
+    let mut shelf = Shelf::start(Plan { patient: true, ..Plan::measured() }).await?;
     sending(&shelf, "before").await?;
     let (mut settled, mut at_once) = (Vec::new(), Vec::new());
     let mut started = Instant::now();

@@ -24,7 +24,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 const CODE_WITHIN: Duration = Duration::from_secs(10);
 
 pub(crate) async fn measure(queued: u32) -> Result<Vec<Figure>> {
-    let shelf = Shelf::start(Plan { phones: vec![], ..Plan::default() }).await?;
+    let shelf = Shelf::start(Plan { phones: vec![], ..Plan::measured() }).await?;
     let pid = shelf.router_pid()?;
     let started = program::resident_now_kib(pid);
     let long = shelf.operator.create_tenant("Long", "Long").await?;

@@ -55,7 +55,7 @@ pub(crate) async fn measure() -> Result<Vec<Figure>> {
 
 async fn bridges() -> Result<Vec<Duration>> {
     let phones = NUMBERS.iter().map(|number| (*number, "26")).collect();
-    let mut shelf = Shelf::start(Plan { phones, patient: true, ..Plan::default() }).await?;
+    let mut shelf = Shelf::start(Plan { phones, patient: true, ..Plan::measured() }).await?;
     let phones = shelf.all_ready(WITHIN).await?;
     let mut waits = Vec::new();
     for phone in phones {
@@ -93,7 +93,7 @@ async fn messages(until: &str) -> Result<Duration> {
         phones: vec![(NUMBERS[0], "26")],
         keeps_messages: Some(""),
         patient: true,
-        ..Plan::default()
+        ..Plan::measured()
     };
     let shelf = Shelf::start(plan).await?;
     // What hangs must have answered before: else it is the start that fails.

@@ -18,7 +18,7 @@ const ROW: usize = 5;
 const SILENT: usize = 10;
 
 pub(crate) async fn measure(cuts: usize) -> Result<Vec<Figure>> {
-    let plan = Plan { phones: vec![(NUMBER, "26")], with_proxy: true, ..Plan::default() };
+    let plan = Plan { phones: vec![(NUMBER, "26")], with_proxy: true, ..Plan::measured() };
     let shelf = Shelf::start(plan.clone()).await?;
     let mut baseline = Vec::new();
     let mut samples = Vec::new();

@@ -57,7 +57,7 @@ async fn shelf(phones: u16, served: Served) -> Result<Shelf> {
         Served::Whole => None,
         Served::StandIns => Some("switchboard-load-child"),
     };
-    Shelf::start(Plan { phones, patient: true, stand_in, ..Plan::default() }).await
+    Shelf::start(Plan { phones, patient: true, stand_in, ..Plan::measured() }).await
 }
 
 async fn idle(phones: u16) -> Result<Figure> {

@@ -114,7 +114,7 @@ pub(crate) async fn sender(shelf: &Shelf, hook: &Hook) -> Result<String> {
 pub(crate) async fn measure(messages: u32) -> Result<Vec<Figure>> {
     let tasks = TaskTracker::new();
     let hook = Hook::start(&tasks, |_, body| wire::message_id(body)).await?;
-    let plan = Plan { phones: vec![], webhooks: "per_endpoint = 64", ..Plan::default() };
+    let plan = Plan { phones: vec![], webhooks: "per_endpoint = 64", ..Plan::measured() };
     let shelf = Shelf::start(plan).await?;
     let secret = sender(&shelf, &hook).await?;
     let phones = Standins::start(&shelf.url(), &shelf.operator, HOSTS, PHONES).await?;

@@ -18,7 +18,7 @@ const LIFE: Duration = Duration::from_millis(1_200);
 
 pub(crate) async fn measure(crashes: usize) -> Result<Vec<Figure>> {
     let shelf =
-        Shelf::start(Plan { phones: vec![("+12025550190", "26")], ..Plan::default() }).await?;
+        Shelf::start(Plan { phones: vec![("+12025550190", "26")], ..Plan::measured() }).await?;
     let mut keepers = Vec::new();
     let mut missing = Vec::new();
     for kind in Kind::ALL {

@@ -17,7 +17,7 @@ const EVERY: Duration = Duration::from_millis(50);
 const MOST: u64 = 1_000_000;
 
 pub(crate) async fn measure(losses: u32, hand_overs: u32) -> Result<Vec<Figure>> {
-    let plan = Plan { phones: vec![(NUMBER, "26")], speed: 0.2, patient: true, ..Plan::default() };
+    let plan = Plan { phones: vec![(NUMBER, "26")], speed: 0.2, patient: true, ..Plan::measured() };
     let mut shelf = Shelf::start(plan).await?;
     let mut second = Second::start(&shelf, NUMBER).await?;
     let (one, two) = (shelf.world(), second.world());

@@ -19,7 +19,7 @@ const POSTERS: usize = 16;
 const SENT_WITHIN: Duration = Duration::from_mins(5);
 
 pub(crate) async fn measure(messages: u64) -> Result<Vec<Figure>> {
-    let shelf = Shelf::start(Plan { speed: 0.0, ..Plan::default() }).await?;
+    let shelf = Shelf::start(Plan { speed: 0.0, ..Plan::measured() }).await?;
     let idle = burst(&shelf, "one", 1).await?;
     ensure!(idle.0.is_finite(), "one message goes through");
     // One at a time: the latency of a quiet system.

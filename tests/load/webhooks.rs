@@ -42,7 +42,7 @@ async fn burst(messages: u32, dead: bool) -> Result<f64> {
             held.push(stream);
         }
     });
-    let shelf = Shelf::start(Plan { phones: vec![], ..Plan::default() }).await?;
+    let shelf = Shelf::start(Plan { phones: vec![], ..Plan::measured() }).await?;
     let tenant = shelf.operator.create_tenant("Hooks", "Hooks").await?;
     let secret = shelf.operator.create_key(&tenant.id).await?.secret;
     let api = shelf.operator.with_token(&secret);

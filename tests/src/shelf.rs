@@ -56,12 +56,21 @@ pub struct Plan {
     pub bridges: &'static str,
     /// Further settings of the router's `[webhooks]`.
     pub webhooks: &'static str,
+    /// The router's store has its log at full length from the start, as one that has run for a while; else it grows.
+    pub long_log: bool,
     /// Further tables of the router's configuration.
     pub router: &'static str,
     /// Further lines at the end of the supervisor's configuration.
     pub more: &'static str,
     /// Where everything is kept; a temporary folder when none is given.
     pub dir: Option<PathBuf>,
+}
+
+impl Plan {
+    /// What is measured: a router as it is shipped.
+    pub fn measured() -> Self {
+        Self { long_log: true, ..Self::default() }
+    }
 }
 
 impl Default for Plan {
@@ -78,6 +87,7 @@ impl Default for Plan {
             stand_in: None,
             bridges: "",
             webhooks: "",
+            long_log: false,
             router: "",
             more: "",
             dir: None,
@@ -171,9 +181,11 @@ impl Shelf {
     fn write_configs(&self) -> Result<()> {
         let Self { root, router_addr, dispatch_addr, .. } = self;
         let Plan { per_second, in_flight, phones, bridges, webhooks, .. } = &self.plan;
+        let log_mib = if self.plan.long_log { 256 } else { 0 };
         let router = format!(
             r#"listen = "{router_addr}"
 database = "router.db"
+database_log_mib = {log_mib}
 
 [limits]
 growth = {{ per_second = 100000, burst = 100000 }}

@@ -129,20 +129,24 @@ pub(super) async fn put(
             if !admin::tenant_exists(tx, &tenant)? {
                 return Err(ApiError::not_found());
             }
-            // The plan was looked up before.
-            accounts::set_plan(tx, &tenant, new.plan.as_deref(), &plans, now)?;
             accounts::set_payer(tx, &tenant, new.billing_account_id.as_ref(), &plans, now)?
                 .map_err(cannot_pay)?;
             let customer = new.stripe_customer_id.as_deref();
-            match stripe::bind(tx, &tenant, customer, &plans, now) {
+            let is_new = match stripe::bind(tx, &tenant, customer, &plans, now) {
                 Err(StoreError::Constraint(_)) => Err(ApiError::new(Code::AlreadyExists)
                     .detail("Another tenant is this customer of Stripe's.")),
                 other => Ok(other?),
             }?;
             // Said once more of a customer that was known, it comes to the same as the first time.
-            if let (Some(customer), None) = (customer, &new.plan) {
-                stripe::give_plan(tx, &tenant, customer, &plans, now)?;
-            }
+            let told = match customer {
+                Some(customer) if is_new || new.plan.is_none() => {
+                    stripe::plan_that_counts(tx, &tenant, customer, &plans)?
+                }
+                Some(_) | None => None,
+            };
+            // Once, for a quota that is new warns of itself; which plans there are was looked up before.
+            let plan = told.unwrap_or(new.plan);
+            accounts::set_plan(tx, &tenant, plan.as_deref(), &plans, now)?;
             Ok(standing(tx, &tenant, &plans, now)?)
         })
         .await?;

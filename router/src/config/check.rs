@@ -55,6 +55,7 @@ impl Check<'_> {
         if raw.database.as_os_str().is_empty() {
             return Err(self.wrong("database", "is empty"));
         }
+        self.range("database_log_mib", raw.database_log_mib, 0, crate::store::LOG_MIB_MAX)?;
         self.range("drain_ms", raw.drain_ms, 0, 600_000)?;
         if limits.tier == Tier::Custom {
             return Err(self.wrong("limits.tier", "\"custom\" is what single keys may be"));

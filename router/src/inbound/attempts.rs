@@ -484,7 +484,7 @@ fn not_sent(
     let give_back = |tx: &mut Tx<'_>| {
         let of = (about.message, about.attempt);
         let whom = (&message.recipient, about.phone);
-        let counts = (message.internal, rules.daily_cap);
+        let counts = (message.internal, rules.cap);
         rows::give_back(tx, about.tenant, of, whom, counts, about.now)
     };
     if was_open && not_started {

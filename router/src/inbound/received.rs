@@ -2,7 +2,7 @@
 
 use protocol::api::TenantRules;
 use protocol::link::EventFrame;
-use protocol::pipe::{ConversationKind, Event, Received};
+use protocol::pipe::{Conversation, ConversationKind, Edited, Event, Received};
 use protocol::{Channel, E164, EventId, MessageId, PhoneId, Recipient, TenantId, UnixMs, canary};
 
 use super::Effects;
@@ -68,22 +68,9 @@ pub(crate) fn message(
         // iCloud's second copy of what was taken in already. It is told to nobody again, but who asked to be left alone
         // is left alone, whatever became of the first copy.
         metrics::counter!("switchboard_inbound_copies_total").increment(1);
-        if let Some(tenant) = attribute(tx, phone, &talked)? {
-            for tenant in reach(&tenant, &talked, now) {
-                let (asks, rules) = asked(tx, &tenant, message)?;
-                if let Some(asks) = asks.filter(|asks| asks.is_stop()) {
-                    let about = (phone, &original);
-                    effects.merge(honour(
-                        tx,
-                        (&tenant, &rules, sandbox),
-                        about,
-                        message,
-                        asks,
-                        now,
-                    )?);
-                }
-            }
-        }
+        let tenant = attribute(tx, phone, &talked)?;
+        let reached = reach(tenant.as_ref(), &talked, now);
+        effects.merge(honour_stop(tx, (&reached, sandbox), (phone, &original), message, now)?);
         return Ok(());
     }
     let id = MessageId::new(now.0, clock::random());
@@ -99,16 +86,18 @@ pub(crate) fn message(
         return store::is_twin(tx, phone, (&message.guid, &twin));
     }
     let Some(tenant) = tenant else {
-        // A stranger writes to a shared phone: the operator may see what it is, and no tenant. A STOP in it is kept
-        // and stops nobody, for nobody has written.
+        // A stranger writes to a shared phone: the operator may see what it is, and no tenant. A STOP in it counts for
+        // whoever says that the stranger is somebody to whom they have written.
         metrics::counter!("switchboard_inbound_unattributed_total").increment(1);
         tracing::warn!(phone = %phone, message = %id, "inbound: a message from an unknown contact belongs to no tenant");
         if !message.attachments.is_empty() {
             store::keep_unplaced(tx, frame, "belongs to no tenant", now)?;
         }
+        let reached = reach(None, &talked, now);
+        effects.merge(honour_stop(tx, (&reached, sandbox), (phone, &id), message, now)?);
         return store::store_received(tx, (&store::nobody(), sandbox), (&id, phone), message, now);
     };
-    for reached in reach(&tenant, &talked, now) {
+    for reached in reach(Some(&tenant), &talked, now) {
         let (asks, rules) = asked(tx, &reached, message)?;
         if let Some(asks) = asks {
             effects.merge(honour(
@@ -128,7 +117,7 @@ pub(crate) fn message(
     rows::bind(tx, &tenant, (&message.from, phone), rows::Talk::Theirs, heard)?;
     // A member of a group that the tenant writes to has answered for the group.
     if let Some(group) = group(message)
-        && store::talked_with(tx, phone, &group)?.iter().any(|(other, _)| *other == tenant)
+        && store::talked_with(tx, phone, &group)?.with.iter().any(|(other, _)| *other == tenant)
     {
         rows::bind(tx, &tenant, (&group, phone), rows::Talk::Theirs, heard)?;
     }
@@ -169,16 +158,16 @@ pub(super) fn salvage(
         store::store_received(tx, (&owner, sandbox), (&id, phone), message, now)?;
         id
     };
-    if let Some(tenant) = tenant {
-        for tenant in reach(&tenant, &talked, now) {
-            let (asks, _rules) = asked(tx, &tenant, message)?;
-            for asks in asks.into_iter().filter(|asks| asks.is_stop()) {
-                for test in modes(asks, sandbox) {
-                    let who = (&tenant, test);
+    for tenant in reach(tenant.as_ref(), &talked, now) {
+        let (asks, _rules) = asked(tx, &tenant, message)?;
+        for asks in asks.into_iter().filter(|asks| asks.is_stop()) {
+            for test in modes(asks, sandbox) {
+                for recipient in spoken_for(message, asks) {
+                    let who = ((&tenant, test), &recipient);
                     let turned = record(tx, who, (phone, &id), message, asks, now)?;
                     if stop && turned == Turned::Over {
                         let (_stopped, with_phones) =
-                            store::block_waiting(tx, who, &message.from, now)?;
+                            store::block_waiting(tx, who.0, &recipient, now)?;
                         effects.recall.extend(with_phones);
                     }
                 }
@@ -221,14 +210,14 @@ fn talked(
     tx: &mut Tx<'_>,
     phone: &PhoneId,
     message: &Received,
-) -> Result<Vec<(TenantId, UnixMs)>, StoreError> {
+) -> Result<store::Talked, StoreError> {
     let mut talked = store::talked_with(tx, phone, &message.from)?;
     if let Some(group) = group(message) {
-        let mut with_group = store::talked_with(tx, phone, &group)?;
+        let mut with_group = store::talked_with(tx, phone, &group)?.with;
         // What is written into a group answers who writes to that group, whoever else knows the sender.
-        talked.retain(|(tenant, _)| with_group.iter().all(|(other, _)| other != tenant));
-        with_group.append(&mut talked);
-        talked = with_group;
+        talked.with.retain(|(tenant, _)| with_group.iter().all(|(other, _)| other != tenant));
+        with_group.append(&mut talked.with);
+        talked.with = with_group;
     }
     Ok(talked)
 }
@@ -238,28 +227,39 @@ fn talked(
 fn attribute(
     tx: &mut Tx<'_>,
     phone: &PhoneId,
-    talked: &[(TenantId, UnixMs)],
+    talked: &store::Talked,
 ) -> Result<Option<TenantId>, StoreError> {
     if let Some(tenant) = store::exclusive_tenant(tx, phone)? {
         return Ok(Some(tenant));
     }
-    if let Some((tenant, _)) = talked.first() {
+    if let Some((tenant, _)) = talked.with.first() {
         return Ok(Some(tenant.clone()));
     }
     store::only_tenant(tx)
 }
 
 /// Every tenant that a keyword counts for.
-fn reach(tenant: &TenantId, talked: &[(TenantId, UnixMs)], now: UnixMs) -> Vec<TenantId> {
+fn reach(tenant: Option<&TenantId>, talked: &store::Talked, now: UnixMs) -> Vec<TenantId> {
     let mut all: Vec<TenantId> = talked
+        .with
         .iter()
+        .chain(&talked.as_others)
         .filter(|(_, at)| now.since(*at) <= STOP_REACH_MS)
         .map(|(tenant, _)| tenant.clone())
         .collect();
-    if !all.contains(tenant) {
+    if let Some(tenant) = tenant
+        && !all.contains(tenant)
+    {
         all.push(tenant.clone());
     }
     all
+}
+
+/// Whom a message speaks for: its sender, and with a STOP that is written into a group the group as well, for what is sent
+/// there reaches the sender, too. Everybody else in it is left as they are.
+fn spoken_for(message: &Received, asks: Asks) -> impl Iterator<Item = Recipient> + use<> {
+    let group = if asks.is_stop() { group(message) } else { None };
+    std::iter::once(message.from.clone()).chain(group)
 }
 
 /// What the message asks for by a tenant's words, with that tenant's rules. Rules that cannot be read take nothing away:
@@ -281,6 +281,25 @@ fn asked(
     Ok((opt_out::asks(&message.text, words), rules))
 }
 
+/// [`honour`] for each of these tenants where the message is a STOP by its words, and for nothing else.
+fn honour_stop(
+    tx: &mut Tx<'_>,
+    (tenants, sandbox): (&[TenantId], bool),
+    about: (&PhoneId, &MessageId),
+    message: &Received,
+    now: UnixMs,
+) -> Result<Effects, StoreError> {
+    let mut effects = Effects::default();
+    for tenant in tenants {
+        let (asks, rules) = asked(tx, tenant, message)?;
+        if let Some(asks) = asks.filter(|asks| asks.is_stop()) {
+            let whose = (tenant, &rules, sandbox);
+            effects.merge(honour(tx, whose, about, message, asks, now)?);
+        }
+    }
+    Ok(effects)
+}
+
 fn honour(
     tx: &mut Tx<'_>,
     (tenant, rules, sandbox): (&TenantId, &TenantRules, bool),
@@ -290,29 +309,32 @@ fn honour(
     now: UnixMs,
 ) -> Result<Effects, StoreError> {
     let mut effects = Effects::default();
-    let recipient = &message.from;
     if asks == Asks::Help {
         return help(tx, (tenant, rules, sandbox), (phone, id), message, now);
     }
     for test in modes(asks, sandbox) {
-        let who = (tenant, test);
-        if record(tx, who, (phone, id), message, asks, now)? == Turned::Nothing {
-            continue;
-        }
-        // What we would have confirmed before this is no longer true.
-        store::drop_confirmations(tx, who, recipient, now)?;
-        let (kind, wording) = if asks.is_stop() {
-            effects.recall.extend(store::block_waiting(tx, who, recipient, now)?.1);
-            ("contact.opted_out", CONFIRM_STOP)
-        } else {
-            ("contact.opted_in", CONFIRM_START)
-        };
-        metrics::counter!("switchboard_opt_outs_total", "type" => kind).increment(1);
-        store::tell_contact(tx, who, kind, (recipient, phone, id), now)?;
-        // Who is still out on another number or address of theirs is not told that they are back.
-        let holds = asks.is_stop() || may_write(tx, who, recipient)?;
-        if rules.confirm_opt_out && test == sandbox && holds {
-            effects.merge(confirm(tx, tenant, (phone, message), wording, now)?);
+        for recipient in spoken_for(message, asks) {
+            let who = ((tenant, test), &recipient);
+            if record(tx, who, (phone, id), message, asks, now)? == Turned::Nothing {
+                continue;
+            }
+            let who = (tenant, test);
+            // What we would have confirmed before this is no longer true.
+            store::drop_confirmations(tx, who, &recipient, now)?;
+            let (kind, wording) = if asks.is_stop() {
+                effects.recall.extend(store::block_waiting(tx, who, &recipient, now)?.1);
+                ("contact.opted_out", CONFIRM_STOP)
+            } else {
+                ("contact.opted_in", CONFIRM_START)
+            };
+            metrics::counter!("switchboard_opt_outs_total", "type" => kind).increment(1);
+            store::tell_contact(tx, who, kind, (&recipient, phone, id), now)?;
+            // Who is still out on another number or address of theirs is not told that they are back, and only who wrote is
+            // told anything.
+            let holds = asks.is_stop() || may_write(tx, who, &recipient)?;
+            if rules.confirm_opt_out && test == sandbox && holds && recipient == message.from {
+                effects.merge(confirm(tx, tenant, (phone, message), wording, now)?);
+            }
         }
     }
     Ok(effects)
@@ -349,7 +371,7 @@ pub(crate) fn opted_out_at_provider(
 ) -> Result<Effects, StoreError> {
     let mut effects = Effects::default();
     let talked = store::talked_with(tx, phone, recipient)?;
-    for reached in reach(tenant, &talked, now) {
+    for reached in reach(Some(tenant), &talked, now) {
         let wish = Wish {
             action: "opted_out",
             method: Method::Provider,
@@ -428,7 +450,7 @@ fn help(
 /// the sender's, so that a START that was written after it and told later still counts.
 fn record(
     tx: &mut Tx<'_>,
-    who: (&TenantId, bool),
+    about: ((&TenantId, bool), &Recipient),
     (phone, id): (&PhoneId, &MessageId),
     message: &Received,
     asks: Asks,
@@ -453,7 +475,7 @@ fn record(
         // A bridge tells what has waited for it in an order of its own. Only an opt-out is not compared with what stands.
         late: message.late || !asks.is_stop(),
     };
-    let (about, event) = ((who, &message.from), EventId::new(now.0, clock::random()));
+    let event = EventId::new(now.0, clock::random());
     match asks {
         Asks::Stop | Asks::StopInferred | Asks::Start => opt_outs::turn(tx, about, &wish, &event),
         Asks::PerhapsStop | Asks::Help => {
@@ -461,6 +483,42 @@ fn record(
             Ok(Turned::Nothing)
         }
     }
+}
+
+/// An edit. What a message says now may be that its sender wants to be left alone; so may be the text of a message that came
+/// into chat.db before its text did, which a bridge tells in the same way. Whoever edits a message into a START has not
+/// asked for more as clearly as one has to.
+pub(super) fn edited(
+    tx: &mut Tx<'_>,
+    frame: &EventFrame,
+    edited: &Edited,
+    now: UnixMs,
+    effects: &mut Effects,
+) -> Result<(), StoreError> {
+    let phone = &frame.phone;
+    if !edited.from_me
+        && let Some(came) = store::came_in(tx, phone, &edited.guid)?
+    {
+        let direct = Conversation { kind: ConversationKind::Direct, id: came.from.to_string() };
+        let message = Received {
+            guid: edited.guid.clone(),
+            from: came.from,
+            conversation: direct,
+            text: edited.text.clone(),
+            attachments: Vec::new(),
+            service: came.service,
+            at: edited.at,
+            // A phone that is read again tells what was edited long ago, and what was said since stands.
+            late: now.since(edited.at) > CONFIRM_WITHIN_MS,
+            details: Box::default(),
+        };
+        let talked = talked(tx, phone, &message)?;
+        let owner = Some(came.tenant).filter(|tenant| *tenant != store::nobody());
+        let reached = reach(owner.as_ref(), &talked, now);
+        let sandbox = store::is_sandbox(tx, phone)?;
+        effects.merge(honour_stop(tx, (&reached, sandbox), (phone, &came.id), &message, now)?);
+    }
+    about(tx, frame, (&edited.guid, edited.at), edited, now)
 }
 
 /// Something that happened to an earlier message, found by its guid on this phone.

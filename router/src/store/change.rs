@@ -274,7 +274,9 @@ fn settle(
             Ok(())
         }
         Status::Failed | Status::Blocked | Status::Expired | Status::Canceled => {
-            credit::give_back(tx, tenant, (id, before.status.is_final()), change.now)
+            // What nobody knew of has not been given back.
+            let again = before.status.is_final() && before.status != Status::Unknown;
+            credit::give_back(tx, tenant, (id, again), change.now)
         }
         Status::Queued
         | Status::Scheduled

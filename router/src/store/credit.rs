@@ -142,7 +142,7 @@ pub(super) fn warn_of_new_quota(
 ) -> Result<(), StoreError> {
     let standing = tx.query_opt(
         "SELECT quota, used, warned, month FROM billing_accounts
-         WHERE tenant_id = ?1 AND quota IS NOT NULL AND used > 0 AND month >= ?2",
+         WHERE tenant_id = ?1 AND payer_id IS NULL AND quota IS NOT NULL AND used > 0 AND month >= ?2",
         params![payer, Month::of(now).number()],
         |row| Ok((row.get::<u64>(0)?, row.get::<u64>(1)?, row.get(2)?, month_of(row.int(3)?)?)),
     )?;
@@ -231,8 +231,8 @@ pub fn give_back(
         }
         None if again => return Ok(()),
         None => {
-            let paid = tx.query_opt(PAID, params![id, tenant], |row| row.int(0))?;
-            if paid.is_some() {
+            let settled = tx.query_opt(SETTLED, params![id, tenant], |row| row.int(0))?;
+            if settled.is_some() {
                 return Ok(());
             }
             0
@@ -304,9 +304,10 @@ const GIVE_BACK: &str = concat!(
     ") RETURNING payer_id, month, credits"
 );
 
-/// A message that was charged, or that a phone or a provider has begun.
-const PAID: &str = concat!(
+/// A message that was charged, that a phone or a provider has begun, or that was not counted when it was accepted.
+const SETTLED: &str = concat!(
     "SELECT 1 WHERE EXISTS (SELECT 1 FROM charges WHERE message_id = ?1 AND tenant_id = ?2)
+         OR EXISTS (SELECT 1 FROM messages m WHERE m.id = ?1 AND m.tenant_id = ?2 AND (m.test = 1 OR m.kind = 'confirmation'))
          OR EXISTS (SELECT 1 FROM message_events e WHERE e.message_id = ?1 AND e.tenant_id = ?2 AND e.type IN ",
     begun!(),
     ")"

@@ -443,27 +443,39 @@ fn contacted(
     )
 }
 
+/// What a phone may do in a day.
+#[derive(Debug, Clone, Copy)]
+pub struct DayCap {
+    /// Messages, where the phone has no cap of its own.
+    pub daily: u32,
+    /// Of them at one time.
+    pub in_hand: u32,
+}
+
+/// Messages of a tenant that look at a place which became free: the first may wait for another phone.
+const WAKE_FOR_A_PLACE: usize = 4;
+
 /// Takes back what an attempt counted for that was provably never started: the phone's message of that day, the new
-/// contact that it made, the message that went unanswered, its place in the conversation. `daily_cap` is that of a phone
-/// without one of its own.
+/// contact that it made, the message that went unanswered, its place in the conversation.
 pub fn give_back(
     tx: &mut Tx<'_>,
     tenant: &TenantId,
     (message, attempt): (&MessageId, u32),
     (recipient, phone): (&Recipient, &PhoneId),
-    (internal, daily_cap): (bool, u32),
+    (internal, cap): (bool, DayCap),
     now: UnixMs,
 ) -> Result<(), StoreError> {
+    // While a phone was full, as many as it may have in hand can have been turned down together.
     let was_full = tx.query_opt(
         "UPDATE phones SET messages_today = messages_today - 1 WHERE id = ?1 AND messages_today > 0
              AND day = (SELECT first_offered_at / ?4 FROM attempts WHERE message_id = ?2 AND attempt = ?3)
-         RETURNING day = ?5 / ?4 AND messages_today + 1 >= COALESCE(daily_cap, ?6)",
-        params![phone, message, attempt, DAY_MS, now, daily_cap],
+         RETURNING provider IS NULL AND day = ?5 / ?4 AND messages_today + ?7 >= COALESCE(daily_cap, ?6)",
+        params![phone, message, attempt, DAY_MS, now, cap.daily, cap.in_hand],
         |row| row.get(0),
     )?;
     if was_full == Some(true) {
         // Whoever found it full waits for midnight.
-        wake_some(tx, Reason::NoPhoneAvailable, 1, now)?;
+        wake_some(tx, Reason::NoPhoneAvailable, WAKE_FOR_A_PLACE, now)?;
     }
     // Another attempt to the same contact, made meanwhile, keeps the place, and from now on: it may be the younger one.
     tx.execute(
@@ -484,6 +496,8 @@ pub fn give_back(
         return Ok(());
     }
     one_less_unanswered(tx, tenant, (recipient, phone))?;
+    // What waits because too much went unanswered may go now.
+    wake_for(tx, (tenant, recipient), Reason::Unanswered, now)?;
     unbind(tx, tenant, (message, attempt), (recipient, phone))
 }
 
@@ -1185,6 +1199,7 @@ mod tests {
             (inbound::TWIN, "messages_by_recipient (tenant_id=? AND recipient=? AND on_the_way=?)"),
             (inbound::BY_GUID, "messages_by_phone_guid (phone_id=? AND guid=?)"),
             (inbound::RECEIVED_AS, "messages_by_phone_guid (phone_id=? AND guid=?)"),
+            (inbound::CAME_IN, "messages_by_phone_guid (phone_id=? AND guid=?)"),
             (webhook_jobs::WAITING, "webhook_jobs_due_by_endpoint"),
             (webhook_jobs::NEXT, "webhook_jobs_due_by_endpoint (endpoint_id=? AND run_at>?)"),
             (webhook_jobs::FAIL_PENDING, "webhook_jobs_due_by_endpoint (endpoint_id=?)"),

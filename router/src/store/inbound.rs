@@ -177,25 +177,30 @@ pub fn told_elsewhere(
     Ok(first.flatten().is_some_and(|first| first != journal))
 }
 
-/// The tenants that have talked with `recipient` on this phone, the newest first, with when; behind them those that have
-/// talked there with another number or address of the same person.
+/// Who has talked with somebody on a phone, each the newest first, with when.
+#[derive(Debug, Default)]
+pub struct Talked {
+    /// Tenants that have talked with this very recipient.
+    pub with: Vec<(TenantId, UnixMs)>,
+    /// Others that say that the recipient is a person with whom they have talked there by another number or address. Nobody
+    /// has checked what they say, so that a STOP counts for them, and what is written is not shown to them.
+    pub as_others: Vec<(TenantId, UnixMs)>,
+}
+
+/// The tenants that have talked with `recipient` on this phone.
 pub fn talked_with(
     tx: &mut Tx<'_>,
     phone: &PhoneId,
     recipient: &Recipient,
-) -> Result<Vec<(TenantId, UnixMs)>, StoreError> {
-    let mut talked = tx.query(TALKED_WITH, params![phone, recipient, TALKED_MAX], |row| {
-        Ok((row.get::<TenantId>(0)?, row.get(1)?))
-    })?;
-    let as_others = tx.query(TALKED_AS_OTHERS, params![phone, recipient, TALKED_MAX], |row| {
-        Ok((row.get::<TenantId>(0)?, row.get(1)?))
-    })?;
-    for (tenant, at) in as_others {
-        if talked.iter().all(|(known, _)| *known != tenant) {
-            talked.push((tenant, at));
-        }
-    }
-    Ok(talked)
+) -> Result<Talked, StoreError> {
+    let mut found = |sql| {
+        tx.query(sql, params![phone, recipient, TALKED_MAX], |row| {
+            Ok((row.get::<TenantId>(0)?, row.get(1)?))
+        })
+    };
+    let (with, mut as_others) = (found(TALKED_WITH)?, found(TALKED_AS_OTHERS)?);
+    as_others.retain(|(tenant, _)| with.iter().all(|(known, _)| known != tenant));
+    Ok(Talked { with, as_others })
 }
 
 /// The tenants that may have something on its way to `recipient`, or to another number or address of the same person:
@@ -487,6 +492,29 @@ pub fn by_guid(
 
 pub(super) const BY_GUID: &str =
     "SELECT tenant_id, id FROM messages WHERE phone_id = ?1 AND guid = ?2";
+
+/// A message that has come in, by its guid on a phone.
+#[derive(Debug)]
+pub struct CameIn {
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// Its id.
+    pub id: MessageId,
+    /// Who wrote it.
+    pub from: Recipient,
+    /// Over which channel.
+    pub service: protocol::Channel,
+}
+
+/// The message that has come in under this guid.
+pub fn came_in(tx: &mut Tx<'_>, phone: &PhoneId, guid: &str) -> Result<Option<CameIn>, StoreError> {
+    tx.query_opt(CAME_IN, params![phone, guid], |row| {
+        Ok(CameIn { tenant: row.get(0)?, id: row.get(1)?, from: row.get(2)?, service: row.get(3)? })
+    })
+}
+
+pub(super) const CAME_IN: &str = "SELECT tenant_id, id, recipient, channel_used FROM messages
+     WHERE phone_id = ?1 AND guid = ?2 AND direction = 'inbound'";
 
 /// The message that a phone has reported under this guid as coming from this sender.
 pub fn received_as(

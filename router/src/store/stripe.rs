@@ -201,32 +201,47 @@ fn name(
     if other.is_some() {
         return Ok(false);
     }
-    bind(tx, tenant, Some(customer), plans, now)?;
+    bind_with_plan(tx, tenant, customer, plans, now)?;
     Ok(true)
 }
 
-/// Notes which customer a tenant is, and makes up for what was told of it before; [`StoreError::Constraint`] where another
-/// tenant is that one.
+/// [`bind`], and gives a customer that is new the plan that was waiting for it.
+fn bind_with_plan(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    customer: &str,
+    plans: &Plans,
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    if bind(tx, tenant, Some(customer), plans, now)?
+        && let Some(plan) = plan_that_counts(tx, tenant, customer, plans)?
+    {
+        accounts::set_plan(tx, tenant, plan.as_deref(), plans, now)?;
+    }
+    Ok(())
+}
+
+/// Notes which customer a tenant is, and makes up for what was told of it before but for its plan; true where it was not known
+/// to be that customer. [`StoreError::Constraint`] where another tenant is that one.
 pub fn bind(
     tx: &mut Tx<'_>,
     tenant: &TenantId,
     customer: Option<&str>,
     plans: &Plans,
     now: UnixMs,
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     accounts::open(tx, tenant, plans, now)?;
     let known = match customer {
         Some(customer) => of_customer(tx, customer)?.as_ref() == Some(tenant),
         None => false,
     };
     accounts::set_customer(tx, tenant, customer, now)?;
-    let Some(customer) = customer else { return Ok(()) };
+    let Some(customer) = customer else { return Ok(false) };
     if !known {
         tx.execute(
             "UPDATE stripe_subscriptions SET passing = 0 WHERE customer = ?1 AND plan IS NOT NULL",
             params![customer],
         )?;
-        give_plan(tx, tenant, customer, plans, now)?;
     }
     let bought = tx.query(
         "DELETE FROM stripe_waiting_credits WHERE customer = ?1 RETURNING reference, credits, reason",
@@ -238,24 +253,23 @@ pub fn bind(
             tracing::error!(tenant = %tenant, reference = bought.0, credits = bought.1, "stripe: credits that were paid for are more than an account can have");
         }
     }
-    Ok(())
+    Ok(!known)
 }
 
-/// Gives a tenant the plan of the customer's subscription that counts.
-pub fn give_plan(
+/// The plan of the customer's subscription that counts, where one does and the plan is configured.
+pub fn plan_that_counts(
     tx: &mut Tx<'_>,
     tenant: &TenantId,
     customer: &str,
     plans: &Plans,
-    now: UnixMs,
-) -> Result<(), StoreError> {
+) -> Result<Option<Option<String>>, StoreError> {
     let all = subscriptions(tx, customer)?;
-    if let Some(told) = counts(&all)
-        && !accounts::set_plan(tx, tenant, told.plan.as_deref(), plans, now)?
-    {
+    let Some(told) = counts(&all) else { return Ok(None) };
+    if plans.terms(told.plan.as_deref()).is_none() {
         tracing::warn!(tenant = %tenant, plan = told.plan, "stripe: a subscription waited for its tenant since a configuration that had this plan");
+        return Ok(None);
     }
-    Ok(())
+    Ok(Some(told.plan.clone()))
 }
 
 /// What is known of a customer's subscriptions.
@@ -337,11 +351,11 @@ mod tests {
         .unwrap();
         for (number, event) in events.iter().enumerate() {
             if number == bound {
-                bind(&mut tx, &tenant, Some("cus"), &plans, UnixMs(0)).unwrap();
+                bind_with_plan(&mut tx, &tenant, "cus", &plans, UnixMs(0)).unwrap();
             }
             take(&mut tx, event, &plans, UnixMs(0)).unwrap();
         }
-        bind(&mut tx, &tenant, Some("cus"), &plans, UnixMs(0)).unwrap();
+        bind_with_plan(&mut tx, &tenant, "cus", &plans, UnixMs(0)).unwrap();
         tx.query_row("SELECT plan FROM billing_accounts", params![], |row| row.opt_text(0)).unwrap()
     }
 

@@ -1,7 +1,7 @@
 //! The threads behind the store: one that writes, one that brings what was written to the disk, a few that read.
 
 use std::fs::File;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -67,6 +67,8 @@ const LOG_PAGES: i32 = 16_384;
 /// Pages of the log at which the writer copies the rest itself, 256 MiB. While it writes on, the other one never sees the
 /// log's end, and only a log that was copied to its end begins anew.
 const LOG_PAGES_MAX: i32 = 65_536;
+/// The same in MiB.
+pub(crate) const LOG_MIB_MAX: u32 = 256;
 
 /// How long SQLite itself waits for a lock that another process (a backup, an operator's shell) holds.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
@@ -188,7 +190,7 @@ impl std::fmt::Debug for dyn Job {
 }
 
 impl Threads {
-    pub(super) fn start(path: &Path) -> Result<Self, StoreError> {
+    pub(super) fn start(path: &Path, log_mib: u32) -> Result<Self, StoreError> {
         let path = &resolved(path)?;
         let lock = lock(path)?;
         let place = Place::of(path)?;
@@ -207,6 +209,8 @@ impl Threads {
         let (write, front) = mpsc::channel(WRITE_QUEUE);
         let (behind, back) = mpsc::channel(WRITE_QUEUE);
         // The log is there since the first read, and stays as long as it is open.
+        lengthen(&beside(path, "-wal"), u64::from(log_mib) << 20)
+            .map_err(|error| cannot_open(path, error))?;
         let log = File::open(beside(path, "-wal"));
         let log = log.map_err(|error| cannot_open(path, error))?;
         // What an earlier router left in it may be known to the system and not to the disk.
@@ -544,13 +548,13 @@ impl Writer {
     fn write_apart(&mut self, batch: &mut Vec<Box<dyn Job>>, more: bool) -> Result<(), StoreError> {
         run(&self.connection, "BEGIN IMMEDIATE")?;
         let began = self.connection.total_changes();
-        let mut counts = Counts::default();
         let mut next = 0;
         while let Some(job) = batch.get_mut(next) {
             run(&self.connection, "SAVEPOINT job")?;
             let mut tx = Tx::after(&self.connection, self.losses);
             if job.run(&mut tx) {
-                counts.merge(tx.take_counts());
+                // At once: what comes behind it may ask how much was used.
+                tx.write_counts()?;
             } else {
                 self.losses += u64::from(tx.is_remembered());
                 // Disk full and I/O errors end the whole transaction inside SQLite, neighbours' rows included
@@ -566,7 +570,7 @@ impl Writer {
                 self.more(batch, false);
             }
         }
-        self.commit(&counts, began)
+        self.commit(&Counts::default(), began)
     }
 }
 
@@ -577,6 +581,28 @@ fn settle_log(connection: &Connection) -> Result<(), StoreError> {
         connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
     if busy {
         tracing::warn!("another program reads the store's file: its log is not begun anew");
+    }
+    Ok(())
+}
+
+/// Makes the log `length` bytes long, with zeros behind what is in it: SQLite takes them for its end, as it does what an
+/// earlier round has left there (sqlite.org/walformat.html). To be called while nobody writes to the store.
+///
+/// A commit that makes the log longer waits for the file system's own journal as well, and on ext4 for what other programs have
+/// written beside it. One that writes over what is there does not: 0.2 instead of 0.4 ms.
+fn lengthen(log: &Path, length: u64) -> std::io::Result<()> {
+    const STEP: &[u8] = &[0; 1 << 18];
+    let file = File::options().write(true).open(log)?;
+    let before = file.metadata()?.len();
+    let mut end = before;
+    while end < length {
+        let step = usize::try_from(length - end).map_or(STEP.len(), |rest| rest.min(STEP.len()));
+        let zeros = STEP.get(..step).unwrap_or(STEP);
+        if let Err(error) = file.write_all_at(zeros, end) {
+            tracing::warn!(%error, "no room for the store's log at its full length: it grows as it is written");
+            return file.set_len(before);
+        }
+        end = end.saturating_add(u64::try_from(step).unwrap_or(u64::MAX));
     }
     Ok(())
 }

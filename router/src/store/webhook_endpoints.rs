@@ -65,7 +65,12 @@ pub fn get(
 
 /// Whether an endpoint is one of the sandbox.
 pub fn is_test(tx: &mut Tx<'_>, tenant: &TenantId, id: &EndpointId) -> Result<bool, StoreError> {
-    Ok(get(tx, (tenant, false), id)?.is_some_and(|endpoint| endpoint.test))
+    let test = tx.query_opt(
+        "SELECT test FROM webhook_endpoints WHERE id = ?1 AND tenant_id = ?2",
+        params![id, tenant],
+        |row| row.get(0),
+    )?;
+    Ok(test.unwrap_or(false))
 }
 
 /// The tenant's endpoints, newest first, with `true` only those of the sandbox. One row more than `limit` where there is

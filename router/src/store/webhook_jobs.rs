@@ -107,12 +107,13 @@ pub fn enqueue_at(
         "SELECT id, events FROM webhook_endpoints WHERE tenant_id = ?1 AND test = ?2 AND disabled_at IS NULL
          ORDER BY id",
         params![tenant.as_str(), test],
-        |row| Ok((row.text(0)?, row.text(1)?)),
+        // The change itself does not fail because an endpoint is damaged.
+        |row| Ok((row.text(0).ok(), row.text(1))),
     )?;
     let mut wanted = Vec::with_capacity(endpoints.len());
     for (endpoint, events) in endpoints {
-        if wants(&events, kind) {
-            wanted.push(endpoint);
+        if wants(events, kind) {
+            wanted.extend(endpoint);
         }
     }
     if wanted.is_empty() {
@@ -166,8 +167,12 @@ fn insert(
 
 /// Whether an endpoint's JSON list of types names `kind`; an empty list and `*` mean all. So does a damaged one: rather
 /// a webhook too many than a change of state that fails because it cannot be told.
-fn wants(events: &str, kind: &str) -> bool {
-    match serde_json::from_str::<Vec<String>>(events) {
+fn wants(events: Result<String, StoreError>, kind: &str) -> bool {
+    let list = events.and_then(|events| {
+        serde_json::from_str::<Vec<String>>(&events)
+            .map_err(|error| StoreError::corrupt("webhook_endpoints.events", error))
+    });
+    match list {
         Ok(list) => list.is_empty() || list.iter().any(|wanted| wanted == "*" || wanted == kind),
         Err(error) => {
             tracing::error!(error = %error, "webhooks: an endpoint's list of types is damaged");
@@ -207,7 +212,8 @@ pub fn waiting_endpoints(
         let read = || -> Result<Waiting, StoreError> {
             Ok(Waiting {
                 endpoint: row.parse(0)?,
-                due: row.get(1)?,
+                // A job whose time cannot be read is found, and failed, with what is due.
+                due: row.get(1).unwrap_or(Some(NEVER)),
                 failures: row.get(2)?,
                 // What waits for an endpoint that is off is failed without delay.
                 paused_until: if row.get(4)? { None } else { row.get(3)? },

@@ -66,7 +66,8 @@ impl Router {
         // A second router of the same process finds the provider installed.
         drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
         let folder = tempfile::tempdir().expect("the tests' router works");
-        let text = format!("admin_token = \"{ADMIN}\"\ndrain_ms = 2000\n{more}\n");
+        let text =
+            format!("admin_token = \"{ADMIN}\"\ndatabase_log_mib = 0\ndrain_ms = 2000\n{more}\n");
         let text = if more.contains("[webhooks]") {
             text
         } else {

@@ -6,7 +6,7 @@
 )]
 
 use crate::link_support::*;
-use protocol::pipe::{Attempt, Event, Received};
+use protocol::pipe::{Attempt, Conversation, ConversationKind, Edited, Event, Received};
 use protocol::{Class, Reason, Recipient, Status};
 use router::store::contacts::{self, Said};
 use router::store::{opt_outs, rules};
@@ -488,7 +488,7 @@ async fn an_opt_out_counts_after_the_clock_went_back() {
 
 #[tokio::test]
 async fn a_stop_on_a_number_that_was_never_written_to_reaches_who_wrote_to_the_person() {
-    let (router, acme, host, mut bridge) = shelf("", &[ONE]).await;
+    let (router, acme, _host, mut bridge) = shelf("", &[ONE]).await;
     let app = &router.app;
     let other = tenant(app, "Other").await;
     let mail = "anna@example.com";
@@ -511,8 +511,82 @@ async fn a_stop_on_a_number_that_was_never_written_to_reaches_who_wrote_to_the_p
     assert_eq!(out, [format!("{acme} {mail}")], "the other tenant has not written from this phone");
     let next = accept(app, &acme, TO, |_| {}).await;
     assert_eq!(reaches(app, &acme, &next, Status::Blocked).await.reason, Some(Reason::OptedOut));
+    // What the tenant says of the address nobody has checked: what is written from there is not shown to it.
     let inbound = texts(app, "SELECT tenant_id FROM messages WHERE direction = 'inbound'").await;
-    assert_eq!(inbound, [acme.to_string()], "and it is theirs: {}", host.phones[0]);
+    assert_eq!(inbound, [router::store::inbound::nobody().to_string()]);
+    let told = texts(app, "SELECT type FROM webhook_jobs WHERE type = 'message.received'").await;
+    assert_eq!(told, [""; 0]);
+}
+
+fn edited(guid: &str, text: &str, from_me: bool, at: protocol::UnixMs) -> Event {
+    Event::Edited(Edited {
+        guid: guid.to_owned(),
+        part: 0,
+        text: text.to_owned(),
+        history: Vec::new(),
+        from_me,
+        at,
+    })
+}
+
+#[tokio::test]
+async fn a_message_that_becomes_a_stop_counts_as_one() {
+    let (router, tenant, _host, mut bridge) = shelf("", &[ONE]).await;
+    let app = &router.app;
+    let other = "+12125550144";
+    let now = app.clock.now();
+    // It came into chat.db before its text.
+    bridge.event(received(TO, "g1", "", now)).await;
+    bridge.event(received(other, "g2", "ok", now)).await;
+    for (guid, text, from_me) in
+        [("g2", "STOP", true), ("g2", "okay", false), ("g3", "STOP", false)]
+    {
+        bridge.event(edited(guid, text, from_me, now)).await;
+    }
+    assert_eq!(stands(app).await, [""; 0]);
+    let waits = accept(app, &tenant, TO, |new| new.send_at = Some(now.plus_ms(600_000))).await;
+    bridge.event(edited("g1", "STOP", false, now)).await;
+    assert_eq!(stands(app).await, [format!("opted_out {}", now.0)]);
+    assert_eq!(reaches(app, &tenant, &waits, Status::Blocked).await.reason, Some(Reason::OptedOut));
+    let confirmed = "SELECT recipient FROM messages WHERE kind = 'confirmation'";
+    assert_eq!(texts(app, confirmed).await, [TO]);
+    // Who comes back after it is not stopped by a phone that is read again, and nobody comes back by an edit.
+    let later = now.plus_ms(1);
+    bridge.event(received(TO, "g4", "START", later)).await;
+    assert_eq!(stands(app).await, [format!("opted_in {}", later.0)]);
+    bridge.event(edited("g1", "STOP", false, now.plus_ms(-600_000))).await;
+    assert_eq!(stands(app).await, [format!("opted_in {}", later.0)]);
+    bridge.event(received(TO, "g5", "STOP", later)).await;
+    bridge.event(edited("g2", "START", false, later)).await;
+    bridge.event(edited("g5", "START", false, later)).await;
+    assert_eq!(stands(app).await, [format!("opted_out {}", later.0)]);
+}
+
+#[tokio::test]
+async fn a_stop_in_a_group_stops_what_goes_to_the_group_and_nobody_else_in_it() {
+    let (router, tenant, _host, mut bridge) = shelf("", &[ONE]).await;
+    let app = &router.app;
+    let group = "group:chat831";
+    accept(app, &tenant, group, |_| {}).await;
+    let send = bridge.wire.send_command().await;
+    bridge.sends(&send).await;
+    let later = app.clock.now().plus_ms(600_000);
+    let waits = accept(app, &tenant, group, |new| new.send_at = Some(later)).await;
+    let Event::Received(mut said) = received(TO, "g1", "STOP", app.clock.now()) else { panic!() };
+    said.conversation = Conversation { kind: ConversationKind::Group, id: "chat831".to_owned() };
+    bridge.event(Event::Received(said.clone())).await;
+    assert_eq!(reaches(app, &tenant, &waits, Status::Blocked).await.reason, Some(Reason::OptedOut));
+    let out = "SELECT recipient FROM opt_outs WHERE state = 'opted_out' ORDER BY recipient";
+    assert_eq!(texts(app, out).await, [TO, group]);
+    let confirmed = "SELECT recipient FROM messages WHERE kind = 'confirmation'";
+    assert_eq!(texts(app, confirmed).await, [TO], "the group is not written to again");
+    let next = accept(app, &tenant, group, |_| {}).await;
+    assert_eq!(reaches(app, &tenant, &next, Status::Blocked).await.reason, Some(Reason::OptedOut));
+    // One of them may come back, and says nothing for the others.
+    let at = said.at.plus_ms(1);
+    let start = Received { guid: "g2".to_owned(), text: "START".to_owned(), at, ..said };
+    bridge.event(Event::Received(start)).await;
+    assert_eq!(texts(app, out).await, [group]);
 }
 
 #[tokio::test]

@@ -313,6 +313,57 @@ async fn a_place_of_the_day_that_is_given_back_is_another_messages() {
 }
 
 #[tokio::test]
+async fn every_place_of_the_day_that_is_given_back_is_filled() {
+    let router = router("[dispatch]\ndaily_cap = 3\n").await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let here = host(app, &[ONE]).await;
+    host(app, &[TWO]).await;
+    let mut bridge = Bridge::connect(&router, &here).await;
+    let mut turned_down = Vec::new();
+    for contact in 1..=3 {
+        accept(app, &tenant, &stranger(contact), |_| {}).await;
+        turned_down.push(bridge.wire.send_command().await);
+    }
+    // The first waits for the phone that is away, whatever becomes free.
+    let away = TWO.parse().unwrap();
+    let asks = accept(app, &tenant, &stranger(4), |new| new.from = Some(away)).await;
+    held(app, &tenant, &asks, Reason::NoPhoneAvailable).await;
+    let mut waiting = Vec::new();
+    for contact in 5..=7 {
+        let id = accept(app, &tenant, &stranger(contact), |_| {}).await;
+        held(app, &tenant, &id, Reason::NoPhoneAvailable).await;
+        waiting.push(id);
+    }
+    for send in &turned_down {
+        bridge.event(Event::Refused(about(send, Reason::BadAddress, false))).await;
+    }
+    let mut sent = Vec::new();
+    for _ in 0..3 {
+        sent.push(bridge.wire.send_command().await.message);
+    }
+    sent.sort();
+    assert_eq!(sent, waiting);
+}
+
+#[tokio::test]
+async fn what_waits_for_an_answer_goes_when_an_earlier_one_did_not() {
+    let router = router("[warming]\nunanswered = 1\n").await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let here = host(app, &[ONE]).await;
+    let mut bridge = Bridge::connect(&router, &here).await;
+    let first = accept(app, &tenant, &stranger(1), |_| {}).await;
+    let send = bridge.wire.send_command().await;
+    assert_eq!(send.message, first);
+    let second = accept(app, &tenant, &stranger(1), |_| {}).await;
+    held(app, &tenant, &second, Reason::Unanswered).await;
+    bridge.event(Event::Refused(about(&send, Reason::BadAddress, false))).await;
+    reaches(app, &tenant, &first, Status::Failed).await;
+    assert_eq!(bridge.wire.send_command().await.message, second);
+}
+
+#[tokio::test]
 async fn who_does_not_answer_is_left_alone_until_they_do() {
     let router = router("[warming]\nunanswered = 2\n").await;
     let app = &router.app;

@@ -96,7 +96,9 @@ pub(crate) async fn open(folder: &Path, settings: &str) -> AppState {
         if settings.contains("[compliance]") { "" } else { "[compliance]\nhours = \"off\"\n" };
     // A wire of these tests says only what its test says, and answers no pings.
     let link = if settings.contains("[link]") { "" } else { "[link]\nsilence_ms = 600000\n" };
-    let text = format!("database = \"switchboard.db\"\ndrain_ms = 2000\n{settings}\n{link}{hours}");
+    let text = format!(
+        "database = \"switchboard.db\"\ndatabase_log_mib = 0\ndrain_ms = 2000\n{settings}\n{link}{hours}"
+    );
     let config = Config::parse(
         &text,
         &folder.join("router.toml"),

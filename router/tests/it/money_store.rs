@@ -403,6 +403,21 @@ async fn a_quota_that_comes_later_counts_what_was_not_returned_and_warns_of_itse
         books.ends(&tenant, &begun, Status::Failed, NOW).await;
     }
     assert_eq!(books.usage(&tenant).await, [11, 22, 0, 1, 0, 0]);
+    // What was not counted when it was accepted is not counted as returned.
+    let (of, test) = (tenant.clone(), NewMessage { test: true, ..new(NOW) });
+    books
+        .write(move |tx| {
+            let id = messages::accept(tx, &of, &test, &Reservation::FREE)?.id;
+            messages::cancel(tx, &of, &id, NOW)
+        })
+        .await;
+    assert_eq!(books.usage(&tenant).await, [11, 22, 0, 1, 0, 0]);
+    // What nobody knew of for a while, and then did not go, is.
+    let unknown = books.send(&tenant, NOW).await.unwrap();
+    books.ends(&tenant, &unknown, Status::Unknown, NOW).await;
+    assert_eq!(books.usage(&tenant).await, [12, 24, 0, 1, 0, 0]);
+    books.ends(&tenant, &unknown, Status::Failed, NOW).await;
+    assert_eq!(books.usage(&tenant).await, [12, 24, 0, 2, 0, 0]);
     assert_eq!(books.warned(&tenant).await.len(), 0);
     books.on_small(&tenant, 0).await;
     assert_eq!(books.account(&tenant, NOW).await, (0, 10));
@@ -411,6 +426,15 @@ async fn a_quota_that_comes_later_counts_what_was_not_returned_and_warns_of_itse
     let warned = books.warned(&tenant).await;
     assert_eq!(warned.len(), 2, "{warned:?}");
     books.send(&tenant, NOW).await.unwrap_err();
+    // Nobody is warned of a quota that another one's takes the place of.
+    let (agent, paid_for) = (books.tenant("Agent").await, books.tenant("Customer").await);
+    for _ in 0..10 {
+        books.send(&paid_for, NOW).await.unwrap();
+    }
+    let (of, by, plans) = (paid_for.clone(), agent.clone(), books.plans.clone());
+    books.write(move |tx| accounts::set_payer(tx, &of, Some(&by), &plans, NOW)).await.unwrap();
+    books.on_small(&paid_for, 0).await;
+    assert_eq!(books.warned(&paid_for).await.len(), 0);
     // A plan without limits and back again warns anew, for it is a new quota.
     let (of, plans) = (tenant.clone(), books.plans.clone());
     assert!(books.write(move |tx| accounts::set_plan(tx, &of, None, &plans, NOW)).await);

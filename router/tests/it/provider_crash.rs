@@ -89,7 +89,7 @@ async fn what_was_being_asked_for_when_the_router_was_killed_is_unknown_and_the_
     std::fs::set_permissions(&keys, std::fs::Permissions::from_mode(0o600)).unwrap();
     let config = folder.path().join("router.toml");
     let text = format!(
-        "listen = \"127.0.0.1:0\"\nadmin_token = \"{ADMIN}\"\n[compliance]\nhours = \"off\"\n[providers]\n\
+        "listen = \"127.0.0.1:0\"\ndatabase_log_mib = 0\nadmin_token = \"{ADMIN}\"\n[compliance]\nhours = \"off\"\n[providers]\n\
          public_url = \"{PUBLIC}\"\nkey_file = \"providers.key\"\nin_flight = 1\ntimeout_ms = 60000\n\
          allow_private = true\ntelnyx_url = \"{}\"\n",
         stand_in.url

@@ -81,7 +81,7 @@ async fn a_router_that_dies_at_each_start_does_not_post_the_same_webhooks_at_eac
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("router.toml");
     let text = format!(
-        "listen = \"127.0.0.1:0\"\nadmin_token = \"{ADMIN}\"\n[webhooks]\nallow_private = true\ntimeout_ms = 60000\n"
+        "listen = \"127.0.0.1:0\"\ndatabase_log_mib = 0\nadmin_token = \"{ADMIN}\"\n[webhooks]\nallow_private = true\ntimeout_ms = 60000\n"
     );
     std::fs::write(&config, text).unwrap();
     let endpoint = Endpoint::default();

@@ -77,7 +77,9 @@ async fn answer(
         body: String::from_utf8(body.to_vec()).unwrap(),
     });
     match path.as_str() {
-        "/ok" | "/bad-secrets" | "/bad-count" => StatusCode::NO_CONTENT.into_response(),
+        "/ok" | "/bad-secrets" | "/bad-count" | "/bad-types" => {
+            StatusCode::NO_CONTENT.into_response()
+        }
         "/talks" => {
             (StatusCode::BAD_GATEWAY, "no\0 upstream\u{1b}[31m ".repeat(20_000)).into_response()
         }
@@ -719,13 +721,17 @@ async fn a_damaged_row_keeps_nobody_but_itself_from_what_is_delivered() {
     let (sink, address) = sink(&router).await;
     let tenant = tenant(app, "Acme").await;
     let mut damaged = Vec::new();
-    for path in ["bad-secrets", "bad-count"] {
+    for path in ["bad-secrets", "bad-count", "bad-types"] {
         damaged.push(endpoint(app, &tenant, &format!("http://{address}/{path}"), SECRET).await);
     }
     endpoint(app, &tenant, &format!("http://{address}/ok"), SECRET).await;
-    let (secrets, failures) = (damaged[0].clone(), damaged[1].clone());
+    let (secrets, failures, types) = (damaged[0].clone(), damaged[1].clone(), damaged[2].clone());
     app.store
         .write(move |tx| {
+            tx.execute(
+                "UPDATE webhook_endpoints SET events = x'ff' WHERE id = ?1",
+                params![types],
+            )?;
             tx.execute(
                 "UPDATE webhook_endpoints SET previous_secret = '[what' WHERE id = ?1",
                 params![secrets],
@@ -737,8 +743,9 @@ async fn a_damaged_row_keeps_nobody_but_itself_from_what_is_delivered() {
         })
         .await
         .unwrap();
-    assert_eq!(enqueue(app, &tenant, "message.sent").await, 3);
+    assert_eq!(enqueue(app, &tenant, "message.sent").await, 4);
     sink.wait_for("/ok", 1).await;
+    sink.wait_for("/bad-types", 1).await;
     // More of them than are looked at in one go: none of those behind them is kept waiting.
     app.store
         .write(|tx| {
@@ -748,17 +755,32 @@ async fn a_damaged_row_keeps_nobody_but_itself_from_what_is_delivered() {
                      (id, endpoint_id, tenant_id, event_id, type, body, state, run_at, attempts, created_at)
                  SELECT 'dlv_damaged' || n.i, j.endpoint_id, j.tenant_id, 'none', j.type, j.body, 'pending',
                      j.run_at - 1, 0, j.created_at
-                 FROM n CROSS JOIN webhook_jobs j WHERE j.state = 'delivered'",
+                 FROM n CROSS JOIN webhook_jobs j JOIN webhook_endpoints e ON e.id = j.endpoint_id WHERE e.url LIKE '%/ok'",
                 params![],
             )
         })
         .await
         .unwrap();
-    assert_eq!(enqueue(app, &tenant, "message.read").await, 3);
+    assert_eq!(enqueue(app, &tenant, "message.read").await, 4);
     sink.wait_for("/ok", 2).await;
     let failed =
         "SELECT COUNT(*) FROM webhook_jobs WHERE id LIKE 'dlv_damaged%' AND state = 'failed'";
     assert_eq!(count(app, failed).await, 9);
+    // A time that is none is not waited for.
+    app.store
+        .write(|tx| {
+            tx.execute(
+                "INSERT INTO webhook_jobs
+                     (id, endpoint_id, tenant_id, event_id, type, body, state, run_at, attempts, created_at)
+                 SELECT 'dlv_damaged_time', endpoint_id, tenant_id, event_id, type, body, 'pending', 1.5, 0, created_at
+                 FROM webhook_jobs WHERE state = 'delivered' LIMIT 1",
+                params![],
+            )
+        })
+        .await
+        .unwrap();
+    app.bells.webhooks.notify_one();
+    eventually("it is failed", || async { count(app, failed).await == 10 }).await;
     // What is whole again gets all that waited for it.
     app.store
         .write(|tx| {

@@ -183,7 +183,7 @@ impl House {
         anchor().await;
         let root = dir.path();
         let router = format!(
-            "listen = \"{INTERNET}:7070\"\ndatabase = \"router.db\"\n[webhooks]\nallow_private = true\n[compliance]\nhours = \"off\"\n"
+            "listen = \"{INTERNET}:7070\"\ndatabase = \"router.db\"\ndatabase_log_mib = 0\n[webhooks]\nallow_private = true\n[compliance]\nhours = \"off\"\n"
         );
         std::fs::write(root.join("router.toml"), router).unwrap();
         let router = Program::start(
