@@ -371,7 +371,7 @@ async fn decide_one(app: &App, desk: Desk, job: Claimed, now: UnixMs) -> Result<
             // Something about this very message cannot be read or written. Nothing is sent on a guess.
             tracing::error!(message = %again.message, error = %error, "dispatch: a check failed, so nothing is sent");
             let job = again.clone();
-            let told = app.store.write(move |tx| block(tx, &job, Reason::CheckFailed, now)).await;
+            let told = app.store.write(move |tx| check_failed(tx, &job, now)).await;
             match told {
                 Err(error) if !error.is_unavailable() => unread(app, again, now).await,
                 told => told,
@@ -405,7 +405,11 @@ fn decide_and_record(
     };
     if message.cancel_asked {
         let (status, reason) = withdrawn(message.recall_reason);
-        return end(tx, job, status, reason, now);
+        let done = end(tx, job, status, reason, now)?;
+        if status == Status::Blocked {
+            facts::blocked(tx, (tenant, id), reason, now)?;
+        }
+        return Ok(done);
     }
     let subject = Subject {
         recipient: &message.recipient,
@@ -454,10 +458,10 @@ fn decide_and_record(
     let choice = pool.pick((tenant, message.test), message.from.as_ref(), &relations, &wanted, now);
     if let Err(unable) = choice
         && !desk.providers.are_off()
-        && let Some(done) =
+        && let Some((done, waits)) =
             stand_in(tx, desk, job, &message, (unable, allowed_until, &wanted), now)?
     {
-        note(tx, decided.verdict)?;
+        note(tx, waits.unwrap_or(decided.verdict))?;
         return Ok(done);
     }
     let line = (rank, tenant.clone());
@@ -482,6 +486,9 @@ fn decide_and_record(
                 relations,
             };
             let again = lines.join(&line, waiting, now);
+            if message.held_reason.is_some() {
+                rows::waits_its_turn(tx, (tenant, id))?;
+            }
             rows::put_job(tx, (tenant, id), line.0, again, None)?;
             return Ok(Done::Held);
         }
@@ -588,7 +595,8 @@ fn goes_first(
 }
 
 /// Gives a message that no phone can send to a provider, where one may have it. A phone that is merely busy, or that has
-/// no place for a stranger now, is waited for. `None`: it is to be as if there were no providers.
+/// no place for a stranger now, is waited for. `None`: it is to be as if there were no providers. Where it waits for a provider,
+/// that is said as a verdict.
 fn stand_in(
     tx: &mut Tx<'_>,
     desk: &Desk,
@@ -596,7 +604,7 @@ fn stand_in(
     message: &Outbound,
     (unable, allowed_until, wanted): (Unable, UnixMs, &[Channel]),
     now: UnixMs,
-) -> Result<Option<Done>, StoreError> {
+) -> Result<Option<(Done, Option<Verdict>)>, StoreError> {
     if phone_will(unable) {
         return Ok(None);
     }
@@ -618,7 +626,9 @@ fn stand_in(
     let Some(provider) = provider else {
         let Some(again_at) = chosen.again_at else { return Ok(None) };
         let until = again_at.min(message.expires_at);
-        return hold(tx, job, message, until, Reason::NoPhoneAvailable, now).map(Some);
+        let reason = Reason::NoPhoneAvailable;
+        let done = hold(tx, job, message, until, reason, now)?;
+        return Ok(Some((done, Some(Verdict::Hold { until_ms: until.0, reason }))));
     };
     let start_before = keep_until.min(now.plus_ms(ms(desk.settings.start_window_ms)));
     let attempt = message.attempts.saturating_add(1);
@@ -635,7 +645,7 @@ fn stand_in(
     rows::dispatched(tx, (tenant, id), &message.recipient, &new, now)?;
     provider_rows::ordered(tx, (tenant, id, attempt), &provider.phone, keep_until)?;
     desk.providers.gave(&provider.name, now);
-    Ok(Some(Done::Ordered))
+    Ok(Some((Done::Ordered, None)))
 }
 
 /// Whether waiting for a phone is what to do. The number that was asked for may be a provider's.
@@ -777,8 +787,12 @@ fn attachment(media: &Media) -> OutboundAttachment {
     }
 }
 
-fn block(tx: &mut Tx<'_>, job: &Claimed, reason: Reason, now: UnixMs) -> Result<Done, StoreError> {
-    end(tx, job, Status::Blocked, reason, now)
+/// Nobody knows whether it may be sent, so it is not.
+fn check_failed(tx: &mut Tx<'_>, job: &Claimed, now: UnixMs) -> Result<Done, StoreError> {
+    let reason = Reason::CheckFailed;
+    let done = end(tx, job, Status::Blocked, reason, now)?;
+    facts::blocked(tx, (&job.tenant, &job.message), reason, now)?;
+    Ok(done)
 }
 
 /// A rule forbids it; `detail` says which part of the rule.
@@ -1171,9 +1185,12 @@ fn expire_overdue(tx: &mut Tx<'_>, job: &rows::Overdue, now: UnixMs) -> Result<(
     let message = rows::outbound(tx, &job.tenant, &job.message)?.filter(|message| {
         message.expires_at <= now && matches!(message.status, Status::Queued | Status::Scheduled)
     });
-    if let Some(message) = message {
-        expire(tx, (&job.tenant, &job.message), message.held_reason, now)?;
-    }
+    let Some(message) = message else { return Ok(()) };
+    let of = (&job.tenant, &job.message);
+    // One that was woken and had not had its turn waited for nothing else any more.
+    let waited_for = rows::waits_for(tx, of)?.unwrap_or(message.held_reason);
+    facts::noted(tx, of, &message, Verdict::Expire, now)?;
+    expire(tx, of, waited_for, now)?;
     Ok(())
 }
 

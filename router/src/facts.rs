@@ -159,13 +159,20 @@ pub fn blocked(
     now: UnixMs,
 ) -> Result<(), StoreError> {
     let Some(message) = rows::outbound(tx, tenant, id)? else { return Ok(()) };
-    let decided = Decided {
-        verdict: Verdict::block(reason),
-        class: message.class,
-        wakes_at: None,
-        text_hash: content::hash(&message.text),
-    };
-    decided.note(tx, (tenant, id), decided.verdict, now)
+    noted(tx, (tenant, id), &message, Verdict::block(reason), now)
+}
+
+/// Writes what became of a message into the ledger, where that was decided without asking the rules.
+pub fn noted(
+    tx: &mut Tx<'_>,
+    of: (&TenantId, &MessageId),
+    message: &rows::Outbound,
+    verdict: Verdict,
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    let text_hash = content::hash(&message.text);
+    let decided = Decided { verdict, class: message.class, wakes_at: None, text_hash };
+    decided.note(tx, of, verdict, now)
 }
 
 /// The versions of the rules (code and hours) and of the time zone data, as the ledger and the API tell them.

@@ -52,6 +52,8 @@ crate::code::codes! {
         QuietHours = "quiet_hours",
         /// Whether its text may be sent.
         Content = "content",
+        /// Whether whoever pays for it has quota and credit left; asked when it is accepted.
+        Account = "account",
         /// Whether a phone can send it.
         Phone = "phone",
     }

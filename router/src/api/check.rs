@@ -9,13 +9,15 @@ use protocol::{Reason, UnixMs};
 use super::messages::checked;
 use super::{JsonBody, json};
 use crate::auth::{Caller, Scope};
+use crate::billing::Refusal;
 use crate::compliance::place::Places;
 use crate::compliance::{self, Facts, Verdict, content};
 use crate::dispatch::{self, Preview};
 use crate::error::ApiError;
 use crate::facts::{self, Subject};
 use crate::server::AppState;
-use crate::store::messages::NewMessage;
+use crate::store::credit;
+use crate::store::messages::{self, NewMessage};
 
 /// Check a message without sending it
 ///
@@ -59,13 +61,33 @@ pub(super) async fn check(
             };
             let class = facts.as_ref().map_or(new.class, |facts| facts.applied(at.0).class);
             let preview = dispatch::preview(tx, &shared, &caller.tenant, (&new, class), now)?;
-            Ok(report(facts.as_ref(), &new, preview, at))
+            let accepted = if new.test {
+                let played = !messages::has_sandbox(tx, &caller.tenant)?;
+                Accepted { played, refusal: None }
+            } else {
+                let refusal = credit::would_refuse(tx, &caller.tenant, now)?;
+                Accepted { played: false, refusal }
+            };
+            Ok(report(facts.as_ref(), &new, (preview, accepted), at))
         })
         .await?;
     Ok(json(StatusCode::OK, &answer))
 }
 
-fn report(facts: Option<&Facts>, new: &NewMessage, preview: Preview, at: UnixMs) -> CheckedMessage {
+/// What accepting it would come to.
+struct Accepted {
+    /// No phone is asked: where there is no sandbox, the story of a test key's message is played.
+    played: bool,
+    /// Whoever pays has no room for it.
+    refusal: Option<Refusal>,
+}
+
+fn report(
+    facts: Option<&Facts>,
+    new: &NewMessage,
+    (preview, accepted): (Preview, Accepted),
+    at: UnixMs,
+) -> CheckedMessage {
     let Preview { phone, providers } = preview;
     let mut verdict = compliance::check(facts.ok_or(&()), at.0);
     let mut rules: Vec<RuleVerdict> = facts
@@ -74,8 +96,22 @@ fn report(facts: Option<&Facts>, new: &NewMessage, preview: Preview, at: UnixMs)
         .into_iter()
         .map(|(name, verdict)| rule(name, verdict))
         .collect();
+    let pays = match accepted.refusal {
+        Some(Refusal::QuotaExceeded { .. }) => Verdict::block(Reason::QuotaExceeded),
+        Some(Refusal::InsufficientCredit { .. }) => Verdict::block(Reason::InsufficientCredit),
+        None => Verdict::Send { until_ms: i64::MAX },
+    };
+    rules.push(rule(RuleName::Account, pays));
+    if accepted.refusal.is_some() && !matches!(verdict, Verdict::Block { .. }) {
+        // It would be refused at once, whatever it might wait for.
+        verdict = pays;
+    }
     let chosen = match phone {
         Ok(chosen) => Some(chosen),
+        Err(_) if accepted.played => {
+            rules.push(rule(RuleName::Phone, Verdict::Send { until_ms: i64::MAX }));
+            None
+        }
         Err(no_phone) => {
             rules.push(rule(RuleName::Phone, no_phone));
             if matches!(verdict, Verdict::Send { .. }) {

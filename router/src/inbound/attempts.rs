@@ -8,6 +8,7 @@ use protocol::pipe::{Attempt, Event};
 use protocol::{Channel, MessageId, PhoneId, Reason, Status, TenantId, UnixMs, canary};
 
 use super::{Effects, Rules};
+use crate::facts;
 use crate::retry::{self, Ended, Next};
 use crate::shares;
 use crate::store::capabilities;
@@ -530,6 +531,9 @@ fn not_sent(
         let (status, reason) = crate::dispatch::withdrawn(message.recall_reason);
         let change = Change { reason: Some(reason), ..about.change(status) };
         change::make(tx, about.tenant, about.message, &change)?;
+        if status == Status::Blocked {
+            facts::blocked(tx, (about.tenant, about.message), reason, about.now)?;
+        }
         return Ok(());
     }
     let failures = match ended {

@@ -84,14 +84,25 @@ fn month_of(number: i64) -> Result<Month, StoreError> {
     Month::from_number(number).ok_or_else(|| StoreError::Corrupt(format!("{number} is no month")))
 }
 
-/// Says why nothing was reserved.
-fn refused(
+/// Why one more message of a tenant would be refused; reserves nothing.
+pub fn would_refuse(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    now: UnixMs,
+) -> Result<Option<Refusal>, StoreError> {
+    let payer: Option<TenantId> = tx.query_opt(PAYER, params![tenant], |row| row.get(0))?;
+    let Some(payer) = payer else { return Ok(None) };
+    let (standing, month) = standing(tx, &payer, Month::of(now))?;
+    Ok(billing::refusal(&standing, 1, month))
+}
+
+/// How whoever pays stands in a month, or in the newer one that an account has seen.
+fn standing(
     tx: &mut Tx<'_>,
     payer: &TenantId,
-    units: u32,
     month: Month,
-) -> Result<Refusal, StoreError> {
-    let (standing, month) = tx.query_row(
+) -> Result<(Standing, Month), StoreError> {
+    tx.query_row(
         "SELECT quota, price, CASE WHEN month >= ?2 THEN used ELSE 0 END, credit,
              CASE WHEN month >= ?2 THEN month ELSE ?2 END
          FROM billing_accounts WHERE tenant_id = ?1",
@@ -101,7 +112,17 @@ fn refused(
             let standing = Standing { terms, used: row.get(2)?, credit: row.int(3)? };
             Ok((standing, month_of(row.int(4)?)?))
         },
-    )?;
+    )
+}
+
+/// Says why nothing was reserved.
+fn refused(
+    tx: &mut Tx<'_>,
+    payer: &TenantId,
+    units: u32,
+    month: Month,
+) -> Result<Refusal, StoreError> {
+    let (standing, month) = standing(tx, payer, month)?;
     let refusal = billing::refusal(&standing, u64::from(units), month);
     let reason = match refusal {
         Some(Refusal::InsufficientCredit { .. }) => "insufficient_credit",

@@ -639,6 +639,30 @@ pub fn bind(
     Ok(())
 }
 
+/// A message waits for its turn among others and for nothing else.
+pub fn waits_its_turn(
+    tx: &mut Tx<'_>,
+    (tenant, id): (&TenantId, &MessageId),
+) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE messages SET held_reason = NULL, next_at = NULL WHERE id = ?1 AND tenant_id = ?2",
+        params![id, tenant],
+    )?;
+    Ok(())
+}
+
+/// What a message waits for by its job; `None` where it has no job.
+pub fn waits_for(
+    tx: &mut Tx<'_>,
+    (tenant, id): (&TenantId, &MessageId),
+) -> Result<Option<Option<Reason>>, StoreError> {
+    tx.query_opt(
+        "SELECT held_reason FROM jobs WHERE message_id = ?1 AND tenant_id = ?2",
+        params![id, tenant],
+        |row| row.get(0),
+    )
+}
+
 /// What a tenant's messages to one recipient wait for may have changed: those held for `reason` are looked at again.
 pub fn wake_for(
     tx: &mut Tx<'_>,

@@ -1415,6 +1415,7 @@ async fn a_message_is_checked_rule_by_rule_without_being_sent() {
             ("expiry", "send"),
             ("quiet_hours", "send"),
             ("content", "send"),
+            ("account", "send"),
             ("phone", "hold")
         ]
     );
@@ -1428,6 +1429,9 @@ async fn a_message_is_checked_rule_by_rule_without_being_sent() {
         json!({"characters": 5, "encoding": "gsm7", "segments": 1, "links": false})
     );
     assert!(answer.body.get("phone").is_none());
+    // Without a sandbox the story of a test key's message is played, as POST does.
+    let played = router.post("/v1/messages:check", &tenant.test, &body).await;
+    assert_eq!((&played.body["verdict"], &played.body["from"]), (&json!("send"), &Value::Null));
     // An opt-out wins; a claim that is not proven is judged as marketing; what is to be sent later is judged as it will be.
     router
         .post(

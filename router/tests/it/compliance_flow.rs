@@ -604,8 +604,15 @@ async fn the_operators_opt_out_asks_back_what_is_on_its_way() {
     let asked = client.post(url).bearer_auth("an-admin-token-for-tests").json(&body);
     let answer: Value = asked.send().await.unwrap().json().await.unwrap();
     assert_eq!(answer, json!({"added": 1, "already": 0, "stopped": 2}));
-    assert_eq!(bridge.wire.cancel_command().await, (given, send.attempt));
+    assert_eq!(bridge.wire.cancel_command().await, (given.clone(), send.attempt));
     assert_eq!(message(app, &tenant, &waits).await.reason, Some(Reason::OptedOut));
+    // The ledger's last word of it is why it was not sent after all.
+    let (message, attempt) = (given.clone(), send.attempt);
+    bridge.event(Event::Canceled(Attempt { message, attempt })).await;
+    reaches(app, &tenant, &given, Status::Blocked).await;
+    let ledger =
+        "SELECT verdict || ' ' || COALESCE(reason, '-') FROM decisions ORDER BY message_id, number";
+    assert_eq!(texts(app, ledger).await, ["send -", "block opted_out", "block opted_out"]);
 }
 
 #[tokio::test]

@@ -52,6 +52,12 @@ async fn sixty_four_requests_at_once_get_what_the_plan_has_and_no_more() {
         for refused in all.iter().filter(|answer| answer.status != 202) {
             assert_eq!((refused.status, refused.problem()), (status, code));
         }
+        // Who asks before is told so, too.
+        let asked = router.post("/v1/messages:check", &tenant.live, &body).await;
+        assert_eq!(
+            (&asked.body["verdict"], &asked.body["reason"]),
+            (&json!("block"), &json!(code))
+        );
         // A test key sends all the same.
         assert_eq!(router.post("/v1/messages", &tenant.test, &body).await.status, 202);
     }

@@ -526,6 +526,27 @@ async fn a_reply_in_a_group_belongs_to_who_wrote_to_the_group() {
 }
 
 #[tokio::test]
+async fn a_message_that_waited_for_its_turn_in_the_end_has_expired_and_not_failed() {
+    let router = router("[dispatch]\nin_flight_per_phone = 1\n").await;
+    let app = &router.app;
+    let tenant = tenant(app, "Acme").await;
+    let host = host(app, &[ONE]).await;
+    let first = accept(app, &tenant, TO, |_| {}).await;
+    let short = accept(app, &tenant, TO, |new| new.expires_at = new.now.plus_ms(4_000)).await;
+    eventually("no phone is there for either", || async {
+        message(app, &tenant, &first).await.held_reason == Some(Reason::NoPhoneAvailable)
+            && message(app, &tenant, &short).await.held_reason == Some(Reason::NoPhoneAvailable)
+    })
+    .await;
+    let mut bridge = Bridge::connect(&router, &host).await;
+    assert_eq!(bridge.wire.send_command().await.message, first);
+    let end = reaches(app, &tenant, &short, Status::Expired).await;
+    assert_eq!(end.reason, Some(Reason::Expired));
+    let last = "SELECT COUNT(*) FROM decisions WHERE verdict = 'expire'";
+    assert_eq!(count(app, last).await, 1);
+}
+
+#[tokio::test]
 async fn a_message_for_which_no_phone_is_found_fails_with_that_reason() {
     let router = router("").await;
     let app = &router.app;
