@@ -430,7 +430,10 @@ fn decide_and_record(
     }
     let allowed_until = match decided.verdict {
         Verdict::Block { reason, detail } => return forbid(tx, job, (reason, detail), now),
-        Verdict::Expire => return expire(tx, (tenant, id), message.held_reason, now),
+        Verdict::Expire => {
+            let waited_for = rows::waits_for(tx, (tenant, id), message.held_reason)?;
+            return expire(tx, (tenant, id), waited_for, now);
+        }
         Verdict::Hold { until_ms, reason } => {
             let until = UnixMs(until_ms);
             let wakes_at = decided.wakes_at.unwrap_or(until);
@@ -486,9 +489,6 @@ fn decide_and_record(
                 relations,
             };
             let again = lines.join(&line, waiting, now);
-            if message.held_reason.is_some() {
-                rows::waits_its_turn(tx, (tenant, id))?;
-            }
             rows::put_job(tx, (tenant, id), line.0, again, None)?;
             return Ok(Done::Held);
         }
@@ -791,8 +791,11 @@ fn attachment(media: &Media) -> OutboundAttachment {
 fn check_failed(tx: &mut Tx<'_>, job: &Claimed, now: UnixMs) -> Result<Done, StoreError> {
     let reason = Reason::CheckFailed;
     let done = end(tx, job, Status::Blocked, reason, now)?;
-    facts::blocked(tx, (&job.tenant, &job.message), reason, now)?;
-    Ok(done)
+    match facts::blocked(tx, (&job.tenant, &job.message), reason, now) {
+        Err(error) if error.is_unavailable() => Err(error),
+        // What could not be checked can perhaps not be read for the ledger either; the tenant is told all the same.
+        Ok(()) | Err(_) => Ok(done),
+    }
 }
 
 /// A rule forbids it; `detail` says which part of the rule.
@@ -1188,7 +1191,7 @@ fn expire_overdue(tx: &mut Tx<'_>, job: &rows::Overdue, now: UnixMs) -> Result<(
     let Some(message) = message else { return Ok(()) };
     let of = (&job.tenant, &job.message);
     // One that was woken and had not had its turn waited for nothing else any more.
-    let waited_for = rows::waits_for(tx, of)?.unwrap_or(message.held_reason);
+    let waited_for = rows::waits_for(tx, of, message.held_reason)?;
     facts::noted(tx, of, &message, Verdict::Expire, now)?;
     expire(tx, of, waited_for, now)?;
     Ok(())

@@ -131,11 +131,14 @@ async fn pass_over(
         let salvaged = app
             .store
             .write(move |tx| {
-                let mut effects = Effects::default();
-                if let Event::Received(message) = &copy.event {
-                    let told = (&copy.phone, copy.journal.as_str());
-                    effects = received::salvage(tx, told, message, stop, now)?;
-                }
+                let told = (&copy.phone, copy.journal.as_str());
+                let effects = if let Event::Received(message) = &copy.event {
+                    received::salvage(tx, told, message, stop, now)?
+                } else if let Event::Edited(edited) = &copy.event {
+                    received::salvage_edit(tx, told.0, edited, stop, now)?
+                } else {
+                    Effects::default()
+                };
                 keep(tx, &copy, &reason, now)?;
                 Ok(effects)
             })

@@ -145,7 +145,7 @@ pub(super) async fn put(
                 Some(_) | None => None,
             };
             // Once, for a quota that is new warns of itself; which plans there are was looked up before.
-            let plan = told.unwrap_or(new.plan);
+            let plan = told.or(new.plan);
             accounts::set_plan(tx, &tenant, plan.as_deref(), &plans, now)?;
             Ok(standing(tx, &tenant, &plans, now)?)
         })

@@ -1,5 +1,6 @@
 //! Messages from outside: whose they are, and whether they ask to be left alone.
 
+use data_encoding::HEXLOWER;
 use protocol::api::TenantRules;
 use protocol::link::EventFrame;
 use protocol::pipe::{Conversation, ConversationKind, Edited, Event, Received};
@@ -7,8 +8,8 @@ use protocol::{Channel, E164, EventId, MessageId, PhoneId, Recipient, TenantId, 
 
 use super::Effects;
 use crate::clock;
-use crate::compliance::OptOut;
 use crate::compliance::opt_out::{self, Asks, Words};
+use crate::compliance::{OptOut, content};
 use crate::facts;
 use crate::store::dispatch as rows;
 use crate::store::opt_outs::{self, Method, Turned, Wish};
@@ -99,7 +100,9 @@ pub(crate) fn message(
     };
     for reached in reach(Some(&tenant), &talked, now) {
         let (asks, rules) = asked(tx, &reached, message)?;
-        if let Some(asks) = asks {
+        // Of who merely says that they know the sender nothing but a STOP is heard.
+        let knows = reached == tenant || talked.with.iter().any(|(known, _)| *known == reached);
+        if let Some(asks) = asks.filter(|asks| knows || asks.is_stop()) {
             effects.merge(honour(
                 tx,
                 (&reached, &rules, sandbox),
@@ -158,21 +161,54 @@ pub(super) fn salvage(
         store::store_received(tx, (&owner, sandbox), (&id, phone), message, now)?;
         id
     };
-    for tenant in reach(tenant.as_ref(), &talked, now) {
-        let (asks, _rules) = asked(tx, &tenant, message)?;
+    let reached = reach(tenant.as_ref(), &talked, now);
+    let recall = save_stop(tx, (&reached, sandbox), (phone, &id), message, stop, now)?;
+    effects.recall.extend(recall);
+    Ok(effects)
+}
+
+/// Writes a STOP down and nothing else of what follows from it, but that what is on its way is stopped, with `stop`; answers
+/// what phones have of it.
+fn save_stop(
+    tx: &mut Tx<'_>,
+    (tenants, sandbox): (&[TenantId], bool),
+    (phone, id): (&PhoneId, &MessageId),
+    message: &Received,
+    stop: bool,
+    now: UnixMs,
+) -> Result<Vec<MessageId>, StoreError> {
+    let mut recall = Vec::new();
+    for tenant in tenants {
+        let (asks, _rules) = asked(tx, tenant, message)?;
         for asks in asks.into_iter().filter(|asks| asks.is_stop()) {
             for test in modes(asks, sandbox) {
                 for recipient in spoken_for(message, asks) {
-                    let who = ((&tenant, test), &recipient);
-                    let turned = record(tx, who, (phone, &id), message, asks, now)?;
+                    let who = ((tenant, test), &recipient);
+                    let turned = record(tx, who, (phone, id), message, asks, now)?;
                     if stop && turned == Turned::Over {
-                        let (_stopped, with_phones) =
-                            store::block_waiting(tx, who.0, &recipient, now)?;
-                        effects.recall.extend(with_phones);
+                        recall.extend(store::block_waiting(tx, who.0, &recipient, now)?.1);
                     }
                 }
             }
         }
+    }
+    Ok(recall)
+}
+
+/// [`salvage`] of an edit.
+pub(super) fn salvage_edit(
+    tx: &mut Tx<'_>,
+    phone: &PhoneId,
+    edited: &Edited,
+    stop: bool,
+    now: UnixMs,
+) -> Result<Effects, StoreError> {
+    let mut effects = Effects::default();
+    if let Some((came, message)) = as_message(tx, phone, edited, now)? {
+        let reached = reached_by_edit(tx, phone, (&came, &message), now)?;
+        let sandbox = store::is_sandbox(tx, phone)?;
+        let recall = save_stop(tx, (&reached, sandbox), (phone, &came.id), &message, stop, now)?;
+        effects.recall.extend(recall);
     }
     Ok(effects)
 }
@@ -216,6 +252,7 @@ fn talked(
         let mut with_group = store::talked_with(tx, phone, &group)?.with;
         // What is written into a group answers who writes to that group, whoever else knows the sender.
         talked.with.retain(|(tenant, _)| with_group.iter().all(|(other, _)| other != tenant));
+        talked.as_others.retain(|(tenant, _)| with_group.iter().all(|(other, _)| other != tenant));
         with_group.append(&mut talked.with);
         talked.with = with_group;
     }
@@ -496,29 +533,54 @@ pub(super) fn edited(
     effects: &mut Effects,
 ) -> Result<(), StoreError> {
     let phone = &frame.phone;
-    if !edited.from_me
-        && let Some(came) = store::came_in(tx, phone, &edited.guid)?
-    {
-        let direct = Conversation { kind: ConversationKind::Direct, id: came.from.to_string() };
-        let message = Received {
-            guid: edited.guid.clone(),
-            from: came.from,
-            conversation: direct,
-            text: edited.text.clone(),
-            attachments: Vec::new(),
-            service: came.service,
-            at: edited.at,
-            // A phone that is read again tells what was edited long ago, and what was said since stands.
-            late: now.since(edited.at) > CONFIRM_WITHIN_MS,
-            details: Box::default(),
-        };
-        let talked = talked(tx, phone, &message)?;
-        let owner = Some(came.tenant).filter(|tenant| *tenant != store::nobody());
-        let reached = reach(owner.as_ref(), &talked, now);
+    let Some(of) = placed(tx, frame, &edited.guid, now)? else { return Ok(()) };
+    if let Some((came, message)) = as_message(tx, phone, edited, now)? {
+        let reached = reached_by_edit(tx, phone, (&came, &message), now)?;
         let sandbox = store::is_sandbox(tx, phone)?;
         effects.merge(honour_stop(tx, (&reached, sandbox), (phone, &came.id), &message, now)?);
     }
-    about(tx, frame, (&edited.guid, edited.at), edited, now)
+    happened(tx, frame, of, edited, (edited.at, now))
+}
+
+/// What somebody else's message says now, as if it came in like that.
+fn as_message(
+    tx: &mut Tx<'_>,
+    phone: &PhoneId,
+    edited: &Edited,
+    now: UnixMs,
+) -> Result<Option<(store::CameIn, Received)>, StoreError> {
+    if edited.from_me {
+        return Ok(None);
+    }
+    let Some(came) = store::came_in(tx, phone, &edited.guid)? else { return Ok(None) };
+    let conversation = match &came.group {
+        Some(group) => Conversation { kind: ConversationKind::Group, id: group.clone() },
+        None => Conversation { kind: ConversationKind::Direct, id: came.from.to_string() },
+    };
+    let message = Received {
+        guid: edited.guid.clone(),
+        from: came.from.clone(),
+        conversation,
+        text: edited.text.clone(),
+        attachments: Vec::new(),
+        service: came.service,
+        at: edited.at,
+        // A phone that is read again tells what was edited long ago, and what was said since stands.
+        late: now.since(edited.at) > CONFIRM_WITHIN_MS,
+        details: Box::default(),
+    };
+    Ok(Some((came, message)))
+}
+
+fn reached_by_edit(
+    tx: &mut Tx<'_>,
+    phone: &PhoneId,
+    (came, message): (&store::CameIn, &Received),
+    now: UnixMs,
+) -> Result<Vec<TenantId>, StoreError> {
+    let talked = talked(tx, phone, message)?;
+    let owner = Some(&came.tenant).filter(|tenant| **tenant != store::nobody());
+    Ok(reach(owner, &talked, now))
 }
 
 /// Something that happened to an earlier message, found by its guid on this phone.
@@ -529,10 +591,24 @@ pub(super) fn about(
     what: &impl serde::Serialize,
     now: UnixMs,
 ) -> Result<(), StoreError> {
-    let (phone, kind) = (&frame.phone, frame.event.kind());
-    let Some((tenant, id)) = store::by_guid(tx, phone, guid)? else {
+    match placed(tx, frame, guid, now)? {
+        Some(of) => happened(tx, frame, of, what, (at, now)),
+        None => Ok(()),
+    }
+}
+
+/// Whose message it is about, and which; `None` where that is not known, or another host has told it.
+fn placed(
+    tx: &mut Tx<'_>,
+    frame: &EventFrame,
+    guid: &str,
+    now: UnixMs,
+) -> Result<Option<(TenantId, MessageId)>, StoreError> {
+    let phone = &frame.phone;
+    let Some(of) = store::by_guid(tx, phone, guid)? else {
         metrics::counter!("switchboard_inbound_unattributed_total").increment(1);
-        return store::keep_unplaced(tx, frame, "about a message that we do not know", now);
+        store::keep_unplaced(tx, frame, "about a message that we do not know", now)?;
+        return Ok(None);
     };
     // Only what was placed counts as told: another host may have the message that this one is about.
     if standby::is_shared(tx, phone)?
@@ -540,10 +616,20 @@ pub(super) fn about(
         && store::told_elsewhere(tx, phone, (&what, &frame.journal), now)?
     {
         metrics::counter!("switchboard_inbound_duplicates_total").increment(1);
-        return Ok(());
+        return Ok(None);
     }
+    Ok(Some(of))
+}
+
+fn happened(
+    tx: &mut Tx<'_>,
+    frame: &EventFrame,
+    (tenant, id): (TenantId, MessageId),
+    what: &impl serde::Serialize,
+    (at, now): (UnixMs, UnixMs),
+) -> Result<(), StoreError> {
     let change = serde_json::to_value(what).map_err(|error| StoreError::corrupt("event", error))?;
-    store::happened_to(tx, (&tenant, &id), phone, kind, change, (at, now))
+    store::happened_to(tx, (&tenant, &id), &frame.phone, frame.event.kind(), change, (at, now))
 }
 
 /// By what the same thing is known when another host of the phone tells it; `None` for what is not told of messages.
@@ -551,6 +637,11 @@ pub(super) fn about(
 fn identity(event: &Event) -> Option<String> {
     match event {
         Event::Reaction(reaction) => Some(format!("reaction {}", reaction.guid)),
+        // A text that came after its message is told with each Mac's own time.
+        Event::Edited(edited) if edited.history.is_empty() => {
+            let text = HEXLOWER.encode(&content::hash(&edited.text));
+            Some(format!("edited {} {} {text}", edited.guid, edited.part))
+        }
         Event::Edited(edited) => {
             let (guid, part, versions) = (&edited.guid, edited.part, edited.history.len());
             Some(format!("edited {guid} {part} {versions} {}", edited.at))

@@ -639,28 +639,18 @@ pub fn bind(
     Ok(())
 }
 
-/// A message waits for its turn among others and for nothing else.
-pub fn waits_its_turn(
-    tx: &mut Tx<'_>,
-    (tenant, id): (&TenantId, &MessageId),
-) -> Result<(), StoreError> {
-    tx.execute(
-        "UPDATE messages SET held_reason = NULL, next_at = NULL WHERE id = ?1 AND tenant_id = ?2",
-        params![id, tenant],
-    )?;
-    Ok(())
-}
-
-/// What a message waits for by its job; `None` where it has no job.
+/// What a message waits for by its job, or `otherwise` where it has none.
 pub fn waits_for(
     tx: &mut Tx<'_>,
     (tenant, id): (&TenantId, &MessageId),
-) -> Result<Option<Option<Reason>>, StoreError> {
-    tx.query_opt(
+    otherwise: Option<Reason>,
+) -> Result<Option<Reason>, StoreError> {
+    let of_job = tx.query_opt(
         "SELECT held_reason FROM jobs WHERE message_id = ?1 AND tenant_id = ?2",
         params![id, tenant],
         |row| row.get(0),
-    )
+    )?;
+    Ok(of_job.unwrap_or(otherwise))
 }
 
 /// What a tenant's messages to one recipient wait for may have changed: those held for `reason` are looked at again.

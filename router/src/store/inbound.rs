@@ -2,7 +2,7 @@
 
 use protocol::api::{Direction, WebhookData};
 use protocol::link::EventFrame;
-use protocol::pipe::Received;
+use protocol::pipe::{ConversationKind, Received};
 use protocol::{
     ChannelChoice, Class, E164, MessageId, PhoneId, Reason, Recipient, Status, TenantId, UnixMs,
 };
@@ -272,8 +272,8 @@ pub fn store_received(
     tx.execute(
         "INSERT INTO messages (id, tenant_id, direction, kind, test, recipient, phone_id, channel_asked,
              channel_used, class, text, status, expires_at, attempts, sequence, guid, cancel_asked, created_at,
-             updated_at)
-         VALUES (?1, ?2, 'inbound', 'tenant', ?12, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, 0, 1, ?11, 0, ?10, ?10)",
+             updated_at, in_group)
+         VALUES (?1, ?2, 'inbound', 'tenant', ?12, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, 0, 1, ?11, 0, ?10, ?10, ?13)",
         params![
             id,
             tenant,
@@ -286,7 +286,9 @@ pub fn store_received(
             Status::Received,
             now,
             message.guid,
-            test
+            test,
+            (message.conversation.kind == ConversationKind::Group)
+                .then_some(message.conversation.id.as_str())
         ],
     )?;
     let event = NewEvent {
@@ -504,16 +506,25 @@ pub struct CameIn {
     pub from: Recipient,
     /// Over which channel.
     pub service: protocol::Channel,
+    /// The id of the group that it was written into.
+    pub group: Option<String>,
 }
 
 /// The message that has come in under this guid.
 pub fn came_in(tx: &mut Tx<'_>, phone: &PhoneId, guid: &str) -> Result<Option<CameIn>, StoreError> {
     tx.query_opt(CAME_IN, params![phone, guid], |row| {
-        Ok(CameIn { tenant: row.get(0)?, id: row.get(1)?, from: row.get(2)?, service: row.get(3)? })
+        Ok(CameIn {
+            tenant: row.get(0)?,
+            id: row.get(1)?,
+            from: row.get(2)?,
+            service: row.get(3)?,
+            group: row.opt_text(4)?,
+        })
     })
 }
 
-pub(super) const CAME_IN: &str = "SELECT tenant_id, id, recipient, channel_used FROM messages
+pub(super) const CAME_IN: &str =
+    "SELECT tenant_id, id, recipient, channel_used, in_group FROM messages
      WHERE phone_id = ?1 AND guid = ?2 AND direction = 'inbound'";
 
 /// The message that a phone has reported under this guid as coming from this sender.

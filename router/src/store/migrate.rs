@@ -175,6 +175,11 @@ pub const MIGRATIONS: &[Migration] = &[
         sql: include_str!("../../migrations/0045_held_of.sql"),
     },
     Migration { version: 46, name: "open", sql: include_str!("../../migrations/0046_open.sql") },
+    Migration {
+        version: 47,
+        name: "in_group",
+        sql: include_str!("../../migrations/0047_in_group.sql"),
+    },
 ];
 
 /// Applies the steps that are missing, each in a transaction of its own; answers how many those were.

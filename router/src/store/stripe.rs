@@ -216,7 +216,7 @@ fn bind_with_plan(
     if bind(tx, tenant, Some(customer), plans, now)?
         && let Some(plan) = plan_that_counts(tx, tenant, customer, plans)?
     {
-        accounts::set_plan(tx, tenant, plan.as_deref(), plans, now)?;
+        accounts::set_plan(tx, tenant, Some(&plan), plans, now)?;
     }
     Ok(())
 }
@@ -262,14 +262,14 @@ pub fn plan_that_counts(
     tenant: &TenantId,
     customer: &str,
     plans: &Plans,
-) -> Result<Option<Option<String>>, StoreError> {
+) -> Result<Option<String>, StoreError> {
     let all = subscriptions(tx, customer)?;
     let Some(told) = counts(&all) else { return Ok(None) };
     if plans.terms(told.plan.as_deref()).is_none() {
         tracing::warn!(tenant = %tenant, plan = told.plan, "stripe: a subscription waited for its tenant since a configuration that had this plan");
         return Ok(None);
     }
-    Ok(Some(told.plan.clone()))
+    Ok(told.plan.clone())
 }
 
 /// What is known of a customer's subscriptions.

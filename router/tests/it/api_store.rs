@@ -351,3 +351,28 @@ async fn writes_that_wait_share_a_commit() {
 fn size(path: &PathBuf) -> u64 {
     std::fs::metadata(path).map_or(0, |metadata| metadata.len())
 }
+
+#[tokio::test]
+async fn a_log_that_is_long_from_the_start_has_what_was_committed_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.db");
+    let length = |of: &Path| of.with_extension("db-wal").metadata().unwrap().len();
+    let store = Store::open_with(&path, 2).unwrap();
+    assert_eq!(length(&path), 2 << 20);
+    for sql in ["CREATE TABLE long (n INTEGER)", "INSERT INTO long VALUES (1), (2)"] {
+        store.write(move |tx| tx.execute(sql, &[])).await.unwrap();
+    }
+    assert_eq!(length(&path), 2 << 20, "it is written over");
+    // The files as they lie there are those of a process that was killed.
+    let copy = folder.path().join("copy.db");
+    for ending in ["db", "db-wal"] {
+        std::fs::copy(path.with_extension(ending), copy.with_extension(ending)).unwrap();
+    }
+    let again = Store::open_with(&copy, 4).unwrap();
+    assert_eq!(length(&copy), 4 << 20);
+    let sum = "SELECT SUM(n) FROM long";
+    for store in [&store, &again] {
+        let sum = store.read(move |tx| tx.query_row(sum, &[], |row| row.int(0))).await;
+        assert_eq!(sum.unwrap(), 3);
+    }
+}

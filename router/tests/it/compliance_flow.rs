@@ -557,6 +557,7 @@ async fn a_message_that_becomes_a_stop_counts_as_one() {
     bridge.event(edited("g1", "STOP", false, now.plus_ms(-600_000))).await;
     assert_eq!(stands(app).await, [format!("opted_in {}", later.0)]);
     bridge.event(received(TO, "g5", "STOP", later)).await;
+    assert_eq!(texts(app, confirmed).await.len(), 3, "one each time");
     bridge.event(edited("g2", "START", false, later)).await;
     bridge.event(edited("g5", "START", false, later)).await;
     assert_eq!(stands(app).await, [format!("opted_out {}", later.0)]);
@@ -584,9 +585,61 @@ async fn a_stop_in_a_group_stops_what_goes_to_the_group_and_nobody_else_in_it() 
     assert_eq!(reaches(app, &tenant, &next, Status::Blocked).await.reason, Some(Reason::OptedOut));
     // One of them may come back, and says nothing for the others.
     let at = said.at.plus_ms(1);
-    let start = Received { guid: "g2".to_owned(), text: "START".to_owned(), at, ..said };
+    let start = Received { guid: "g2".to_owned(), text: "START".to_owned(), at, ..said.clone() };
     bridge.event(Event::Received(start)).await;
     assert_eq!(texts(app, out).await, [group]);
+    // What is edited into a STOP says it to the group, too.
+    app.store.write(|tx| tx.execute("DELETE FROM opt_outs", params![])).await.unwrap();
+    let chat = Received { guid: "g3".to_owned(), text: "Hm".to_owned(), at, ..said };
+    bridge.event(Event::Received(chat)).await;
+    bridge.event(edited("g3", "Stop texting me", false, at)).await;
+    assert_eq!(texts(app, out).await, [TO, group]);
+}
+
+#[tokio::test]
+async fn a_stop_in_an_edit_counts_whatever_else_of_it_cannot_be_read() {
+    let (router, tenant, _host, mut bridge) = shelf("", &[ONE]).await;
+    let app = &router.app;
+    let now = app.clock.now();
+    bridge.event(received(TO, "g1", "ok", now)).await;
+    let waits = accept(app, &tenant, TO, |new| new.send_at = Some(now.plus_ms(600_000))).await;
+    // What happened to it cannot be written down.
+    let damage = "UPDATE messages SET class = 'x' WHERE direction = 'inbound'";
+    app.store.write(move |tx| tx.execute(damage, params![])).await.unwrap();
+    bridge.event(edited("g1", "STOP", false, now)).await;
+    assert_eq!(stands(app).await, [format!("opted_out {}", now.0)]);
+    assert_eq!(reaches(app, &tenant, &waits, Status::Blocked).await.reason, Some(Reason::OptedOut));
+}
+
+#[tokio::test]
+async fn who_merely_says_that_a_sender_is_theirs_hears_a_stop_and_nothing_else() {
+    let (router, acme, _host, mut bridge) = shelf("", &[ONE]).await;
+    let app = &router.app;
+    let other = tenant(app, "Other").await;
+    let (own, now) = ("+12125550199", app.clock.now());
+    for (whose, who) in [(&acme, TO), (&other, own)] {
+        let id = accept(app, whose, who, |_| {}).await;
+        let send = bridge.wire.send_command().await;
+        assert_eq!(send.message, id);
+        bridge.sends(&send).await;
+    }
+    for who in [own, TO] {
+        let said = Said { person: Some("theirs".to_owned()), ..Said::default() };
+        let (whose, who): (_, Recipient) = (other.clone(), who.parse().unwrap());
+        app.store
+            .write(move |tx| contacts::put(tx, (&whose, false), &who, &said, now))
+            .await
+            .unwrap();
+    }
+    bridge.event(received(TO, "g1", "HELP", now)).await;
+    bridge.event(received(TO, "g2", "how do I unsubscribe from this?", now)).await;
+    let noted = "SELECT DISTINCT tenant_id FROM opt_out_events";
+    assert_eq!(texts(app, noted).await, [acme.to_string()]);
+    bridge.event(received(TO, "g3", "STOP", now)).await;
+    let out = "SELECT tenant_id FROM opt_outs WHERE state = 'opted_out' ORDER BY tenant_id";
+    let mut both = [acme.to_string(), other.to_string()];
+    both.sort();
+    assert_eq!(texts(app, out).await, both);
 }
 
 #[tokio::test]
