@@ -70,8 +70,8 @@ pub(crate) fn message(
         // is left alone, whatever became of the first copy.
         metrics::counter!("switchboard_inbound_copies_total").increment(1);
         let tenant = attribute(tx, phone, &talked)?;
-        let reached = reach(tenant.as_ref(), &talked, now);
-        effects.merge(honour_stop(tx, (&reached, sandbox), (phone, &original), message, now)?);
+        let whose = (tenant.as_ref(), &talked, sandbox);
+        effects.merge(honour(tx, whose, (phone, &original), message, Heard::Stop, now)?);
         return Ok(());
     }
     let id = MessageId::new(now.0, clock::random());
@@ -94,25 +94,12 @@ pub(crate) fn message(
         if !message.attachments.is_empty() {
             store::keep_unplaced(tx, frame, "belongs to no tenant", now)?;
         }
-        let reached = reach(None, &talked, now);
-        effects.merge(honour_stop(tx, (&reached, sandbox), (phone, &id), message, now)?);
+        let whose = (None, &talked, sandbox);
+        effects.merge(honour(tx, whose, (phone, &id), message, Heard::All, now)?);
         return store::store_received(tx, (&store::nobody(), sandbox), (&id, phone), message, now);
     };
-    for reached in reach(Some(&tenant), &talked, now) {
-        let (asks, rules) = asked(tx, &reached, message)?;
-        // Of who merely says that they know the sender nothing but a STOP is heard.
-        let knows = reached == tenant || talked.with.iter().any(|(known, _)| *known == reached);
-        if let Some(asks) = asks.filter(|asks| knows || asks.is_stop()) {
-            effects.merge(honour(
-                tx,
-                (&reached, &rules, sandbox),
-                (phone, &id),
-                message,
-                asks,
-                now,
-            )?);
-        }
-    }
+    let whose = (Some(&tenant), &talked, sandbox);
+    effects.merge(honour(tx, whose, (phone, &id), message, Heard::All, now)?);
     store::store_received(tx, (&tenant, sandbox), (&id, phone), message, now)?;
     // What iCloud brings late was not written just now: an answer to it is none any more.
     let heard = if message.late { message.at.min(now) } else { now };
@@ -161,8 +148,8 @@ pub(super) fn salvage(
         store::store_received(tx, (&owner, sandbox), (&id, phone), message, now)?;
         id
     };
-    let reached = reach(tenant.as_ref(), &talked, now);
-    let recall = save_stop(tx, (&reached, sandbox), (phone, &id), message, stop, now)?;
+    let whose = (tenant.as_ref(), &talked, sandbox);
+    let recall = save_stop(tx, whose, (phone, &id), message, stop, now)?;
     effects.recall.extend(recall);
     Ok(effects)
 }
@@ -171,18 +158,19 @@ pub(super) fn salvage(
 /// what phones have of it.
 fn save_stop(
     tx: &mut Tx<'_>,
-    (tenants, sandbox): (&[TenantId], bool),
+    (owner, talked, sandbox): (Option<&TenantId>, &store::Talked, bool),
     (phone, id): (&PhoneId, &MessageId),
     message: &Received,
     stop: bool,
     now: UnixMs,
 ) -> Result<Vec<MessageId>, StoreError> {
     let mut recall = Vec::new();
-    for tenant in tenants {
+    for tenant in &reach(owner, talked, now) {
         let (asks, _rules) = asked(tx, tenant, message)?;
         for asks in asks.into_iter().filter(|asks| asks.is_stop()) {
             for test in modes(asks, sandbox) {
-                for recipient in spoken_for(message, asks) {
+                let is_owner = owner == Some(tenant);
+                for recipient in spoken_for(tx, (tenant, is_owner), phone, message, asks)? {
                     let who = ((tenant, test), &recipient);
                     let turned = record(tx, who, (phone, id), message, asks, now)?;
                     if stop && turned == Turned::Over {
@@ -205,9 +193,9 @@ pub(super) fn salvage_edit(
 ) -> Result<Effects, StoreError> {
     let mut effects = Effects::default();
     if let Some((came, message)) = as_message(tx, phone, edited, now)? {
-        let reached = reached_by_edit(tx, phone, (&came, &message), now)?;
-        let sandbox = store::is_sandbox(tx, phone)?;
-        let recall = save_stop(tx, (&reached, sandbox), (phone, &came.id), &message, stop, now)?;
+        let talked = talked(tx, phone, &message)?;
+        let whose = (came.owner(), &talked, store::is_sandbox(tx, phone)?);
+        let recall = save_stop(tx, whose, (phone, &came.id), &message, stop, now)?;
         effects.recall.extend(recall);
     }
     Ok(effects)
@@ -292,11 +280,27 @@ fn reach(tenant: Option<&TenantId>, talked: &store::Talked, now: UnixMs) -> Vec<
     all
 }
 
-/// Whom a message speaks for: its sender, and with a STOP that is written into a group the group as well, for what is sent
-/// there reaches the sender, too. Everybody else in it is left as they are.
-fn spoken_for(message: &Received, asks: Asks) -> impl Iterator<Item = Recipient> + use<> {
-    let group = if asks.is_stop() { group(message) } else { None };
-    std::iter::once(message.from.clone()).chain(group)
+/// Whom a message speaks for to a tenant: its sender, and with a STOP that is written into a group to which the tenant writes
+/// the group as well, for what is sent there reaches the sender, too. Everybody else in it is left as they are.
+fn spoken_for(
+    tx: &mut Tx<'_>,
+    (tenant, is_owner): (&TenantId, bool),
+    phone: &PhoneId,
+    message: &Received,
+    asks: Asks,
+) -> Result<Vec<Recipient>, StoreError> {
+    let mut all = vec![message.from.clone()];
+    if asks.is_stop()
+        && let Some(group) = group(message)
+        && (is_owner || is_among(tenant, &store::talked_with(tx, phone, &group)?.with))
+    {
+        all.push(group);
+    }
+    Ok(all)
+}
+
+fn is_among(tenant: &TenantId, talked: &[(TenantId, UnixMs)]) -> bool {
+    talked.iter().any(|(other, _)| other == tenant)
 }
 
 /// What the message asks for by a tenant's words, with that tenant's rules. Rules that cannot be read take nothing away:
@@ -318,39 +322,60 @@ fn asked(
     Ok((opt_out::asks(&message.text, words), rules))
 }
 
-/// [`honour`] for each of these tenants where the message is a STOP by its words, and for nothing else.
-fn honour_stop(
+/// Which wishes of a message are heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Heard {
+    /// All.
+    All,
+    /// That to be left alone: what else it says was heard before, or is not said clearly.
+    Stop,
+}
+
+/// Does what a message asks for, for every tenant that it counts for.
+///
+/// Of who merely says that they know the sender a STOP is heard, and the START that takes it back, and nobody is told anything
+/// in their name: a confirmation is a message like others, and whoever answers it talks with that tenant.
+fn honour(
     tx: &mut Tx<'_>,
-    (tenants, sandbox): (&[TenantId], bool),
+    (owner, talked, sandbox): (Option<&TenantId>, &store::Talked, bool),
     about: (&PhoneId, &MessageId),
     message: &Received,
+    heard: Heard,
     now: UnixMs,
 ) -> Result<Effects, StoreError> {
     let mut effects = Effects::default();
-    for tenant in tenants {
+    for tenant in &reach(owner, talked, now) {
+        let is_owner = owner == Some(tenant);
+        let knows = is_owner || is_among(tenant, &talked.with);
         let (asks, rules) = asked(tx, tenant, message)?;
-        if let Some(asks) = asks.filter(|asks| asks.is_stop()) {
-            let whose = (tenant, &rules, sandbox);
-            effects.merge(honour(tx, whose, about, message, asks, now)?);
+        let asks = asks.filter(|asks| match heard {
+            Heard::All => knows || asks.is_stop() || *asks == Asks::Start,
+            Heard::Stop => asks.is_stop(),
+        });
+        let Some(asks) = asks else { continue };
+        if asks == Asks::Help {
+            effects.merge(help(tx, (tenant, &rules, sandbox), about, message, now)?);
+            continue;
         }
+        let confirms = knows && rules.confirm_opt_out;
+        let whose = (tenant, is_owner, confirms, sandbox);
+        effects.merge(turn(tx, whose, about, message, asks, now)?);
     }
     Ok(effects)
 }
 
-fn honour(
+/// Opts a tenant's contact out or in, or writes down that it perhaps wants that.
+fn turn(
     tx: &mut Tx<'_>,
-    (tenant, rules, sandbox): (&TenantId, &TenantRules, bool),
+    (tenant, is_owner, confirms, sandbox): (&TenantId, bool, bool, bool),
     (phone, id): (&PhoneId, &MessageId),
     message: &Received,
     asks: Asks,
     now: UnixMs,
 ) -> Result<Effects, StoreError> {
     let mut effects = Effects::default();
-    if asks == Asks::Help {
-        return help(tx, (tenant, rules, sandbox), (phone, id), message, now);
-    }
     for test in modes(asks, sandbox) {
-        for recipient in spoken_for(message, asks) {
+        for recipient in spoken_for(tx, (tenant, is_owner), phone, message, asks)? {
             let who = ((tenant, test), &recipient);
             if record(tx, who, (phone, id), message, asks, now)? == Turned::Nothing {
                 continue;
@@ -369,7 +394,7 @@ fn honour(
             // Who is still out on another number or address of theirs is not told that they are back, and only who wrote is
             // told anything.
             let holds = asks.is_stop() || may_write(tx, who, &recipient)?;
-            if rules.confirm_opt_out && test == sandbox && holds && recipient == message.from {
+            if confirms && test == sandbox && holds && recipient == message.from {
                 effects.merge(confirm(tx, tenant, (phone, message), wording, now)?);
             }
         }
@@ -535,9 +560,9 @@ pub(super) fn edited(
     let phone = &frame.phone;
     let Some(of) = placed(tx, frame, &edited.guid, now)? else { return Ok(()) };
     if let Some((came, message)) = as_message(tx, phone, edited, now)? {
-        let reached = reached_by_edit(tx, phone, (&came, &message), now)?;
-        let sandbox = store::is_sandbox(tx, phone)?;
-        effects.merge(honour_stop(tx, (&reached, sandbox), (phone, &came.id), &message, now)?);
+        let talked = talked(tx, phone, &message)?;
+        let whose = (came.owner(), &talked, store::is_sandbox(tx, phone)?);
+        effects.merge(honour(tx, whose, (phone, &came.id), &message, Heard::Stop, now)?);
     }
     happened(tx, frame, of, edited, (edited.at, now))
 }
@@ -557,6 +582,13 @@ fn as_message(
         Some(group) => Conversation { kind: ConversationKind::Group, id: group.clone() },
         None => Conversation { kind: ConversationKind::Direct, id: came.from.to_string() },
     };
+    // A text that came after its message is as old as that, and is told with the time at which it was read.
+    let (at, late) = if edited.history.is_empty() {
+        (came.at, true)
+    } else {
+        // A phone that is read again tells what was edited long ago, and what was said since stands.
+        (edited.at, now.since(edited.at) > CONFIRM_WITHIN_MS)
+    };
     let message = Received {
         guid: edited.guid.clone(),
         from: came.from.clone(),
@@ -564,23 +596,11 @@ fn as_message(
         text: edited.text.clone(),
         attachments: Vec::new(),
         service: came.service,
-        at: edited.at,
-        // A phone that is read again tells what was edited long ago, and what was said since stands.
-        late: now.since(edited.at) > CONFIRM_WITHIN_MS,
+        at,
+        late,
         details: Box::default(),
     };
     Ok(Some((came, message)))
-}
-
-fn reached_by_edit(
-    tx: &mut Tx<'_>,
-    phone: &PhoneId,
-    (came, message): (&store::CameIn, &Received),
-    now: UnixMs,
-) -> Result<Vec<TenantId>, StoreError> {
-    let talked = talked(tx, phone, message)?;
-    let owner = Some(&came.tenant).filter(|tenant| **tenant != store::nobody());
-    Ok(reach(owner, &talked, now))
 }
 
 /// Something that happened to an earlier message, found by its guid on this phone.

@@ -508,6 +508,15 @@ pub struct CameIn {
     pub service: protocol::Channel,
     /// The id of the group that it was written into.
     pub group: Option<String>,
+    /// When its sender sent it.
+    pub at: UnixMs,
+}
+
+impl CameIn {
+    /// Whose it is, where it is somebody's.
+    pub fn owner(&self) -> Option<&TenantId> {
+        Some(&self.tenant).filter(|tenant| **tenant != nobody())
+    }
 }
 
 /// The message that has come in under this guid.
@@ -519,13 +528,16 @@ pub fn came_in(tx: &mut Tx<'_>, phone: &PhoneId, guid: &str) -> Result<Option<Ca
             from: row.get(2)?,
             service: row.get(3)?,
             group: row.opt_text(4)?,
+            at: row.get(5)?,
         })
     })
 }
 
 pub(super) const CAME_IN: &str =
-    "SELECT tenant_id, id, recipient, channel_used, in_group FROM messages
-     WHERE phone_id = ?1 AND guid = ?2 AND direction = 'inbound'";
+    "SELECT m.tenant_id, m.id, m.recipient, m.channel_used, m.in_group,
+         COALESCE((SELECT e.at FROM message_events e
+                   WHERE e.tenant_id = m.tenant_id AND e.message_id = m.id AND e.sequence = 1), m.created_at)
+     FROM messages m WHERE m.phone_id = ?1 AND m.guid = ?2 AND m.direction = 'inbound'";
 
 /// The message that a phone has reported under this guid as coming from this sender.
 pub fn received_as(

@@ -6,7 +6,7 @@
 )]
 
 use crate::link_support::*;
-use protocol::pipe::{Attempt, Conversation, ConversationKind, Edited, Event, Received};
+use protocol::pipe::{Attempt, Conversation, ConversationKind, Edited, Event, Received, Version};
 use protocol::{Class, Reason, Recipient, Status};
 use router::store::contacts::{self, Said};
 use router::store::{opt_outs, rules};
@@ -561,6 +561,16 @@ async fn a_message_that_becomes_a_stop_counts_as_one() {
     bridge.event(edited("g2", "START", false, later)).await;
     bridge.event(edited("g5", "START", false, later)).await;
     assert_eq!(stands(app).await, [format!("opted_out {}", later.0)]);
+    // Somebody changes their mind about what they have said.
+    let Event::Edited(mut changed) = edited("g2", "Please stop texting me", false, later) else {
+        panic!()
+    };
+    changed.history = ["ok", changed.text.as_str()]
+        .map(|text| Version { text: text.to_owned(), at: later })
+        .into();
+    bridge.event(Event::Edited(changed)).await;
+    let out = "SELECT recipient FROM opt_outs WHERE state = 'opted_out' ORDER BY recipient";
+    assert_eq!(texts(app, out).await, [TO, other]);
 }
 
 #[tokio::test]
@@ -640,6 +650,14 @@ async fn who_merely_says_that_a_sender_is_theirs_hears_a_stop_and_nothing_else()
     let mut both = [acme.to_string(), other.to_string()];
     both.sort();
     assert_eq!(texts(app, out).await, both);
+    // Nothing is said in its name, or an answer to that would be shown to it.
+    let confirmed = "SELECT DISTINCT tenant_id FROM messages WHERE kind = 'confirmation'";
+    assert_eq!(texts(app, confirmed).await, [acme.to_string()]);
+    // The START that follows takes back what was opted out.
+    bridge.event(received(TO, "g4", "START", now.plus_ms(1))).await;
+    assert_eq!(texts(app, out).await, [""; 0]);
+    let read = "SELECT DISTINCT tenant_id FROM messages WHERE direction = 'inbound'";
+    assert_eq!(texts(app, read).await, [acme.to_string()]);
 }
 
 #[tokio::test]

@@ -557,7 +557,6 @@ const EXCEPTIONS: &[(&str, &str)] = &[
         "asks who may have something on its way to somebody, for the operator",
     ),
     ("inbound.rs BY_GUID", "asks whose the message is that a phone speaks of"),
-    ("inbound.rs CAME_IN", "a phone's own guids, whoever's the message was"),
     ("inbound.rs RECEIVED_AS", "a phone's own guids, whoever's the message was"),
     ("keys.rs by_prefix", "asks whose a key is: that is what authentication finds out"),
     ("keys.rs owner", "asks whose it is, for the operator"),
