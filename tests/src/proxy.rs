@@ -97,16 +97,21 @@ async fn carry(host: TcpStream, shared: &Shared) {
     let (mut host_in, mut host_out) = host.into_split();
     let (mut router_in, mut router_out) = router.into_split();
     let (mut up, mut down) = ([0_u8; CHUNK_BYTES], [0_u8; CHUNK_BYTES]);
+    // Listened for from here on, so that neither is missed while something is being written.
+    let (now, silent) = (shared.now.notified(), shared.silent.notified());
+    tokio::pin!(now, silent);
+    now.as_mut().enable();
+    silent.as_mut().enable();
     loop {
         let (read, out): (_, &mut (dyn tokio::io::AsyncWrite + Unpin + Send)) = tokio::select! {
             read = host_in.read(&mut up) => (read.map(|n| up.get(..n)), &mut router_out),
             read = router_in.read(&mut down) => (read.map(|n| down.get(..n)), &mut host_out),
-            () = shared.silent.notified() => {
+            () = &mut silent => {
                 // Until somebody cuts it, or gives up and nobody is told.
-                shared.now.notified().await;
+                now.await;
                 return;
             }
-            () = shared.now.notified() => {
+            () = &mut now => {
                 shared.cuts.fetch_add(1, Ordering::Relaxed);
                 return;
             }

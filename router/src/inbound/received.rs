@@ -54,6 +54,7 @@ pub(crate) fn message(
         metrics::counter!("switchboard_inbound_duplicates_total").increment(1);
         if shared {
             store::told_twice(tx, phone, told, now)?;
+            effects.merge(understood_at_last(tx, phone, message, now)?);
         }
         return Ok(());
     }
@@ -112,6 +113,25 @@ pub(crate) fn message(
         rows::bind(tx, &tenant, (&group, phone), rows::Talk::Theirs, heard)?;
     }
     Ok(())
+}
+
+/// What another host of the phone has told before and perhaps could not read: a STOP in it counts, as of when it was written.
+fn understood_at_last(
+    tx: &mut Tx<'_>,
+    phone: &PhoneId,
+    message: &Received,
+    now: UnixMs,
+) -> Result<Effects, StoreError> {
+    let Some(came) = store::came_in(tx, phone, &message.guid)? else {
+        return Ok(Effects::default());
+    };
+    if came.text.as_ref() == Some(&message.text) {
+        return Ok(Effects::default());
+    }
+    let late = Received { late: true, ..message.clone() };
+    let talked = talked(tx, phone, &late)?;
+    let whose = (came.owner(), &talked, store::is_sandbox(tx, phone)?);
+    honour(tx, whose, (phone, &came.id), &late, Heard::Stop, now)
 }
 
 /// The group that a message was written into.
@@ -238,9 +258,8 @@ fn talked(
     let mut talked = store::talked_with(tx, phone, &message.from)?;
     if let Some(group) = group(message) {
         let mut with_group = store::talked_with(tx, phone, &group)?.with;
-        // What is written into a group answers who writes to that group, whoever else knows the sender.
-        talked.with.retain(|(tenant, _)| with_group.iter().all(|(other, _)| other != tenant));
-        talked.as_others.retain(|(tenant, _)| with_group.iter().all(|(other, _)| other != tenant));
+        // What is written into a group answers who writes to that group, whoever else knows the sender. Who does both stands
+        // here twice: each of the two has its own age.
         with_group.append(&mut talked.with);
         talked.with = with_group;
     }
@@ -265,13 +284,13 @@ fn attribute(
 
 /// Every tenant that a keyword counts for.
 fn reach(tenant: Option<&TenantId>, talked: &store::Talked, now: UnixMs) -> Vec<TenantId> {
-    let mut all: Vec<TenantId> = talked
-        .with
-        .iter()
-        .chain(&talked.as_others)
-        .filter(|(_, at)| now.since(*at) <= STOP_REACH_MS)
-        .map(|(tenant, _)| tenant.clone())
-        .collect();
+    let mut all: Vec<TenantId> = Vec::new();
+    let fresh = |at: &UnixMs| now.since(*at) <= STOP_REACH_MS;
+    for (known, _) in talked.with.iter().chain(&talked.as_others).filter(|(_, at)| fresh(at)) {
+        if !all.contains(known) {
+            all.push(known.clone());
+        }
+    }
     if let Some(tenant) = tenant
         && !all.contains(tenant)
     {

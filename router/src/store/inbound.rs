@@ -182,7 +182,7 @@ pub fn told_elsewhere(
 pub struct Talked {
     /// Tenants that have talked with this very recipient.
     pub with: Vec<(TenantId, UnixMs)>,
-    /// Others that say that the recipient is a person with whom they have talked there by another number or address. Nobody
+    /// Those that say that the recipient is a person with whom they have talked there by another number or address. Nobody
     /// has checked what they say, so that a STOP counts for them, and what is written is not shown to them.
     pub as_others: Vec<(TenantId, UnixMs)>,
 }
@@ -198,9 +198,7 @@ pub fn talked_with(
             Ok((row.get::<TenantId>(0)?, row.get(1)?))
         })
     };
-    let (with, mut as_others) = (found(TALKED_WITH)?, found(TALKED_AS_OTHERS)?);
-    as_others.retain(|(tenant, _)| with.iter().all(|(known, _)| known != tenant));
-    Ok(Talked { with, as_others })
+    Ok(Talked { with: found(TALKED_WITH)?, as_others: found(TALKED_AS_OTHERS)? })
 }
 
 /// The tenants that may have something on its way to `recipient`, or to another number or address of the same person:
@@ -496,7 +494,6 @@ pub(super) const BY_GUID: &str =
     "SELECT tenant_id, id FROM messages WHERE phone_id = ?1 AND guid = ?2";
 
 /// A message that has come in, by its guid on a phone.
-#[derive(Debug)]
 pub struct CameIn {
     /// Whose it is.
     pub tenant: TenantId,
@@ -510,6 +507,15 @@ pub struct CameIn {
     pub group: Option<String>,
     /// When its sender sent it.
     pub at: UnixMs,
+    /// What it said, as long as that is kept.
+    pub text: Option<String>,
+}
+
+impl std::fmt::Debug for CameIn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // What people write stays out of logs.
+        f.debug_struct("CameIn").field("id", &self.id).finish_non_exhaustive()
+    }
 }
 
 impl CameIn {
@@ -529,6 +535,7 @@ pub fn came_in(tx: &mut Tx<'_>, phone: &PhoneId, guid: &str) -> Result<Option<Ca
             service: row.get(3)?,
             group: row.opt_text(4)?,
             at: row.get(5)?,
+            text: row.opt_text(6)?,
         })
     })
 }
@@ -536,7 +543,8 @@ pub fn came_in(tx: &mut Tx<'_>, phone: &PhoneId, guid: &str) -> Result<Option<Ca
 pub(super) const CAME_IN: &str =
     "SELECT m.tenant_id, m.id, m.recipient, m.channel_used, m.in_group,
          COALESCE((SELECT e.at FROM message_events e
-                   WHERE e.tenant_id = m.tenant_id AND e.message_id = m.id AND e.sequence = 1), m.created_at)
+                   WHERE e.tenant_id = m.tenant_id AND e.message_id = m.id AND e.sequence = 1), m.created_at),
+         m.text
      FROM messages m WHERE m.phone_id = ?1 AND m.guid = ?2 AND m.direction = 'inbound'";
 
 /// The message that a phone has reported under this guid as coming from this sender.

@@ -607,6 +607,36 @@ async fn a_stop_in_a_group_stops_what_goes_to_the_group_and_nobody_else_in_it() 
 }
 
 #[tokio::test]
+async fn who_has_written_to_a_group_long_ago_and_to_its_member_lately_is_reached_by_a_stop() {
+    let (router, acme, _host, mut bridge) = shelf("", &[ONE]).await;
+    let app = &router.app;
+    let other = tenant(app, "Other").await;
+    let group = "group:chat831";
+    for (whose, who) in [(&acme, group), (&acme, TO), (&other, group)] {
+        accept(app, whose, who, |_| {}).await;
+        let send = bridge.wire.send_command().await;
+        bridge.sends(&send).await;
+    }
+    let (whose, long_ago) = (acme.clone(), app.clock.now().plus_ms(-40 * 86_400_000));
+    app.store
+        .write(move |tx| {
+            tx.execute(
+                "UPDATE bindings SET last_at = ?2 WHERE tenant_id = ?1 AND recipient = ?3",
+                params![whose, long_ago, group],
+            )
+        })
+        .await
+        .unwrap();
+    let Event::Received(mut said) = received(TO, "g1", "STOP", app.clock.now()) else { panic!() };
+    said.conversation = Conversation { kind: ConversationKind::Group, id: "chat831".to_owned() };
+    bridge.event(Event::Received(said)).await;
+    let out = "SELECT tenant_id FROM opt_outs WHERE state = 'opted_out' AND recipient NOT LIKE 'group:%' ORDER BY tenant_id";
+    let mut both = [acme.to_string(), other.to_string()];
+    both.sort();
+    assert_eq!(texts(app, out).await, both);
+}
+
+#[tokio::test]
 async fn a_stop_in_an_edit_counts_whatever_else_of_it_cannot_be_read() {
     let (router, tenant, _host, mut bridge) = shelf("", &[ONE]).await;
     let app = &router.app;

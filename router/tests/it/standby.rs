@@ -679,6 +679,29 @@ async fn what_two_hosts_see_of_one_phone_is_told_once() {
 }
 
 #[tokio::test]
+async fn a_stop_that_only_the_second_host_can_read_counts() {
+    let router = router(SOON).await;
+    let app = &router.app;
+    tenant(app, "Acme").await;
+    let first = a_host(app, ONE, false).await;
+    let second = a_host(app, ONE, true).await;
+    let mut active = Mac::connect(&router, &first, "j-1", PhoneState::Ready).await;
+    let mut standby = Mac::connect(&router, &second, "j-2", PhoneState::Ready).await;
+    let at = app.clock.now();
+    let out = "SELECT COUNT(*) FROM opt_outs WHERE state = 'opted_out'";
+    active.tell(received(TO, "a", "\u{fffd}", at)).await;
+    standby.tell(received(TO, "a", "STOP", at)).await;
+    assert_eq!(count(app, out).await, 1);
+    // It is one message, and older than what is said after it, whoever tells it when.
+    active.tell(received(TO, "b", "START", at.plus_ms(1))).await;
+    assert_eq!(count(app, out).await, 0);
+    active.tell(received(TO, "c", "ok", at)).await;
+    standby.tell(received(TO, "c", "STOP", at)).await;
+    assert_eq!(count(app, out).await, 0);
+    assert_eq!(count(app, "SELECT COUNT(*) FROM messages WHERE direction = 'inbound'").await, 3);
+}
+
+#[tokio::test]
 async fn a_number_that_is_gone_is_served_by_another_phone() {
     let router = router(SOON).await;
     let app = &router.app;

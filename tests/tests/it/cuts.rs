@@ -45,7 +45,8 @@ async fn a_wire_cut_200_times_loses_and_doubles_nothing() -> Result<()> {
     }
     ensure!(proxy.cuts() >= CUTS, "{} cuts", proxy.cuts());
     proxy.cut_after(0);
-    shelf.all_ready(Duration::from_mins(1)).await?;
+    // How soon it is back is measured elsewhere; here nothing may be lost, however busy the machine is.
+    shelf.all_ready(Duration::from_mins(3)).await?;
     let books = settle(&shelf, &accepted, Duration::from_secs(90)).await?;
     println!(
         "link: {} cuts, {} connections, {} accepted, {} sent, {} unknown, {} doubled, {} lost",
