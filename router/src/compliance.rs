@@ -111,7 +111,8 @@ const RULES: [(RuleName, Rule); 4] = [
     (RuleName::Content, content),
 ];
 
-const SEND: Verdict = Verdict::Send { until_ms: i64::MAX };
+/// What has nothing against it, at any time.
+pub(crate) const SEND: Verdict = Verdict::Send { until_ms: i64::MAX };
 
 /// Asks every rule; the first that objects decides.
 ///

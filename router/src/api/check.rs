@@ -11,7 +11,7 @@ use super::{JsonBody, json};
 use crate::auth::{Caller, Scope};
 use crate::billing::Refusal;
 use crate::compliance::place::Places;
-use crate::compliance::{self, Facts, Verdict, content};
+use crate::compliance::{self, Facts, SEND, Verdict, content};
 use crate::dispatch::{self, Preview};
 use crate::error::ApiError;
 use crate::facts::{self, Subject};
@@ -99,29 +99,21 @@ fn report(
     let pays = match accepted.refusal {
         Some(Refusal::QuotaExceeded { .. }) => Verdict::block(Reason::QuotaExceeded),
         Some(Refusal::InsufficientCredit { .. }) => Verdict::block(Reason::InsufficientCredit),
-        None => Verdict::Send { until_ms: i64::MAX },
+        None => SEND,
     };
     rules.push(rule(RuleName::Account, pays));
     if accepted.refusal.is_some() && !matches!(verdict, Verdict::Block { .. }) {
         // It would be refused at once, whatever it might wait for.
         verdict = pays;
     }
-    let chosen = match phone {
-        Ok(chosen) => Some(chosen),
-        Err(_) if accepted.played => {
-            rules.push(rule(RuleName::Phone, Verdict::Send { until_ms: i64::MAX }));
-            None
-        }
-        Err(no_phone) => {
-            rules.push(rule(RuleName::Phone, no_phone));
-            if matches!(verdict, Verdict::Send { .. }) {
-                verdict = no_phone;
-            }
-            None
-        }
+    let (chosen, phones) = match phone {
+        Ok(chosen) => (Some(chosen), SEND),
+        Err(_) if accepted.played => (None, SEND),
+        Err(no_phone) => (None, no_phone),
     };
-    if chosen.is_some() {
-        rules.push(rule(RuleName::Phone, Verdict::Send { until_ms: i64::MAX }));
+    rules.push(rule(RuleName::Phone, phones));
+    if matches!(verdict, Verdict::Send { .. }) && !matches!(phones, Verdict::Send { .. }) {
+        verdict = phones;
     }
     let next_allowed_at = match verdict {
         Verdict::Send { .. } => Some(at),

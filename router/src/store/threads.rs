@@ -68,7 +68,7 @@ const LOG_PAGES: i32 = 16_384;
 /// log's end, and only a log that was copied to its end begins anew.
 const LOG_PAGES_MAX: i32 = 65_536;
 /// The same in MiB.
-pub(crate) const LOG_MIB_MAX: u32 = 256;
+pub(crate) const LOG_MIB_MAX: u32 = LOG_PAGES_MAX.unsigned_abs() / 256;
 
 /// How long SQLite itself waits for a lock that another process (a backup, an operator's shell) holds.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
